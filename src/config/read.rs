@@ -1,0 +1,396 @@
+//! From text to types: every setting is read, every mistake is kept, none stops the reading.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use deadpool_redis::redis::IntoConnectionInfo;
+use secrecy::{SecretBox, SecretString};
+use url::{Host, Url};
+
+use super::{
+    ApiKey, BrokerConfig, CacheSettings, Given, LogFormat, LogSettings, Mistakes,
+    PlatformSettings, RateLimit, Settings, WorkerSettings,
+    table::{SETTINGS, Setting},
+    units::{parse_duration, parse_rate, parse_whole},
+};
+use crate::retry::{RetryDelay, RetryPolicy};
+
+/// Longest time RabbitMQ keeps a message by TTL: 32 bits of milliseconds.
+const MAX_QUEUE_TTL: Duration = Duration::from_millis(u32::MAX as u64);
+/// The length of a name in AMQP 0-9-1, in bytes.
+const MAX_NAME: usize = 255;
+
+/// A setting that was given: its text, and where from.
+struct Text {
+    value: String,
+    file: Option<PathBuf>,
+}
+
+/// Takes settings one by one and keeps the mistakes.
+pub(super) struct Reader<'a> {
+    given: &'a Given,
+    mistakes: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(given: &'a Given) -> Self {
+        Self { given, mistakes: Vec::new() }
+    }
+
+    /// The settings, if there was no mistake.
+    pub(super) fn finish<T>(self, settings: Option<T>) -> Result<T, Mistakes> {
+        match settings {
+            Some(settings) if self.mistakes.is_empty() => Ok(settings),
+            _ => Err(Mistakes(self.mistakes)),
+        }
+    }
+
+    fn wrong(&mut self, name: &str, why: impl fmt::Display) {
+        self.mistakes.push(format!("{name}: {why}"));
+    }
+
+    /// The text of a setting: `Ok(None)` where nothing was given and nothing holds by default.
+    fn text(&mut self, name: &str) -> Result<Option<Text>, ()> {
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
+            self.wrong(name, "is not a setting"); // a slip in this file, seen by any test of it
+            return Err(());
+        };
+        let given = self.given.find(setting);
+        match given.as_slice() {
+            [] => Ok(setting.default.map(|text| Text { value: text.to_owned(), file: None })),
+            [(name, value)] => self.given_text(setting, name, value.clone().into_string().ok()),
+            [(one, _), (other, _), ..] => {
+                self.wrong(one, format_args!("is given together with {other}; keep one of them"));
+                Err(())
+            }
+        }
+    }
+
+    fn given_text(
+        &mut self,
+        setting: &Setting,
+        name: &str,
+        value: Option<String>,
+    ) -> Result<Option<Text>, ()> {
+        let why = match value {
+            None => "is not valid UTF-8".to_owned(),
+            Some(value) if value.is_empty() => {
+                "is set but empty; give it a value, or unset it".to_owned()
+            }
+            Some(value) if name == setting.variable() => {
+                return Ok(Some(Text { value, file: None }));
+            }
+            Some(path) => match read_secret_file(&path) {
+                Ok(value) => return Ok(Some(Text { value, file: Some(path.into()) })),
+                Err(why) => why,
+            },
+        };
+        self.wrong(name, why);
+        Err(())
+    }
+
+    /// Reads a setting that may be absent.
+    fn optional<T, E: fmt::Display>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<Option<T>> {
+        let Some(text) = self.text(name).ok()? else { return Some(None) };
+        match read(&text.value) {
+            Ok(value) => Some(Some(value)),
+            Err(why) => {
+                self.wrong(&format!("HANDOFF_{name}"), why);
+                None
+            }
+        }
+    }
+
+    /// Reads a setting that must be there, by default or given.
+    fn required<T, E: fmt::Display>(
+        &mut self,
+        name: &str,
+        what: &str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let value = self.optional(name, read)?;
+        if value.is_none() {
+            self.wrong(&format!("HANDOFF_{name}"), format_args!("is required: {what}"));
+        }
+        value
+    }
+
+    /// Reads a setting that has a default.
+    fn value<T, E: fmt::Display>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        self.required(name, "it has no default", read)
+    }
+}
+
+/// All settings of `handoff run`.
+pub(super) fn settings(reader: &mut Reader<'_>) -> Option<Settings> {
+    // Each part is read before any is given up, so that every mistake is found.
+    let platform = platform(reader);
+    let broker = broker(reader);
+    let cache = cache(reader, platform.as_ref().map(|platform| platform.token_ttl));
+    let worker = worker(reader);
+    let log = log(reader);
+    Some(Settings { platform: platform?, broker: broker?, cache: cache?, worker: worker?, log: log? })
+}
+
+fn platform(reader: &mut Reader<'_>) -> Option<PlatformSettings> {
+    let allow_http = reader.value("IDV_ALLOW_HTTP", yes_or_no);
+    let base = |text: &str| base_url(text, allow_http.unwrap_or(true));
+    let url = reader.required("IDV_URL", "the platform's base URL, such as https://idv.example.com", base);
+    let public_url = reader.optional("IDV_PUBLIC_URL", base);
+    let api_key = api_key(reader);
+    let token_ttl = reader.value("IDV_TOKEN_TTL", whole_seconds);
+    let timeout = reader.value("IDV_TIMEOUT", positive_duration);
+    let rate_limit = reader.optional("IDV_RATE_LIMIT", |text| {
+        parse_rate(text).map(|(count, per)| RateLimit { count, per })
+    });
+    let url = url?;
+    Some(PlatformSettings {
+        public_url: public_url?.unwrap_or_else(|| url.clone()),
+        url,
+        api_key: api_key?,
+        token_ttl: token_ttl?,
+        timeout: timeout?,
+        rate_limit: rate_limit?,
+    })
+}
+
+fn api_key(reader: &mut Reader<'_>) -> Option<ApiKey> {
+    let Some(text) = reader.text("IDV_API_KEY").ok()? else {
+        reader.wrong("HANDOFF_IDV_API_KEY", "is required: the platform's API key, or HANDOFF_IDV_API_KEY_FILE");
+        return None;
+    };
+    if reqwest::header::HeaderValue::from_bytes(text.value.as_bytes()).is_err() {
+        reader.wrong("HANDOFF_IDV_API_KEY", "cannot be sent as a header: it holds a control character");
+        return None;
+    }
+    Some(ApiKey { value: SecretString::from(text.value), file: text.file })
+}
+
+/// The settings of whoever speaks to RabbitMQ.
+pub(super) fn broker(reader: &mut Reader<'_>) -> Option<BrokerConfig> {
+    let url = reader.value("AMQP_URL", amqp_url);
+    let queue = reader.value("QUEUE", amqp_name);
+    let request_exchange = reader.value("REQUEST_EXCHANGE", amqp_name);
+    let event_exchange = reader.value("EVENT_EXCHANGE", amqp_name);
+    let declare = reader.value("DECLARE_TOPOLOGY", yes_or_no);
+    let retry_delays = reader.value("RETRY_DELAYS", retry_delays);
+    let (queue, retry_delays) = (queue?, retry_delays?);
+    let longest = retry_delays.iter().map(|delay| delay.name().len()).max().unwrap_or(0);
+    if queue.len() + ".retry.".len() + longest > MAX_NAME {
+        reader.wrong("HANDOFF_QUEUE", "is too long: the names of its retry queues pass 255 bytes");
+        return None;
+    }
+    Some(BrokerConfig {
+        url: url?,
+        queue,
+        request_exchange: request_exchange?,
+        event_exchange: event_exchange?,
+        declare: declare?,
+        retry_delays,
+    })
+}
+
+fn cache(reader: &mut Reader<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
+    let url = reader.value("REDIS_URL", redis_url);
+    let key_prefix = reader.value("KEY_PREFIX", key_prefix);
+    let seal_keys = reader.optional("CACHE_KEY", seal_keys);
+    let link_min_life = reader.value("LINK_MIN_LIFE", |text| {
+        let life = parse_duration(text)?;
+        // Without a readable ttl there is nothing to compare with; its own mistake is told already.
+        if token_ttl.is_some_and(|ttl| life >= ttl) {
+            return Err("must be below HANDOFF_IDV_TOKEN_TTL".to_owned());
+        }
+        Ok(life)
+    });
+    Some(CacheSettings {
+        url: url?,
+        key_prefix: key_prefix?,
+        seal_keys: seal_keys?.unwrap_or_default(),
+        link_min_life: link_min_life?,
+    })
+}
+
+fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
+    let workflow_id = reader.optional("IDV_WORKFLOW_ID", |text| match text.len() {
+        1..=128 => Ok(text.to_owned()),
+        _ => Err("must be 1 to 128 bytes long"),
+    });
+    let concurrency = reader.value("CONCURRENCY", |text| {
+        whole_number(text, 1, 65_535).map(|n| u16::try_from(n).unwrap_or(u16::MAX))
+    });
+    let budget = reader.value("RETRY_BUDGET", parse_duration);
+    let max_message_bytes = reader.value("MAX_MESSAGE_BYTES", |text| {
+        // 128 MiB is the most RabbitMQ takes by default on any version.
+        whole_number(text, 1, 128 << 20).map(|n| usize::try_from(n).unwrap_or(usize::MAX))
+    });
+    let http_addr = reader.value("HTTP_ADDR", |text| {
+        SocketAddr::from_str(text).map_err(|_| "must be an IP address and a port, such as 0.0.0.0:9464")
+    });
+    let shutdown_grace = reader.value("SHUTDOWN_GRACE", positive_duration);
+    Some(WorkerSettings {
+        workflow_id: workflow_id?,
+        concurrency: concurrency?,
+        retry: RetryPolicy::new(budget?),
+        max_message_bytes: max_message_bytes?,
+        http_addr: http_addr?,
+        shutdown_grace: shutdown_grace?,
+    })
+}
+
+/// What is logged, and how.
+pub(super) fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
+    let directives = reader.value("LOG", |text| {
+        match tracing_subscriber::EnvFilter::builder().parse(text) {
+            Ok(_) => Ok(text.to_owned()),
+            Err(_) => Err("must be tracing filter directives, such as info or info,handoff=debug"),
+        }
+    });
+    let format = reader.optional("LOG_FORMAT", |text| match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be text or json"),
+    });
+    Some(LogSettings { directives: directives?, format: format? })
+}
+
+fn read_secret_file(path: &str) -> Result<String, String> {
+    let mut text = std::fs::read_to_string(path)
+        .map_err(|error| format!("names a file that cannot be read: {}", error.kind()))?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    match text.is_empty() {
+        true => Err("names a file that is empty".to_owned()),
+        false => Ok(text),
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, &'static str> {
+    text.parse().map_err(|_| "must be true or false")
+}
+
+fn whole_number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    parse_whole(text)
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| format!("must be a whole number from {least} to {most}"))
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("must be longer than nothing".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = positive_duration(text)?;
+    match duration.subsec_nanos() {
+        0 => Ok(duration),
+        _ => Err("must be whole seconds".to_owned()),
+    }
+}
+
+fn base_url(text: &str, allow_http: bool) -> Result<Url, &'static str> {
+    let url = Url::parse(text).map_err(|_| "must be a URL such as https://idv.example.com")?;
+    let on_this_machine = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if on_this_machine || allow_http => {}
+        "http" => {
+            return Err("is plain http, which would show the API key and every link to the network; \
+                        use https, or set HANDOFF_IDV_ALLOW_HTTP=true");
+        }
+        _ => return Err("must begin with https:// (or http://)"),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must hold no user name or password");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must be a base URL: without `?` and `#`");
+    }
+    Ok(url)
+}
+
+fn amqp_url(text: &str) -> Result<SecretString, &'static str> {
+    const FORM: &str = "must be an AMQP URL such as amqps://user:password@rabbitmq.example.com/%2f";
+    if !(text.starts_with("amqp://") || text.starts_with("amqps://")) {
+        return Err(FORM);
+    }
+    let host = Url::parse(text).ok().and_then(|url| url.host_str().map(str::to_owned));
+    if host.is_none_or(|host| host.is_empty()) || lapin::uri::AMQPUri::from_str(text).is_err() {
+        return Err(FORM);
+    }
+    Ok(SecretString::from(text))
+}
+
+fn redis_url(text: &str) -> Result<SecretString, &'static str> {
+    const FORM: &str = "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
+    if !(text.starts_with("redis://") || text.starts_with("rediss://")) {
+        return Err(FORM);
+    }
+    text.into_connection_info().map_err(|_| FORM)?;
+    Ok(SecretString::from(text))
+}
+
+fn amqp_name(text: &str) -> Result<String, &'static str> {
+    if text.len() > MAX_NAME || text.chars().any(char::is_control) {
+        return Err("must be 1 to 255 bytes long, without control characters");
+    }
+    if text.starts_with("amq.") {
+        return Err("must not begin with `amq.`, which RabbitMQ keeps for itself");
+    }
+    Ok(text.to_owned())
+}
+
+fn key_prefix(text: &str) -> Result<String, &'static str> {
+    let wrong = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
+    match text.len() <= MAX_NAME && !text.contains(wrong) {
+        true => Ok(text.to_owned()),
+        false => Err("must be at most 255 bytes without braces, spaces or control characters"),
+    }
+}
+
+fn retry_delays(text: &str) -> Result<Vec<RetryDelay>, String> {
+    let delay = |text: &str| {
+        let name = text.trim();
+        let delay = positive_duration(name)?;
+        match delay <= MAX_QUEUE_TTL {
+            true => Ok(RetryDelay::new(name, delay)),
+            false => Err("holds a delay above 49 days".to_owned()),
+        }
+    };
+    text.split(',').map(delay).collect::<Result<_, _>>().map_err(|why| {
+        match why.starts_with("must be a duration") {
+            true => "must be durations with commas between, such as 10s,1m,5m".to_owned(),
+            false => why,
+        }
+    })
+}
+
+fn seal_keys(text: &str) -> Result<Vec<SecretBox<[u8; 32]>>, &'static str> {
+    let key = |text: &str| {
+        let bytes = BASE64_STANDARD.decode(text.trim()).ok()?;
+        let bytes: [u8; 32] = bytes.try_into().ok()?;
+        Some(SecretBox::new(Box::new(bytes)))
+    };
+    text.split(',')
+        .map(key)
+        .collect::<Option<_>>()
+        .ok_or("must be base64 of exactly 32 bytes, or several with commas between")
+}

@@ -1,0 +1,103 @@
+//! CloudEvents 1.0 in structured mode: the envelope around a request.
+
+use serde_json::value::RawValue;
+
+use super::{REQUESTED, RequestId, decode};
+
+/// What an envelope holds.
+pub(super) struct CloudEvent<'a> {
+    /// The event's id, where it is one.
+    pub(super) id: Option<RequestId>,
+    /// The text of `data`, or why the envelope is not one of ours.
+    pub(super) data: Result<&'a str, String>,
+}
+
+impl<'a> CloudEvent<'a> {
+    /// Reads the envelope, if there is one: the outer `None` is no object, the inner one no envelope.
+    ///
+    /// A body is an envelope if it says so, by its content type or its `specversion`.
+    pub(super) fn read(json: &'a str, content_type: Option<&str>) -> Option<Option<Self>> {
+        let fields = decode::fields(json, ["specversion", "id", "source", "type", "data"])?;
+        let [specversion, id, source, kind, data] = fields.values;
+        if specversion.is_none() && !content_type.is_some_and(is_structured) {
+            return Some(None);
+        }
+        let id = id.and_then(text).filter(|id| !id.is_empty());
+        let problem = if let Some(key) = fields.repeated.first() {
+            Some(format!("the CloudEvent's `{key}` is given twice"))
+        } else if specversion.and_then(text).as_deref() != Some("1.0") {
+            Some("the CloudEvent's `specversion` must be \"1.0\"".to_owned())
+        } else if id.is_none() {
+            Some("the CloudEvent's `id` must be a string that is not empty".to_owned())
+        } else if source.and_then(text).is_none_or(|source| source.is_empty()) {
+            Some("the CloudEvent's `source` must be a string that is not empty".to_owned())
+        } else if kind.and_then(text).as_deref() != Some(REQUESTED) {
+            Some(format!("the CloudEvent's `type` must be \"{REQUESTED}\""))
+        } else {
+            None
+        };
+        let data = match (problem, data) {
+            (Some(problem), _) => Err(problem),
+            (None, None) => Err("the CloudEvent has no `data`".to_owned()),
+            (None, Some(data)) => Ok(data.get()),
+        };
+        Some(Some(Self { id: id.map(RequestId::new), data }))
+    }
+}
+
+fn is_structured(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/cloudevents+json")
+}
+
+fn text(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::message::{Invalid, Request, decode_request};
+
+    fn decode(body: &str, content_type: Option<&str>) -> (Option<String>, Result<Request, Invalid>) {
+        let decoded = decode_request(body.as_bytes(), content_type, 65_536, Some("w"));
+        (decoded.id.map(|id| id.as_str().to_owned()), decoded.request)
+    }
+
+    fn event(change: &str, to: &str) -> String {
+        r#"{"specversion":"1.0","id":"e1","source":"/app","type":"verification.requested","data":{"userId":"ann"}}"#
+            .replace(change, to)
+    }
+
+    #[test]
+    fn an_envelope_is_opened() {
+        let (id, request) = decode(&event("", ""), None);
+        assert_eq!(id.as_deref(), Some("e1"));
+        assert_eq!(request.unwrap().user_id, "ann");
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_envelope_is_said() {
+        for (change, to, word) in [
+            ("1.0", "0.3", "specversion"),
+            ("\"e1\"", "\"\"", "`id`"),
+            ("\"e1\"", "7", "`id`"),
+            ("\"/app\"", "null", "source"),
+            ("verification.requested", "verification.done", "type"),
+            ("\"data\"", "\"dada\"", "data"),
+            ("{\"userId\":\"ann\"}", "[]", "data"),
+            ("\"id\":\"e1\"", "\"id\":\"e1\",\"id\":\"e2\"", "twice"),
+        ] {
+            let (_, request) = decode(&event(change, to), None);
+            let message = request.unwrap_err().message;
+            assert!(message.contains(word), "{change} to {to}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_content_type_makes_an_envelope_of_a_bare_object() {
+        let bare = r#"{"userId":"ann"}"#;
+        assert!(decode(bare, Some("application/json")).1.is_ok());
+        let (_, request) = decode(bare, Some("Application/CloudEvents+JSON; charset=utf-8"));
+        assert!(request.unwrap_err().message.contains("specversion"));
+    }
+}
