@@ -1,0 +1,98 @@
+//! The right to make a session: ours while we live, and gone soon after we do not.
+
+use std::{fmt, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{Cache, CacheError, Keys, LEASE, Stamp, millis, scripts, value};
+use crate::session::{Session, Token};
+
+/// Often enough that two failed tries still leave the third in time.
+const EXTEND_EVERY: Duration = Duration::from_secs(2);
+
+/// What became of a link that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It is stored.
+    Yes,
+    /// The lease had ended and somebody else went ahead: theirs counts.
+    Fenced,
+}
+
+/// A lease on one user and workflow.
+///
+/// The holder's name is fresh for every claim and compared in the same step that writes, so a worker
+/// that was stalled past its lease changes nothing its successor did.
+pub struct Lease {
+    cache: Cache,
+    keys: Keys,
+    holder: String,
+    /// The request it was claimed for.
+    stamp: Stamp,
+    /// The newest link at the time of the claim.
+    seen: Stamp,
+    token: Option<Token>,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("holder", &self.holder).finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    pub(super) fn new(
+        cache: Cache,
+        keys: Keys,
+        holder: String,
+        stamp: Stamp,
+        seen: Stamp,
+        token: Option<Token>,
+    ) -> Self {
+        Self { cache, keys, holder, stamp, seen, token }
+    }
+
+    /// A token that an earlier try got and made no session with, if there is one.
+    pub fn stored_token(&self) -> Option<Token> {
+        self.token.clone()
+    }
+
+    /// Extends the lease again and again. Never ends: run it beside the work, and drop it after.
+    pub async fn keep_alive(&self) {
+        loop {
+            sleep(EXTEND_EVERY).await;
+            let mut script = scripts::EXTEND.key(&self.keys.lease);
+            script.arg(&self.holder).arg(millis(LEASE));
+            // Lost or unreachable, it is told when the link is to be stored.
+            let _ = self.cache.run::<bool>(&script).await;
+        }
+    }
+
+    /// Keeps a token for whoever comes after a crash.
+    pub async fn save_token(&self, token: &Token) {
+        let life = self.cache.life(token.expires_at);
+        let Ok(sealed) = self.cache.seal(&self.keys.token, value::write_token(token)) else { return };
+        if life > 0 {
+            let mut script = scripts::SAVE_TOKEN.key(&self.keys.token);
+            script.key(&self.keys.lease).arg(&self.holder).arg(life).arg(sealed);
+            // Counted as an error; what it could have saved is one token call after a crash.
+            let _ = self.cache.run::<bool>(&script).await;
+        }
+    }
+
+    /// Stores the link for whoever asks next, and ends the lease.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn store(self, session: &Session) -> Result<Stored, CacheError> {
+        self.cache.store(&self.keys, &self.holder, &self.seen, &self.stamp, session).await
+    }
+
+    /// Ends the lease without a link. A token that is no good goes too.
+    pub async fn release(self, drop_token: bool) {
+        let mut script = scripts::RELEASE.key(&self.keys.token);
+        script.key(&self.keys.lease).arg(&self.holder).arg(u8::from(drop_token));
+        // If this fails, the lease ends by itself a little later.
+        let _ = self.cache.run::<bool>(&script).await;
+    }
+}

@@ -1,0 +1,201 @@
+//! What Redis remembers: links to hand out again, tokens without a session, and who is at work.
+//!
+//! Everything here may fail at any time, and nothing depends on it but thrift: without Redis a
+//! request is served all the same.
+
+mod keys;
+mod lease;
+mod pool;
+mod scripts;
+mod seal;
+mod value;
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use pool::Pool;
+use seal::Seal;
+
+pub use self::{
+    keys::{Keys, Stamp},
+    lease::{Lease, Stored},
+    pool::CacheError,
+};
+use crate::{config::CacheSettings, session::Session, telemetry::metrics::Metrics};
+
+/// How long a lease outlives a holder that was killed. A live one extends it in time.
+const LEASE: Duration = Duration::from_secs(6);
+
+/// Which cached link will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Any live one.
+    Any,
+    /// The one this request made itself, or one made after that: it wants a new session, once.
+    OwnOrNewer,
+    /// Any but the one with this stamp.
+    OtherThan(Stamp),
+}
+
+/// The answer to a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// A live link that will do.
+    Link(Session),
+    /// Go ahead: nobody else will until the lease ends.
+    Lease(Lease),
+    /// Somebody else is at it.
+    Held {
+        /// The link there is meanwhile, which will not do.
+        newest: Stamp,
+    },
+}
+
+/// Redis, as the worker uses it.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    pool: Pool,
+    seal: Seal,
+    prefix: String,
+    link_min_life: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("seal", &self.0.seal).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// Starts to connect; needs no Redis yet.
+    ///
+    /// # Errors
+    /// When the URL is none for Redis, which the settings have checked.
+    pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
+        let pool = Pool::new(&settings.url)
+            .map_err(|error| CacheError::Failed(format!("{:?}", error.kind())))?;
+        Ok(Self(Arc::new(Inner {
+            pool,
+            seal: Seal::new(&settings.seal_keys),
+            prefix: settings.key_prefix.clone(),
+            link_min_life: settings.link_min_life,
+            metrics,
+        })))
+    }
+
+    /// Whether there is a connection at the moment.
+    pub fn connected(&self) -> bool {
+        self.0.pool.connected()
+    }
+
+    /// Waits until there is a connection, for so long at most.
+    pub async fn wait_connected(&self, limit: Duration) {
+        self.0.pool.wait_connected(limit).await;
+    }
+
+    /// The keys of a user and workflow.
+    pub fn keys(&self, user_id: &str, workflow_id: &str) -> Keys {
+        Keys::new(&self.0.prefix, user_id, workflow_id)
+    }
+
+    /// Asks, in one step, for a link that will do or for the right to make one.
+    ///
+    /// # Errors
+    /// When Redis is away; the caller then goes on without it.
+    pub async fn claim(&self, keys: &Keys, stamp: &Stamp, want: &Want) -> Result<Claim, CacheError> {
+        let mut want = want.clone();
+        loop {
+            let (which, with) = match &want {
+                Want::Any => ("any", stamp),
+                Want::OwnOrNewer => ("own", stamp),
+                Want::OtherThan(stamp) => ("other", stamp),
+            };
+            let holder = uuid::Uuid::new_v4().simple().to_string();
+            let mut script = scripts::CLAIM.key(&keys.link);
+            script.key(&keys.token).key(&keys.lease);
+            script.arg(&holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
+            let (answer, newest, value): (String, String, Vec<u8>) = self.run(&script).await?;
+            let newest = Stamp::from_redis(newest);
+            match answer.as_str() {
+                "link" => match self.read_link(keys, &value) {
+                    Some(session) => return Ok(Claim::Link(session)),
+                    // Sealed with a key we do not have, or as good as ended: as if it were not there.
+                    None => want = Want::OtherThan(newest),
+                },
+                "lease" => {
+                    let token = self.read_token(keys, &value);
+                    let lease = Lease::new(self.clone(), keys.clone(), holder, stamp.clone(), newest, token);
+                    return Ok(Claim::Lease(lease));
+                }
+                _ => return Ok(Claim::Held { newest }),
+            }
+        }
+    }
+
+    /// A session made while Redis was away: stores its link, unless somebody else made one meanwhile.
+    ///
+    /// # Errors
+    /// When Redis is still away.
+    pub async fn store_unclaimed(&self, keys: &Keys, stamp: &Stamp, session: &Session) -> Result<Stored, CacheError> {
+        let nobody = Stamp::from_redis(String::new());
+        self.store(keys, "", &nobody, stamp, session).await
+    }
+
+    async fn store(
+        &self,
+        keys: &Keys,
+        holder: &str,
+        seen: &Stamp,
+        stamp: &Stamp,
+        session: &Session,
+    ) -> Result<Stored, CacheError> {
+        let value = self.seal(&keys.link, value::write_session(session))?;
+        let mut script = scripts::STORE.key(&keys.link);
+        script.key(&keys.token).key(&keys.lease);
+        script.arg(holder).arg(seen.as_str()).arg(stamp.as_str());
+        script.arg(self.life(session.token.expires_at)).arg(value);
+        let stored: bool = self.run(&script).await?;
+        Ok(if stored { Stored::Yes } else { Stored::Fenced })
+    }
+
+    /// How long something may be handed out that ends then, in milliseconds.
+    fn life(&self, end: SystemTime) -> u64 {
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        millis(left.saturating_sub(self.0.link_min_life))
+    }
+
+    fn read_link(&self, keys: &Keys, stored: &[u8]) -> Option<Session> {
+        let session = value::read_session(&self.0.seal.open(&keys.link, stored)?)?;
+        (self.life(session.token.expires_at) > 0).then_some(session)
+    }
+
+    fn read_token(&self, keys: &Keys, stored: &[u8]) -> Option<crate::session::Token> {
+        let token = value::read_token(&self.0.seal.open(&keys.token, stored)?)?;
+        (self.life(token.expires_at) > 0).then_some(token)
+    }
+
+    fn seal(&self, key: &str, value: Vec<u8>) -> Result<Vec<u8>, CacheError> {
+        self.0.seal.seal(key, value).map_err(|_| CacheError::Failed("sealing failed".to_owned()))
+    }
+
+    async fn run<T: deadpool_redis::redis::FromRedisValue>(
+        &self,
+        script: &deadpool_redis::redis::ScriptInvocation<'_>,
+    ) -> Result<T, CacheError> {
+        let answer = self.0.pool.run(script).await;
+        if answer.is_err() {
+            self.0.metrics.cache_failed();
+        }
+        answer
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,221 @@
+//! The way to Redis: one pipelined connection out of the pool, replaced when it fails.
+//!
+//! Checking a connection out costs a round trip, since the pool asks Redis whether it still lives.
+//! A request should not wait for that, so one connection stays checked out and all requests share
+//! it: Redis' protocol lets commands follow each other without waiting for answers. While there is no
+//! good connection, operations fail at once and a keeper works on the next one: a sick Redis costs
+//! whoever meets it first one deadline, and nobody after.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool_redis::{
+    Connection, Manager, Pool as Deadpool, Runtime,
+    redis::{self, AsyncConnectionConfig, RedisError, aio::MultiplexedConnection},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::scripts;
+use crate::retry::Delays;
+
+/// Limit of one operation: two of them make the half second that a sick Redis may cost a request.
+const DEADLINE: Duration = Duration::from_millis(250);
+/// Limit of making a connection, name resolution and TLS included.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How often an idle connection is asked whether it lives.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// Why an operation brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheError {
+    /// No connection at the moment.
+    Away,
+    /// No answer in time.
+    Timeout,
+    /// Redis, or the way to it, said no. Holds the kind of error only, no key and no value.
+    Failed(String),
+}
+
+impl fmt::Display for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away => f.write_str("there is no connection to Redis"),
+            Self::Timeout => f.write_str("Redis did not answer in time"),
+            Self::Failed(kind) => write!(f, "Redis failed: {kind}"),
+        }
+    }
+}
+
+impl std::error::Error for CacheError {}
+
+/// A connection and its number, by which an error tells which one it is about.
+type Numbered = (u64, MultiplexedConnection);
+
+pub(super) struct Pool {
+    current: watch::Receiver<Option<Numbered>>,
+    broken: Arc<Broken>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+/// Where operations tell the keeper that a connection is of no use any more.
+#[derive(Default)]
+struct Broken {
+    number: AtomicU64,
+    told: Notify,
+}
+
+impl Pool {
+    /// Starts the keeper. Needs no Redis yet.
+    pub(super) fn new(url: &SecretString) -> Result<Self, RedisError> {
+        let limits = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_LIMIT))
+            .set_response_timeout(Some(DEADLINE));
+        let manager = Manager::new_with_config(url.expose_secret(), limits)?;
+        let pool = Deadpool::builder(manager)
+            .max_size(1)
+            .wait_timeout(Some(CONNECT_LIMIT))
+            .create_timeout(Some(CONNECT_LIMIT))
+            .recycle_timeout(Some(DEADLINE))
+            .runtime(Runtime::Tokio1)
+            .build()
+            // Fails only where time-outs are set without a runtime, and there is one.
+            .map_err(|error| RedisError::from(std::io::Error::other(error.to_string())))?;
+        let (sender, current) = watch::channel(None);
+        let broken = Arc::new(Broken::default());
+        let keeper = tokio::spawn(keep(pool, sender, Arc::clone(&broken)));
+        Ok(Self { current, broken, _keeper: AbortOnDropHandle::new(keeper) })
+    }
+
+    /// Whether there is a connection at the moment.
+    pub(super) fn connected(&self) -> bool {
+        self.current.borrow().is_some()
+    }
+
+    /// Waits until there is a connection, for so long at most.
+    pub(super) async fn wait_connected(&self, limit: Duration) {
+        let mut current = self.current.clone();
+        // Either way the caller goes on: without Redis, if need be.
+        let _ = timeout(limit, current.wait_for(Option::is_some)).await;
+    }
+
+    /// Runs a script.
+    pub(super) async fn run<T: redis::FromRedisValue>(
+        &self,
+        script: &redis::ScriptInvocation<'_>,
+    ) -> Result<T, CacheError> {
+        let current = self.current.borrow().clone();
+        let (number, mut connection) = current.ok_or(CacheError::Away)?;
+        match timeout(DEADLINE, script.invoke_async(&mut connection)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                if is_about_the_connection(&error) {
+                    self.broken.tell(number);
+                }
+                Err(CacheError::Failed(describe(&error)))
+            }
+            Err(_) => {
+                self.broken.tell(number);
+                Err(CacheError::Timeout)
+            }
+        }
+    }
+}
+
+impl Broken {
+    fn tell(&self, number: u64) {
+        self.number.fetch_max(number, Ordering::Relaxed);
+        self.told.notify_one();
+    }
+
+    async fn wait_for(&self, number: u64) {
+        while self.number.load(Ordering::Relaxed) < number {
+            self.told.notified().await;
+        }
+    }
+}
+
+/// Keeps one good connection on offer, for ever.
+async fn keep(pool: Deadpool, offer: watch::Sender<Option<Numbered>>, broken: Arc<Broken>) {
+    let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
+    let mut told_down = false;
+    for number in 1.. {
+        let connection = loop {
+            match connect(&pool).await {
+                Ok(connection) => break connection,
+                Err(why) => {
+                    if !std::mem::replace(&mut told_down, true) {
+                        tracing::warn!(%why, "no connection to Redis: requests are served without the cache");
+                    }
+                    sleep(delays.next()).await;
+                }
+            }
+        };
+        if std::mem::take(&mut told_down) {
+            tracing::info!("Redis is back");
+        }
+        delays.reset();
+        offer.send_replace(Some((number, (*connection).clone())));
+        tokio::select! {
+            () = broken.wait_for(number) => {}
+            () = until_dead((*connection).clone()) => {}
+        }
+        offer.send_replace(None);
+        // Out of the pool for good: the pool would only find out by asking it again.
+        drop(Connection::take(connection));
+        tracing::debug!("the connection to Redis was given up");
+    }
+}
+
+async fn connect(pool: &Deadpool) -> Result<Connection, String> {
+    let mut connection = pool.get().await.map_err(|error| match error {
+        deadpool_redis::PoolError::Backend(error) => describe(&error),
+        other => other.to_string(),
+    })?;
+    scripts::load(&mut connection).await.map_err(|error| describe(&error))?;
+    Ok(connection)
+}
+
+/// Ends when the connection does not answer any more.
+async fn until_dead(mut connection: MultiplexedConnection) {
+    let ping = redis::cmd("PING");
+    loop {
+        sleep(CHECK_EVERY).await;
+        let alive = ping.query_async::<()>(&mut connection);
+        if !matches!(timeout(CONNECT_LIMIT, alive).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// Whether another connection might do better, such as one to the new primary after a failover.
+fn is_about_the_connection(error: &RedisError) -> bool {
+    use redis::{ErrorKind, ServerErrorKind};
+    match error.kind() {
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        ),
+        _ => true,
+    }
+}
+
+/// The kind of error, and the code Redis gave: never its text, which may quote what was sent.
+fn describe(error: &RedisError) -> String {
+    match (error.code(), error.is_timeout(), error.is_connection_refusal()) {
+        (Some(code), ..) => code.to_owned(),
+        (None, true, _) => "no answer in time".to_owned(),
+        (None, _, true) => "connection refused".to_owned(),
+        _ => format!("{:?}", error.kind()),
+    }
+}

@@ -1,0 +1,26 @@
+//! The steps that must not be interrupted, as scripts that Redis runs whole.
+
+use std::sync::LazyLock;
+
+use deadpool_redis::redis::{RedisResult, Script, aio::ConnectionLike};
+
+macro_rules! script {
+    ($name:ident, $file:literal) => {
+        pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(include_str!(concat!("scripts/", $file))));
+    };
+}
+
+script!(CLAIM, "claim.lua");
+script!(STORE, "store.lua");
+script!(SAVE_TOKEN, "save_token.lua");
+script!(EXTEND, "extend.lua");
+script!(RELEASE, "release.lua");
+
+/// Teaches Redis all scripts, so that calling one by its hash finds it there.
+pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {
+    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &EXTEND, &RELEASE] {
+        script.load_async(connection).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! What is stored, as JSON: short keys, since there are many of them.
+
+use std::time::{Duration, SystemTime};
+
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+
+use crate::session::{Session, Token};
+
+#[derive(Serialize, Deserialize)]
+struct Stored<'a> {
+    /// The token.
+    #[serde(borrow)]
+    t: std::borrow::Cow<'a, str>,
+    /// Its end, in milliseconds since 1970.
+    e: u64,
+    /// The session, where there is one.
+    #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
+    s: Option<std::borrow::Cow<'a, str>>,
+}
+
+pub(super) fn write_session(session: &Session) -> Vec<u8> {
+    write(&session.token, Some(&session.id))
+}
+
+pub(super) fn write_token(token: &Token) -> Vec<u8> {
+    write(token, None)
+}
+
+pub(super) fn read_session(json: &[u8]) -> Option<Session> {
+    let stored: Stored<'_> = serde_json::from_slice(json).ok()?;
+    let id = stored.s.as_deref()?.to_owned();
+    Some(Session { token: token(&stored), id })
+}
+
+pub(super) fn read_token(json: &[u8]) -> Option<Token> {
+    serde_json::from_slice(json).ok().map(|stored: Stored<'_>| token(&stored))
+}
+
+fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
+    let end = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let stored = Stored {
+        t: token.value.expose_secret().into(),
+        e: super::millis(end),
+        s: session.map(Into::into),
+    };
+    // Two strings and a number: nothing in them can fail to serialize.
+    serde_json::to_vec(&stored).unwrap_or_default()
+}
+
+fn token(stored: &Stored<'_>) -> Token {
+    let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(stored.e));
+    // An end beyond what the clock can tell is no end we wrote: it counts as past.
+    let expires_at = end.unwrap_or(SystemTime::UNIX_EPOCH);
+    Token { value: stored.t.clone().into_owned().into(), expires_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn sessions_read_as_they_were_written(value: String, id: String, end in 0u64..1 << 45) {
+            let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(end);
+            let token = Token { value: value.clone().into(), expires_at };
+            let read = read_token(&write_token(&token)).unwrap();
+            prop_assert_eq!((read.value.expose_secret(), read.expires_at), (value.as_str(), expires_at));
+            let read = read_session(&write_session(&Session { token, id: id.clone() })).unwrap();
+            prop_assert_eq!((read.token.value.expose_secret(), read.id), (value.as_str(), id));
+            prop_assert_eq!(read.token.expires_at, expires_at);
+        }
+    }
+
+    #[test]
+    fn a_token_is_no_session_and_rubbish_is_nothing() {
+        let token = Token { value: "t".to_owned().into(), expires_at: SystemTime::UNIX_EPOCH };
+        assert!(read_session(&write_token(&token)).is_none());
+        for rubbish in [&b""[..], b"{}", b"\x01xyz", b"[]"] {
+            assert!(read_token(rubbish).is_none() && read_session(rubbish).is_none());
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The two calls over HTTP.
+
+use std::time::{Duration, Instant, SystemTime};
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::digest;
+use reqwest::{
+    Client, Response,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    redirect,
+};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use url::{Host, Url};
+
+use super::{
+    answer,
+    error::{CallError, Transient},
+    link::{encode_component, without_slash},
+};
+use crate::{
+    config::PlatformSettings,
+    message::{Request, RequestId, TraceContext},
+    retry::parse_retry_after,
+    session::Token,
+    telemetry::metrics::{Call, Metrics},
+};
+
+/// Largest answer that is read, in bytes.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// What a session call is made with.
+#[derive(Clone, Copy)]
+pub struct SessionCall<'a> {
+    /// What is asked for.
+    pub request: &'a Request,
+    /// Under which id; part of the idempotency key.
+    pub request_id: &'a RequestId,
+    /// The trace it belongs to.
+    pub trace: &'a TraceContext,
+}
+
+/// The platform, ready to be called.
+pub struct Platform {
+    http: Client,
+    base: String,
+    api_key: HeaderValue,
+    token_ttl: Duration,
+    timeout: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Platform").finish_non_exhaustive()
+    }
+}
+
+impl Platform {
+    /// Makes the client. No connection is made yet.
+    ///
+    /// # Errors
+    /// When the TLS library cannot be set up, or the key is no header value (which the settings have
+    /// checked).
+    pub fn new(settings: &PlatformSettings, metrics: Arc<Metrics>) -> Result<Self, BadClient> {
+        let mut http = Client::builder()
+            .user_agent(concat!("handoff/", env!("CARGO_PKG_VERSION")))
+            // A redirect would carry the key, or the person's data, to who knows where.
+            .redirect(redirect::Policy::none())
+            // Whether a call is repeated is decided in one place, and that is not in here.
+            .retry(reqwest::retry::never())
+            .pool_idle_timeout(Duration::from_secs(20))
+            .tcp_nodelay(true);
+        if bypasses_proxy(&settings.url) {
+            http = http.no_proxy();
+        }
+        let mut api_key = HeaderValue::from_bytes(settings.api_key.value.expose_secret().as_bytes())
+            .map_err(|_| BadClient("the API key cannot be sent as a header"))?;
+        api_key.set_sensitive(true);
+        Ok(Self {
+            http: http.build().map_err(|_| BadClient("TLS or the system's certificates failed to load"))?,
+            base: without_slash(&settings.url).to_owned(),
+            api_key,
+            token_ttl: settings.token_ttl,
+            timeout: settings.timeout,
+            metrics,
+        })
+    }
+
+    /// Asks for a token.
+    ///
+    /// # Errors
+    /// [`CallError::Transient`] or [`CallError::Refused`].
+    pub async fn token(&self, trace: &TraceContext) -> Result<Token, CallError> {
+        #[derive(Serialize)]
+        struct Body {
+            ttl: u64,
+        }
+        let asked_at = SystemTime::now();
+        let url = format!("{}/api/device/ephemeral", self.base);
+        let request = self.post(url, self.api_key.clone(), &Body { ttl: self.token_ttl.as_secs() });
+        let token = self.call(Call::Token, request, trace, answer::token).await?;
+        Ok(Token { value: token.into(), expires_at: asked_at + self.token_ttl })
+    }
+
+    /// Makes a session with a token, and returns the session's id.
+    ///
+    /// # Errors
+    /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
+    pub async fn session(&self, call: SessionCall<'_>, token: &Token) -> Result<String, CallError> {
+        #[derive(Serialize)]
+        struct Body<'a, M> {
+            metadata: M,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            locale: Option<&'a str>,
+        }
+        let SessionCall { request, request_id, trace } = call;
+        let workflow = encode_component(&request.workflow_id);
+        let url = format!("{}/api/sessions?workflowId={workflow}", self.base);
+        let mut authorization = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
+            .map_err(|_| CallError::broken(Call::Token, "a token that no header can carry"))?;
+        authorization.set_sensitive(true);
+        let metadata = request.metadata.for_user(&request.user_id);
+        let body = Body { metadata, locale: request.locale.as_deref() };
+        let http = self
+            .post(url, authorization, &body)
+            .header("Idempotency-Key", idempotency_key(request_id, token));
+        self.call(Call::Session, http, trace, answer::session_id).await
+    }
+
+    fn post(&self, url: String, authorization: HeaderValue, body: &impl Serialize) -> reqwest::RequestBuilder {
+        // Maps with text keys, text and numbers: nothing in them can fail to serialize.
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        self.http
+            .post(url)
+            .timeout(self.timeout)
+            .header(AUTHORIZATION, authorization)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(body)
+    }
+
+    /// Sends a request, reads its answer, and counts both.
+    async fn call(
+        &self,
+        call: Call,
+        mut request: reqwest::RequestBuilder,
+        trace: &TraceContext,
+        read: fn(&[u8]) -> Result<String, &'static str>,
+    ) -> Result<String, CallError> {
+        request = request.header("traceparent", trace.parent());
+        if let Some(state) = trace.state() {
+            request = request.header("tracestate", state);
+        }
+        let start = Instant::now();
+        let answer = exchange(call, request, read).await;
+        let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
+        self.metrics.called(call, outcome, start.elapsed());
+        answer
+    }
+}
+
+async fn exchange(
+    call: Call,
+    request: reqwest::RequestBuilder,
+    read: fn(&[u8]) -> Result<String, &'static str>,
+) -> Result<String, CallError> {
+    let mut response =
+        request.send().await.map_err(|error| CallError::from_transport(call, &error))?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(CallError::from_status(call, status, retry_after(&response)));
+    }
+    let body = body(call, &mut response).await?;
+    let value = read(&body).map_err(|what| CallError::broken(call, what))?;
+    if call == Call::Token && HeaderValue::from_bytes(value.as_bytes()).is_err() {
+        return Err(CallError::broken(call, "a token that no header can carry"));
+    }
+    Ok(value)
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    parse_retry_after(value, SystemTime::now())
+}
+
+/// Reads an answer's body piece by piece, so that one without end is noticed before it fills memory.
+async fn body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError> {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(None) => return Ok(body),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => return Err(CallError::broken(call, "a body of more than 64 KiB")),
+            Err(error) if error.is_timeout() => {
+                return Err(CallError::Transient { call, why: Transient::Timeout, retry_after: None });
+            }
+            Err(error) if error.is_decode() && !error.is_body() => {
+                return Err(CallError::broken(call, "a body that cannot be read"));
+            }
+            Err(error) => return Err(CallError::from_transport(call, &error)),
+        }
+    }
+}
+
+/// The same for every try of one request with one token, and telling neither.
+fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let id = request_id.as_str().as_bytes();
+    // The length keeps the border between the two from moving.
+    hash.update(&(id.len() as u64).to_be_bytes());
+    hash.update(id);
+    hash.update(token.value.expose_secret().as_bytes());
+    hash.finish().as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A platform on this machine, or reached by plain http, is called directly: a proxy could not reach
+/// the one, and would read the other's key.
+fn bypasses_proxy(url: &Url) -> bool {
+    let on_this_machine = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    };
+    url.scheme() == "http" || on_this_machine
+}
+
+/// Why no client could be made.
+#[derive(Debug)]
+pub struct BadClient(&'static str);
+
+impl fmt::Display for BadClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot call the platform: {}", self.0)
+    }
+}
+
+impl std::error::Error for BadClient {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idempotency_keys_tell_requests_and_tokens_apart() {
+        let token = |value: &str| Token { value: value.to_owned().into(), expires_at: SystemTime::now() };
+        let key = |id: &str, value: &str| idempotency_key(&RequestId::new(id), &token(value));
+        assert_eq!(key("r", "t"), key("r", "t"));
+        assert_ne!(key("r", "t"), key("r", "u"));
+        assert_ne!(key("r", "t"), key("s", "t"));
+        assert_ne!(key("rt", ""), key("r", "t"));
+        assert_eq!(key("r", "t").len(), 32);
+    }
+}
