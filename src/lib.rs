@@ -1,10 +1,15 @@
 //! handoff
 #![forbid(unsafe_code)]
+pub mod broker;
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod flights;
+pub mod handoff;
+pub mod health;
 pub mod message;
 pub mod platform;
 pub mod retry;
 pub mod session;
 pub mod telemetry;
+pub mod worker;

@@ -1,1 +1,29 @@
-fn main(){}
+//! The `handoff` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use handoff::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One thread does it all: serving a request is waiting, and waking up elsewhere costs more than
+    // the work itself.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("handoff: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(cli::run(cli));
+    // What is still running in the background has nothing to tell any more.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("handoff: {error}");
+            error.exit_code()
+        }
+    }
+}

@@ -164,7 +164,7 @@ fn event_id(kind: &str, request: &RequestId) -> String {
 }
 
 /// RFC 3339 in UTC, to the millisecond, rounded down: an end is never told too late.
-pub(crate) fn format_date_time(at: SystemTime) -> String {
+pub fn format_date_time(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     let millis = at.replace_millisecond(at.millisecond()).unwrap_or(at);
     millis.format(&Rfc3339).unwrap_or_else(|_| "9999-12-31T23:59:59Z".to_owned())

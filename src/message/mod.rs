@@ -8,7 +8,7 @@ mod request;
 mod trace_context;
 
 pub use self::{
-    event::{Event, EventBody, FailedReason, READY, FAILED, ReasonCode},
-    request::{Invalid, Metadata, REQUESTED, Request, RequestId, decode_request},
+    event::{Event, EventBody, FAILED, FailedReason, READY, ReasonCode, format_date_time},
+    request::{Decoded, Invalid, Metadata, REQUESTED, Request, RequestId, decode_request},
     trace_context::TraceContext,
 };

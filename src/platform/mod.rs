@@ -6,7 +6,7 @@ mod error;
 mod link;
 
 pub use self::{
-    client::{Platform, SessionCall},
+    client::{BadClient, Platform, SessionCall},
     error::{CallError, Transient},
     link::{encode_component, handoff_url},
 };

@@ -1,0 +1,156 @@
+//! Two connections: one to consume, one to publish. They live and die together.
+//!
+//! RabbitMQ blocks a connection that publishes while it is short of memory or disk, and then nothing
+//! at all goes through it, acks included: hence two. Recovery is ours rather than the library's, which
+//! can hang for ever on a half-open connection: whatever breaks, both are given up and all is built
+//! anew.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use lapin::{Connection, ConnectionProperties, Event, types::LongString};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::{sleep, timeout};
+use url::Url;
+
+use super::{BrokerError, Consumer, Publisher, Topology, error::why};
+use crate::config::BrokerConfig;
+
+/// Limit of the whole handshake: name resolution, TCP, TLS, AMQP.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Limit of closing in good order; past it the connection is dropped.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// Seconds without a sign of life after which RabbitMQ is asked for one; twice that ends it.
+const HEARTBEAT: &str = "10";
+
+/// What a connection is for, as RabbitMQ's management page shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes deliveries.
+    Consumer,
+    /// Publishes events, retry copies and dead letters.
+    Publisher,
+    /// A command that publishes requests and waits for their events.
+    Client,
+}
+
+/// Connects to RabbitMQ.
+///
+/// # Errors
+/// When there is no connection within five seconds. The message says why and holds no password.
+pub async fn connect(url: &SecretString, role: Role) -> Result<Connection, BrokerError> {
+    let name = match role {
+        Role::Consumer => "handoff consumer",
+        Role::Publisher => "handoff publisher",
+        Role::Client => "handoff client",
+    };
+    let properties = ConnectionProperties::default()
+        .with_connection_name(LongString::from(name))
+        .with_client_property("product".into(), LongString::from("handoff"))
+        .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
+    let doing = "connect to RabbitMQ";
+    match timeout(CONNECT_LIMIT, Connection::connect(&with_heartbeat(url), properties)).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(BrokerError::during(doing, &error)),
+        Err(_) => Err(BrokerError::timeout(doing)),
+    }
+}
+
+/// The URL with our heartbeat, unless it sets its own.
+fn with_heartbeat(url: &SecretString) -> String {
+    let text = url.expose_secret();
+    match Url::parse(text) {
+        Ok(mut url) if !url.query_pairs().any(|(key, _)| key == "heartbeat") => {
+            url.query_pairs_mut().append_pair("heartbeat", HEARTBEAT);
+            url.into()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// Both connections, with the consumer and the publisher on them.
+pub struct Attached {
+    consuming: Connection,
+    publishing: Arc<Connection>,
+    /// Where deliveries come from.
+    pub consumer: Consumer,
+    /// Where events, retry copies and dead letters go.
+    pub publisher: Publisher,
+}
+
+impl Attached {
+    /// Connects twice, declares or checks the topology, and starts to consume.
+    ///
+    /// # Errors
+    /// The first thing that does not work. Nothing of it is left behind.
+    pub async fn attach(config: &BrokerConfig, prefetch: u16) -> Result<Self, BrokerError> {
+        let (consuming, publishing) = tokio::try_join!(
+            connect(&config.url, Role::Consumer),
+            connect(&config.url, Role::Publisher)
+        )?;
+        let publishing = Arc::new(publishing);
+        let topology = Arc::new(Topology::new(config));
+        topology.ensure(&publishing).await?;
+        let consumer = Consumer::start(&consuming, &config.queue, prefetch).await?;
+        let publisher = Publisher::new(Arc::clone(&publishing), topology, prefetch);
+        Ok(Self { consuming, publishing, consumer, publisher })
+    }
+
+    /// Waits until one of the connections breaks, and says how.
+    pub fn fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
+        let consuming = self.consuming.events_listener().boxed();
+        let publishing = self.publishing.events_listener().boxed();
+        let mut events = stream::select(consuming, publishing);
+        let publishing = Arc::clone(&self.publishing);
+        async move {
+            loop {
+                tokio::select! {
+                    event = events.next() => match event {
+                        Some(Event::Error(error)) => {
+                            return BrokerError::new(format!("the connection broke: {}", why(&error)));
+                        }
+                        Some(Event::ConnectionBlocked(_)) => {
+                            tracing::warn!("RabbitMQ blocks publishing: it is short of memory or disk");
+                        }
+                        Some(Event::ConnectionUnblocked) => tracing::info!("RabbitMQ takes messages again"),
+                        Some(_) => {}
+                        None => return BrokerError::new("the connection is gone"),
+                    },
+                    // Should an event ever be missed, this is noticed all the same.
+                    () = sleep(Duration::from_secs(1)) => if !publishing.status().connected() {
+                        return BrokerError::new("the connection is closed");
+                    },
+                }
+            }
+        }
+    }
+
+    /// Takes no more deliveries and hands back what was fetched ahead. What is in flight can still be
+    /// settled.
+    pub async fn stop_consuming(&mut self) {
+        self.consumer.stop().await;
+    }
+
+    /// Closes both connections in good order, or at least quickly.
+    pub async fn close(self) {
+        tokio::join!(close(&self.consuming), close(&self.publishing));
+    }
+}
+
+/// A connection that is broken already cannot be closed; either way it is gone after.
+async fn close(connection: &Connection) {
+    let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heartbeat_is_ours_unless_the_url_sets_one() {
+        let url = |text: &str| with_heartbeat(&SecretString::from(text));
+        assert_eq!(url("amqp://h/%2f"), "amqp://h/%2f?heartbeat=10");
+        assert_eq!(url("amqp://h/%2f?frame_max=8192"), "amqp://h/%2f?frame_max=8192&heartbeat=10");
+        assert_eq!(url("amqp://h/%2f?heartbeat=3"), "amqp://h/%2f?heartbeat=3");
+    }
+}

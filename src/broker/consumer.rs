@@ -1,0 +1,80 @@
+//! Deliveries, as RabbitMQ hands them out.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::{Stream, StreamExt};
+use lapin::{
+    Channel, Connection,
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    types::{FieldTable, ShortString},
+};
+use tokio::time::timeout;
+
+use super::{BrokerError, Delivery, error::why, topology::short};
+
+/// Limit of one step of starting or stopping.
+const STEP_LIMIT: Duration = Duration::from_secs(10);
+
+/// A subscription to the request queue.
+pub struct Consumer {
+    channel: Channel,
+    tag: ShortString,
+    deliveries: Pin<Box<dyn Stream<Item = lapin::Result<lapin::message::Delivery>> + Send>>,
+}
+
+impl Consumer {
+    /// Subscribes. At most `prefetch` deliveries are unsettled at any time.
+    pub(super) async fn start(
+        connection: &Connection,
+        queue: &str,
+        prefetch: u16,
+    ) -> Result<Self, BrokerError> {
+        let doing = format!("consume from the queue `{queue}`");
+        let start = async {
+            let channel = connection.create_channel().await?;
+            // Per consumer, not per channel: newer brokers refuse the latter.
+            channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+            let consumer = channel
+                .basic_consume(
+                    short(queue).unwrap_or_default(),
+                    ShortString::default(), // RabbitMQ makes up a tag
+                    BasicConsumeOptions::default(),
+                    FieldTable::default(),
+                )
+                .await?;
+            Ok((channel, consumer))
+        };
+        let (channel, consumer) = timeout(STEP_LIMIT, start)
+            .await
+            .map_err(|_| BrokerError::timeout(&doing))?
+            .map_err(|error| BrokerError::during(&doing, &error))?;
+        Ok(Self { channel, tag: consumer.tag(), deliveries: Box::pin(consumer) })
+    }
+
+    /// The next delivery. An empty queue lets this wait; only a fault ends it.
+    ///
+    /// # Errors
+    /// The subscription ended: the channel broke, or the queue was deleted.
+    pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        match self.deliveries.next().await {
+            Some(Ok(delivery)) => Ok(Delivery::new(delivery)),
+            Some(Err(error)) => Err(BrokerError::new(format!("consuming failed: {}", why(&error)))),
+            None => Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?")),
+        }
+    }
+
+    /// Takes no more, and hands back what was fetched ahead.
+    pub async fn stop(&mut self) {
+        let stop = async {
+            let cancelled = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+            if cancelled.await.is_err() {
+                return; // the channel is gone, and what was unsettled with it: it is redelivered
+            }
+            while let Some(Ok(delivery)) = self.deliveries.next().await {
+                Delivery::new(delivery).hand_back().await;
+            }
+        };
+        // Past the limit, closing the connection hands the rest back.
+        let _ = timeout(STEP_LIMIT, stop).await;
+    }
+}

@@ -1,0 +1,80 @@
+//! What can go wrong with RabbitMQ, told with the remedy and without the URL.
+
+use std::fmt;
+
+use lapin::{
+    ErrorKind,
+    protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
+};
+
+/// Why something with RabbitMQ did not work. Says what to do about it where that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerError {
+    what: String,
+}
+
+impl BrokerError {
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into() }
+    }
+
+    /// An error met while doing something: `cannot <doing>: <why>`.
+    pub(super) fn during(doing: &str, error: &lapin::Error) -> Self {
+        Self::new(format!("cannot {doing}: {}", why(error)))
+    }
+
+    pub(super) fn timeout(doing: &str) -> Self {
+        Self::new(format!("cannot {doing}: RabbitMQ did not answer in time"))
+    }
+}
+
+impl fmt::Display for BrokerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for BrokerError {}
+
+/// The three soft errors that a declaration or a publish is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It is there with other arguments.
+    OtherArguments,
+    /// It is not there.
+    NotFound,
+    /// The user lacks a permission.
+    Forbidden,
+}
+
+pub(super) fn refusal(error: &lapin::Error) -> Option<Refusal> {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    match error.kind() {
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Some(Refusal::OtherArguments),
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Some(Refusal::NotFound),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Some(Refusal::Forbidden),
+        _ => None,
+    }
+}
+
+/// An error in a few words. Neither RabbitMQ's texts nor the kinds of i/o error hold a secret;
+/// what the library says beyond those might, so it is not repeated.
+pub(super) fn why(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+                format!("{} (does the virtual host exist?)", error.get_message())
+            }
+            _ => error.get_message().to_string(),
+        },
+        ErrorKind::IOError(error) => error.kind().to_string(),
+        ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),
+        ErrorKind::ParsingError(_) => "RabbitMQ sent what is not AMQP".to_owned(),
+        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) => {
+            "the connection is closed".to_owned()
+        }
+        ErrorKind::ChannelsLimitReached => "RabbitMQ allows no more channels".to_owned(),
+        ErrorKind::SerialisationError(_) => "it does not fit into an AMQP frame".to_owned(),
+        _ => "the connection failed".to_owned(),
+    }
+}

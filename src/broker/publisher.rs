@@ -1,0 +1,222 @@
+//! Publishing that is sure: persistent, mandatory, confirmed, and nothing unroutable goes unseen.
+//!
+//! At most one message is in flight on a channel. The library ties a returned message to whichever
+//! confirm comes next on its channel, so with two in flight the wrong one would be told unroutable.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::{
+    Topology,
+    error::{Refusal, refusal, why},
+};
+use crate::message::{Event, TraceContext};
+
+/// Channels that publish at once. More gain nothing: RabbitMQ confirms in batches.
+const MAX_CHANNELS: u16 = 64;
+/// Limit of one publish, from opening a channel to the confirm. Above two heartbeats, so that a dead
+/// connection is told as one.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
+const PERSISTENT: u8 = 2;
+
+/// Why a message was not taken over by RabbitMQ, or may not have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishError {
+    /// No queue is bound that would take it.
+    Unroutable,
+    /// RabbitMQ confirmed negatively: a queue is full, or could not store it.
+    Refused,
+    /// No confirm in time, though the connection stands.
+    Unconfirmed,
+    /// The channel was closed over it.
+    Failed(String),
+    /// The connection is gone. What was unsettled is redelivered.
+    Disconnected,
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unroutable => f.write_str("no queue is bound to take it"),
+            Self::Refused => f.write_str("RabbitMQ refused it: a queue is full or failed"),
+            Self::Unconfirmed => f.write_str("RabbitMQ did not confirm it in time"),
+            Self::Failed(why) => write!(f, "RabbitMQ closed the channel: {why}"),
+            Self::Disconnected => f.write_str("the connection to RabbitMQ is gone"),
+        }
+    }
+}
+
+impl std::error::Error for PublishError {}
+
+/// A pool of confirm channels on one connection.
+#[derive(Clone)]
+pub struct Publisher(Arc<Inner>);
+
+struct Inner {
+    connection: Arc<Connection>,
+    topology: Arc<Topology>,
+    idle: Mutex<Vec<Channel>>,
+    turns: Semaphore,
+}
+
+impl Publisher {
+    /// No channel is opened before it is needed.
+    pub fn new(connection: Arc<Connection>, topology: Arc<Topology>, concurrency: u16) -> Self {
+        let turns = Semaphore::new(concurrency.clamp(1, MAX_CHANNELS).into());
+        Self(Arc::new(Inner { connection, topology, idle: Mutex::default(), turns }))
+    }
+
+    /// The names it publishes to.
+    pub fn topology(&self) -> &Topology {
+        &self.0.topology
+    }
+
+    /// Publishes an event.
+    ///
+    /// # Errors
+    /// RabbitMQ did not take it, or may not have.
+    pub async fn event(
+        &self,
+        event: &Event,
+        correlation_id: &str,
+        trace: &TraceContext,
+    ) -> Result<(), PublishError> {
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), AMQPValue::LongString(trace.parent().into()));
+        if let Some(state) = trace.state() {
+            headers.insert("tracestate".into(), AMQPValue::LongString(state.into()));
+        }
+        let seconds = event.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let properties = BasicProperties::default()
+            .with_content_type("application/cloudevents+json".into())
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(bounded(&event.id))
+            .with_correlation_id(bounded(correlation_id))
+            .with_type(event.kind.into())
+            .with_timestamp(seconds)
+            .with_app_id("handoff".into())
+            .with_headers(headers);
+        let exchange = self.0.topology.event_exchange();
+        self.publish(exchange, event.kind, properties, &event.body).await
+    }
+
+    /// Publishes a message and waits until RabbitMQ has it. An exchange or queue that was deleted
+    /// meanwhile is declared again, once.
+    ///
+    /// # Errors
+    /// RabbitMQ did not take it, or may not have.
+    pub async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<(), PublishError> {
+        let first = self.attempt(exchange, routing_key, properties.clone(), body).await;
+        // Through the default exchange a message is unroutable when its queue is gone. That nobody
+        // listens for events, on the other hand, is not ours to mend.
+        let gone = match &first {
+            Err(Attempt::ExchangeGone) => true,
+            Err(Attempt::Error(PublishError::Unroutable)) => exchange.is_empty(),
+            _ => false,
+        };
+        let last = match gone {
+            true => match self.0.topology.ensure(&self.0.connection).await {
+                Ok(()) => self.attempt(exchange, routing_key, properties, body).await,
+                Err(error) => Err(Attempt::Error(PublishError::Failed(error.to_string()))),
+            },
+            false => first,
+        };
+        last.map_err(|error| match error {
+            Attempt::Error(error) => error,
+            Attempt::ExchangeGone => PublishError::Failed("the exchange does not exist".to_owned()),
+        })
+    }
+
+    async fn attempt(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<(), Attempt> {
+        // Never closed, so a turn always comes.
+        let _turn = self.0.turns.acquire().await;
+        let attempt = async {
+            let channel = self.channel().await?;
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let (exchange, routing_key) = (bounded(exchange), bounded(routing_key));
+            let confirm =
+                channel.basic_publish(exchange, routing_key, options, body, properties).await?.await?;
+            Ok((channel, confirm))
+        };
+        // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
+        let (channel, confirm) = match timeout(PUBLISH_LIMIT, attempt).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => return Err(self.failed(&error)),
+            Err(_) if self.0.connection.status().connected() => {
+                return Err(PublishError::Unconfirmed.into());
+            }
+            Err(_) => return Err(PublishError::Disconnected.into()),
+        };
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+        match confirm {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
+                Err(PublishError::Unroutable.into())
+            }
+            Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishError::Refused.into()),
+        }
+    }
+
+    /// An idle channel, or a new one.
+    async fn channel(&self) -> lapin::Result<Channel> {
+        loop {
+            let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match idle {
+                Some(channel) if channel.status().connected() => return Ok(channel),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let channel = self.0.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    fn failed(&self, error: &lapin::Error) -> Attempt {
+        if refusal(error) == Some(Refusal::NotFound) {
+            return Attempt::ExchangeGone;
+        }
+        match self.0.connection.status().connected() {
+            true => PublishError::Failed(why(error)).into(),
+            false => PublishError::Disconnected.into(),
+        }
+    }
+}
+
+enum Attempt {
+    ExchangeGone,
+    Error(PublishError),
+}
+
+impl From<PublishError> for Attempt {
+    fn from(error: PublishError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Text as AMQP carries it in properties. All callers keep it within 255 bytes; more would be cut.
+pub(crate) fn bounded(text: &str) -> ShortString {
+    ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_default()
+}

@@ -1,0 +1,117 @@
+//! Settling a delivery: whatever became of it, RabbitMQ has it in writing before the request goes.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{Delivery, PublishError, Publisher};
+use crate::retry::Delays;
+
+/// What is to become of a delivery.
+#[derive(Clone, Copy, Debug)]
+pub enum Settlement<'a> {
+    /// It is done with: its event is confirmed.
+    Done,
+    /// It is tried again later.
+    Retry {
+        /// The retry queue.
+        queue: &'a str,
+        /// The request's id, for the copy.
+        request_id: &'a str,
+        /// Deliveries tried, this one included.
+        attempts: u32,
+    },
+    /// It cannot be served.
+    Bury {
+        /// The request's id, for the dead letter.
+        request_id: &'a str,
+        /// Deliveries tried, this one included.
+        attempts: u32,
+        /// The reason's code.
+        reason: &'a str,
+        /// The reason for people; holds no secret and no user id.
+        detail: &'a str,
+        /// When, as RFC 3339.
+        failed_at: &'a str,
+    },
+    /// Somebody else shall have it.
+    HandBack,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It left the request queue.
+    Gone,
+    /// It is in the request queue still, or again.
+    Back,
+}
+
+/// Settles a delivery.
+///
+/// A copy that RabbitMQ does not take is offered again and again, for as long as the connection
+/// stands and `stop` does not come: the request stays unsettled meanwhile, so nothing is lost.
+pub async fn settle(
+    delivery: &Delivery,
+    settlement: Settlement<'_>,
+    publisher: &Publisher,
+    stop: &CancellationToken,
+) -> Settled {
+    let (queue, properties) = match settlement {
+        Settlement::Done => return acked(delivery).await,
+        Settlement::HandBack => {
+            delivery.hand_back().await;
+            return Settled::Back;
+        }
+        Settlement::Retry { queue, request_id, attempts } => {
+            (queue, delivery.retry_properties(request_id, attempts))
+        }
+        Settlement::Bury { request_id, attempts, reason, detail, failed_at } => (
+            publisher.topology().dead_queue(),
+            delivery.dead_properties(request_id, attempts, reason, detail, failed_at),
+        ),
+    };
+    // The default exchange leads to the queue of the routing key's name.
+    let copied = insist(stop, || publisher.publish("", queue, properties.clone(), delivery.body()));
+    match copied.await {
+        Ok(()) => acked(delivery).await,
+        Err(_) => {
+            delivery.hand_back().await;
+            Settled::Back
+        }
+    }
+}
+
+async fn acked(delivery: &Delivery) -> Settled {
+    match delivery.ack().await {
+        true => Settled::Gone,
+        false => Settled::Back,
+    }
+}
+
+/// Publishes until it is confirmed, the connection is gone, or `stop` comes.
+///
+/// # Errors
+/// The last error, when it gave up.
+pub async fn insist<F: Future<Output = Result<(), PublishError>>>(
+    stop: &CancellationToken,
+    publish: impl Fn() -> F,
+) -> Result<(), PublishError> {
+    let mut delays = Delays::between(Duration::from_millis(200), Duration::from_secs(5));
+    let mut told = false;
+    loop {
+        let error = match publish().await {
+            Ok(()) => return Ok(()),
+            Err(PublishError::Disconnected) => return Err(PublishError::Disconnected),
+            Err(error) => error,
+        };
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(%error, "RabbitMQ did not take a copy; offering it again until it does");
+        }
+        tokio::select! {
+            () = sleep(delays.next()) => {}
+            () = stop.cancelled() => return Err(error),
+        }
+    }
+}

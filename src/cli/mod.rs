@@ -1,0 +1,75 @@
+//! The command line: one file per command.
+
+mod run;
+
+use std::{fmt, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Mistakes;
+
+/// Turns verification requests on RabbitMQ into short-lived identity-verification links.
+#[derive(Parser)]
+#[command(name = "handoff", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub enum CliError {
+    /// The command was told something wrong.
+    Configuration(Mistakes),
+    /// It did not work out. Says why and what to do; holds no secret.
+    Failed(String),
+}
+
+impl CliError {
+    /// 2 for what was told wrong, 1 for what went wrong.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Configuration(_) => ExitCode::from(2),
+            Self::Failed(_) => ExitCode::FAILURE,
+        }
+    }
+
+    fn failed(error: impl fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration(mistakes) => mistakes.fmt(f),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for CliError {}
+
+impl From<Mistakes> for CliError {
+    fn from(mistakes: Mistakes) -> Self {
+        Self::Configuration(mistakes)
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Why that did not work out.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    // Every TLS connection of the process uses this one provider. It is set once, here; were one set
+    // already, it would be the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match cli.command {
+        Command::Run(args) => run::run(args).await,
+    }
+}

@@ -1,0 +1,132 @@
+//! The probes and the metrics page.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::telemetry::metrics::{self, Metrics};
+
+/// What the worker says of itself; shared with whoever serves the probes.
+#[derive(Debug)]
+pub struct Health {
+    consuming: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+impl Health {
+    /// Not consuming yet.
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { consuming: AtomicBool::new(false), metrics })
+    }
+
+    /// Whether deliveries are being taken.
+    pub fn set_consuming(&self, consuming: bool) {
+        self.consuming.store(consuming, Ordering::Relaxed);
+        self.metrics.broker_connected(consuming);
+    }
+}
+
+/// Whether a part works, asked when a probe comes.
+pub type Check = Box<dyn Fn() -> bool + Send + Sync>;
+
+struct Probes {
+    health: Arc<Health>,
+    redis: Check,
+}
+
+#[derive(Serialize)]
+struct Report {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failing: Vec<&'static str>,
+    checks: Checks,
+}
+
+#[derive(Serialize)]
+struct Checks {
+    broker: &'static str,
+    platform: &'static str,
+    redis: &'static str,
+}
+
+/// The address could not be taken.
+#[derive(Debug)]
+pub struct NoAddress {
+    addr: SocketAddr,
+    why: std::io::ErrorKind,
+}
+
+impl fmt::Display for NoAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "cannot listen on {}: {}; choose another address with HANDOFF_HTTP_ADDR",
+            self.addr, self.why
+        )
+    }
+}
+
+impl std::error::Error for NoAddress {}
+
+/// Takes the address that probes and metrics are to be served at.
+///
+/// # Errors
+/// When somebody else has it.
+pub async fn listen(addr: SocketAddr) -> Result<TcpListener, NoAddress> {
+    TcpListener::bind(addr).await.map_err(|error| NoAddress { addr, why: error.kind() })
+}
+
+/// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.
+pub async fn serve(listener: TcpListener, health: Arc<Health>, redis: Check) {
+    let probes = Arc::new(Probes { health, redis });
+    let routes = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(page))
+        .with_state(probes);
+    // Serving goes on over failed connections and never ends by itself.
+    let _ = axum::serve(listener, routes).await;
+}
+
+async fn livez() -> impl IntoResponse {
+    #[derive(Serialize)]
+    struct Alive {
+        status: &'static str,
+    }
+    // Whoever can answer at all need not be restarted.
+    Json(Alive { status: "alive" })
+}
+
+async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
+    let broker = probes.health.consuming.load(Ordering::Relaxed);
+    let failing = if broker { vec![] } else { vec!["broker"] };
+    let (code, status) = match broker {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+    };
+    let checks = Checks {
+        broker: if broker { "ok" } else { "failing" },
+        platform: "ok",
+        redis: if (probes.redis)() { "ok" } else { "degraded" },
+    };
+    (code, Json(Report { status, failing, checks }))
+}
+
+async fn page(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], probes.health.metrics.encode())
+}
