@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod cache;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod flights;
 pub mod handoff;

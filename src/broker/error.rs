@@ -14,16 +14,16 @@ pub struct BrokerError {
 }
 
 impl BrokerError {
-    pub(super) fn new(what: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
         Self { what: what.into() }
     }
 
     /// An error met while doing something: `cannot <doing>: <why>`.
-    pub(super) fn during(doing: &str, error: &lapin::Error) -> Self {
+    pub(crate) fn during(doing: &str, error: &lapin::Error) -> Self {
         Self::new(format!("cannot {doing}: {}", why(error)))
     }
 
-    pub(super) fn timeout(doing: &str) -> Self {
+    pub(crate) fn timeout(doing: &str) -> Self {
         Self::new(format!("cannot {doing}: RabbitMQ did not answer in time"))
     }
 }

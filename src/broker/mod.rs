@@ -13,7 +13,7 @@ pub use self::{
     consumer::Consumer,
     delivery::Delivery,
     error::BrokerError,
-    publisher::{PublishError, Publisher},
+    publisher::{PublishError, Publisher, bounded},
     settle::{Settled, Settlement, insist, settle},
     topology::Topology,
 };

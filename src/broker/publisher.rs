@@ -217,6 +217,6 @@ impl From<PublishError> for Attempt {
 }
 
 /// Text as AMQP carries it in properties. All callers keep it within 255 bytes; more would be cut.
-pub(crate) fn bounded(text: &str) -> ShortString {
+pub fn bounded(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_default()
 }

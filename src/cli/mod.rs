@@ -1,5 +1,7 @@
 //! The command line: one file per command.
 
+mod qr;
+mod request;
 mod run;
 
 use std::{fmt, process::ExitCode};
@@ -19,13 +21,16 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Request(request::RequestArgs),
 }
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
 pub enum CliError {
-    /// The command was told something wrong.
+    /// The settings are wrong.
     Configuration(Mistakes),
+    /// The arguments are wrong.
+    Usage(String),
     /// It did not work out. Says why and what to do; holds no secret.
     Failed(String),
 }
@@ -34,7 +39,7 @@ impl CliError {
     /// 2 for what was told wrong, 1 for what went wrong.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Configuration(_) => ExitCode::from(2),
+            Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
             Self::Failed(_) => ExitCode::FAILURE,
         }
     }
@@ -48,7 +53,7 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Configuration(mistakes) => mistakes.fmt(f),
-            Self::Failed(why) => f.write_str(why),
+            Self::Usage(why) | Self::Failed(why) => f.write_str(why),
         }
     }
 }
@@ -71,5 +76,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match cli.command {
         Command::Run(args) => run::run(args).await,
+        Command::Request(args) => request::run(args).await,
     }
 }

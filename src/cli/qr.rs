@@ -1,0 +1,11 @@
+//! QR codes for the terminal.
+
+use fast_qr::QRBuilder;
+
+/// The text as a QR code of half blocks, or a sentence where it is too long for one.
+pub(super) fn for_terminal(text: &str) -> String {
+    match QRBuilder::new(text).build() {
+        Ok(code) => code.to_str(),
+        Err(_) => "(the link is too long for a QR code)".to_owned(),
+    }
+}

@@ -1,0 +1,175 @@
+//! The other side of the queue: publish requests, and hear what becomes of them.
+//!
+//! What `handoff request` and `handoff demo` are made of, and a pattern for a producer of your own.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use lapin::{
+    BasicProperties, Connection,
+    options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{FieldTable, ShortString},
+};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use crate::{
+    broker::{BrokerError, PublishError, Publisher, Role, Topology, bounded, connect},
+    config::BrokerConfig,
+    message::{FAILED, READY, REQUESTED},
+};
+
+/// Limit of setting up the subscription.
+const SETUP_LIMIT: Duration = Duration::from_secs(10);
+/// Requests published at once.
+const CONCURRENCY: u16 = 64;
+
+/// A connection that publishes requests and a subscription to all events.
+pub struct Client {
+    connection: Arc<Connection>,
+    publisher: Publisher,
+    request_exchange: String,
+    events: lapin::Consumer,
+}
+
+/// An event, as far as it is read here.
+#[derive(Debug, Deserialize)]
+pub struct Received {
+    /// `handoff.ready` or `handoff.failed`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it says.
+    pub data: ReceivedData,
+    /// The whole event, on one line.
+    #[serde(skip)]
+    pub json: String,
+}
+
+/// What an event says, as far as it is read here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReceivedData {
+    /// The request it answers.
+    pub request_id: String,
+    /// Who it is for, where that is known.
+    pub user_id: Option<String>,
+    /// The session, with `handoff.ready`.
+    pub session_id: Option<String>,
+    /// The link, with `handoff.ready`. A bearer secret.
+    pub url: Option<String>,
+    /// Whether the link was there before, with `handoff.ready`.
+    pub reused: Option<bool>,
+    /// Why there is none, with `handoff.failed`.
+    pub reason: Option<ReceivedReason>,
+}
+
+/// Why there is no link.
+#[derive(Debug, Deserialize)]
+pub struct ReceivedReason {
+    /// For machines.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Client {
+    /// Connects, makes sure that the topology is there, and subscribes to all events. From here on
+    /// none is missed.
+    ///
+    /// # Errors
+    /// The first thing that does not work.
+    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+        let connection = Arc::new(connect(&config.url, Role::Client).await?);
+        let topology = Arc::new(Topology::new(config));
+        topology.ensure(&connection).await?;
+        let events = timeout(SETUP_LIMIT, subscribe(&connection, topology.event_exchange()))
+            .await
+            .map_err(|_| BrokerError::timeout("subscribe to events"))?
+            .map_err(|error| BrokerError::during("subscribe to events", &error))?;
+        let request_exchange = topology.request_exchange().to_owned();
+        let publisher = Publisher::new(Arc::clone(&connection), topology, CONCURRENCY);
+        Ok(Self { connection, publisher, request_exchange, events })
+    }
+
+    /// A handle that publishes while this one waits for events.
+    pub fn requester(&self) -> Requester {
+        Requester {
+            publisher: self.publisher.clone(),
+            request_exchange: self.request_exchange.clone(),
+        }
+    }
+
+    /// The next event, whoever it is for.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn next_event(&mut self) -> Result<Received, BrokerError> {
+        loop {
+            match self.events.next().await {
+                Some(Ok(delivery)) => {
+                    // Whatever else comes along this exchange is not for us.
+                    if let Some(event) = read(&delivery.data) {
+                        return Ok(event);
+                    }
+                }
+                Some(Err(error)) => return Err(BrokerError::during("wait for events", &error)),
+                None => return Err(BrokerError::new("RabbitMQ ended the subscription to events")),
+            }
+        }
+    }
+
+    /// Closes the connection.
+    pub async fn close(self) {
+        // The subscription's queue goes with the connection, in good order or not.
+        let _ = timeout(Duration::from_secs(1), self.connection.close(200, "done".into())).await;
+    }
+}
+
+/// Publishes requests.
+#[derive(Clone)]
+pub struct Requester {
+    publisher: Publisher,
+    request_exchange: String,
+}
+
+impl Requester {
+    /// Publishes a request's data object under an id, and waits until RabbitMQ has it.
+    ///
+    /// # Errors
+    /// RabbitMQ did not take it, or may not have.
+    pub async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
+        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2)
+            .with_message_id(bounded(id))
+            .with_timestamp(now.unwrap_or_default().as_secs());
+        self.publisher.publish(&self.request_exchange, REQUESTED, properties, body).await
+    }
+}
+
+/// A queue of our own, which ends with the connection.
+async fn subscribe(connection: &Connection, exchange: &str) -> lapin::Result<lapin::Consumer> {
+    let channel = connection.create_channel().await?;
+    let options =
+        QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare(ShortString::default(), options, FieldTable::default()).await?;
+    for kind in [READY, FAILED] {
+        let bind = QueueBindOptions::default();
+        channel
+            .queue_bind(queue.name().clone(), bounded(exchange), kind.into(), bind, FieldTable::default())
+            .await?;
+    }
+    let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
+    channel
+        .basic_consume(queue.name().clone(), ShortString::default(), options, FieldTable::default())
+        .await
+}
+
+fn read(body: &[u8]) -> Option<Received> {
+    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let json = value.to_string();
+    let mut event: Received = serde_json::from_value(value).ok()?;
+    event.json = json;
+    Some(event)
+}
