@@ -151,16 +151,27 @@ impl Requester {
 /// A queue of our own, which ends with the connection.
 async fn subscribe(connection: &Connection, exchange: &str) -> lapin::Result<lapin::Consumer> {
     let channel = connection.create_channel().await?;
-    let options =
-        QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare(ShortString::default(), options, FieldTable::default()).await?;
+    let options = QueueDeclareOptions {
+        exclusive: true,
+        auto_delete: true,
+        ..QueueDeclareOptions::default()
+    };
+    let queue =
+        channel.queue_declare(ShortString::default(), options, FieldTable::default()).await?;
     for kind in [READY, FAILED] {
         let bind = QueueBindOptions::default();
         channel
-            .queue_bind(queue.name().clone(), bounded(exchange), kind.into(), bind, FieldTable::default())
+            .queue_bind(
+                queue.name().clone(),
+                bounded(exchange),
+                kind.into(),
+                bind,
+                FieldTable::default(),
+            )
             .await?;
     }
-    let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
+    let options =
+        BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
     channel
         .basic_consume(queue.name().clone(), ShortString::default(), options, FieldTable::default())
         .await

@@ -154,7 +154,11 @@ impl Handoff {
     }
 
     /// Makes a session under the lease. `None` where the lease was lost to somebody else meanwhile.
-    async fn make_and_store(&self, job: &Job<'_>, lease: Lease) -> Result<Option<Session>, Failure> {
+    async fn make_and_store(
+        &self,
+        job: &Job<'_>,
+        lease: Lease,
+    ) -> Result<Option<Session>, Failure> {
         let made = beside(self.make(job, Some(&lease)), lease.keep_alive()).await;
         match made {
             Ok(session) => match lease.store(&session).await {
@@ -270,7 +274,9 @@ impl Handoff {
         match publisher.event(&event, job.correlation_id, job.trace).await {
             Ok(()) => Ok(()),
             Err(PublishError::Disconnected) => Err(Failure::Interrupted),
-            Err(error) => Err(Failure::Transient(format!("the event could not be published: {error}"))),
+            Err(error) => {
+                Err(Failure::Transient(format!("the event could not be published: {error}")))
+            }
         }
     }
 

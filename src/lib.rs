@@ -11,6 +11,7 @@ pub mod health;
 pub mod message;
 pub mod platform;
 pub mod retry;
+pub mod sandbox;
 pub mod session;
 pub mod telemetry;
 pub mod worker;

@@ -17,15 +17,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     broker::{
-        Attached, BrokerError, Delivery, PublishError, Publisher, Settled, Settlement, insist, settle,
+        Attached, BrokerError, Delivery, PublishError, Publisher, Settled, Settlement, insist,
+        settle,
     },
     cache::{Cache, CacheError},
     config::{BrokerConfig, Settings},
     handoff::{Failure, Handoff, Job, Served},
     health::{self, Health, NoAddress},
     message::{
-        Decoded, Event, EventBody, FailedReason, ReasonCode, RequestId, TraceContext, decode_request,
-        format_date_time,
+        Decoded, Event, EventBody, FailedReason, ReasonCode, RequestId, TraceContext,
+        decode_request, format_date_time,
     },
     platform::{BadClient, Platform},
     retry::Delays,
@@ -67,14 +68,18 @@ impl std::error::Error for StartError {}
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), StartError> {
     let metrics = Metrics::new();
     let listener = health::listen(settings.worker.http_addr).await.map_err(StartError::Address)?;
-    let platform = Platform::new(&settings.platform, Arc::clone(&metrics)).map_err(StartError::Platform)?;
+    let platform =
+        Platform::new(&settings.platform, Arc::clone(&metrics)).map_err(StartError::Platform)?;
     let cache = Cache::new(&settings.cache, Arc::clone(&metrics)).map_err(StartError::Cache)?;
     let health = Health::new(Arc::clone(&metrics));
 
     if let Ok(addr) = listener.local_addr() {
         tracing::info!(%addr, "serving /livez, /readyz and /metrics");
     }
-    let redis = { let cache = cache.clone(); Box::new(move || cache.connected()) };
+    let redis = {
+        let cache = cache.clone();
+        Box::new(move || cache.connected())
+    };
     let probes = tokio::spawn(health::serve(listener, Arc::clone(&health), redis));
     cache.wait_connected(CACHE_WARM_UP).await;
 
@@ -234,7 +239,12 @@ struct Envelope {
 
 impl Worker {
     /// Sees one delivery through, from decoding to settling. The slot is free again at the end.
-    async fn attend(self: Arc<Self>, delivery: Delivery, publisher: Publisher, slot: OwnedSemaphorePermit) {
+    async fn attend(
+        self: Arc<Self>,
+        delivery: Delivery,
+        publisher: Publisher,
+        slot: OwnedSemaphorePermit,
+    ) {
         let _in_flight = self.metrics.in_flight();
         let started = Instant::now();
         let Decoded { id, request } = decode_request(
@@ -299,12 +309,20 @@ impl Worker {
         };
         match publisher.topology().retry_queue(attempts) {
             Some(_) => Verdict::Retry(why),
-            None => Verdict::Fail(failed(ReasonCode::RetriesExhausted, format!("the last of {attempts} attempts failed: {why}"))),
+            None => Verdict::Fail(failed(
+                ReasonCode::RetriesExhausted,
+                format!("the last of {attempts} attempts failed: {why}"),
+            )),
         }
     }
 
     /// Publishes `handoff.failed`. That nobody is bound to hear it holds nothing up.
-    async fn tell_failed(&self, body: &EventBody<'_>, envelope: &Envelope, publisher: &Publisher) -> bool {
+    async fn tell_failed(
+        &self,
+        body: &EventBody<'_>,
+        envelope: &Envelope,
+        publisher: &Publisher,
+    ) -> bool {
         let event = Event::new(body, SystemTime::now());
         let told = insist(&self.overdue, || async {
             match publisher.event(&event, &envelope.correlation_id, &envelope.trace).await {
@@ -332,7 +350,9 @@ impl Worker {
             Verdict::Served(_) => Settlement::Done,
             Verdict::HandBack => Settlement::HandBack,
             // Nobody waits for an expired request, so nobody would want to replay it either.
-            Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => Settlement::Done,
+            Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {
+                Settlement::Done
+            }
             Verdict::Fail(reason) => Settlement::Bury {
                 request_id,
                 attempts,
@@ -365,17 +385,29 @@ impl Worker {
             Verdict::Served(Served { reused: false }) => (Outcome::Ready, None, None),
             Verdict::Served(Served { reused: true }) => (Outcome::Reused, None, None),
             Verdict::Retry(why) => (Outcome::Retried, None, Some(why)),
-            Verdict::Fail(reason) => (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message)),
+            Verdict::Fail(reason) => {
+                (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
+            }
             Verdict::HandBack => return,
         };
         let took = started.elapsed();
         self.metrics.settled(outcome, took);
-        if outcome != Outcome::Retried && let Some(published_at) = delivery.published_at() {
+        if outcome != Outcome::Retried
+            && let Some(published_at) = delivery.published_at()
+        {
             self.metrics.told(SystemTime::now().duration_since(published_at).unwrap_or_default());
         }
         let (outcome, attempt) = (outcome.as_str(), envelope.attempts);
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(request_id, outcome, attempt, duration_ms, reason, detail, "request finished");
+        tracing::info!(
+            request_id,
+            outcome,
+            attempt,
+            duration_ms,
+            reason,
+            detail,
+            "request finished"
+        );
     }
 }
 
@@ -387,7 +419,8 @@ impl Envelope {
             RequestId::new(known.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
         });
         let correlation_id = delivery.correlation_id().unwrap_or(request_id.short()).to_owned();
-        let trace = TraceContext::continued(delivery.header("traceparent"), delivery.header("tracestate"));
+        let trace =
+            TraceContext::continued(delivery.header("traceparent"), delivery.header("tracestate"));
         let attempts = delivery.tried_before().saturating_add(1);
         Self { request_id, correlation_id, trace, attempts }
     }

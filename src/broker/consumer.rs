@@ -59,14 +59,17 @@ impl Consumer {
         match self.deliveries.next().await {
             Some(Ok(delivery)) => Ok(Delivery::new(delivery)),
             Some(Err(error)) => Err(BrokerError::new(format!("consuming failed: {}", why(&error)))),
-            None => Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?")),
+            None => {
+                Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?"))
+            }
         }
     }
 
     /// Takes no more, and hands back what was fetched ahead.
     pub async fn stop(&mut self) {
         let stop = async {
-            let cancelled = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+            let cancelled =
+                self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
             if cancelled.await.is_err() {
                 return; // the channel is gone, and what was unsettled with it: it is redelivered
             }

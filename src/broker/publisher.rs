@@ -96,7 +96,8 @@ impl Publisher {
         if let Some(state) = trace.state() {
             headers.insert("tracestate".into(), AMQPValue::LongString(state.into()));
         }
-        let seconds = event.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let seconds =
+            event.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let properties = BasicProperties::default()
             .with_content_type("application/cloudevents+json".into())
             .with_delivery_mode(PERSISTENT)
@@ -156,8 +157,10 @@ impl Publisher {
             let channel = self.channel().await?;
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let (exchange, routing_key) = (bounded(exchange), bounded(routing_key));
-            let confirm =
-                channel.basic_publish(exchange, routing_key, options, body, properties).await?.await?;
+            let confirm = channel
+                .basic_publish(exchange, routing_key, options, body, properties)
+                .await?
+                .await?;
             Ok((channel, confirm))
         };
         // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
@@ -175,7 +178,9 @@ impl Publisher {
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
                 Err(PublishError::Unroutable.into())
             }
-            Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishError::Refused.into()),
+            Confirmation::Nack(None) | Confirmation::NotRequested => {
+                Err(PublishError::Refused.into())
+            }
         }
     }
 

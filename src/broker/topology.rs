@@ -58,7 +58,10 @@ impl Topology {
             // The settings keep delays within 32 bits of milliseconds.
             let ttl = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
             let ttl = [("x-message-ttl", AMQPValue::LongLongInt(ttl))];
-            queues.push(Queue::new(name.clone(), ttl.into_iter().chain(dead_lettering_to(&request_queue))));
+            queues.push(Queue::new(
+                name.clone(),
+                ttl.into_iter().chain(dead_lettering_to(&request_queue)),
+            ));
             retry_queues.push(name);
         }
         let exchanges = [
@@ -113,20 +116,30 @@ impl Topology {
         Ok(())
     }
 
-    async fn exchange(&self, channel: &Channel, name: &str, setting: &str) -> Result<(), BrokerError> {
+    async fn exchange(
+        &self,
+        channel: &Channel,
+        name: &str,
+        setting: &str,
+    ) -> Result<(), BrokerError> {
         let options = ExchangeDeclareOptions {
             passive: !self.declare,
             durable: true,
             ..ExchangeDeclareOptions::default()
         };
         let what = format!("the exchange `{name}`");
-        let declared =
-            channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default());
+        let declared = channel.exchange_declare(
+            short(name)?,
+            ExchangeKind::Topic,
+            options,
+            FieldTable::default(),
+        );
         self.checked(&what, setting, declared).await
     }
 
     async fn queue(&self, channel: &Channel, queue: &Queue) -> Result<(), BrokerError> {
-        let options = QueueDeclareOptions { passive: !self.declare, ..QueueDeclareOptions::durable() };
+        let options =
+            QueueDeclareOptions { passive: !self.declare, ..QueueDeclareOptions::durable() };
         let what = format!("the queue `{}`", queue.name);
         let declared = channel.queue_declare(short(&queue.name)?, options, queue.arguments.clone());
         self.checked(&what, queue.setting, declared).await

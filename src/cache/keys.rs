@@ -56,7 +56,8 @@ mod tests {
     #[test]
     fn keys_share_a_slot_and_tell_nobody() {
         let keys = Keys::new("handoff", "ann@example.com", "w");
-        for (key, what) in [(&keys.link, ":link"), (&keys.token, ":token"), (&keys.lease, ":lease")] {
+        for (key, what) in [(&keys.link, ":link"), (&keys.token, ":token"), (&keys.lease, ":lease")]
+        {
             assert!(key.starts_with("handoff:{") && key.ends_with(what), "{key}");
             assert!(!key.contains("ann"), "{key}");
         }

@@ -71,7 +71,9 @@ impl Lease {
     /// Keeps a token for whoever comes after a crash.
     pub async fn save_token(&self, token: &Token) {
         let life = self.cache.life(token.expires_at);
-        let Ok(sealed) = self.cache.seal(&self.keys.token, value::write_token(token)) else { return };
+        let Ok(sealed) = self.cache.seal(&self.keys.token, value::write_token(token)) else {
+            return;
+        };
         if life > 0 {
             let mut script = scripts::SAVE_TOKEN.key(&self.keys.token);
             script.key(&self.keys.lease).arg(&self.holder).arg(life).arg(sealed);

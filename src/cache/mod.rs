@@ -108,7 +108,12 @@ impl Cache {
     ///
     /// # Errors
     /// When Redis is away; the caller then goes on without it.
-    pub async fn claim(&self, keys: &Keys, stamp: &Stamp, want: &Want) -> Result<Claim, CacheError> {
+    pub async fn claim(
+        &self,
+        keys: &Keys,
+        stamp: &Stamp,
+        want: &Want,
+    ) -> Result<Claim, CacheError> {
         let mut want = want.clone();
         loop {
             let (which, with) = match &want {
@@ -130,7 +135,14 @@ impl Cache {
                 },
                 "lease" => {
                     let token = self.read_token(keys, &value);
-                    let lease = Lease::new(self.clone(), keys.clone(), holder, stamp.clone(), newest, token);
+                    let lease = Lease::new(
+                        self.clone(),
+                        keys.clone(),
+                        holder,
+                        stamp.clone(),
+                        newest,
+                        token,
+                    );
                     return Ok(Claim::Lease(lease));
                 }
                 _ => return Ok(Claim::Held { newest }),
@@ -142,7 +154,12 @@ impl Cache {
     ///
     /// # Errors
     /// When Redis is still away.
-    pub async fn store_unclaimed(&self, keys: &Keys, stamp: &Stamp, session: &Session) -> Result<Stored, CacheError> {
+    pub async fn store_unclaimed(
+        &self,
+        keys: &Keys,
+        stamp: &Stamp,
+        session: &Session,
+    ) -> Result<Stored, CacheError> {
         let nobody = Stamp::from_redis(String::new());
         self.store(keys, "", &nobody, stamp, session).await
     }

@@ -61,7 +61,8 @@ impl Seal {
         self.keys.iter().find_map(|key| {
             let mut value = sealed.to_vec();
             let nonce = Nonce::assume_unique_for_key(*nonce);
-            let length = key.open_in_place(nonce, Aad::from(name.as_bytes()), &mut value).ok()?.len();
+            let length =
+                key.open_in_place(nonce, Aad::from(name.as_bytes()), &mut value).ok()?.len();
             value.truncate(length);
             Some(value)
         })

@@ -3,6 +3,8 @@
 mod qr;
 mod request;
 mod run;
+mod sandbox;
+mod signals;
 
 use std::{fmt, process::ExitCode};
 
@@ -22,6 +24,7 @@ pub struct Cli {
 enum Command {
     Run(run::RunArgs),
     Request(request::RequestArgs),
+    Sandbox(sandbox::SandboxArgs),
 }
 
 /// Why a command did not do what it was asked to.
@@ -77,5 +80,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Run(args) => run::run(args).await,
         Command::Request(args) => request::run(args).await,
+        Command::Sandbox(args) => sandbox::run(args).await,
     }
 }

@@ -120,7 +120,11 @@ fn check(body: &[u8]) -> Result<(), String> {
 }
 
 /// Publishes everything and waits for every event.
-async fn ask(client: &mut Client, bodies: Vec<Vec<u8>>, args: &RequestArgs) -> Result<(), CliError> {
+async fn ask(
+    client: &mut Client,
+    bodies: Vec<Vec<u8>>,
+    args: &RequestArgs,
+) -> Result<(), CliError> {
     let total = bodies.len();
     let mut waiting = HashSet::with_capacity(total);
     let requests: Vec<(String, Vec<u8>)> =
@@ -159,8 +163,12 @@ async fn ask(client: &mut Client, bodies: Vec<Vec<u8>>, args: &RequestArgs) -> R
     progress.finish_and_clear();
     match failed {
         0 => Ok(()),
-        1 if total == 1 => Err(CliError::Failed("the request failed; its event says why".to_owned())),
-        _ => Err(CliError::Failed(format!("{failed} of {total} requests failed; their events say why"))),
+        1 if total == 1 => {
+            Err(CliError::Failed("the request failed; its event says why".to_owned()))
+        }
+        _ => Err(CliError::Failed(format!(
+            "{failed} of {total} requests failed; their events say why"
+        ))),
     }
 }
 
@@ -171,7 +179,9 @@ async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Resu
     });
     let mut publishes = publishes.buffer_unordered(64);
     while let Some(published) = publishes.next().await {
-        published.map_err(|error| CliError::Failed(format!("a request could not be published: {error}")))?;
+        published.map_err(|error| {
+            CliError::Failed(format!("a request could not be published: {error}"))
+        })?;
     }
     Ok(())
 }

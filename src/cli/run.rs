@@ -1,10 +1,8 @@
 //! `handoff run`: the worker.
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use super::CliError;
+use super::{CliError, signals};
 use crate::{
     config::{RunSettings, Settings},
     telemetry::logs,
@@ -26,22 +24,6 @@ pub(super) struct RunArgs {
 pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = Settings::read(&args.settings)?;
     logs::init(&settings.log);
-    let shutdown = shutdown_signal().map_err(CliError::failed)?;
+    let shutdown = signals::shutdown().map_err(CliError::failed)?;
     worker::run(settings, shutdown).await.map_err(CliError::failed)
-}
-
-/// A token that SIGTERM and SIGINT cancel.
-fn shutdown_signal() -> std::io::Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let shutdown = CancellationToken::new();
-    let cancelled = shutdown.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        cancelled.cancel();
-    });
-    Ok(shutdown)
 }

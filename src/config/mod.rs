@@ -13,7 +13,7 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 pub use self::{
-    table::{BrokerSettings, DemoSettings, Given, RunSettings},
+    table::{BrokerSettings, DemoSettings, Given, LoggingSettings, RunSettings},
     units::{format_duration, parse_duration, parse_rate},
 };
 use crate::retry::{RetryDelay, RetryPolicy};
@@ -153,6 +153,18 @@ impl BrokerConfig {
     pub fn read(given: &BrokerSettings) -> Result<(Self, LogSettings), Mistakes> {
         let mut reader = read::Reader::new(&given.0);
         let settings = read::broker(&mut reader).zip(read::log(&mut reader));
+        reader.finish(settings)
+    }
+}
+
+impl LogSettings {
+    /// Reads what a command was given that only logs.
+    ///
+    /// # Errors
+    /// Every mistake there is, by the name of the variable.
+    pub fn read(given: &LoggingSettings) -> Result<Self, Mistakes> {
+        let mut reader = read::Reader::new(&given.0);
+        let settings = read::log(&mut reader);
         reader.finish(settings)
     }
 }

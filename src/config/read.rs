@@ -8,8 +8,8 @@ use secrecy::{SecretBox, SecretString};
 use url::{Host, Url};
 
 use super::{
-    ApiKey, BrokerConfig, CacheSettings, Given, LogFormat, LogSettings, Mistakes,
-    PlatformSettings, RateLimit, Settings, WorkerSettings,
+    ApiKey, BrokerConfig, CacheSettings, Given, LogFormat, LogSettings, Mistakes, PlatformSettings,
+    RateLimit, Settings, WorkerSettings,
     table::{SETTINGS, Setting},
     units::{parse_duration, parse_rate, parse_whole},
 };
@@ -137,13 +137,23 @@ pub(super) fn settings(reader: &mut Reader<'_>) -> Option<Settings> {
     let cache = cache(reader, platform.as_ref().map(|platform| platform.token_ttl));
     let worker = worker(reader);
     let log = log(reader);
-    Some(Settings { platform: platform?, broker: broker?, cache: cache?, worker: worker?, log: log? })
+    Some(Settings {
+        platform: platform?,
+        broker: broker?,
+        cache: cache?,
+        worker: worker?,
+        log: log?,
+    })
 }
 
 fn platform(reader: &mut Reader<'_>) -> Option<PlatformSettings> {
     let allow_http = reader.value("IDV_ALLOW_HTTP", yes_or_no);
     let base = |text: &str| base_url(text, allow_http.unwrap_or(true));
-    let url = reader.required("IDV_URL", "the platform's base URL, such as https://idv.example.com", base);
+    let url = reader.required(
+        "IDV_URL",
+        "the platform's base URL, such as https://idv.example.com",
+        base,
+    );
     let public_url = reader.optional("IDV_PUBLIC_URL", base);
     let api_key = api_key(reader);
     let token_ttl = reader.value("IDV_TOKEN_TTL", whole_seconds);
@@ -164,11 +174,17 @@ fn platform(reader: &mut Reader<'_>) -> Option<PlatformSettings> {
 
 fn api_key(reader: &mut Reader<'_>) -> Option<ApiKey> {
     let Some(text) = reader.text("IDV_API_KEY").ok()? else {
-        reader.wrong("HANDOFF_IDV_API_KEY", "is required: the platform's API key, or HANDOFF_IDV_API_KEY_FILE");
+        reader.wrong(
+            "HANDOFF_IDV_API_KEY",
+            "is required: the platform's API key, or HANDOFF_IDV_API_KEY_FILE",
+        );
         return None;
     };
     if reqwest::header::HeaderValue::from_bytes(text.value.as_bytes()).is_err() {
-        reader.wrong("HANDOFF_IDV_API_KEY", "cannot be sent as a header: it holds a control character");
+        reader.wrong(
+            "HANDOFF_IDV_API_KEY",
+            "cannot be sent as a header: it holds a control character",
+        );
         return None;
     }
     Some(ApiKey { value: SecretString::from(text.value), file: text.file })
@@ -232,7 +248,8 @@ fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
         whole_number(text, 1, 128 << 20).map(|n| usize::try_from(n).unwrap_or(usize::MAX))
     });
     let http_addr = reader.value("HTTP_ADDR", |text| {
-        SocketAddr::from_str(text).map_err(|_| "must be an IP address and a port, such as 0.0.0.0:9464")
+        SocketAddr::from_str(text)
+            .map_err(|_| "must be an IP address and a port, such as 0.0.0.0:9464")
     });
     let shutdown_grace = reader.value("SHUTDOWN_GRACE", positive_duration);
     Some(WorkerSettings {
@@ -247,12 +264,11 @@ fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
 
 /// What is logged, and how.
 pub(super) fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
-    let directives = reader.value("LOG", |text| {
-        match tracing_subscriber::EnvFilter::builder().parse(text) {
+    let directives =
+        reader.value("LOG", |text| match tracing_subscriber::EnvFilter::builder().parse(text) {
             Ok(_) => Ok(text.to_owned()),
             Err(_) => Err("must be tracing filter directives, such as info or info,handoff=debug"),
-        }
-    });
+        });
     let format = reader.optional("LOG_FORMAT", |text| match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
@@ -313,8 +329,10 @@ fn base_url(text: &str, allow_http: bool) -> Result<Url, &'static str> {
         "https" => {}
         "http" if on_this_machine || allow_http => {}
         "http" => {
-            return Err("is plain http, which would show the API key and every link to the network; \
-                        use https, or set HANDOFF_IDV_ALLOW_HTTP=true");
+            return Err(
+                "is plain http, which would show the API key and every link to the network; \
+                        use https, or set HANDOFF_IDV_ALLOW_HTTP=true",
+            );
         }
         _ => return Err("must begin with https:// (or http://)"),
     }
@@ -340,7 +358,8 @@ fn amqp_url(text: &str) -> Result<SecretString, &'static str> {
 }
 
 fn redis_url(text: &str) -> Result<SecretString, &'static str> {
-    const FORM: &str = "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
+    const FORM: &str =
+        "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
     if !(text.starts_with("redis://") || text.starts_with("rediss://")) {
         return Err(FORM);
     }

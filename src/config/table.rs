@@ -13,6 +13,8 @@ pub(super) enum Scope {
     Worker,
     /// The real platform: `run` alone, since the demo brings its own.
     Platform,
+    /// Whoever logs: every command.
+    Logging,
 }
 
 /// One setting.
@@ -43,7 +45,7 @@ const fn secret(mut setting: Setting) -> Setting {
     setting
 }
 
-use Scope::{Broker, Platform, Worker};
+use Scope::{Broker, Logging, Platform, Worker};
 
 #[rustfmt::skip] // a table reads best as one
 pub(super) const SETTINGS: &[Setting] = &[
@@ -70,8 +72,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     row(Worker, "MAX_MESSAGE_BYTES", "N", Some("65536"), "Largest request body"),
     row(Worker, "HTTP_ADDR", "IP:PORT", Some("127.0.0.1:9464"), "Where /livez, /readyz and /metrics are served"),
     row(Worker, "SHUTDOWN_GRACE", "DURATION", Some("25s"), "Longest time from SIGTERM to exit"),
-    row(Broker, "LOG", "DIRECTIVES", Some("info"), "What is logged, as tracing filter directives"),
-    row(Broker, "LOG_FORMAT", "text|json", None, "[default: text on a terminal, else json]"),
+    row(Logging, "LOG", "DIRECTIVES", Some("info"), "What is logged, as tracing filter directives"),
+    row(Logging, "LOG_FORMAT", "text|json", None, "[default: text on a terminal, else json]"),
 ];
 
 impl Setting {
@@ -105,7 +107,8 @@ impl Setting {
             args[0] = args[0].clone().num_args(0..=1).default_missing_value("true");
         }
         if self.secret {
-            let help = format!("File that holds --{}, so that it shows in no process list", self.flag());
+            let help =
+                format!("File that holds --{}, so that it shows in no process list", self.flag());
             let (flag, variable) = (self.flag() + "-file", self.variable() + "_FILE");
             args.push(arg(flag, variable, "PATH", help));
         }
@@ -204,13 +207,17 @@ macro_rules! given_for {
 
 given_for!(
     /// The settings of `handoff run`: all of them.
-    RunSettings, [Scope::Platform, Scope::Broker, Scope::Worker]
+    RunSettings, [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Logging]
 );
 given_for!(
     /// The settings of `handoff demo`, which brings a platform of its own.
-    DemoSettings, [Scope::Broker, Scope::Worker]
+    DemoSettings, [Scope::Broker, Scope::Worker, Scope::Logging]
 );
 given_for!(
     /// The settings of commands that only speak to RabbitMQ.
-    BrokerSettings, [Scope::Broker]
+    BrokerSettings, [Scope::Broker, Scope::Logging]
+);
+given_for!(
+    /// The settings of commands that only log.
+    LoggingSettings, [Scope::Logging]
 );

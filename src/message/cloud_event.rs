@@ -58,7 +58,10 @@ fn text(raw: &RawValue) -> Option<String> {
 mod tests {
     use crate::message::{Invalid, Request, decode_request};
 
-    fn decode(body: &str, content_type: Option<&str>) -> (Option<String>, Result<Request, Invalid>) {
+    fn decode(
+        body: &str,
+        content_type: Option<&str>,
+    ) -> (Option<String>, Result<Request, Invalid>) {
         let decoded = decode_request(body.as_bytes(), content_type, 65_536, Some("w"));
         (decoded.id.map(|id| id.as_str().to_owned()), decoded.request)
     }

@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn repeated_keys_are_named() {
-        let fields = fields(r#"{"a":1,"\u0061":2,"x":1,"x":2,"b":null,"b":1}"#, ["a", "b"]).unwrap();
+        let fields =
+            fields(r#"{"a":1,"\u0061":2,"x":1,"x":2,"b":null,"b":1}"#, ["a", "b"]).unwrap();
         assert_eq!(fields.repeated, ["a", "b"]);
     }
 

@@ -236,7 +236,10 @@ mod tests {
         assert_ne!(event_id(READY, &one), event_id(READY, &two));
         assert_ne!(event_id(READY, &one), event_id(FAILED, &one));
         // Fixed for ever: consumers remember them.
-        assert_eq!(event_id(READY, &one), Uuid::new_v5(&EVENT_IDS, b"handoff.ready\nr1").to_string());
+        assert_eq!(
+            event_id(READY, &one),
+            Uuid::new_v5(&EVENT_IDS, b"handoff.ready\nr1").to_string()
+        );
     }
 
     #[test]

@@ -210,7 +210,10 @@ fn keep<T>(
     value?.map_err(|problem| check(Err(problem))).ok()
 }
 
-fn json<'a, T: Deserialize<'a>>(raw: &'a RawValue, problem: &'static str) -> Result<T, &'static str> {
+fn json<'a, T: Deserialize<'a>>(
+    raw: &'a RawValue,
+    problem: &'static str,
+) -> Result<T, &'static str> {
     serde_json::from_str(raw.get()).map_err(|_| problem)
 }
 
@@ -239,7 +242,8 @@ fn object(raw: &RawValue) -> Result<Metadata, &'static str> {
 }
 
 fn date(raw: &RawValue) -> Result<SystemTime, &'static str> {
-    const RULE: &str = "`expiresAt` must be an RFC 3339 date and time, such as 2030-01-31T12:00:00Z";
+    const RULE: &str =
+        "`expiresAt` must be an RFC 3339 date and time, such as 2030-01-31T12:00:00Z";
     let date = OffsetDateTime::parse(&text(raw, RULE)?, &Rfc3339).map_err(|_| RULE)?;
     Ok(date.into())
 }
@@ -268,10 +272,7 @@ mod tests {
         assert!(request.renew);
         let expected = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").unwrap();
         assert_eq!(request.expires_at, Some(expected + std::time::Duration::from_millis(500)));
-        assert_eq!(
-            sent(&request.metadata),
-            r#"{"a":1.00000000000000000001,"externalUserId":"u"}"#
-        );
+        assert_eq!(sent(&request.metadata), r#"{"a":1.00000000000000000001,"externalUserId":"u"}"#);
     }
 
     #[test]
@@ -281,12 +282,16 @@ mod tests {
         )
         .unwrap();
         assert!(!request.renew && request.locale.is_none() && request.expires_at.is_none());
-        assert_eq!(decode(r#"{"userId":null,"workflowId":"w"}"#).unwrap_err(), "`userId` is missing");
+        assert_eq!(
+            decode(r#"{"userId":null,"workflowId":"w"}"#).unwrap_err(),
+            "`userId` is missing"
+        );
     }
 
     #[test]
     fn the_users_own_external_id_never_wins() {
-        let metadata = Metadata::read(r#"{"externalUserId":1,"x":2,"\u0065xternalUserId":3}"#).unwrap();
+        let metadata =
+            Metadata::read(r#"{"externalUserId":1,"x":2,"\u0065xternalUserId":3}"#).unwrap();
         assert_eq!(sent(&metadata), r#"{"x":2,"externalUserId":"u"}"#);
     }
 
@@ -307,7 +312,9 @@ mod tests {
 
     #[test]
     fn limits_are_in_bytes() {
-        let body = |user: &str, workflow: &str| format!(r#"{{"userId":"{user}","workflowId":"{workflow}"}}"#);
+        let body = |user: &str, workflow: &str| {
+            format!(r#"{{"userId":"{user}","workflowId":"{workflow}"}}"#)
+        };
         assert!(decode(&body(&"é".repeat(128), &"w".repeat(128))).is_ok());
         assert!(decode(&body(&"u".repeat(257), "w")).is_err());
         assert!(decode(&body("", "w")).is_err());
@@ -333,7 +340,9 @@ mod tests {
     #[test]
     fn hostile_bodies_are_invalid() {
         let deep = "[".repeat(100_000);
-        for body in ["", " ", "null", "[]", "\"x\"", "{", "{\"userId\":\"u\"", "{}x", "\u{feff}{}", &deep] {
+        for body in
+            ["", " ", "null", "[]", "\"x\"", "{", "{\"userId\":\"u\"", "{}x", "\u{feff}{}", &deep]
+        {
             assert!(decode(body).is_err(), "{body:.20}");
         }
         let not_utf8 = decode_request(b"{\"userId\":\"\xff\"}", None, 100, Some("w"));

@@ -78,7 +78,10 @@ mod tests {
         for wrong in ["", "x", zeros, &upper, &long, &forbidden, "00-\r\n"] {
             let context = TraceContext::continued(Some(wrong.as_bytes()), Some(b"a=b"));
             assert_ne!(context.parent(), wrong);
-            assert_eq!(valid_parent(context.parent().as_bytes()).as_deref(), Some(context.parent()));
+            assert_eq!(
+                valid_parent(context.parent().as_bytes()).as_deref(),
+                Some(context.parent())
+            );
             assert_eq!(context.state(), None);
         }
     }

@@ -45,7 +45,10 @@ mod tests {
 
     #[test]
     fn a_token_is_any_text() {
-        assert_eq!(token(br#"{"x":1,"authorization":"Token tr-\u00e9 +/=&%"}"#), Ok("Token tr-é +/=&%".into()));
+        assert_eq!(
+            token(br#"{"x":1,"authorization":"Token tr-\u00e9 +/=&%"}"#),
+            Ok("Token tr-é +/=&%".into())
+        );
         for wrong in ["", "[]", "{}", r#"{"authorization":""}"#, r#"{"authorization":7}"#, "{} x"] {
             assert!(token(wrong.as_bytes()).is_err(), "{wrong}");
         }

@@ -74,11 +74,14 @@ impl Platform {
         if bypasses_proxy(&settings.url) {
             http = http.no_proxy();
         }
-        let mut api_key = HeaderValue::from_bytes(settings.api_key.value.expose_secret().as_bytes())
-            .map_err(|_| BadClient("the API key cannot be sent as a header"))?;
+        let mut api_key =
+            HeaderValue::from_bytes(settings.api_key.value.expose_secret().as_bytes())
+                .map_err(|_| BadClient("the API key cannot be sent as a header"))?;
         api_key.set_sensitive(true);
         Ok(Self {
-            http: http.build().map_err(|_| BadClient("TLS or the system's certificates failed to load"))?,
+            http: http
+                .build()
+                .map_err(|_| BadClient("TLS or the system's certificates failed to load"))?,
             base: without_slash(&settings.url).to_owned(),
             api_key,
             token_ttl: settings.token_ttl,
@@ -128,7 +131,12 @@ impl Platform {
         self.call(Call::Session, http, trace, answer::session_id).await
     }
 
-    fn post(&self, url: String, authorization: HeaderValue, body: &impl Serialize) -> reqwest::RequestBuilder {
+    fn post(
+        &self,
+        url: String,
+        authorization: HeaderValue,
+        body: &impl Serialize,
+    ) -> reqwest::RequestBuilder {
         // Maps with text keys, text and numbers: nothing in them can fail to serialize.
         let body = serde_json::to_vec(body).unwrap_or_default();
         self.http
@@ -189,10 +197,16 @@ async fn body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError>
     loop {
         match response.chunk().await {
             Ok(None) => return Ok(body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => {
+                body.extend_from_slice(&chunk)
+            }
             Ok(Some(_)) => return Err(CallError::broken(call, "a body of more than 64 KiB")),
             Err(error) if error.is_timeout() => {
-                return Err(CallError::Transient { call, why: Transient::Timeout, retry_after: None });
+                return Err(CallError::Transient {
+                    call,
+                    why: Transient::Timeout,
+                    retry_after: None,
+                });
             }
             Err(error) if error.is_decode() && !error.is_body() => {
                 return Err(CallError::broken(call, "a body that cannot be read"));
@@ -243,7 +257,8 @@ mod tests {
 
     #[test]
     fn idempotency_keys_tell_requests_and_tokens_apart() {
-        let token = |value: &str| Token { value: value.to_owned().into(), expires_at: SystemTime::now() };
+        let token =
+            |value: &str| Token { value: value.to_owned().into(), expires_at: SystemTime::now() };
         let key = |id: &str, value: &str| idempotency_key(&RequestId::new(id), &token(value));
         assert_eq!(key("r", "t"), key("r", "t"));
         assert_ne!(key("r", "t"), key("r", "u"));

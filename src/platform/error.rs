@@ -45,7 +45,11 @@ pub enum Transient {
 
 impl CallError {
     /// What a status other than success means.
-    pub(super) fn from_status(call: Call, status: StatusCode, retry_after: Option<Duration>) -> Self {
+    pub(super) fn from_status(
+        call: Call,
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    ) -> Self {
         let transient = |retry_after| {
             let why = Transient::Status(status);
             Self::Transient { call, why, retry_after }
@@ -99,16 +103,25 @@ impl fmt::Display for CallError {
         };
         match self {
             Self::Transient { call, why, .. } => match why {
-                Transient::Connection => write!(f, "the {} found no connection, or lost it", name(*call)),
+                Transient::Connection => {
+                    write!(f, "the {} found no connection, or lost it", name(*call))
+                }
                 Transient::Timeout => write!(f, "the {} was not answered in time", name(*call)),
                 Transient::Status(status) => {
-                    write!(f, "the platform answered the {} with status {}", name(*call), status.as_u16())
+                    write!(
+                        f,
+                        "the platform answered the {} with status {}",
+                        name(*call),
+                        status.as_u16()
+                    )
                 }
                 Transient::BrokenAnswer(what) => {
                     write!(f, "the platform answered the {} with {what}", name(*call))
                 }
             },
-            Self::Unauthorized => f.write_str("the platform refused the session's token (status 401)"),
+            Self::Unauthorized => {
+                f.write_str("the platform refused the session's token (status 401)")
+            }
             Self::Rejected(status) => {
                 write!(f, "the platform rejected the session (status {})", status.as_u16())
             }

@@ -15,7 +15,8 @@ use crate::config::{LogFormat, LogSettings};
 /// frames and headers, and with them tokens, links and user ids.
 pub fn init(settings: &LogSettings) {
     let terminal = std::io::stderr().is_terminal();
-    let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let format =
+        settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     // The settings were read by the same parser; should that ever differ, less is logged, not more.
     let filter = EnvFilter::builder().parse(&settings.directives).unwrap_or_else(|_| "info".into());
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

@@ -139,7 +139,11 @@ impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
         // The encoder adds `_total` to counters and `_info` to infos, and a full stop to every help.
-        registry.register("handoff_requests", "Deliveries settled, by outcome", self.requests.clone());
+        registry.register(
+            "handoff_requests",
+            "Deliveries settled, by outcome",
+            self.requests.clone(),
+        );
         registry.register(
             "handoff_request_duration_seconds",
             "From taking a delivery to settling it",
@@ -150,7 +154,11 @@ impl Metrics {
             "From a request's AMQP timestamp to its confirmed event",
             self.end_to_end.clone(),
         );
-        registry.register("handoff_in_flight", "Deliveries being worked on", self.in_flight.clone());
+        registry.register(
+            "handoff_in_flight",
+            "Deliveries being worked on",
+            self.in_flight.clone(),
+        );
         registry.register(
             "handoff_platform_calls",
             "Calls to the platform, by outcome",

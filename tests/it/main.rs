@@ -1,1 +1,17 @@
+//! The worker from outside: the real binary, a real RabbitMQ, a real Redis.
+//!
+//! `make test` provides both; without them every test fails, none is skipped. Each test has names of
+//! its own on either, so that all can run side by side, and takes them away at its end.
 
+#![allow(unreachable_pub, reason = "everything in here is this binary's own")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+mod support;
+
+mod configuration;
+mod outcomes;

@@ -1,0 +1,50 @@
+# Everything that needs RabbitMQ, Redis or a browser gets them from scripts/, which install what is
+# missing. ARGS is handed on: make test ARGS='retry -- --nocapture'
+
+# Where cargo builds; CARGO_TARGET_DIR and cargo's own settings may put it anywhere.
+HANDOFF = "$$(cargo metadata --locked --no-deps --format-version 1 \
+	| sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/handoff"
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: demo
+demo: build ## Show it at work: a sandbox platform, a worker and a few requests
+	@scripts/with-services $(HANDOFF) demo $(ARGS)
+
+.PHONY: run
+run: build ## Run the worker beside private services, with the settings in HANDOFF_…
+	@scripts/with-services $(HANDOFF) run $(ARGS)
+
+.PHONY: build
+build: tools ## Build the program
+	cargo build --locked
+
+# Built first, so that the services run no longer than the tests.
+.PHONY: test
+test: tools ## Run the tests, with a real RabbitMQ, Redis and browser
+	cargo test --locked --no-run $(ARGS)
+	scripts/with-browser scripts/with-services cargo test --locked $(ARGS)
+
+.PHONY: test-rabbitmq4
+test-rabbitmq4: ## Run the tests with RabbitMQ 4, from a folder that is made for it (as root)
+	root=$$(scripts/rabbitmq4-root) && HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test
+
+.PHONY: lint
+lint: tools ## Check the format, and run clippy and, where it is installed, shellcheck
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	! command -v shellcheck >/dev/null || shellcheck -x scripts/* .ci/run
+
+.PHONY: doc
+doc: tools ## Build the documentation, private items included
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+.PHONY: ci
+ci: ## Run what CI runs
+	.ci/run
+
+.PHONY: tools
+tools:
+	@scripts/ensure-tools

@@ -1,0 +1,160 @@
+# shellcheck shell=bash
+# Shared by the scripts beside it, which source it. It starts nothing by itself.
+
+# As in sysexits.h: the command line is wrong; something that is needed cannot be had.
+# shellcheck disable=SC2034  # used where this is sourced
+EX_USAGE=64 EX_UNAVAILABLE=69
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+
+say() { echo "handoff: $*" >&2; }
+
+die() { # STATUS MESSAGE…
+    say "${@:2}"
+    exit "$1"
+}
+
+have() { command -v "$1" >/dev/null; }
+
+# The comment at the top of the calling script is its manual.
+usage() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
+    exit "$EX_USAGE"
+}
+
+# ── packages ────────────────────────────────────────────────────────────────────────────────────
+
+# HANDOFF_INSTALL=no has nothing installed, ever.
+can_install() {
+    [[ ${HANDOFF_INSTALL:-yes} == yes ]] && have apt-get && { ((EUID == 0)) || sudo -n true; }
+} 2>/dev/null
+
+install_packages() { # PACKAGE…
+    local as_root=()
+    ((EUID == 0)) || as_root=(sudo -n)
+    say "installing $* (once, with apt-get) …"
+    # A signal takes effect when the installation is through.
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    "${as_root[@]}" bash "$here/apt-install" "$@" </dev/null >&2
+    trap - INT TERM HUP
+}
+
+have_docker() { have docker && docker info >/dev/null 2>&1; }
+
+# ── nodes ───────────────────────────────────────────────────────────────────────────────────────
+
+# A node's processes carry its folder in their environment as HANDOFF_NODE. A pid from a file is
+# believed only with that mark: by now it may be a stranger's. A process that is dead but not yet
+# reaped has no environment left and so counts as gone, as it should.
+alive() { # NODE PID
+    local environ='' state=''
+    # It is empty for a moment, too, while a process turns into another program.
+    while [[ -n $2 && -z $environ && $state != Z ]]; do
+        environ=$(tr '\0' '\n' <"/proc/$2/environ") && read -r _ _ state _ <"/proc/$2/stat" || return
+    done 2>/dev/null
+    grep -qxF "HANDOFF_NODE=$1" <<<"$environ"
+}
+
+pid_of() { cat "$1" 2>/dev/null || true; }
+
+# Starts a server in a session of its own, where no Ctrl-C meant for somebody else reaches it. Its
+# pid is on file before it runs, so that whoever ends the node cannot miss it; and where the folder
+# is gone by then, it does not run at all.
+spawn() { # NODE PIDFILE COMMAND…
+    rm -f "$2"
+    # shellcheck disable=SC2016  # for the inner shell to expand
+    (HANDOFF_NODE=$1 setsid sh -c 'echo $$ >"$0" && exec "$@"' "${@:2}" </dev/null >>"$1/out.log" 2>&1 &)
+    until [[ -s $2 ]]; do
+        [[ -d $1 ]] || return
+        sleep 0.01
+    done
+}
+
+# Signals the process in PIDFILE, which need not be there.
+signal() { # NODE SIGNAL PIDFILE
+    local pid
+    pid=$(pid_of "$3")
+    ! alive "$1" "$pid" || kill "-$2" "$pid" 2>/dev/null || true
+}
+
+# Waits until the process in PIDFILE is gone, but no longer than SECONDS.
+await_end() { # NODE PIDFILE SECONDS
+    local pid deadline=$((SECONDS + $3))
+    pid=$(pid_of "$2")
+    while alive "$1" "$pid" && ((SECONDS < deadline)); do
+        sleep 0.02
+    done
+}
+
+# Kills a node's processes, those on file in FOLDER and helpers that Erlang has started, and sees
+# them gone.
+kill_processes() { # NODE FOLDER
+    local pidfile environs deadline=$((SECONDS + 10))
+    for pidfile in "$2"/*pid; do
+        signal "$1" KILL "$pidfile"
+    done
+    while ((SECONDS < deadline)); do
+        environs=$(grep -lzxF "HANDOFF_NODE=$1" /proc/[0-9]*/environ 2>/dev/null) || true
+        [[ -n $environs ]] || return 0
+        cut -d/ -f3 <<<"$environs" | xargs kill -KILL 2>/dev/null || true
+        sleep 0.02
+    done
+}
+
+# Ends a node whatever its state, a start that is under way included: the folder is renamed first,
+# and nothing starts in a folder that is not there.
+destroy_node() { # NODE
+    local node=$1 gone=$1.ending-$$ engine=native container
+    mv "$node" "$gone" 2>/dev/null || return 0
+    # shellcheck source=/dev/null
+    . "$gone/settings" 2>/dev/null || true
+    if [[ $engine == docker ]]; then
+        docker rm --force --volumes "$container" >/dev/null 2>&1 || true
+    fi
+    kill_processes "$node" "$gone"
+    rm -rf "$gone" 2>/dev/null || { sleep 0.2 && rm -rf "$gone"; }
+}
+
+# ── ports ───────────────────────────────────────────────────────────────────────────────────────
+
+# The inodes of the sockets that listen on PORT.
+listeners() { # PORT
+    awk -v port="$(printf ':%04X$' "$1")" '$4 == "0A" && $2 ~ port {print $10}' \
+        /proc/net/tcp /proc/net/tcp6 2>/dev/null || true
+}
+
+# Sets `ports` to free ports below the range that the system hands out to clients. Each script
+# begins at a place given by its pid: two that choose at the same moment must not choose the same.
+choose_ports() { # COUNT
+    local port=$((10000 + $$ % 5000 * 4))
+    ports=()
+    while ((${#ports[@]} < $1)); do
+        [[ -n $(listeners "$port") ]] || ports+=("$port")
+        port=$((port < 29999 ? port + 1 : 10000))
+    done
+}
+
+# Whether it is PID that listens on PORT: an answer there could come from a stranger.
+listens() { # PID PORT
+    local inode
+    for inode in $(listeners "$2"); do
+        find "/proc/$1/fd" -lname "socket:\[$inode\]" 2>/dev/null | grep -q . && return
+    done
+    return 1
+}
+
+# Whether PORT answers GREETING with FIRST_BYTE. An open port proves nothing: RabbitMQ opens it
+# before it can serve, Docker before there is a server at all.
+answers() { # PORT GREETING FIRST_BYTE
+    local byte=
+    # shellcheck disable=SC2059  # a greeting is written with escapes
+    {
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || return
+        printf "$2" >&3
+        LC_ALL=C IFS='' read -r -t 2 -n 1 -d '' byte <&3 || true
+        exec 3>&-
+    } 2>/dev/null
+    [[ $byte == "$3" ]]
+}

@@ -1,0 +1,150 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # shared variables
+# What rabbitmq-node and redis-node have in common: a server in a folder, native or, where it can
+# neither be found nor installed, in Docker. The script that sources this describes its server:
+#
+#   name package            what it is called, and the Debian package that has it
+#   image container_port container_command
+#   port_count              how many ports it needs; clients use the first
+#   start_seconds           how long a start may take
+#   root                    where it is found, if that is not the machine's own root
+#   find_native start_native ready url   functions
+#
+# The folder remembers in `settings` what the first start chose.
+
+load() { # DIR
+    node=$(realpath -m -- "$1")
+    [[ -e $node/settings ]] || die 1 "no $name in $node"
+    # shellcheck source=/dev/null
+    . "$node/settings"
+    port=${ports[0]}
+}
+
+# HANDOFF_SERVICES=docker has Docker used even where the server is installed.
+missing() { [[ -z $root && ${HANDOFF_SERVICES:-native} != docker ]] && ! find_native; }
+
+# Sets `engine`; installs the server if it must.
+choose_engine() {
+    engine=native
+    if [[ -n $root ]]; then
+        find_native || die "$EX_UNAVAILABLE" "there is no $name in $root"
+        return
+    fi
+    if missing && can_install; then install_packages "$package" || true; fi
+    [[ ${HANDOFF_SERVICES:-native} == docker ]] || ! find_native || return 0
+    engine=docker
+    have_docker || die "$EX_UNAVAILABLE" \
+        "needs what cannot be installed from here; install $package, or start Docker"
+}
+
+create() {
+    choose_engine
+    [[ -d $node ]] || mkdir "$node"
+    choose_ports "$port_count"
+    printf '%s\n' "engine=$engine" "ports=(${ports[*]})" "container=handoff-${ports[0]}-$$" \
+        "root=${root:+$(printf %q "$root")}" >"$node/settings"
+}
+
+running() {
+    case $engine in
+    native) alive "$node" "$(pid_of "$node/pid")" ;;
+    docker) [[ $(docker inspect --format '{{.State.Running}}' "$container" 2>&1) == true ]] ;;
+    esac
+}
+
+start_docker() {
+    if ! docker start "$container" >/dev/null 2>&1; then
+        docker image inspect "$image" >/dev/null 2>&1 || say "pulling $image (once, with Docker) …"
+        docker run --quiet --detach --name "$container" --label "handoff=${HANDOFF_SERVICES_DIR:-}" \
+            --hostname "$container" --publish "127.0.0.1:$port:$container_port" \
+            "$image" "${container_command[@]}" >/dev/null
+    fi
+    # Fails where the folder has been removed in the meantime: then the container must go as well.
+    docker inspect --format '{{.State.Pid}}' "$container" >"$node/pid" ||
+        { docker rm --force --volumes "$container" >/dev/null; exit 1; }
+}
+
+start() { # [--no-wait] DIR
+    local wait=true
+    [[ $1 != --no-wait ]] || { wait=false && shift; }
+    node=$(realpath -m -- "$1")
+    [[ -e $node/settings ]] || create
+    load "$node"
+    running || "start_$engine"
+    ! $wait || await_start
+    url
+}
+
+await_start() {
+    local deadline=$((SECONDS + start_seconds))
+    until ready && { [[ $engine == docker ]] || listens "$(pid_of "$node/pid")" "$port"; }; do
+        running || fail "$name ended while it started"
+        ((SECONDS < deadline)) || fail "$name was not ready within $start_seconds s"
+        sleep 0.1
+    done
+}
+
+fail() { # MESSAGE
+    # Somebody has destroyed the node, and knows.
+    [[ -d $node ]] || exit 1
+    case $engine in
+    native) tail -q -n 20 "$node"/out.log "$node"/log/*.log ;;
+    docker) docker logs --tail 40 "$container" 2>&1 ;;
+    esac >&2 2>/dev/null || true
+    die 1 "$1; its log is above and in $node"
+}
+
+kill_node() {
+    case $engine in
+    native) kill_processes "$node" "$node" ;;
+    docker) ! running || docker kill "$container" >/dev/null ;;
+    esac
+}
+
+stop() {
+    thaw
+    case $engine in
+    native)
+        signal "$node" TERM "$node/pid"
+        await_end "$node" "$node/pid" 60
+        kill_processes "$node" "$node"
+        ;;
+    docker) docker stop --time 60 "$container" >/dev/null ;;
+    esac
+}
+
+freeze() {
+    case $engine in
+    native) signal "$node" STOP "$node/pid" ;;
+    docker) docker pause "$container" >/dev/null ;;
+    esac
+}
+
+thaw() {
+    case $engine in
+    native) signal "$node" CONT "$node/pid" ;;
+    docker) docker unpause "$container" >/dev/null 2>&1 || true ;;
+    esac
+}
+
+node_main() {
+    local command=${1:-}
+    if [[ $command == missing ]]; then
+        # For with-services, which installs all that is missing in one go.
+        ! missing || echo "$package"
+        exit
+    fi
+    (($# >= 2)) || usage
+    shift
+    case $command in
+    start) start "$@" ;;
+    destroy) destroy_node "$(realpath -m -- "$1")" ;;
+    url | kill | stop | freeze | thaw | ctl)
+        load "$1"
+        shift
+        [[ $command != kill ]] || command=kill_node
+        declare -F "$command" >/dev/null || usage
+        "$command" "$@"
+        ;;
+    *) usage ;;
+    esac
+}

@@ -1,0 +1,179 @@
+//! `handoff sandbox`: a simulated platform.
+
+use std::{io::Write, net::SocketAddr, time::Duration};
+
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use tokio::net::TcpListener;
+
+use super::{CliError, signals};
+use crate::{
+    config::{LogSettings, LoggingSettings, parse_duration, parse_rate},
+    sandbox::{Options, RateLimit, Sandbox, TokenAlphabet},
+    telemetry::logs,
+};
+
+/// Simulates the platform: its two calls, and the pages people open
+///
+/// It keeps everything in memory and checks nobody's identity. Its base URL is the first line on
+/// stdout; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes
+/// it fail on demand, GET /sandbox/calls shows what it was asked, GET /sandbox/stats counts.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    handoff sandbox --latency 80ms --jitter 40ms --failure-rate 0.05\n  \
+    HANDOFF_IDV_URL=http://127.0.0.1:8085 HANDOFF_IDV_API_KEY=sandbox-key handoff run\n  \
+    curl -X PUT http://127.0.0.1:8085/sandbox/faults -d '{\"session\":{\"status\":503}}'")]
+pub(super) struct SandboxArgs {
+    /// Where to listen; port 0 takes any free one
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_ADDR",
+        hide_env_values = true,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:8085"
+    )]
+    addr: SocketAddr,
+    /// The API key to ask for, compared byte for byte
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        default_value = Options::DEFAULT_API_KEY
+    )]
+    api_key: String,
+    /// How long each call takes at least, such as 50ms
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_LATENCY",
+        hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "0ms",
+        value_parser = parse_duration
+    )]
+    latency: Duration,
+    /// At most so much is added to the latency, evenly spread
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_JITTER",
+        hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "0ms",
+        value_parser = parse_duration
+    )]
+    jitter: Duration,
+    /// The share of calls that answer 503: 0.1 is one in ten
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_FAILURE_RATE",
+        hide_env_values = true,
+        value_name = "SHARE",
+        default_value = "0",
+        value_parser = share
+    )]
+    failure_rate: f64,
+    /// Calls beyond this answer 429 with Retry-After, such as 1000/1m; without it none do
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_RATE_LIMIT",
+        hide_env_values = true,
+        value_name = "COUNT/DURATION",
+        value_parser = rate_limit
+    )]
+    rate_limit: Option<RateLimit>,
+    /// What tokens are made of
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_TOKEN_ALPHABET",
+        hide_env_values = true,
+        value_name = "KIND",
+        default_value = "plain",
+        value_enum
+    )]
+    token_alphabet: Alphabet,
+    /// Honour Idempotency-Key: a repeated session call answers the same session, which the real
+    /// platform is not known to do
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_IDEMPOTENCY",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    idempotency: bool,
+    /// Serve everything below this path, such as /idv
+    #[arg(
+        long,
+        env = "HANDOFF_SANDBOX_PATH_PREFIX",
+        hide_env_values = true,
+        value_name = "PATH",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = path_prefix
+    )]
+    path_prefix: String,
+    /// Base URL to show on the index page, where people reach it at another than it listens on
+    #[arg(long, env = "HANDOFF_SANDBOX_PUBLIC_URL", hide_env_values = true, value_name = "URL")]
+    public_url: Option<String>,
+    #[command(flatten)]
+    settings: LoggingSettings,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Alphabet {
+    /// tr-, letters and digits
+    Plain,
+    /// All that careless encoding breaks: spaces, + / = & % ? #, quotes, letters beyond ASCII
+    Hostile,
+}
+
+pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
+    logs::init(&LogSettings::read(&args.settings)?);
+    let shutdown = signals::shutdown().map_err(CliError::failed)?;
+    let listener = TcpListener::bind(args.addr).await.map_err(|error| {
+        CliError::Failed(format!("cannot listen on {}: {error}; try --addr", args.addr))
+    })?;
+    let sandbox = Sandbox::start(listener, args.into())
+        .map_err(|error| CliError::Usage(format!("cannot start the sandbox: {error}")))?;
+    // Whoever closed stdout has no use for the line; the sandbox serves all the same.
+    let _ = writeln!(std::io::stdout(), "sandbox: listening on {}", sandbox.url());
+    tracing::info!(addr = %sandbox.addr(), "the sandbox is ready");
+    shutdown.cancelled().await;
+    tracing::info!("the sandbox stops");
+    sandbox.stop().await;
+    Ok(())
+}
+
+impl From<SandboxArgs> for Options {
+    fn from(args: SandboxArgs) -> Self {
+        Self {
+            api_key: args.api_key,
+            latency: args.latency,
+            jitter: args.jitter,
+            failure_rate: args.failure_rate,
+            rate_limit: args.rate_limit,
+            token_alphabet: match args.token_alphabet {
+                Alphabet::Plain => TokenAlphabet::Plain,
+                Alphabet::Hostile => TokenAlphabet::Hostile,
+            },
+            honour_idempotency_key: args.idempotency,
+            path_prefix: args.path_prefix,
+            public_url: args.public_url,
+            seed: None,
+        }
+    }
+}
+
+fn path_prefix(text: &str) -> Result<String, String> {
+    let options = Options { path_prefix: text.to_owned(), ..Options::default() };
+    options.checked().map(|options| options.path_prefix).map_err(|error| error.to_string())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("must be a share from 0 to 1, such as 0.1".to_owned()),
+    }
+}
+
+fn rate_limit(text: &str) -> Result<RateLimit, String> {
+    parse_rate(text).map(|(count, per)| RateLimit { count, per })
+}

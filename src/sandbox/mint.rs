@@ -1,0 +1,123 @@
+//! Makes tokens and session ids.
+
+use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
+
+use super::options::TokenAlphabet;
+
+/// What careless code breaks on. Each hostile token holds all of them.
+///
+/// None is a control character, and a token neither starts nor ends with one of them, so that every
+/// token is a valid header value.
+const HOSTILE: [&str; 20] = [
+    " ",
+    "  ",
+    "+",
+    "/",
+    "=",
+    "&",
+    "%",
+    "?",
+    "#",
+    "\"",
+    "'",
+    "%20",
+    "%2B",
+    "&sessionId=",
+    "<b>",
+    "\\",
+    "é",
+    "e\u{301}",
+    "日本",
+    "🙂",
+];
+
+const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+/// A new token. It holds at least 190 random bits, so no two are the same.
+pub(super) fn token(alphabet: TokenAlphabet, rng: &mut StdRng) -> String {
+    let mut token = "tr-".to_owned();
+    match alphabet {
+        TokenAlphabet::Plain => alphanumeric(40, rng, &mut token),
+        TokenAlphabet::Hostile => {
+            let mut pieces = HOSTILE;
+            pieces.shuffle(rng);
+            for piece in pieces {
+                alphanumeric(2, rng, &mut token);
+                token.push_str(piece);
+            }
+            alphanumeric(2, rng, &mut token);
+        }
+    }
+    token
+}
+
+/// A new session id: 24 hexadecimal digits.
+pub(super) fn session_id(rng: &mut StdRng) -> String {
+    let id: u128 = rng.random();
+    format!("{:024x}", id >> 32)
+}
+
+fn alphanumeric(count: usize, rng: &mut StdRng, text: &mut String) {
+    for _ in 0..count {
+        let index = rng.random_range(..ALPHANUMERIC.len());
+        text.push(char::from(ALPHANUMERIC[index]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn tokens(alphabet: TokenAlphabet) -> Vec<String> {
+        let mut rng = StdRng::seed_from_u64(1);
+        (0..200).map(|_| token(alphabet, &mut rng)).collect()
+    }
+
+    #[test]
+    fn every_token_is_a_header_value_that_nothing_trims() {
+        for alphabet in [TokenAlphabet::Plain, TokenAlphabet::Hostile] {
+            for token in tokens(alphabet) {
+                assert!(HeaderValue::from_bytes(token.as_bytes()).is_ok(), "{token:?}");
+                assert!(!token.chars().any(char::is_control), "{token:?}");
+                assert_eq!(token.trim(), token);
+            }
+        }
+    }
+
+    #[test]
+    fn plain_tokens_are_letters_and_digits() {
+        for token in tokens(TokenAlphabet::Plain) {
+            let rest = token.strip_prefix("tr-").unwrap();
+            assert!(rest.len() == 40 && rest.bytes().all(|b| b.is_ascii_alphanumeric()), "{token}");
+        }
+    }
+
+    #[test]
+    fn hostile_tokens_hold_every_piece() {
+        for token in tokens(TokenAlphabet::Hostile) {
+            for piece in HOSTILE {
+                assert!(token.contains(piece), "{token:?} lacks {piece:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_are_the_same() {
+        let mut tokens = tokens(TokenAlphabet::Hostile);
+        tokens.sort();
+        tokens.dedup();
+        assert_eq!(tokens.len(), 200);
+    }
+
+    #[test]
+    fn a_session_id_is_24_hexadecimal_digits() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..100 {
+            let id = session_id(&mut rng);
+            assert!(id.len() == 24 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Speaks HTTP, as little of it as the tests need.
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::sandbox::{Options, Sandbox};
+
+pub(super) const KEY: &str = Options::DEFAULT_API_KEY;
+
+pub(super) async fn start(options: Options) -> Sandbox {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Sandbox::start(listener, options).unwrap()
+}
+
+/// An answer: status, head in lower case, body. No status: closed without one.
+pub(super) struct Answered {
+    pub(super) status: Option<u16>,
+    pub(super) head: String,
+    pub(super) body: String,
+}
+
+impl Answered {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+pub(super) async fn send(
+    sandbox: &Sandbox,
+    what: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answered {
+    let mut stream = TcpStream::connect(sandbox.addr()).await.unwrap();
+    let mut request = format!("{what} HTTP/1.1\r\nhost: {}\r\n", sandbox.addr());
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    let length = body.len();
+    request.push_str(&format!("content-length: {length}\r\nconnection: close\r\n\r\n{body}"));
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    // A connection that was cut may end in an error: what counts is what came.
+    let _ = stream.read_to_string(&mut answer).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    Answered {
+        status: head.split(' ').nth(1).map(|status| status.parse().unwrap()),
+        head: head.to_lowercase(),
+        body: body.to_owned(),
+    }
+}
+
+pub(super) async fn get(sandbox: &Sandbox, path: &str) -> Answered {
+    send(sandbox, &format!("GET {path}"), &[], "").await
+}
+
+pub(super) async fn ask_token(sandbox: &Sandbox) -> Answered {
+    let headers = [("authorization", KEY), ("content-type", "application/json")];
+    send(sandbox, "POST /api/device/ephemeral", &headers, r#"{"ttl":3600}"#).await
+}
+
+pub(super) async fn ask_session(sandbox: &Sandbox, token: &str, idempotency_key: &str) -> Answered {
+    let headers = [
+        ("authorization", token),
+        ("content-type", "application/json"),
+        ("idempotency-key", idempotency_key),
+        ("traceparent", "00-1-2-01"),
+    ];
+    let body = r#"{"metadata":{"plan":"gold","externalUserId":"ann"},"locale":"en"}"#;
+    send(sandbox, "POST /api/sessions?workflowId=w%201", &headers, body).await
+}
+
+pub(super) async fn token(sandbox: &Sandbox) -> String {
+    let answered = ask_token(sandbox).await;
+    assert_eq!(answered.status, Some(200));
+    answered.json()["authorization"].as_str().unwrap().to_owned()
+}

@@ -1,0 +1,138 @@
+//! Mistakes in the settings: all told at once, by name, never by value.
+
+use std::collections::BTreeMap;
+
+use crate::support::{soon, worker::command};
+
+/// A value that must never be repeated.
+const SECRET: &str = "v4lue-that-nobody-may-see";
+
+async fn run(settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
+    let settings: BTreeMap<String, String> = settings
+        .iter()
+        .map(|(name, value)| (format!("HANDOFF_{name}"), (*value).to_owned()))
+        .collect();
+    let arguments: Vec<&str> = std::iter::once("run").chain(arguments.iter().copied()).collect();
+    let output = soon("the end", command(&arguments, &settings).output()).await.unwrap();
+    assert!(output.stdout.is_empty());
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+const GOOD: &[(&str, &str)] = &[("IDV_URL", "https://idv.example.com"), ("IDV_API_KEY", "k")];
+
+#[tokio::test]
+async fn every_mistake_ends_with_status_2_and_its_name() {
+    let long = "x".repeat(300);
+    let file = format!("/no/such/{SECRET}");
+    let two_keys = format!("AAAA,{SECRET}");
+    let wrong: Vec<(&str, &str)> = vec![
+        ("IDV_URL", ""),
+        ("IDV_URL", SECRET),
+        ("IDV_URL", "ftp://v4lue-that-nobody-may-see.example.com"),
+        ("IDV_URL", "http://v4lue-that-nobody-may-see.example.com"),
+        ("IDV_URL", "https://v4lue-that-nobody-may-see@idv.example.com"),
+        ("IDV_URL", "https://idv.example.com/?v4lue-that-nobody-may-see"),
+        ("IDV_URL", "https://idv.example.com/#v4lue-that-nobody-may-see"),
+        ("IDV_PUBLIC_URL", SECRET),
+        ("IDV_PUBLIC_URL", "http://v4lue-that-nobody-may-see.example.com"),
+        ("IDV_API_KEY", ""),
+        ("IDV_API_KEY", "v4lue-that-nobody-may-see\n"),
+        ("IDV_API_KEY_FILE", &file),
+        ("IDV_WORKFLOW_ID", ""),
+        ("IDV_WORKFLOW_ID", &long),
+        ("IDV_TOKEN_TTL", SECRET),
+        ("IDV_TOKEN_TTL", "1500ms"),
+        ("IDV_TOKEN_TTL", "0s"),
+        ("IDV_TOKEN_TTL", "10m"),
+        ("IDV_TIMEOUT", "10"),
+        ("IDV_TIMEOUT", "0s"),
+        ("IDV_RATE_LIMIT", "0/1m"),
+        ("IDV_RATE_LIMIT", SECRET),
+        ("IDV_ALLOW_HTTP", "yes"),
+        ("AMQP_URL", SECRET),
+        ("AMQP_URL", "http://v4lue-that-nobody-may-see"),
+        ("AMQP_URL_FILE", &file),
+        ("REDIS_URL", SECRET),
+        ("REDIS_URL", "redis://"),
+        ("QUEUE", &long),
+        ("QUEUE", "amq.v4lue-that-nobody-may-see"),
+        ("REQUEST_EXCHANGE", ""),
+        ("EVENT_EXCHANGE", "amq.topic"),
+        ("DECLARE_TOPOLOGY", SECRET),
+        ("CONCURRENCY", "0"),
+        ("CONCURRENCY", "-1"),
+        ("CONCURRENCY", "65536"),
+        ("RETRY_BUDGET", "-1s"),
+        ("RETRY_DELAYS", "10s,,1m"),
+        ("RETRY_DELAYS", "0s"),
+        ("RETRY_DELAYS", "2000h"),
+        ("LINK_MIN_LIFE", "1h"),
+        ("LINK_MIN_LIFE", SECRET),
+        ("CACHE_KEY", SECRET),
+        ("CACHE_KEY", &two_keys),
+        ("KEY_PREFIX", "v4lue-that-nobody-may-see{"),
+        ("KEY_PREFIX", "a b"),
+        ("MAX_MESSAGE_BYTES", "0"),
+        ("MAX_MESSAGE_BYTES", "64KiB"),
+        ("HTTP_ADDR", SECRET),
+        ("HTTP_ADDR", "9464"),
+        ("SHUTDOWN_GRACE", "0s"),
+        ("SHUTDOWN_GRACE", SECRET),
+        ("LOG", "handoff=v4lue-that-nobody-may-see=x"),
+        ("LOG_FORMAT", "xml"),
+    ];
+    assert!(wrong.len() >= 40);
+    for (name, value) in wrong {
+        let mut settings: Vec<_> =
+            GOOD.iter().copied().filter(|(good, _)| !name.starts_with(good)).collect();
+        settings.push((name, value));
+        let (status, stderr) = run(&settings, &[]).await;
+        assert_eq!(status, Some(2), "{name}={value}: {stderr}");
+        let told = match name {
+            // A ttl as short as the least life of a link: that one is named, with the ttl in its text.
+            "IDV_TOKEN_TTL" if value == "10m" => "LINK_MIN_LIFE",
+            _ => name,
+        };
+        assert!(stderr.contains(&format!("HANDOFF_{told}")), "{name}={value}: {stderr}");
+        assert!(!stderr.contains(SECRET), "{name}: {stderr}");
+        assert!(stderr.contains("a mistake:"), "only one: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn all_mistakes_are_told_together() {
+    let (status, stderr) = run(
+        &[
+            ("CONCURRENCY", "many"),
+            ("RETRY_DELAYS", "soon"),
+            ("LOG_FORMAT", "xml"),
+            ("REDIS_URL", SECRET),
+            ("IDV_API_KEY", SECRET),
+            ("IDV_API_KEY_FILE", SECRET),
+        ],
+        &["--idv-timeout", SECRET],
+    )
+    .await;
+    assert_eq!(status, Some(2));
+    let told = [
+        "CONCURRENCY",
+        "RETRY_DELAYS",
+        "LOG_FORMAT",
+        "REDIS_URL",
+        "IDV_API_KEY",
+        "IDV_TIMEOUT",
+        "IDV_URL",
+    ];
+    for name in told {
+        assert!(stderr.contains(&format!("HANDOFF_{name}: ")), "{name} is not in {stderr}");
+    }
+    assert!(stderr.contains(&format!("{} mistakes", told.len())), "{stderr}");
+    assert!(!stderr.contains(SECRET), "{stderr}");
+}
+
+#[tokio::test]
+async fn unknown_flags_are_told_without_their_values() {
+    let (status, stderr) = run(GOOD, &["--idv-apikey=v4lue-that-nobody-may-see"]).await;
+    assert_eq!(status, Some(2));
+    assert!(stderr.contains("--idv-apikey") && !stderr.contains(SECRET), "{stderr}");
+}

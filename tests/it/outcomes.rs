@@ -1,0 +1,531 @@
+//! What happens when: one test for each outcome of a request.
+
+use std::time::Duration;
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Answer, Bench, Platform, Worker,
+    platform::{API_KEY, well},
+};
+
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+fn headers(entries: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert((*name).into(), value.clone());
+    }
+    table
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn decoded_once(component: &str) -> String {
+    percent_encoding::percent_decode_str(component).decode_utf8().unwrap().into_owned()
+}
+
+/// Waits until nothing is left of a request: neither waiting nor unsettled.
+async fn settled(worker: &Worker, times: usize) -> Value {
+    worker.logged_times("request finished", times).await
+}
+
+#[tokio::test]
+async fn a_request_becomes_a_link() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    let properties = BasicProperties::default()
+        .with_message_id("r-1".into())
+        .with_correlation_id("c-1".into())
+        .with_headers(headers(&[("traceparent", text(PARENT)), ("tracestate", text("vendor=1"))]));
+    let request = json!({
+        "userId": "ann & bob", "workflowId": "w/1 ä", "locale": "de-AT",
+        "metadata": { "n": 1, "externalUserId": "mallory" },
+    });
+    bench.rabbit.publish(request.to_string(), properties).await;
+
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.routing_key, "handoff.ready");
+    let json = event.json();
+    assert_eq!(
+        (&json["specversion"], &json["source"], &json["type"], &json["subject"]),
+        (&json!("1.0"), &json!("/handoff"), &json!("handoff.ready"), &json!("ann & bob"))
+    );
+    assert_eq!(json["datacontenttype"], "application/json");
+    let data = event.data();
+    assert_eq!(data["requestId"], "r-1");
+    assert_eq!((&data["userId"], &data["workflowId"]), (&json!("ann & bob"), &json!("w/1 ä")));
+    assert_eq!((&data["sessionId"], &data["reused"]), (&json!("session-0"), &json!(false)));
+
+    let url = data["url"].as_str().unwrap();
+    let inner = url.strip_prefix(&format!("{}/capture?url=", bench.platform.url)).unwrap();
+    let inner = decoded_once(inner);
+    let query =
+        inner.strip_prefix(&format!("{}/mobile?authorization=", bench.platform.url)).unwrap();
+    let (token, session) = query.split_once("&sessionId=").unwrap();
+    assert_eq!(decoded_once(token), "Token t0ken-that-nobody-may-see é/+=&%0");
+    assert_eq!(session, "session-0");
+
+    let properties = &event.properties;
+    let property =
+        |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
+    assert_eq!(
+        property(properties.content_type()).as_deref(),
+        Some("application/cloudevents+json")
+    );
+    assert_eq!(property(properties.message_id()).as_deref(), json["id"].as_str());
+    assert_eq!(property(properties.correlation_id()).as_deref(), Some("c-1"));
+    assert_eq!(property(properties.kind()).as_deref(), Some("handoff.ready"));
+    assert_eq!(property(properties.app_id()).as_deref(), Some("handoff"));
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    assert!(properties.timestamp().is_some());
+    assert_eq!(event.text("traceparent"), PARENT);
+
+    let [token_call, session_call] = &bench.platform.calls()[..] else { panic!("not two calls") };
+    assert_eq!(token_call.path, "/api/device/ephemeral");
+    assert_eq!(token_call.header("authorization"), API_KEY);
+    assert_eq!(token_call.body, json!({ "ttl": 3600 }));
+    assert_eq!(session_call.path, "/api/sessions");
+    assert_eq!(session_call.query.as_deref(), Some("workflowId=w%2F1%20%C3%A4"));
+    assert_eq!(session_call.header("authorization"), "Token t0ken-that-nobody-may-see é/+=&%0");
+    assert_eq!(
+        session_call.body,
+        json!({ "metadata": { "n": 1, "externalUserId": "ann & bob" }, "locale": "de-AT" })
+    );
+    assert!(!session_call.header("idempotency-key").is_empty());
+    for call in [token_call, session_call] {
+        assert_eq!(call.header("content-type"), "application/json");
+        assert_eq!(call.header("traceparent"), PARENT);
+        assert_eq!(call.header("tracestate"), "vendor=1");
+    }
+
+    let line = settled(&worker, 1).await;
+    assert_eq!((&line["request_id"], &line["outcome"]), (&json!("r-1"), &json!("ready")));
+    assert_eq!(line["attempt"], 1);
+    assert!(line["duration_ms"].is_u64());
+    assert_eq!(bench.rabbit.depth(&bench.rabbit.queue).await, 0);
+    assert_eq!(worker.metric("handoff_requests_total{outcome=\"ready\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_request_may_be_a_cloud_event() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let event = json!({
+        "specversion": "1.0", "id": "ce-1", "source": "/app", "type": "verification.requested",
+        "data": { "userId": "ann" },
+    });
+    let properties = BasicProperties::default().with_message_id("m-1".into());
+    bench.rabbit.publish(event.to_string(), properties).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["requestId"], "ce-1");
+    assert_eq!(event.data()["workflowId"], "default-workflow");
+    assert_eq!(event.properties.correlation_id().as_ref().unwrap().as_str(), "ce-1");
+    assert_eq!(
+        bench.platform.session_calls()[0].body,
+        json!({ "metadata": { "externalUserId": "ann" } })
+    );
+}
+
+#[tokio::test]
+async fn an_id_longer_than_amqp_allows_is_served_all_the_same() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let id = "é".repeat(1_000);
+    let event = json!({
+        "specversion": "1.0", "id": id, "source": "/app", "type": "verification.requested",
+        "data": { "userId": "ann" },
+    });
+    bench.rabbit.publish(event.to_string(), BasicProperties::default()).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["requestId"], json!(id));
+    assert_eq!(event.properties.correlation_id().as_ref().unwrap().as_str(), "é".repeat(127));
+}
+
+#[tokio::test]
+async fn a_live_link_is_handed_out_again() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let first = bench.rabbit.event().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    let second = bench.rabbit.event().await;
+    assert_eq!(second.data()["reused"], true);
+    assert_eq!(second.data()["requestId"], "r-2");
+    for key in ["url", "sessionId", "expiresAt"] {
+        assert_eq!(first.data()[key], second.data()[key], "{key}");
+    }
+    assert_ne!(first.json()["id"], second.json()["id"]);
+    assert_eq!(bench.platform.calls().len(), 2);
+
+    bench.rabbit.request("r-3", json!({ "userId": "ann", "workflowId": "other" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    bench.rabbit.request("r-4", json!({ "userId": "bob" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    let tokens = bench.platform.token_calls().len();
+    assert_eq!(
+        (tokens, bench.platform.session_calls().len()),
+        (3, 3),
+        "a token serves one session"
+    );
+    assert_eq!(settled(&worker, 2).await["outcome"], "reused");
+}
+
+#[tokio::test]
+async fn a_renewal_makes_a_new_session_once() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let first = bench.rabbit.event().await;
+    let renewal = json!({ "userId": "ann", "renew": true });
+    bench.rabbit.request("r-2", renewal.clone()).await;
+    let second = bench.rabbit.event().await;
+    assert_eq!(second.data()["reused"], false);
+    assert_ne!(second.data()["sessionId"], first.data()["sessionId"]);
+    // From here on the new link is the person's link.
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], second.data()["sessionId"]);
+    // The same request again, as after a crash, finds what it made, and so it does after another's.
+    bench.rabbit.request("r-4", renewal.clone()).await;
+    let fourth = bench.rabbit.event().await;
+    for id in ["r-2", "r-4"] {
+        bench.rabbit.request(id, renewal.clone()).await;
+        let again = bench.rabbit.event().await;
+        assert_eq!(again.data()["reused"], true, "{id}");
+        assert_eq!(again.data()["sessionId"], fourth.data()["sessionId"], "{id}");
+    }
+    assert_eq!(bench.platform.session_calls().len(), 3);
+}
+
+#[tokio::test]
+async fn sixty_requests_at_once_over_three_workers_make_one_session() {
+    let script = |call: &_| well(call).after(Duration::from_millis(300));
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("CONCURRENCY", "20");
+    let workers = [bench.worker().await, bench.worker().await, bench.worker().await];
+    let requests = (0..60).map(|n| {
+        let data = json!({ "userId": "ann", "renew": n % 2 == 1 });
+        let rabbit = &bench.rabbit;
+        async move { rabbit.request(&format!("r-{n}"), data).await }
+    });
+    futures_util::future::join_all(requests).await;
+    let events = bench.rabbit.events(60).await;
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    let made = events.iter().filter(|event| event.data()["reused"] == false).count();
+    let urls: std::collections::HashSet<_> =
+        events.iter().map(|event| event.data()["url"].to_string()).collect();
+    assert_eq!((made, urls.len(), bench.platform.session_calls().len()), (1, 1, 1));
+    for worker in &workers {
+        let served = worker.metric("handoff_requests_total{outcome=\"reused\"}").await
+            + worker.metric("handoff_requests_total{outcome=\"ready\"}").await;
+        assert!(served > 0.0, "all three had a part in it");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_request_is_buried_at_once_and_the_worker_goes_on() {
+    let mut bench = Bench::new().await;
+    bench.settings.remove("HANDOFF_IDV_WORKFLOW_ID");
+    let _worker = bench.worker().await;
+    let user = |value: &str| format!(r#"{{"userId":{value},"workflowId":"w"}}"#).into_bytes();
+    let more = |rest: &str| format!(r#"{{"userId":"u","workflowId":"w",{rest}}}"#).into_bytes();
+    let bad: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", vec![]),
+        ("not UTF-8", b"{\"userId\":\"\xff\",\"workflowId\":\"w\"}".to_vec()),
+        ("cut short", br#"{"userId":"u","workf"#.to_vec()),
+        ("nested", "[".repeat(100_000).into_bytes()),
+        ("nested, closed and small", (r#"{"userId":"u","workflowId":"w","x":"#.to_owned()
+            + &"[".repeat(10_000) + &"]".repeat(10_000) + "}").into_bytes()),
+        ("an array", b"[]".to_vec()),
+        ("a wrong type", user("7")),
+        ("no user", br#"{"workflowId":"w"}"#.to_vec()),
+        ("no workflow anywhere", br#"{"userId":"u"}"#.to_vec()),
+        ("a long user", user(&format!("\"{}\"", "u".repeat(257)))),
+        ("a control character", user(r#""a\u0007b""#)),
+        ("a C1 control character", user(r#""a\u0085b""#)),
+        ("a user twice", more(r#""userId":"v""#)),
+        ("large metadata", more(&format!(r#""metadata":{{"k":"{}"}}"#, "x".repeat(17 * 1024)))),
+        ("metadata of a wrong type", more(r#""metadata":[]"#)),
+        ("a bad date", more(r#""expiresAt":"tomorrow""#)),
+        ("renew of a wrong type", more(r#""renew":"yes""#)),
+        ("a body over the limit", more(&format!(r#""x":"{}""#, "x".repeat(65_536)))),
+        ("a wrong CloudEvent type", br#"{"specversion":"1.0","id":"1","source":"/a","type":"other","data":{"userId":"u","workflowId":"w"}}"#.to_vec()),
+    ];
+    for (number, (what, body)) in bad.iter().enumerate() {
+        let id = format!("bad-{number}");
+        bench
+            .rabbit
+            .publish(body, BasicProperties::default().with_message_id(id.as_str().into()))
+            .await;
+        let event = bench.rabbit.event().await;
+        assert_eq!(event.routing_key, "handoff.failed", "{what}");
+        let data = event.data();
+        assert_eq!(data["reason"]["code"], "invalid_request", "{what}");
+        assert_eq!(data["attempts"], 1, "{what}");
+        let dead = bench.rabbit.dead_letter().await;
+        assert_eq!(&dead.body, body, "{what}");
+        assert_eq!(dead.text("x-handoff-reason"), "invalid_request", "{what}");
+        assert_eq!(json!(dead.text("x-handoff-detail")), data["reason"]["message"], "{what}");
+    }
+    bench.rabbit.request("good", json!({ "userId": "ann", "workflowId": "w" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+}
+
+#[tokio::test]
+async fn a_dead_letter_keeps_what_the_request_was() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("identity".into())
+        .with_message_id("r-1".into())
+        .with_correlation_id("c-1".into())
+        .with_reply_to("replies".into())
+        .with_type("t".into())
+        .with_app_id("app".into())
+        .with_user_id("guest".into())
+        .with_priority(3)
+        .with_delivery_mode(2)
+        .with_timestamp(1_700_000_000)
+        .with_expiration("600000".into())
+        .with_headers(headers(&[
+            ("mine", AMQPValue::LongInt(7)),
+            ("flag", AMQPValue::Boolean(true)),
+        ]));
+    bench.rabbit.publish(r#"{"userId": 7}"#, properties.clone()).await;
+    bench.rabbit.event().await;
+    let dead = bench.rabbit.dead_letter().await;
+    assert_eq!(dead.body, br#"{"userId": 7}"#);
+    assert_eq!(dead.header("mine"), Some(&AMQPValue::LongInt(7)));
+    assert_eq!(dead.header("flag"), Some(&AMQPValue::Boolean(true)));
+    assert_eq!(dead.text("x-handoff-request-id"), "r-1");
+    assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(1)));
+    assert!(dead.text("x-handoff-failed-at").ends_with('Z'));
+    assert_eq!(dead.properties.expiration(), &None, "a dead letter does not expire");
+    assert_eq!(dead.properties.user_id(), &None, "nobody may publish as somebody else");
+    let same = |p: &BasicProperties| {
+        (
+            p.content_type().clone(),
+            p.content_encoding().clone(),
+            p.message_id().clone(),
+            p.correlation_id().clone(),
+            p.reply_to().clone(),
+            p.kind().clone(),
+            p.app_id().clone(),
+            *p.priority(),
+            *p.delivery_mode(),
+            *p.timestamp(),
+        )
+    };
+    assert_eq!(same(&dead.properties), same(&properties));
+}
+
+#[tokio::test]
+async fn an_expired_request_is_told_and_dropped() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    bench
+        .rabbit
+        .request("r-1", json!({ "userId": "ann", "expiresAt": "2020-01-01T00:00:00Z" }))
+        .await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.routing_key, "handoff.failed");
+    assert_eq!(event.data()["reason"]["code"], "request_expired");
+    assert_eq!(event.data()["userId"], "ann");
+    settled(&worker, 1).await;
+    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 0);
+    assert_eq!(bench.platform.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
+    let script = |call: &_| match well(call) {
+        answer if answer.body.starts_with(b"{\"authorization") => answer,
+        _ => Answer::status(503),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    let soon = time::OffsetDateTime::now_utc() + Duration::from_secs(1);
+    let expires_at = soon.format(&time::format_description::well_known::Rfc3339).unwrap();
+    bench.rabbit.request("r-1", json!({ "userId": "ann", "expiresAt": expires_at })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["reason"]["code"], "request_expired");
+    assert!(time::OffsetDateTime::now_utc() < soon + Duration::from_secs(2), "nobody waits for it");
+}
+
+#[tokio::test]
+async fn a_rejected_session_is_buried_without_a_retry() {
+    for status in [400, 403, 404, 409, 422] {
+        let script = move |call: &crate::support::platform::Call| match call.is_token() {
+            true => well(call),
+            false => Answer::status(status),
+        };
+        let mut bench = Bench::with(Platform::scripted(script).await).await;
+        let _worker = bench.worker().await;
+        bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+        let event = bench.rabbit.event().await;
+        let data = event.data();
+        assert_eq!(data["reason"]["code"], "platform_rejected", "{status}");
+        let message = data["reason"]["message"].as_str().unwrap();
+        assert!(message.contains(&status.to_string()) && !message.contains("b0dy"), "{message}");
+        assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-reason"), "platform_rejected");
+        assert_eq!(bench.platform.session_calls().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_is_replaced_once() {
+    let script = |call: &crate::support::platform::Call| match (call.is_token(), call.nth) {
+        (false, 0) => Answer::status(401),
+        _ => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    let sessions = bench.platform.session_calls();
+    assert_eq!((bench.platform.token_calls().len(), sessions.len()), (2, 2));
+    assert_ne!(sessions[0].header("authorization"), sessions[1].header("authorization"));
+    assert_ne!(sessions[0].header("idempotency-key"), sessions[1].header("idempotency-key"));
+}
+
+#[tokio::test]
+async fn a_token_refused_twice_is_a_rejection() {
+    let script = |call: &crate::support::platform::Call| match call.is_token() {
+        true => well(call),
+        false => Answer::status(401),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "platform_rejected");
+    assert_eq!(bench.platform.session_calls().len(), 2);
+    // The token is to blame, so nobody shall use it again.
+    assert!(bench.cached().await.is_empty(), "neither lease nor token is left");
+}
+
+#[tokio::test]
+async fn a_passing_failure_is_retried_in_process() {
+    let script = |call: &crate::support::platform::Call| match (call.is_token(), call.nth) {
+        (true, 0) => Answer::status(500),
+        (true, 1) => Answer::json(&json!({ "authorization": "control\u{7}character" })),
+        (true, 2) => Answer::json(&json!({ "authorization": 7 })),
+        (false, 0) => Answer::status(503).header("retry-after", "1"),
+        (false, 1) => Answer::status(302).header("location", "http://127.0.0.1:1/elsewhere"),
+        (false, 2) => Answer { body: vec![b' '; 65 * 1024], ..Answer::status(200) },
+        _ => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+    let sessions = bench.platform.session_calls();
+    assert_eq!((bench.platform.token_calls().len(), sessions.len()), (4, 4));
+    // The same token and the same request: the same key, so that a platform can tell.
+    let keys: std::collections::HashSet<_> =
+        sessions.iter().map(|call| call.header("idempotency-key")).collect();
+    assert_eq!(keys.len(), 1);
+    let line = settled(&worker, 1).await;
+    assert_eq!(line["attempt"], 1);
+    assert!(line["duration_ms"].as_u64().unwrap() >= 1_000, "Retry-After is honoured");
+}
+
+#[tokio::test]
+async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
+    let script = |call: &_| match well(call) {
+        answer if answer.body.starts_with(b"{\"authorization") => answer,
+        _ => Answer::status(500),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms,300ms");
+    let worker = bench.worker().await;
+    let properties = BasicProperties::default()
+        .with_expiration("60000".into())
+        .with_headers(headers(&[("mine", text("kept"))]));
+    bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
+    let event = bench.rabbit.event().await;
+    let data = event.data();
+    assert_eq!(data["reason"]["code"], "retries_exhausted");
+    assert_eq!(data["attempts"], 3);
+    let dead = bench.rabbit.dead_letter().await;
+    assert_eq!(dead.text("mine"), "kept");
+    assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
+    assert_eq!(dead.body, json!({ "userId": "ann" }).to_string().into_bytes());
+    // It came without an id: the one it was given stays with it.
+    let id = dead.text("x-handoff-request-id");
+    assert_eq!(json!(id), data["requestId"]);
+    for (attempt, outcome) in [(1, "retried"), (2, "retried"), (3, "failed")] {
+        let line = settled(&worker, attempt).await;
+        assert_eq!((&line["outcome"], &line["request_id"]), (&json!(outcome), &json!(id)));
+        assert_eq!(line["attempt"], attempt);
+    }
+    // One token did for all three.
+    assert_eq!((bench.platform.token_calls().len(), bench.platform.session_calls().len()), (1, 3));
+}
+
+#[tokio::test]
+async fn what_works_on_the_second_attempt_is_served() {
+    let script = |call: &crate::support::platform::Call| match (call.is_token(), call.nth) {
+        (false, 0) => Answer::status(500),
+        _ => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    assert_eq!(settled(&worker, 2).await["attempt"], 2);
+}
+
+#[tokio::test]
+async fn an_event_that_nobody_takes_holds_on_to_its_request() {
+    let mut bench = Bench::deaf(Platform::well().await).await;
+    bench.set("RETRY_DELAYS", "200ms,300ms");
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let dead = bench.rabbit.dead_letter().await;
+    assert_eq!(dead.text("x-handoff-reason"), "retries_exhausted");
+    assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
+    assert_eq!(bench.platform.session_calls().len(), 1, "the link was cached all along");
+    settled(&worker, 3).await;
+    // Somebody listens again: the next request finds the same link.
+    bench.rabbit.hear_events().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+}
+
+#[tokio::test]
+async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
+    let bench_platform = Platform::well().await;
+    let mut bench = Bench::deaf(bench_platform).await;
+    bench.set("RETRY_DELAYS", "300ms");
+    let worker = bench.worker().await;
+    let channel = bench.rabbit.channel().await;
+    let arguments =
+        headers(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
+    let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
+    let exchange: lapin::types::ShortString = bench.rabbit.event_exchange.as_str().into();
+    channel
+        .queue_bind(
+            full.name().clone(),
+            exchange,
+            "#".into(),
+            Default::default(),
+            FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(settled(&worker, 1).await["outcome"], "retried");
+    channel.queue_delete(full.name().clone(), Default::default()).await.unwrap();
+    bench.rabbit.hear_events().await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+}

@@ -1,0 +1,120 @@
+//! A test's bench: names of its own, a platform, RabbitMQ, and the settings that tie them together.
+
+use super::{
+    Platform, Rabbit,
+    platform::API_KEY,
+    required_env,
+    worker::{Settings, Worker},
+};
+
+pub struct Bench {
+    pub name: String,
+    pub platform: Platform,
+    pub rabbit: Rabbit,
+    pub settings: Settings,
+}
+
+impl Bench {
+    /// With a platform that does well, and somebody who hears events.
+    pub async fn new() -> Self {
+        Self::with(Platform::well().await).await
+    }
+
+    pub async fn with(platform: Platform) -> Self {
+        let mut bench = Self::deaf(platform).await;
+        bench.rabbit.hear_events().await;
+        bench
+    }
+
+    /// With nobody to hear events.
+    pub async fn deaf(platform: Platform) -> Self {
+        let amqp = required_env("HANDOFF_AMQP_URL");
+        let redis = required_env("HANDOFF_REDIS_URL");
+        let name = format!("test-{}", uuid::Uuid::new_v4().simple());
+        let rabbit = Rabbit::connect(&amqp, &name).await;
+        let settings = [
+            ("IDV_URL", platform.url.as_str()),
+            ("IDV_API_KEY", API_KEY),
+            ("IDV_WORKFLOW_ID", "default-workflow"),
+            ("AMQP_URL", &amqp),
+            ("REDIS_URL", &redis),
+            ("QUEUE", &rabbit.queue),
+            ("REQUEST_EXCHANGE", &rabbit.request_exchange),
+            ("EVENT_EXCHANGE", &rabbit.event_exchange),
+            ("KEY_PREFIX", &name),
+            ("HTTP_ADDR", "127.0.0.1:0"),
+            ("LOG", "debug"),
+            ("LOG_FORMAT", "json"),
+        ];
+        let settings: Settings = settings
+            .into_iter()
+            .map(|(name, value)| (format!("HANDOFF_{name}"), value.to_owned()))
+            .collect();
+        Self { name, platform, rabbit, settings }
+    }
+
+    /// Changes a setting, named without its `HANDOFF_`.
+    pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
+        self.settings.insert(format!("HANDOFF_{name}"), value.to_owned());
+        self
+    }
+
+    /// A worker that consumes.
+    pub async fn worker(&self) -> Worker {
+        Worker::consuming(&self.settings).await
+    }
+
+    /// Everything Redis holds for this test: keys, values, and milliseconds left to live.
+    pub async fn cached(&self) -> Vec<(String, Vec<u8>, i64)> {
+        let mut redis = redis(&self.settings["HANDOFF_REDIS_URL"]).await;
+        let pattern = format!("{}:*", self.name);
+        let keys: Vec<String> =
+            redis_cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
+        let mut entries = Vec::new();
+        for key in keys {
+            let value = redis_cmd("GET").arg(&key).query_async(&mut redis).await.unwrap();
+            let left = redis_cmd("PTTL").arg(&key).query_async(&mut redis).await.unwrap();
+            entries.push((key, value, left));
+        }
+        entries
+    }
+}
+
+pub use deadpool_redis::redis::cmd as redis_cmd;
+
+pub async fn redis(url: &str) -> deadpool_redis::redis::aio::MultiplexedConnection {
+    let client = deadpool_redis::redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Takes away what the test left on RabbitMQ and Redis, pass or fail.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let (name, settings) = (self.name.clone(), self.settings.clone());
+        let exchanges = [self.rabbit.request_exchange.clone(), self.rabbit.event_exchange.clone()];
+        let queue = self.rabbit.queue.clone();
+        let sweep = async move {
+            let rabbit = Rabbit::connect(&required_env("HANDOFF_AMQP_URL"), &name).await;
+            let delays =
+                settings.get("HANDOFF_RETRY_DELAYS").map_or("10s,1m,5m,15m", String::as_str);
+            let retry = delays.split(',').map(|delay| format!("{queue}.retry.{delay}"));
+            for queue in [queue.clone(), format!("{queue}.dead")].into_iter().chain(retry) {
+                rabbit.delete_queue(&queue).await;
+            }
+            for exchange in exchanges {
+                rabbit.delete_exchange(&exchange).await;
+            }
+            let mut redis = redis(&required_env("HANDOFF_REDIS_URL")).await;
+            let pattern = format!("{name}:*");
+            let keys: Vec<String> =
+                redis_cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
+            for key in keys {
+                redis_cmd("DEL").arg(key).query_async::<()>(&mut redis).await.unwrap();
+            }
+        };
+        // On a thread of its own: the test's runtime is busy being dropped.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let swept = std::thread::spawn(move || runtime.block_on(sweep)).join();
+        assert!(swept.is_ok() || std::thread::panicking(), "the sweep failed");
+    }
+}

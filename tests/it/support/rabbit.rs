@@ -1,0 +1,211 @@
+//! A test's own view of RabbitMQ: publishes requests, hears events, looks into queues.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties, Consumer,
+    options::*,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use serde_json::Value;
+
+use super::soon;
+
+/// A message as it was found.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub routing_key: String,
+    pub properties: BasicProperties,
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("the body is JSON")
+    }
+
+    /// The event's data.
+    pub fn data(&self) -> Value {
+        self.json()["data"].clone()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&AMQPValue> {
+        self.properties.headers().as_ref()?.inner().get(name)
+    }
+
+    /// A header that holds text.
+    pub fn text(&self, name: &str) -> String {
+        match self.header(name) {
+            Some(AMQPValue::LongString(text)) => {
+                String::from_utf8(text.as_bytes().to_vec()).unwrap()
+            }
+            other => panic!("header {name} is {other:?}"),
+        }
+    }
+}
+
+pub struct Rabbit {
+    connection: Connection,
+    channel: Channel,
+    pub queue: String,
+    pub request_exchange: String,
+    pub event_exchange: String,
+    events: Option<Consumer>,
+}
+
+impl Rabbit {
+    /// Connects. The names are a test's own.
+    pub async fn connect(url: &str, name: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self {
+            connection,
+            channel,
+            queue: format!("{name}.requested"),
+            request_exchange: format!("{name}.requests"),
+            event_exchange: format!("{name}.events"),
+            events: None,
+        }
+    }
+
+    /// Binds a queue for events, so that from now on none is unroutable and none is missed.
+    pub async fn hear_events(&mut self) {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let exchange: ShortString = self.event_exchange.as_str().into();
+        self.channel
+            .exchange_declare(
+                exchange.clone(),
+                lapin::ExchangeKind::Topic,
+                options,
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let queue =
+            self.channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
+        self.channel
+            .queue_bind(
+                queue.name().clone(),
+                exchange,
+                "handoff.*".into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let consumer = self
+            .channel
+            .basic_consume(queue.name().clone(), "".into(), options, FieldTable::default())
+            .await
+            .unwrap();
+        self.events = Some(consumer);
+    }
+
+    /// Publishes a request body, and waits until RabbitMQ has it.
+    pub async fn publish(&self, body: impl AsRef<[u8]>, properties: BasicProperties) {
+        let confirm = self
+            .channel
+            .basic_publish(
+                self.request_exchange.as_str().into(),
+                "verification.requested".into(),
+                BasicPublishOptions { mandatory: true, ..Default::default() },
+                body.as_ref(),
+                properties,
+            )
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        assert!(confirm.is_ack() && confirm.take_message().is_none(), "the request was not routed");
+    }
+
+    /// Publishes a request under an id.
+    pub async fn request(&self, id: &str, data: Value) {
+        self.publish(data.to_string(), BasicProperties::default().with_message_id(id.into())).await;
+    }
+
+    /// The next event.
+    pub async fn event(&mut self) -> Message {
+        let events = self.events.as_mut().expect("hear_events comes first");
+        let delivery = soon("an event", events.next()).await.unwrap().unwrap();
+        Message {
+            routing_key: delivery.routing_key.to_string(),
+            properties: delivery.properties,
+            body: delivery.data,
+        }
+    }
+
+    /// The next so many events.
+    pub async fn events(&mut self, count: usize) -> Vec<Message> {
+        let mut events = Vec::with_capacity(count);
+        while events.len() < count {
+            events.push(self.event().await);
+        }
+        events
+    }
+
+    /// Whether another event comes within a time in which it would have.
+    pub async fn no_event_within(&mut self, time: Duration) -> bool {
+        let events = self.events.as_mut().expect("hear_events comes first");
+        tokio::time::timeout(time, events.next()).await.is_err()
+    }
+
+    /// Takes a message out of a queue as soon as there is one.
+    pub async fn take(&self, queue: &str) -> Message {
+        soon(&format!("a message in {queue}"), async {
+            let options = BasicConsumeOptions::default();
+            let channel = self.connection.create_channel().await.unwrap();
+            channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
+            let mut consumer = channel
+                .basic_consume(queue.into(), "".into(), options, FieldTable::default())
+                .await
+                .unwrap();
+            let delivery = consumer.next().await.unwrap().unwrap();
+            delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
+            channel.close(200, "".into()).await.unwrap();
+            Message {
+                routing_key: delivery.routing_key.to_string(),
+                properties: delivery.properties,
+                body: delivery.data,
+            }
+        })
+        .await
+    }
+
+    /// The next dead letter.
+    pub async fn dead_letter(&self) -> Message {
+        self.take(&format!("{}.dead", self.queue)).await
+    }
+
+    /// How many messages wait in a queue, unacknowledged ones not counted.
+    pub async fn depth(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let channel = self.connection.create_channel().await.unwrap();
+        let depth = channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await
+            .unwrap()
+            .message_count();
+        channel.close(200, "".into()).await.unwrap();
+        depth
+    }
+
+    pub async fn channel(&self) -> Channel {
+        self.connection.create_channel().await.unwrap()
+    }
+
+    pub async fn delete_queue(&self, queue: &str) {
+        let channel = self.channel().await;
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+
+    pub async fn delete_exchange(&self, exchange: &str) {
+        let channel = self.channel().await;
+        channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    }
+}

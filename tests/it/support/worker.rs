@@ -1,0 +1,131 @@
+//! The real binary as a process of its own.
+
+use std::{
+    collections::BTreeMap,
+    process::Stdio,
+    sync::{Arc, Mutex},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::watch,
+};
+
+use super::soon;
+
+/// A `handoff run` under test. Killed when it is dropped.
+pub struct Worker {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    lines: watch::Receiver<usize>,
+    http: tokio::sync::OnceCell<String>,
+}
+
+/// The settings of a process: nothing else of the test run's own environment reaches it.
+pub type Settings = BTreeMap<String, String>;
+
+/// A command of the binary, with these settings and no other.
+pub fn command(arguments: &[&str], settings: &Settings) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handoff"));
+    command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HANDOFF_")) {
+        command.env_remove(name);
+    }
+    command.envs(settings);
+    command
+}
+
+impl Worker {
+    /// Starts it, and waits for nothing.
+    pub fn start(settings: &Settings) -> Self {
+        let mut child = command(&["run"], settings)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (count, lines) = watch::channel(0);
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let lines_of = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = stderr.next_line().await {
+                lines_of.lock().unwrap().push(line);
+                count.send_modify(|count| *count += 1);
+            }
+        });
+        Self { child, log, lines, http: tokio::sync::OnceCell::new() }
+    }
+
+    /// Starts it, and waits until it consumes.
+    pub async fn consuming(settings: &Settings) -> Self {
+        let worker = Self::start(settings);
+        worker.logged("consuming").await;
+        worker
+    }
+
+    /// Everything it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// The log lines with this message, so far.
+    pub fn lines(&self, message: &str) -> Vec<Value> {
+        let log = self.log.lock().unwrap();
+        let json = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        json.filter(|line| line["message"] == message).collect()
+    }
+
+    /// Waits until it has logged a message so often.
+    pub async fn logged_times(&self, message: &str, times: usize) -> Value {
+        let mut lines = self.lines.clone();
+        let waiting = async {
+            loop {
+                if let Some(line) = self.lines(message).into_iter().nth(times - 1) {
+                    return line;
+                }
+                lines.changed().await.unwrap_or_else(|_| panic!("it ended:\n{}", self.log()));
+            }
+        };
+        match tokio::time::timeout(super::PATIENCE, waiting).await {
+            Ok(line) => line,
+            Err(_) => panic!("never logged `{message}` {times} times:\n{}", self.log()),
+        }
+    }
+
+    /// Waits until it has logged a message.
+    pub async fn logged(&self, message: &str) -> Value {
+        self.logged_times(message, 1).await
+    }
+
+    /// Gets a page from its probe address.
+    pub async fn page(&self, path: &str) -> (u16, String) {
+        let base = self.http.get_or_init(|| async {
+            let line = self.logged("serving /livez, /readyz and /metrics").await;
+            format!("http://{}", line["addr"].as_str().unwrap())
+        });
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let response = client.get(format!("{}{path}", base.await)).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// The value of one metric, written with its labels as Prometheus text has it.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let (_, page) = self.page("/metrics").await;
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{series} is not in\n{page}")).parse().unwrap()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        let sent = std::process::Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end, and returns its exit status.
+    pub async fn ended(&mut self) -> Option<i32> {
+        soon("the worker's end", self.child.wait()).await.unwrap().code()
+    }
+}
