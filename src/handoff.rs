@@ -7,7 +7,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::{Either, select};
@@ -74,6 +74,8 @@ pub struct Handoff {
 struct Obtained {
     session: Arc<Session>,
     reused: bool,
+    /// A moment at which there was no such link yet. `None`: it was there when we came.
+    made_after: Option<Instant>,
 }
 
 impl Handoff {
@@ -93,25 +95,33 @@ impl Handoff {
     /// # Errors
     /// The request was not served; [`Failure`] says what that means for it.
     pub async fn serve(&self, job: &Job<'_>, publisher: &Publisher) -> Result<Served, Failure> {
-        let Obtained { session, reused } = self.session(job).await?;
-        self.tell(job, &session, reused, publisher).await?;
+        let keys = self.cache.keys(&job.request.user_id, &job.request.workflow_id);
+        let Obtained { session, reused, .. } = self.session(job, &keys).await?;
+        let told = self.tell(job, &session, reused, publisher);
+        match job.request.renew && reused {
+            // Should this request come again, it shall find that this link was made for it, too.
+            true => beside(told, self.cache.sign(&keys, &job.stamp())).await?,
+            false => told.await?,
+        }
         Ok(Served { reused })
     }
 
     /// Gets the person's session, together with whoever else wants it at this moment.
-    async fn session(&self, job: &Job<'_>) -> Result<Obtained, Failure> {
-        let keys = self.cache.keys(&job.request.user_id, &job.request.workflow_id);
+    async fn session(&self, job: &Job<'_>, keys: &Keys) -> Result<Obtained, Failure> {
         loop {
             job.still_wanted()?;
+            let boarded = Instant::now();
             match self.flights.board(&keys.link) {
                 Boarded::Pilot(flight) => {
-                    let obtained = self.claim_or_make(job, &keys).await;
+                    let obtained = self.claim_or_make(job, keys).await;
                     flight.land(obtained.clone());
                     return obtained;
                 }
                 Boarded::Passenger(flight) => match job.unless_expired(flight.landing()).await? {
-                    // Who asked for a new session takes one made just now, but not an old one.
-                    Some(Ok(obtained)) if !(job.request.renew && obtained.reused) => {
+                    // Who asks for a new session takes one made meanwhile, but none made before.
+                    Some(Ok(obtained))
+                        if !job.request.renew || obtained.made_after >= Some(boarded) =>
+                    {
                         return Ok(Obtained { reused: true, ..obtained });
                     }
                     // The platform is in trouble: asking it once more for each of us would not help.
@@ -125,18 +135,21 @@ impl Handoff {
 
     /// Takes the link from Redis, or the lease to make one. Only one worker at a time has that.
     async fn claim_or_make(&self, job: &Job<'_>, keys: &Keys) -> Result<Obtained, Failure> {
-        let stamp = Stamp::of(job.request_id.as_str());
+        let stamp = job.stamp();
+        let mut made_after = None;
         let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
         let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
         loop {
             job.still_wanted()?;
+            let claimed = Instant::now();
             match self.cache.claim(keys, &stamp, &want).await {
                 Ok(Claim::Link(session)) => {
-                    return Ok(Obtained { session: Arc::new(session), reused: true });
+                    let session = Arc::new(session);
+                    return Ok(Obtained { session, reused: true, made_after });
                 }
                 Ok(Claim::Lease(lease)) => {
                     if let Some(session) = self.make_and_store(job, lease).await? {
-                        return Ok(Obtained { session: Arc::new(session), reused: false });
+                        return Ok(Obtained::new(session));
                     }
                     // We were too slow and somebody else went ahead: theirs is the link that counts.
                     want = Want::Any;
@@ -146,6 +159,7 @@ impl Handoff {
                     if want == Want::OwnOrNewer {
                         want = Want::OtherThan(newest);
                     }
+                    made_after = Some(claimed);
                     self.pause(job, pauses.next()).await?;
                 }
                 Err(error) => return self.make_without_cache(job, keys, &stamp, &error).await,
@@ -184,7 +198,7 @@ impl Handoff {
         let session = self.make(job, None).await.map_err(|not_made| not_made.failure)?;
         // Redis may be back by now; if not, the next request makes its own session.
         let _ = self.cache.store_unclaimed(keys, stamp, &session).await;
-        Ok(Obtained { session: Arc::new(session), reused: false })
+        Ok(Obtained::new(session))
     }
 
     /// Asks the platform for a token and, with it, a session.
@@ -289,7 +303,18 @@ impl Handoff {
     }
 }
 
+impl Obtained {
+    fn new(session: Session) -> Self {
+        let made_after = Some(Instant::now());
+        Self { session: Arc::new(session), reused: false, made_after }
+    }
+}
+
 impl Job<'_> {
+    fn stamp(&self) -> Stamp {
+        Stamp::of(self.request_id.as_str())
+    }
+
     fn still_wanted(&self) -> Result<(), Failure> {
         match self.request.expires_at {
             Some(end) if SystemTime::now() >= end => Err(Failure::Expired),

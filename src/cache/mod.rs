@@ -150,6 +150,14 @@ impl Cache {
         }
     }
 
+    /// Notes on the link there is that it was made for this request, too.
+    pub async fn sign(&self, keys: &Keys, stamp: &Stamp) {
+        let mut script = scripts::SIGN.key(&keys.link);
+        script.arg(stamp.as_str());
+        // Counted as an error; what it could have saved is one session after a crash.
+        let _ = self.run::<bool>(&script).await;
+    }
+
     /// A session made while Redis was away: stores its link, unless somebody else made one meanwhile.
     ///
     /// # Errors

@@ -14,12 +14,13 @@ macro_rules! script {
 script!(CLAIM, "claim.lua");
 script!(STORE, "store.lua");
 script!(SAVE_TOKEN, "save_token.lua");
+script!(SIGN, "sign.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
 
 /// Teaches Redis all scripts, so that calling one by its hash finds it there.
 pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {
-    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &EXTEND, &RELEASE] {
+    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &SIGN, &EXTEND, &RELEASE] {
         script.load_async(connection).await?;
     }
     Ok(())
