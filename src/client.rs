@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::{
-    broker::{BrokerError, PublishError, Publisher, Role, Topology, bounded, connect},
+    broker::{BrokerError, PublishError, Publisher, Role, Topology, Traffic, bounded, connect},
     config::BrokerConfig,
     message::{FAILED, READY, REQUESTED},
 };
@@ -89,6 +89,14 @@ impl Client {
         let request_exchange = topology.request_exchange().to_owned();
         let publisher = Publisher::new(Arc::clone(&connection), topology, CONCURRENCY);
         Ok(Self { connection, publisher, request_exchange, events })
+    }
+
+    /// Who consumes requests at the moment, and how many wait.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn traffic(&self) -> Result<Traffic, BrokerError> {
+        self.publisher.topology().traffic(&self.connection).await
     }
 
     /// A handle that publishes while this one waits for events.

@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::{
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout},
 };
@@ -23,7 +24,7 @@ use crate::{
     cache::{Cache, CacheError},
     config::{BrokerConfig, Settings},
     handoff::{Failure, Handoff, Job, Served},
-    health::{self, Health, NoAddress},
+    health::{self, Health},
     message::{
         Decoded, Event, EventBody, FailedReason, ReasonCode, RequestId, TraceContext,
         decode_request, format_date_time,
@@ -41,8 +42,6 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// Why the worker did not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The address for probes is taken.
-    Address(NoAddress),
     /// The HTTP client could not be made.
     Platform(BadClient),
     /// The Redis client could not be made.
@@ -52,7 +51,6 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Address(error) => error.fmt(f),
             Self::Platform(error) => error.fmt(f),
             Self::Cache(error) => error.fmt(f),
         }
@@ -61,13 +59,16 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Runs until `shutdown`, then drains and returns.
+/// Runs until `shutdown`, then drains and returns. Probes and metrics are served on `listener`.
 ///
 /// # Errors
 /// Only before it has begun: later it reconnects for ever.
-pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), StartError> {
+pub async fn run(
+    settings: Settings,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), StartError> {
     let metrics = Metrics::new();
-    let listener = health::listen(settings.worker.http_addr).await.map_err(StartError::Address)?;
     let platform =
         Platform::new(&settings.platform, Arc::clone(&metrics)).map_err(StartError::Platform)?;
     let cache = Cache::new(&settings.cache, Arc::clone(&metrics)).map_err(StartError::Cache)?;

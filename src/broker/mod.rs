@@ -15,5 +15,5 @@ pub use self::{
     error::BrokerError,
     publisher::{PublishError, Publisher, bounded},
     settle::{Settled, Settlement, insist, settle},
-    topology::Topology,
+    topology::{Topology, Traffic},
 };

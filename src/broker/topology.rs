@@ -29,6 +29,18 @@ struct Queue {
     setting: &'static str,
 }
 
+/// What goes on at the request queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests that wait, those in the hands of a consumer not counted.
+    pub messages: u32,
+    /// Consumers at the moment.
+    pub consumers: u32,
+}
+
+/// Where the request queue stands among the queues: after the dead queue that it refers to.
+const REQUESTS: usize = 1;
+
 /// Everything on RabbitMQ that the worker needs.
 pub struct Topology {
     declare: bool,
@@ -92,6 +104,26 @@ impl Topology {
         &self.exchanges[1].0
     }
 
+    /// What goes on at the request queue, which must exist.
+    ///
+    /// # Errors
+    /// The queue does not exist, or the connection is lost.
+    pub async fn traffic(&self, connection: &Connection) -> Result<Traffic, BrokerError> {
+        let name = short(&self.queues[REQUESTS].name)?;
+        let look = async {
+            let channel = connection.create_channel().await?;
+            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+            let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
+            channel.close(200, "done".into()).await?;
+            Ok(Traffic { messages: queue.message_count(), consumers: queue.consumer_count() })
+        };
+        let doing = "look at the request queue";
+        timeout(DECLARE_LIMIT, look)
+            .await
+            .map_err(|_| BrokerError::timeout(doing))?
+            .map_err(|error| BrokerError::during(doing, &error))
+    }
+
     /// Declares everything, or, where declaring is off, checks that it exists.
     ///
     /// # Errors
@@ -146,7 +178,7 @@ impl Topology {
     }
 
     async fn bind(&self, channel: &Channel) -> Result<(), BrokerError> {
-        let request_queue = &self.queues[1].name;
+        let request_queue = &self.queues[REQUESTS].name;
         let bound = channel.queue_bind(
             short(request_queue)?,
             short(self.request_exchange())?,

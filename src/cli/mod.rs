@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod demo;
 mod qr;
 mod request;
 mod run;
@@ -23,6 +24,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Demo(demo::DemoArgs),
     Request(request::RequestArgs),
     Sandbox(sandbox::SandboxArgs),
 }
@@ -79,6 +81,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match cli.command {
         Command::Run(args) => run::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
         Command::Request(args) => request::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
     }

@@ -5,6 +5,7 @@ use clap::Args;
 use super::{CliError, signals};
 use crate::{
     config::{RunSettings, Settings},
+    health,
     telemetry::logs,
     worker,
 };
@@ -25,5 +26,6 @@ pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = Settings::read(&args.settings)?;
     logs::init(&settings.log);
     let shutdown = signals::shutdown().map_err(CliError::failed)?;
-    worker::run(settings, shutdown).await.map_err(CliError::failed)
+    let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
+    worker::run(settings, listener, shutdown).await.map_err(CliError::failed)
 }

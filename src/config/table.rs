@@ -156,6 +156,16 @@ impl Given {
         self
     }
 
+    /// The same settings with a value for one that was not given, by flag or by variable.
+    #[must_use]
+    pub fn or(self, variable: &str, value: impl Into<OsString>) -> Self {
+        let setting = SETTINGS.iter().find(|setting| setting.variable() == variable);
+        match setting.is_some_and(|setting| self.find(setting).is_empty()) {
+            true => self.with(variable, value),
+            false => self,
+        }
+    }
+
     fn from_matches(matches: &ArgMatches, scopes: &[Scope]) -> Self {
         let mut flags = Vec::new();
         for setting in SETTINGS.iter().filter(|s| scopes.contains(&s.scope)) {
