@@ -250,7 +250,6 @@ impl Worker {
         let started = Instant::now();
         let Decoded { id, request } = decode_request(
             delivery.body(),
-            delivery.content_type(),
             self.max_message_bytes,
             self.default_workflow.as_deref(),
         );

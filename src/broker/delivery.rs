@@ -34,11 +34,6 @@ impl Delivery {
         &self.inner.data
     }
 
-    /// The AMQP property `content_type`.
-    pub fn content_type(&self) -> Option<&str> {
-        self.inner.properties.content_type().as_ref().map(ShortString::as_str)
-    }
-
     /// The AMQP property `message_id`, unless it is empty.
     pub fn message_id(&self) -> Option<&str> {
         not_empty(self.inner.properties.message_id())

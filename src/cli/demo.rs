@@ -243,15 +243,17 @@ fn what_next(broker: &BrokerConfig, sandbox: &Sandbox, probes: &str) -> String {
     // The stock password is nobody's secret; any other is not shown.
     let amqp = if amqp.contains("//guest:guest@") { amqp } else { "…" };
     let sandbox = sandbox.url();
+    let handoff = std::env::args().next().unwrap_or_else(|| "handoff".to_owned());
     format!(
         "\nAll of it runs on until Ctrl-C. In another terminal, try:\n\n  \
          export HANDOFF_AMQP_URL={amqp}\n  \
-         handoff request --user dora --qr              # a request of your own\n  \
-         handoff request --user dora --renew           # a new link for the same person\n  \
-         curl {probes}/metrics       # what the worker counts\n  \
-         curl {probes}/readyz        # whether it is well\n  \
-         curl {sandbox}/sandbox/stats  # what the platform was asked\n  \
-         curl -X PUT {sandbox}/sandbox/faults -d '{{\"session\":{{\"status\":503,\"times\":3}}}}'\n"
+         {handoff} request --user dora --qr\n  \
+         {handoff} request --user dora --renew\n  \
+         curl {probes}/metrics\n  \
+         curl {probes}/readyz\n  \
+         curl {sandbox}/sandbox/stats\n  \
+         curl -X PUT {sandbox}/sandbox/faults -d '{{\"session\": {{\"status\": 503, \"times\": 3}}}}'\n\n\
+         What else the simulated platform can do is on its page, {sandbox}\n"
     )
 }
 

@@ -11,7 +11,7 @@ use clap::Args;
 use futures_util::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::{CliError, qr};
@@ -49,7 +49,7 @@ pub(super) struct RequestArgs {
     /// Many requests: one data object a line, such as {"userId":"ann"}
     #[arg(long, value_name = "PATH", conflicts_with = "user")]
     file: Option<PathBuf>,
-    /// Give up when no event has come for this long
+    /// Give up when none of the events has come for this long
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
     /// Show each link as a QR code, on stderr
@@ -115,7 +115,7 @@ fn bodies(args: &RequestArgs) -> Result<Vec<Vec<u8>>, CliError> {
 
 fn check(body: &[u8]) -> Result<(), String> {
     // Whether there is a default workflow, the worker knows.
-    let request = decode_request(body, None, usize::MAX, Some("default")).request;
+    let request = decode_request(body, usize::MAX, Some("default")).request;
     request.map(drop).map_err(|invalid| invalid.message)
 }
 
@@ -136,14 +136,17 @@ async fn ask(
     let publishing = publish(client.requester(), requests);
     let mut publishing = std::pin::pin!(publishing);
     let mut published = false;
+    // Other people's events are no progress: only ours put it off.
+    let mut give_up = Instant::now() + args.wait;
     while !waiting.is_empty() {
         let event = tokio::select! {
             done = &mut publishing, if !published => {
                 done?;
                 published = true;
+                give_up = Instant::now() + args.wait;
                 continue;
             }
-            event = timeout(args.wait, client.next_event()) => event,
+            event = timeout_at(give_up, client.next_event()) => event,
         };
         let Ok(event) = event else {
             progress.abandon();
@@ -155,6 +158,7 @@ async fn ask(
         };
         let event = event.map_err(CliError::failed)?;
         if waiting.remove(&event.data.request_id) {
+            give_up = Instant::now() + args.wait;
             failed += usize::from(event.kind != READY);
             progress.suspend(|| show(&event, args.qr))?;
             progress.inc(1);

@@ -15,11 +15,11 @@ pub(super) struct CloudEvent<'a> {
 impl<'a> CloudEvent<'a> {
     /// Reads the envelope, if there is one: the outer `None` is no object, the inner one no envelope.
     ///
-    /// A body is an envelope if it says so, by its content type or its `specversion`.
-    pub(super) fn read(json: &'a str, content_type: Option<&str>) -> Option<Option<Self>> {
+    /// A body is an envelope if it holds a `specversion`, whatever content type it was sent with.
+    pub(super) fn read(json: &'a str) -> Option<Option<Self>> {
         let fields = decode::fields(json, ["specversion", "id", "source", "type", "data"])?;
         let [specversion, id, source, kind, data] = fields.values;
-        if specversion.is_none() && !content_type.is_some_and(is_structured) {
+        if specversion.is_none() {
             return Some(None);
         }
         let id = id.and_then(text).filter(|id| !id.is_empty());
@@ -45,11 +45,6 @@ impl<'a> CloudEvent<'a> {
     }
 }
 
-fn is_structured(content_type: &str) -> bool {
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    media_type.eq_ignore_ascii_case("application/cloudevents+json")
-}
-
 fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
@@ -58,11 +53,8 @@ fn text(raw: &RawValue) -> Option<String> {
 mod tests {
     use crate::message::{Invalid, Request, decode_request};
 
-    fn decode(
-        body: &str,
-        content_type: Option<&str>,
-    ) -> (Option<String>, Result<Request, Invalid>) {
-        let decoded = decode_request(body.as_bytes(), content_type, 65_536, Some("w"));
+    fn decode(body: &str) -> (Option<String>, Result<Request, Invalid>) {
+        let decoded = decode_request(body.as_bytes(), 65_536, Some("w"));
         (decoded.id.map(|id| id.as_str().to_owned()), decoded.request)
     }
 
@@ -73,7 +65,7 @@ mod tests {
 
     #[test]
     fn an_envelope_is_opened() {
-        let (id, request) = decode(&event("", ""), None);
+        let (id, request) = decode(&event("", ""));
         assert_eq!(id.as_deref(), Some("e1"));
         assert_eq!(request.unwrap().user_id, "ann");
     }
@@ -90,17 +82,9 @@ mod tests {
             ("{\"userId\":\"ann\"}", "[]", "data"),
             ("\"id\":\"e1\"", "\"id\":\"e1\",\"id\":\"e2\"", "twice"),
         ] {
-            let (_, request) = decode(&event(change, to), None);
+            let (_, request) = decode(&event(change, to));
             let message = request.unwrap_err().message;
             assert!(message.contains(word), "{change} to {to}: {message}");
         }
-    }
-
-    #[test]
-    fn the_content_type_makes_an_envelope_of_a_bare_object() {
-        let bare = r#"{"userId":"ann"}"#;
-        assert!(decode(bare, Some("application/json")).1.is_ok());
-        let (_, request) = decode(bare, Some("Application/CloudEvents+JSON; charset=utf-8"));
-        assert!(request.unwrap_err().message.contains("specversion"));
     }
 }

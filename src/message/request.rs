@@ -109,17 +109,9 @@ pub struct Decoded {
     pub request: Result<Request, Invalid>,
 }
 
-/// Reads a body. `default_workflow` serves requests that name none.
-///
-/// `content_type` is the AMQP property: a body sent as a CloudEvent is read as one even if it forgot
-/// its `specversion`, so that the answer names what is missing.
-pub fn decode_request(
-    body: &[u8],
-    content_type: Option<&str>,
-    max_bytes: usize,
-    default_workflow: Option<&str>,
-) -> Decoded {
-    match unwrap(body, content_type, max_bytes) {
+/// Reads a body of at most `max_bytes`. `default_workflow` serves requests that name none.
+pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&str>) -> Decoded {
+    match unwrap(body, max_bytes) {
         Ok((id, data)) => Decoded { id, request: read(data, default_workflow) },
         Err((id, message)) => {
             let request = Err(Invalid { message, user_id: None, workflow_id: None });
@@ -131,7 +123,7 @@ pub fn decode_request(
 type Unwrapped<'a> = Result<(Option<RequestId>, &'a str), (Option<RequestId>, String)>;
 
 /// From the body to the text of the data object.
-fn unwrap<'a>(body: &'a [u8], content_type: Option<&str>, max_bytes: usize) -> Unwrapped<'a> {
+fn unwrap<'a>(body: &'a [u8], max_bytes: usize) -> Unwrapped<'a> {
     let wrong = |message: &str| (None, message.to_owned());
     if body.len() > max_bytes {
         return Err((None, format!("the body is larger than {max_bytes} bytes")));
@@ -144,8 +136,8 @@ fn unwrap<'a>(body: &'a [u8], content_type: Option<&str>, max_bytes: usize) -> U
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| {
         (None, format!("the body is not JSON (line {}, column {})", error.line(), error.column()))
     })?;
-    let event = CloudEvent::read(text, content_type)
-        .ok_or_else(|| wrong("the body is JSON, but not an object"))?;
+    let event =
+        CloudEvent::read(text).ok_or_else(|| wrong("the body is JSON, but not an object"))?;
     match event {
         None => Ok((None, text)),
         Some(event) => match event.data {
@@ -253,7 +245,7 @@ mod tests {
     use super::*;
 
     fn decode(body: &str) -> Result<Request, String> {
-        decode_request(body.as_bytes(), None, 65_536, None).request.map_err(|i| i.message)
+        decode_request(body.as_bytes(), 65_536, None).request.map_err(|i| i.message)
     }
 
     fn sent(metadata: &Metadata) -> String {
@@ -326,12 +318,12 @@ mod tests {
         };
         assert!(metadata(16_384).is_ok());
         assert!(metadata(16_385).is_err());
-        assert!(decode_request(&[b' '; 11], None, 10, None).request.is_err());
+        assert!(decode_request(&[b' '; 11], 10, None).request.is_err());
     }
 
     #[test]
     fn a_partly_valid_request_tells_who_it_was_for() {
-        let decoded = decode_request(br#"{"userId":"ann","renew":1}"#, None, 100, Some("w"));
+        let decoded = decode_request(br#"{"userId":"ann","renew":1}"#, 100, Some("w"));
         let invalid = decoded.request.unwrap_err();
         assert_eq!(invalid.user_id.as_deref(), Some("ann"));
         assert_eq!(invalid.workflow_id.as_deref(), Some("w"));
@@ -345,7 +337,7 @@ mod tests {
         {
             assert!(decode(body).is_err(), "{body:.20}");
         }
-        let not_utf8 = decode_request(b"{\"userId\":\"\xff\"}", None, 100, Some("w"));
+        let not_utf8 = decode_request(b"{\"userId\":\"\xff\"}", 100, Some("w"));
         assert_eq!(not_utf8.request.unwrap_err().message, "the body is not UTF-8");
         assert!(decode(r#"{"userId":"\ud800","workflowId":"w"}"#).is_err());
     }
