@@ -1,37 +1,27 @@
 //! The run: take deliveries, serve them side by side, settle each, and end in good order.
 
-use std::{
-    any::Any,
-    fmt,
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+mod envelope;
+mod process;
 
-use futures_util::FutureExt;
+use std::{fmt, sync::Arc, time::Duration};
+
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::process::Processor;
 use crate::{
-    broker::{
-        Attached, BrokerError, Delivery, PublishError, Publisher, Settled, Settlement, insist,
-        settle,
-    },
+    broker::{Attached, BrokerError},
     cache::{Cache, CacheError},
     config::{BrokerConfig, Settings},
-    handoff::{Failure, Handoff, Job, Served},
+    handoff::Handoff,
     health::{self, Health},
-    message::{
-        Decoded, Event, EventBody, FailedReason, ReasonCode, RequestId, TraceContext,
-        decode_request, format_date_time,
-    },
     platform::{BadClient, Platform},
     retry::Delays,
-    telemetry::metrics::{Metrics, Outcome},
+    telemetry::metrics::Metrics,
 };
 
 /// How long the first requests may wait for Redis when the worker starts.
@@ -84,7 +74,7 @@ pub async fn run(
     let probes = tokio::spawn(health::serve(listener, Arc::clone(&health), redis));
     cache.wait_connected(CACHE_WARM_UP).await;
 
-    let worker = Arc::new(Worker {
+    let processor = Arc::new(Processor {
         handoff: Handoff::new(
             platform,
             cache,
@@ -98,7 +88,7 @@ pub async fn run(
         overdue: CancellationToken::new(),
     });
     let run = Run {
-        worker,
+        processor,
         broker: settings.broker,
         prefetch: settings.worker.concurrency,
         slots: Arc::new(Semaphore::new(settings.worker.concurrency.into())),
@@ -114,7 +104,7 @@ pub async fn run(
 
 /// The loop around the connection.
 struct Run {
-    worker: Arc<Worker>,
+    processor: Arc<Processor>,
     broker: BrokerConfig,
     prefetch: u16,
     slots: Arc<Semaphore>,
@@ -186,8 +176,11 @@ impl Run {
                 fault = &mut fault => return Some(fault),
                 () = self.shutdown.cancelled() => return None,
             };
-            let (worker, publisher) = (Arc::clone(&self.worker), attached.publisher.clone());
-            self.tasks.spawn(worker.attend(delivery, publisher, slot));
+            let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
+            self.tasks.spawn(async move {
+                processor.process(delivery, publisher).await;
+                drop(slot);
+            });
         }
     }
 
@@ -201,7 +194,7 @@ impl Run {
         }
         if tokio::time::timeout_at(finish_by, self.tasks.wait()).await.is_err() {
             tracing::warn!(in_flight = self.tasks.len(), "out of time; handing back what is left");
-            self.worker.overdue.cancel();
+            self.processor.overdue.cancel();
             let _ = timeout(CLOSING / 2, self.tasks.wait()).await;
         }
         if let Some(attached) = attached {
@@ -209,228 +202,4 @@ impl Run {
         }
         tracing::info!("stopped");
     }
-}
-
-/// What every delivery is worked on with.
-struct Worker {
-    handoff: Handoff,
-    metrics: Arc<Metrics>,
-    max_message_bytes: usize,
-    default_workflow: Option<String>,
-    /// The grace period is over: whatever is not settled yet is handed back.
-    overdue: CancellationToken,
-}
-
-/// What the worker decides about a delivery.
-enum Verdict {
-    Served(Served),
-    Retry(String),
-    Fail(FailedReason),
-    HandBack,
-}
-
-/// What is known of a delivery before its body is.
-struct Envelope {
-    request_id: RequestId,
-    correlation_id: String,
-    trace: TraceContext,
-    /// Deliveries tried, this one included.
-    attempts: u32,
-}
-
-impl Worker {
-    /// Sees one delivery through, from decoding to settling. The slot is free again at the end.
-    async fn attend(
-        self: Arc<Self>,
-        delivery: Delivery,
-        publisher: Publisher,
-        slot: OwnedSemaphorePermit,
-    ) {
-        let _in_flight = self.metrics.in_flight();
-        let started = Instant::now();
-        let Decoded { id, request } = decode_request(
-            delivery.body(),
-            self.max_message_bytes,
-            self.default_workflow.as_deref(),
-        );
-        let envelope = Envelope::read(&delivery, id);
-
-        let (verdict, user_id, workflow_id) = match &request {
-            Ok(request) => {
-                let job = Job {
-                    request,
-                    request_id: &envelope.request_id,
-                    correlation_id: &envelope.correlation_id,
-                    trace: &envelope.trace,
-                };
-                let verdict = self.judge(&job, &publisher, envelope.attempts).await;
-                (verdict, Some(&request.user_id), Some(&request.workflow_id))
-            }
-            Err(invalid) => {
-                let reason = failed(ReasonCode::InvalidRequest, invalid.message.clone());
-                (Verdict::Fail(reason), invalid.user_id.as_ref(), invalid.workflow_id.as_ref())
-            }
-        };
-        if let Verdict::Fail(reason) = &verdict {
-            let body = EventBody::Failed {
-                request_id: envelope.request_id.as_str(),
-                user_id: user_id.map(String::as_str),
-                workflow_id: workflow_id.map(String::as_str),
-                reason,
-                attempts: envelope.attempts,
-            };
-            if !self.tell_failed(&body, &envelope, &publisher).await {
-                return delivery.hand_back().await;
-            }
-        }
-        let settled = self.settle(&delivery, &verdict, &envelope, &publisher).await;
-        self.record(&delivery, &verdict, &envelope, settled, started);
-        drop(slot);
-    }
-
-    /// Serves the request and decides what its end means for the delivery.
-    async fn judge(&self, job: &Job<'_>, publisher: &Publisher, attempts: u32) -> Verdict {
-        let serving = AssertUnwindSafe(self.handoff.serve(job, publisher)).catch_unwind();
-        let served = tokio::select! {
-            served = serving => served,
-            () = self.overdue.cancelled() => return Verdict::HandBack,
-        };
-        let why = match served.unwrap_or_else(panicked) {
-            Ok(served) => return Verdict::Served(served),
-            Err(Failure::Interrupted) => return Verdict::HandBack,
-            Err(Failure::Expired) => {
-                let message = "nobody waits any more: `expiresAt` has passed".to_owned();
-                return Verdict::Fail(failed(ReasonCode::RequestExpired, message));
-            }
-            Err(Failure::Rejected(why)) => {
-                return Verdict::Fail(failed(ReasonCode::PlatformRejected, why));
-            }
-            Err(Failure::Transient(why)) => why,
-        };
-        match publisher.topology().retry_queue(attempts) {
-            Some(_) => Verdict::Retry(why),
-            None => Verdict::Fail(failed(
-                ReasonCode::RetriesExhausted,
-                format!("the last of {attempts} attempts failed: {why}"),
-            )),
-        }
-    }
-
-    /// Publishes `handoff.failed`. That nobody is bound to hear it holds nothing up.
-    async fn tell_failed(
-        &self,
-        body: &EventBody<'_>,
-        envelope: &Envelope,
-        publisher: &Publisher,
-    ) -> bool {
-        let event = Event::new(body, SystemTime::now());
-        let told = insist(&self.overdue, || async {
-            match publisher.event(&event, &envelope.correlation_id, &envelope.trace).await {
-                Err(PublishError::Unroutable) => {
-                    let request_id = envelope.request_id.short();
-                    tracing::warn!(request_id, "no queue is bound to take `handoff.failed`");
-                    Ok(())
-                }
-                told => told,
-            }
-        });
-        told.await.is_ok()
-    }
-
-    async fn settle(
-        &self,
-        delivery: &Delivery,
-        verdict: &Verdict,
-        envelope: &Envelope,
-        publisher: &Publisher,
-    ) -> Settled {
-        let (request_id, attempts) = (envelope.request_id.short(), envelope.attempts);
-        let now = format_date_time(SystemTime::now());
-        let settlement = match verdict {
-            Verdict::Served(_) => Settlement::Done,
-            Verdict::HandBack => Settlement::HandBack,
-            // Nobody waits for an expired request, so nobody would want to replay it either.
-            Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {
-                Settlement::Done
-            }
-            Verdict::Fail(reason) => Settlement::Bury {
-                request_id,
-                attempts,
-                reason: reason.code.as_str(),
-                detail: &reason.message,
-                failed_at: &now,
-            },
-            Verdict::Retry(_) => match publisher.topology().retry_queue(attempts) {
-                Some(queue) => Settlement::Retry { queue, request_id, attempts },
-                None => Settlement::HandBack, // `judge` has seen that there is one
-            },
-        };
-        settle(delivery, settlement, publisher, &self.overdue).await
-    }
-
-    /// One line and one count for each delivery that is done with.
-    fn record(
-        &self,
-        delivery: &Delivery,
-        verdict: &Verdict,
-        envelope: &Envelope,
-        settled: Settled,
-        started: Instant,
-    ) {
-        let request_id = envelope.request_id.short();
-        let (outcome, reason, detail) = match verdict {
-            _ if settled == Settled::Back => {
-                return tracing::debug!(request_id, "handed back, or to be redelivered");
-            }
-            Verdict::Served(Served { reused: false }) => (Outcome::Ready, None, None),
-            Verdict::Served(Served { reused: true }) => (Outcome::Reused, None, None),
-            Verdict::Retry(why) => (Outcome::Retried, None, Some(why)),
-            Verdict::Fail(reason) => {
-                (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
-            }
-            Verdict::HandBack => return,
-        };
-        let took = started.elapsed();
-        self.metrics.settled(outcome, took);
-        if outcome != Outcome::Retried
-            && let Some(published_at) = delivery.published_at()
-        {
-            self.metrics.told(SystemTime::now().duration_since(published_at).unwrap_or_default());
-        }
-        let (outcome, attempt) = (outcome.as_str(), envelope.attempts);
-        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(
-            request_id,
-            outcome,
-            attempt,
-            duration_ms,
-            reason,
-            detail,
-            "request finished"
-        );
-    }
-}
-
-impl Envelope {
-    /// The body's own id comes first, then the message's, then what an earlier copy was given.
-    fn read(delivery: &Delivery, id: Option<RequestId>) -> Self {
-        let request_id = id.unwrap_or_else(|| {
-            let known = delivery.message_id().or_else(|| delivery.copied_request_id());
-            RequestId::new(known.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
-        });
-        let correlation_id = delivery.correlation_id().unwrap_or(request_id.short()).to_owned();
-        let trace =
-            TraceContext::continued(delivery.header("traceparent"), delivery.header("tracestate"));
-        let attempts = delivery.tried_before().saturating_add(1);
-        Self { request_id, correlation_id, trace, attempts }
-    }
-}
-
-fn failed(code: ReasonCode, message: String) -> FailedReason {
-    FailedReason { code, message }
-}
-
-/// A panic is a failed attempt of its request. What it says may hold anything, so it is not repeated.
-fn panicked(_: Box<dyn Any + Send>) -> Result<Served, Failure> {
-    Err(Failure::Transient("the worker failed on it (a bug: see its log)".to_owned()))
 }

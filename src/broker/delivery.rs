@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use lapin::{
     BasicProperties,
-    options::{BasicAckOptions, BasicNackOptions},
+    options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 
@@ -93,6 +93,13 @@ impl Delivery {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         // Where the channel is gone, the message is back already.
         let _ = self.inner.acker.nack(back).await;
+    }
+
+    /// Hands it back as one that does harm: RabbitMQ counts these, and moves the message to the dead
+    /// queue when it has come back too often.
+    pub async fn reject(&self) {
+        let back = BasicRejectOptions { requeue: true };
+        let _ = self.inner.acker.reject(back).await;
     }
 
     /// The properties of a copy that is to be tried again.

@@ -1,0 +1,224 @@
+//! One delivery, from decoding to settling.
+
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::envelope::Envelope;
+use crate::{
+    broker::{Delivery, PublishError, Publisher, Settled, Settlement, insist, settle},
+    handoff::{Failure, Handoff, Job, Served},
+    message::{
+        Decoded, Event, EventBody, FailedReason, Invalid, ReasonCode, Request, decode_request,
+        format_date_time,
+    },
+    telemetry::metrics::{Metrics, Outcome},
+};
+
+/// What every delivery is processed with.
+pub(super) struct Processor {
+    pub(super) handoff: Handoff,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) max_message_bytes: usize,
+    pub(super) default_workflow: Option<String>,
+    /// The grace period is over: whatever is not settled yet is handed back.
+    pub(super) overdue: CancellationToken,
+}
+
+/// What is decided about a delivery.
+enum Verdict {
+    Served(Served),
+    Retry(String),
+    Fail(FailedReason),
+    HandBack,
+}
+
+impl Processor {
+    /// Sees a delivery through. Whatever happens, it is settled after, or its channel is gone.
+    pub(super) async fn process(&self, delivery: Delivery, publisher: Publisher) {
+        let _in_flight = self.metrics.in_flight();
+        let processed = AssertUnwindSafe(self.see_through(&delivery, &publisher));
+        if processed.catch_unwind().await.is_err() {
+            // Not in serving the request, then: that is caught further in, and is a failed attempt.
+            delivery.reject().await;
+        }
+    }
+
+    async fn see_through(&self, delivery: &Delivery, publisher: &Publisher) {
+        let started = Instant::now();
+        let mut envelope = Envelope::read(delivery);
+        let Decoded { id, request } = decode_request(
+            delivery.body(),
+            self.max_message_bytes,
+            self.default_workflow.as_deref(),
+        );
+        envelope.request_id = id.unwrap_or(envelope.request_id);
+
+        let verdict = match &request {
+            Ok(request) => self.serve(request, &envelope, publisher).await,
+            Err(invalid) => Verdict::failed(ReasonCode::InvalidRequest, invalid.message.clone()),
+        };
+        if let Verdict::Fail(reason) = &verdict
+            && !self.tell_failed(reason, &request, &envelope, publisher).await
+        {
+            return delivery.hand_back().await;
+        }
+        let settled = self.settle(delivery, &verdict, &envelope, publisher).await;
+        self.record(delivery, &verdict, &envelope, settled, started);
+    }
+
+    /// Serves a request and decides what its end means for the delivery.
+    async fn serve(
+        &self,
+        request: &Request,
+        envelope: &Envelope,
+        publisher: &Publisher,
+    ) -> Verdict {
+        let Envelope { request_id, trace, attempts, .. } = envelope;
+        let correlation_id = envelope.correlation_id();
+        let job = Job { request, request_id, correlation_id, trace };
+        let serving = AssertUnwindSafe(self.handoff.serve(&job, publisher)).catch_unwind();
+        let served = tokio::select! {
+            served = serving => served,
+            () = self.overdue.cancelled() => return Verdict::HandBack,
+        };
+        let why = match served.unwrap_or_else(panicked) {
+            Ok(served) => return Verdict::Served(served),
+            Err(Failure::Interrupted) => return Verdict::HandBack,
+            Err(Failure::Expired) => {
+                let message = "nobody waits any more: `expiresAt` has passed".to_owned();
+                return Verdict::failed(ReasonCode::RequestExpired, message);
+            }
+            Err(Failure::Rejected(why)) => {
+                return Verdict::failed(ReasonCode::PlatformRejected, why);
+            }
+            Err(Failure::Transient(why)) => why,
+        };
+        match publisher.topology().retry_queue(*attempts) {
+            Some(_) => Verdict::Retry(why),
+            None => Verdict::failed(
+                ReasonCode::RetriesExhausted,
+                format!("the last of {attempts} attempts failed: {why}"),
+            ),
+        }
+    }
+
+    /// Publishes `handoff.failed`. That nobody is bound to hear it holds nothing up.
+    async fn tell_failed(
+        &self,
+        reason: &FailedReason,
+        request: &Result<Request, Invalid>,
+        envelope: &Envelope,
+        publisher: &Publisher,
+    ) -> bool {
+        let (user_id, workflow_id) = match request {
+            Ok(request) => (Some(&request.user_id), Some(&request.workflow_id)),
+            Err(invalid) => (invalid.user_id.as_ref(), invalid.workflow_id.as_ref()),
+        };
+        let body = EventBody::Failed {
+            request_id: envelope.request_id.as_str(),
+            user_id: user_id.map(String::as_str),
+            workflow_id: workflow_id.map(String::as_str),
+            reason,
+            attempts: envelope.attempts,
+        };
+        let event = Event::new(&body, SystemTime::now());
+        let told = insist(&self.overdue, || async {
+            match publisher.event(&event, envelope.correlation_id(), &envelope.trace).await {
+                Err(PublishError::Unroutable) => {
+                    let request_id = envelope.request_id.short();
+                    tracing::warn!(request_id, "no queue is bound to take `handoff.failed`");
+                    Ok(())
+                }
+                told => told,
+            }
+        });
+        told.await.is_ok()
+    }
+
+    async fn settle(
+        &self,
+        delivery: &Delivery,
+        verdict: &Verdict,
+        envelope: &Envelope,
+        publisher: &Publisher,
+    ) -> Settled {
+        let (request_id, attempts) = (envelope.request_id.short(), envelope.attempts);
+        let now = format_date_time(SystemTime::now());
+        let settlement = match verdict {
+            Verdict::Served(_) => Settlement::Done,
+            Verdict::HandBack => Settlement::HandBack,
+            // Nobody waits for an expired request, so nobody would want to replay it either.
+            Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {
+                Settlement::Done
+            }
+            Verdict::Fail(reason) => Settlement::Bury {
+                request_id,
+                attempts,
+                reason: reason.code.as_str(),
+                detail: &reason.message,
+                failed_at: &now,
+            },
+            Verdict::Retry(_) => match publisher.topology().retry_queue(attempts) {
+                Some(queue) => Settlement::Retry { queue, request_id, attempts },
+                None => Settlement::HandBack, // `serve` has seen that there is one
+            },
+        };
+        settle(delivery, settlement, publisher, &self.overdue).await
+    }
+
+    /// One line and one count for each delivery that is done with.
+    fn record(
+        &self,
+        delivery: &Delivery,
+        verdict: &Verdict,
+        envelope: &Envelope,
+        settled: Settled,
+        started: Instant,
+    ) {
+        let request_id = envelope.request_id.short();
+        let (outcome, reason, detail) = match verdict {
+            _ if settled == Settled::Back => {
+                return tracing::debug!(request_id, "handed back, or to be redelivered");
+            }
+            Verdict::Served(Served { reused: false }) => (Outcome::Ready, None, None),
+            Verdict::Served(Served { reused: true }) => (Outcome::Reused, None, None),
+            Verdict::Retry(why) => (Outcome::Retried, None, Some(why)),
+            Verdict::Fail(reason) => {
+                (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
+            }
+            Verdict::HandBack => return,
+        };
+        let took = started.elapsed();
+        self.metrics.settled(outcome, took);
+        if outcome != Outcome::Retried
+            && let Some(published_at) = delivery.published_at()
+        {
+            self.metrics.told(SystemTime::now().duration_since(published_at).unwrap_or_default());
+        }
+        let (outcome, attempt) = (outcome.as_str(), envelope.attempts);
+        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            request_id,
+            outcome,
+            attempt,
+            duration_ms,
+            reason,
+            detail,
+            "request finished"
+        );
+    }
+}
+
+impl Verdict {
+    fn failed(code: ReasonCode, message: String) -> Self {
+        Self::Fail(FailedReason { code, message })
+    }
+}
+
+/// A panic is a failed attempt of its request. What it says may hold anything, so it is not repeated.
+fn panicked(_: Box<dyn Any + Send>) -> Result<Served, Failure> {
+    Err(Failure::Transient("the worker failed on it (a bug: see its log)".to_owned()))
+}
