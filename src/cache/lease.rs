@@ -92,9 +92,8 @@ impl Lease {
 
     /// Ends the lease without a link. A token that is no good goes too.
     pub async fn release(self, drop_token: bool) {
-        let mut script = scripts::RELEASE.key(&self.keys.token);
-        script.key(&self.keys.lease).arg(&self.holder).arg(u8::from(drop_token));
         // If this fails, the lease ends by itself a little later.
+        let script = scripts::release(&self.keys, &self.holder, drop_token);
         let _ = self.cache.run::<bool>(&script).await;
     }
 }

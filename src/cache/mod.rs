@@ -3,6 +3,7 @@
 //! Everything here may fail at any time, and nothing depends on it but thrift: without Redis a
 //! request is served all the same.
 
+mod deferred;
 mod keys;
 mod lease;
 mod pool;
@@ -125,7 +126,14 @@ impl Cache {
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
             script.arg(&holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
-            let (answer, newest, value): (String, String, Vec<u8>) = self.run(&script).await?;
+            let claimed = self.run::<(String, String, Vec<u8>)>(&script).await;
+            if claimed == Err(CacheError::Away) {
+                return Err(CacheError::Away);
+            }
+            let (answer, newest, value) = claimed.inspect_err(|_| {
+                // Granted or not, nobody will use it.
+                self.0.pool.defer(scripts::release(keys, &holder, false));
+            })?;
             let newest = Stamp::from_redis(newest);
             match answer.as_str() {
                 "link" => match self.read_link(keys, &value) {
@@ -185,8 +193,14 @@ impl Cache {
         script.key(&keys.token).key(&keys.lease);
         script.arg(holder).arg(seen.as_str()).arg(stamp.as_str());
         script.arg(self.life(session.token.expires_at)).arg(value);
-        let stored: bool = self.run(&script).await?;
-        Ok(if stored { Stored::Yes } else { Stored::Fenced })
+        match self.run(&script).await {
+            Ok(true) => Ok(Stored::Yes),
+            Ok(false) => Ok(Stored::Fenced),
+            Err(error) => {
+                self.0.pool.defer(script);
+                Err(error)
+            }
+        }
     }
 
     /// How long something may be handed out that ends then, in milliseconds.

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::scripts;
+use super::{deferred::Deferred, scripts};
 use crate::retry::Delays;
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request.
@@ -65,6 +65,7 @@ type Numbered = (u64, MultiplexedConnection);
 pub(super) struct Pool {
     current: watch::Receiver<Option<Numbered>>,
     broken: Arc<Broken>,
+    deferred: Arc<Deferred>,
     _keeper: AbortOnDropHandle<()>,
 }
 
@@ -93,8 +94,10 @@ impl Pool {
             .map_err(|error| RedisError::from(std::io::Error::other(error.to_string())))?;
         let (sender, current) = watch::channel(None);
         let broken = Arc::new(Broken::default());
-        let keeper = tokio::spawn(keep(pool, sender, Arc::clone(&broken)));
-        Ok(Self { current, broken, _keeper: AbortOnDropHandle::new(keeper) })
+        let deferred = Arc::new(Deferred::default());
+        let keeper = keep(pool, sender, Arc::clone(&broken), Arc::clone(&deferred));
+        let keeper = tokio::spawn(keeper);
+        Ok(Self { current, broken, deferred, _keeper: AbortOnDropHandle::new(keeper) })
     }
 
     /// Whether there is a connection at the moment.
@@ -107,6 +110,11 @@ impl Pool {
         let mut current = self.current.clone();
         // Either way the caller goes on: without Redis, if need be.
         let _ = timeout(limit, current.wait_for(Option::is_some)).await;
+    }
+
+    /// Has a script run as soon as there is a connection again.
+    pub(super) fn defer(&self, script: redis::ScriptInvocation<'static>) {
+        self.deferred.push(script);
     }
 
     /// Runs a script.
@@ -146,7 +154,12 @@ impl Broken {
 }
 
 /// Keeps one good connection on offer, for ever.
-async fn keep(pool: Deadpool, offer: watch::Sender<Option<Numbered>>, broken: Arc<Broken>) {
+async fn keep(
+    pool: Deadpool,
+    offer: watch::Sender<Option<Numbered>>,
+    broken: Arc<Broken>,
+    deferred: Arc<Deferred>,
+) {
     let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
     let mut told_down = false;
     for number in 1.. {
@@ -165,6 +178,7 @@ async fn keep(pool: Deadpool, offer: watch::Sender<Option<Numbered>>, broken: Ar
             tracing::info!("Redis is back");
         }
         delays.reset();
+        deferred.run(&connection).await;
         offer.send_replace(Some((number, (*connection).clone())));
         tokio::select! {
             () = broken.wait_for(number) => {}

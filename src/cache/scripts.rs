@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use deadpool_redis::redis::{RedisResult, Script, aio::ConnectionLike};
+use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
+
+use super::Keys;
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
@@ -17,6 +19,13 @@ script!(SAVE_TOKEN, "save_token.lua");
 script!(SIGN, "sign.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
+
+/// Ends a lease, if it is still this holder's.
+pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
+    let mut script = RELEASE.key(&keys.token);
+    script.key(&keys.lease).arg(holder).arg(u8::from(drop_token));
+    script
+}
 
 /// Teaches Redis all scripts, so that calling one by its hash finds it there.
 pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {

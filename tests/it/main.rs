@@ -13,5 +13,9 @@
 
 mod support;
 
+mod broker;
+mod cache;
 mod configuration;
+mod dependencies;
 mod outcomes;
+mod shutdown;

@@ -1,7 +1,7 @@
 //! A test's bench: names of its own, a platform, RabbitMQ, and the settings that tie them together.
 
 use super::{
-    Platform, Rabbit,
+    Node, Platform, Rabbit,
     platform::API_KEY,
     required_env,
     worker::{Settings, Worker},
@@ -12,6 +12,8 @@ pub struct Bench {
     pub platform: Platform,
     pub rabbit: Rabbit,
     pub settings: Settings,
+    amqp: String,
+    redis: String,
 }
 
 impl Bench {
@@ -29,15 +31,32 @@ impl Bench {
     /// With nobody to hear events.
     pub async fn deaf(platform: Platform) -> Self {
         let amqp = required_env("HANDOFF_AMQP_URL");
-        let redis = required_env("HANDOFF_REDIS_URL");
+        Self::on(platform, &amqp, &required_env("HANDOFF_REDIS_URL")).await
+    }
+
+    /// With a RabbitMQ of its own, which takes everything with it at the end.
+    pub async fn on_own_rabbitmq(platform: Platform, node: &Node) -> Self {
+        let mut bench = Self::on(platform, &node.url, &required_env("HANDOFF_REDIS_URL")).await;
+        bench.rabbit.hear_events_durably().await;
+        bench
+    }
+
+    /// With a Redis of its own.
+    pub async fn on_own_redis(platform: Platform, node: &Node) -> Self {
+        let mut bench = Self::on(platform, &required_env("HANDOFF_AMQP_URL"), &node.url).await;
+        bench.rabbit.hear_events().await;
+        bench
+    }
+
+    async fn on(platform: Platform, amqp: &str, redis: &str) -> Self {
         let name = format!("test-{}", uuid::Uuid::new_v4().simple());
-        let rabbit = Rabbit::connect(&amqp, &name).await;
+        let rabbit = Rabbit::connect(amqp, &name).await;
         let settings = [
             ("IDV_URL", platform.url.as_str()),
             ("IDV_API_KEY", API_KEY),
             ("IDV_WORKFLOW_ID", "default-workflow"),
-            ("AMQP_URL", &amqp),
-            ("REDIS_URL", &redis),
+            ("AMQP_URL", amqp),
+            ("REDIS_URL", redis),
             ("QUEUE", &rabbit.queue),
             ("REQUEST_EXCHANGE", &rabbit.request_exchange),
             ("EVENT_EXCHANGE", &rabbit.event_exchange),
@@ -50,7 +69,8 @@ impl Bench {
             .into_iter()
             .map(|(name, value)| (format!("HANDOFF_{name}"), value.to_owned()))
             .collect();
-        Self { name, platform, rabbit, settings }
+        let (amqp, redis) = (amqp.to_owned(), redis.to_owned());
+        Self { name, platform, rabbit, settings, amqp, redis }
     }
 
     /// Changes a setting, named without its `HANDOFF_`.
@@ -64,9 +84,15 @@ impl Bench {
         Worker::consuming(&self.settings).await
     }
 
+    /// Connects to a RabbitMQ that has been away, and hears events again.
+    pub async fn reconnect(&mut self) {
+        self.rabbit = Rabbit::connect(&self.amqp, &self.name).await;
+        self.rabbit.hear_events_durably().await;
+    }
+
     /// Everything Redis holds for this test: keys, values, and milliseconds left to live.
     pub async fn cached(&self) -> Vec<(String, Vec<u8>, i64)> {
-        let mut redis = redis(&self.settings["HANDOFF_REDIS_URL"]).await;
+        let mut redis = redis(&self.redis).await;
         let pattern = format!("{}:*", self.name);
         let keys: Vec<String> =
             redis_cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
@@ -93,23 +119,32 @@ impl Drop for Bench {
         let (name, settings) = (self.name.clone(), self.settings.clone());
         let exchanges = [self.rabbit.request_exchange.clone(), self.rabbit.event_exchange.clone()];
         let queue = self.rabbit.queue.clone();
+        // A server of the test's own goes as a whole.
+        let shared = |url: &str, variable| url == required_env(variable);
+        let shared_rabbit = shared(&self.amqp, "HANDOFF_AMQP_URL");
+        let shared_redis = shared(&self.redis, "HANDOFF_REDIS_URL");
+        let (amqp, redis_url) = (self.amqp.clone(), self.redis.clone());
         let sweep = async move {
-            let rabbit = Rabbit::connect(&required_env("HANDOFF_AMQP_URL"), &name).await;
-            let delays =
-                settings.get("HANDOFF_RETRY_DELAYS").map_or("10s,1m,5m,15m", String::as_str);
-            let retry = delays.split(',').map(|delay| format!("{queue}.retry.{delay}"));
-            for queue in [queue.clone(), format!("{queue}.dead")].into_iter().chain(retry) {
-                rabbit.delete_queue(&queue).await;
+            if shared_rabbit {
+                let rabbit = Rabbit::connect(&amqp, &name).await;
+                let delays =
+                    settings.get("HANDOFF_RETRY_DELAYS").map_or("10s,1m,5m,15m", String::as_str);
+                let retry = delays.split(',').map(|delay| format!("{queue}.retry.{delay}"));
+                for queue in [queue.clone(), format!("{queue}.dead")].into_iter().chain(retry) {
+                    rabbit.delete_queue(&queue).await;
+                }
+                for exchange in exchanges {
+                    rabbit.delete_exchange(&exchange).await;
+                }
             }
-            for exchange in exchanges {
-                rabbit.delete_exchange(&exchange).await;
-            }
-            let mut redis = redis(&required_env("HANDOFF_REDIS_URL")).await;
-            let pattern = format!("{name}:*");
-            let keys: Vec<String> =
-                redis_cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
-            for key in keys {
-                redis_cmd("DEL").arg(key).query_async::<()>(&mut redis).await.unwrap();
+            if shared_redis {
+                let mut redis = redis(&redis_url).await;
+                let pattern = format!("{name}:*");
+                let keys: Vec<String> =
+                    redis_cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
+                for key in keys {
+                    redis_cmd("DEL").arg(key).query_async::<()>(&mut redis).await.unwrap();
+                }
             }
         };
         // On a thread of its own: the test's runtime is busy being dropped.

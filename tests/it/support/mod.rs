@@ -1,12 +1,16 @@
 //! What every test stands on.
 
 pub mod bench;
+pub mod node;
 pub mod platform;
+pub mod proxy;
 pub mod rabbit;
 pub mod worker;
 
 pub use bench::Bench;
-pub use platform::{Answer, Platform};
+pub use node::Node;
+pub use platform::{Answer, Opening, Platform};
+pub use proxy::{Flow, Proxy};
 pub use rabbit::Rabbit;
 pub use worker::Worker;
 
@@ -28,4 +32,14 @@ pub async fn soon<T>(what: &str, waiting: impl Future<Output = T>) -> T {
         Ok(done) => done,
         Err(_) => panic!("{what}: did not happen within {PATIENCE:?}"),
     }
+}
+
+/// Waits until something is so that only asking can tell.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(what, asking).await;
 }

@@ -1,7 +1,6 @@
 //! A platform that answers as a test wants it to, and remembers what it was asked.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,7 +13,9 @@ use axum::{
     response::Response,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use super::soon;
 
 /// The API key that tests use. A distinctive one, so that a leak is found.
 pub const API_KEY: &str = "ApiKey k3y-that-nobody-may-see";
@@ -40,8 +41,9 @@ impl Call {
         String::from_utf8(value.as_bytes().to_vec()).unwrap()
     }
 
-    pub fn user(&self) -> &str {
-        self.body["metadata"]["externalUserId"].as_str().unwrap()
+    /// Whether this is a session call for this user.
+    pub fn user_is(&self, user: &str) -> bool {
+        self.body["metadata"]["externalUserId"] == user
     }
 }
 
@@ -52,20 +54,42 @@ pub struct Answer {
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
     pub after: Duration,
+    pub once: Option<Opening>,
+}
+
+/// Something that answers can wait for.
+#[derive(Clone, Debug)]
+pub struct Opening(watch::Sender<bool>);
+
+impl Opening {
+    pub fn closed() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// From now on nothing waits for it any more.
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
 }
 
 impl Answer {
     pub fn json(value: &Value) -> Self {
-        Self { status: 200, headers: vec![], body: value.to_string().into(), after: Duration::ZERO }
+        Self { body: value.to_string().into(), ..Self::status(200) }
     }
 
     pub fn status(status: u16) -> Self {
         let body = br#"{"error":"b0dy-that-nobody-may-see"}"#.to_vec();
-        Self { status, headers: vec![], body, after: Duration::ZERO }
+        Self { status, headers: vec![], body, after: Duration::ZERO, once: None }
     }
 
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Answers no sooner than that.
+    pub fn once(mut self, opening: &Opening) -> Self {
+        self.once = Some(opening.clone());
         self
     }
 
@@ -79,6 +103,7 @@ type Script = dyn Fn(&Call) -> Answer + Send + Sync;
 
 struct Shared {
     calls: Mutex<Vec<Call>>,
+    count: watch::Sender<usize>,
     script: Mutex<Box<Script>>,
 }
 
@@ -97,8 +122,11 @@ impl Platform {
 
     /// One that answers each call as the script says.
     pub async fn scripted(script: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Self {
-        let shared =
-            Arc::new(Shared { calls: Mutex::default(), script: Mutex::new(Box::new(script)) });
+        let shared = Arc::new(Shared {
+            calls: Mutex::default(),
+            count: watch::Sender::new(0),
+            script: Mutex::new(Box::new(script)),
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let routes = Router::new().fallback(answer).with_state(Arc::clone(&shared));
@@ -115,21 +143,18 @@ impl Platform {
         self.shared.calls.lock().unwrap().clone()
     }
 
+    /// Waits until there have been so many calls.
+    pub async fn called(&self, times: usize) {
+        let mut count = self.shared.count.subscribe();
+        soon(&format!("{times} calls"), count.wait_for(|count| *count >= times)).await.unwrap();
+    }
+
     pub fn token_calls(&self) -> Vec<Call> {
         self.calls().into_iter().filter(Call::is_token).collect()
     }
 
     pub fn session_calls(&self) -> Vec<Call> {
         self.calls().into_iter().filter(|call| !call.is_token()).collect()
-    }
-
-    /// Session calls by user.
-    pub fn sessions_by_user(&self) -> HashMap<String, usize> {
-        let mut by_user = HashMap::new();
-        for call in self.session_calls() {
-            *by_user.entry(call.user().to_owned()).or_default() += 1;
-        }
-        by_user
     }
 }
 
@@ -162,9 +187,13 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         let mut calls = shared.calls.lock().unwrap();
         call.nth = calls.iter().filter(|earlier| earlier.is_token() == call.is_token()).count();
         calls.push(call.clone());
+        shared.count.send_replace(calls.len());
         shared.script.lock().unwrap()(&call)
     };
     tokio::time::sleep(answer.after).await;
+    if let Some(Opening(opening)) = answer.once {
+        opening.subscribe().wait_for(|open| *open).await.unwrap();
+    }
     let mut response = Response::builder().status(StatusCode::from_u16(answer.status).unwrap());
     for (name, value) in answer.headers {
         response = response.header(name, value);

@@ -72,37 +72,33 @@ impl Rabbit {
 
     /// Binds a queue for events, so that from now on none is unroutable and none is missed.
     pub async fn hear_events(&mut self) {
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        let exchange: ShortString = self.event_exchange.as_str().into();
-        self.channel
-            .exchange_declare(
-                exchange.clone(),
-                lapin::ExchangeKind::Topic,
-                options,
-                FieldTable::default(),
-            )
-            .await
-            .unwrap();
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        self.hear_events_by("", options).await;
+    }
+
+    /// The same, with a queue that a restart of RabbitMQ does not take away.
+    pub async fn hear_events_durably(&mut self) {
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.hear_events_by(&format!("{}.heard", self.event_exchange), options).await;
+    }
+
+    async fn hear_events_by(&mut self, queue: &str, options: QueueDeclareOptions) {
+        let exchange: ShortString = self.event_exchange.as_str().into();
+        let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let (channel, none) = (&self.channel, FieldTable::default);
+        channel
+            .exchange_declare(exchange.clone(), lapin::ExchangeKind::Topic, durable, none())
+            .await
+            .unwrap();
         let queue =
-            self.channel.queue_declare("".into(), options, FieldTable::default()).await.unwrap();
-        self.channel
-            .queue_bind(
-                queue.name().clone(),
-                exchange,
-                "handoff.*".into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
+            channel.queue_declare(queue.into(), options, none()).await.unwrap().name().clone();
+        channel
+            .queue_bind(queue.clone(), exchange, "handoff.*".into(), Default::default(), none())
             .await
             .unwrap();
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let consumer = self
-            .channel
-            .basic_consume(queue.name().clone(), "".into(), options, FieldTable::default())
-            .await
-            .unwrap();
+        let consumer = channel.basic_consume(queue, "".into(), options, none()).await.unwrap();
         self.events = Some(consumer);
     }
 

@@ -124,6 +124,11 @@ impl Worker {
         assert!(sent.success());
     }
 
+    /// Kills it, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// Waits for its end, and returns its exit status.
     pub async fn ended(&mut self) -> Option<i32> {
         soon("the worker's end", self.child.wait()).await.unwrap().code()

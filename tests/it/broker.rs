@@ -1,0 +1,189 @@
+//! RabbitMQ: the topology, and that the worker outlives its faults.
+
+use serde_json::json;
+
+use lapin::{
+    options::{ExchangeDeclareOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+
+use crate::support::{
+    Bench, Node, Opening, Platform, Worker,
+    platform::{Call, well},
+};
+
+fn arguments(entries: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert((*name).into(), value.clone());
+    }
+    table
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+#[tokio::test]
+async fn the_topology_is_declared_as_documented() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let queue = &bench.rabbit.queue;
+    let dead = format!("{queue}.dead");
+    let dead_lettering = |to: &str| {
+        vec![
+            ("x-queue-type", text("quorum")),
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text(to)),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ]
+    };
+    let mut expected = vec![
+        (
+            queue.clone(),
+            [dead_lettering(&dead), vec![("x-delivery-limit", AMQPValue::LongInt(20))]].concat(),
+        ),
+        (dead.clone(), vec![("x-queue-type", text("quorum"))]),
+    ];
+    for (delay, ttl) in [("10s", 10_000), ("1m", 60_000), ("5m", 300_000), ("15m", 900_000)] {
+        let ttl = vec![("x-message-ttl", AMQPValue::LongInt(ttl))];
+        expected.push((format!("{queue}.retry.{delay}"), [dead_lettering(queue), ttl].concat()));
+    }
+    // Declaring them once more succeeds only where every argument is the same.
+    let channel = bench.rabbit.channel().await;
+    for (name, entries) in expected {
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        channel.queue_declare(name.into(), options, arguments(&entries)).await.unwrap();
+    }
+    for exchange in [&bench.rabbit.request_exchange, &bench.rabbit.event_exchange] {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let kind = lapin::ExchangeKind::Topic;
+        let name = exchange.as_str().into();
+        channel.exchange_declare(name, kind, options, FieldTable::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_named_with_the_remedy() {
+    let mut bench = Bench::new().await;
+    let channel = bench.rabbit.channel().await;
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    let name = format!("{}.retry.1m", bench.rabbit.queue);
+    channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await.unwrap();
+    let worker = Worker::start(&bench.settings);
+    let line = worker.logged("not consuming; trying again until it works").await;
+    let error = line["error"].as_str().unwrap();
+    for part in [name.as_str(), "delete it", "HANDOFF_QUEUE", "HANDOFF_DECLARE_TOPOLOGY=false"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let (status, page) = worker.page("/readyz").await;
+    assert!(status == 503 && page.contains(r#""failing":["broker"]"#), "{page}");
+    assert_eq!(worker.page("/livez").await.0, 200);
+    // Once it is mended, the worker goes to work without being told.
+    bench.rabbit.delete_queue(&name).await;
+    worker.logged("consuming").await;
+    assert_eq!(worker.page("/readyz").await.0, 200);
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+}
+
+#[tokio::test]
+async fn without_declaring_the_topology_is_only_checked() {
+    let mut bench = Bench::new().await;
+    bench.set("DECLARE_TOPOLOGY", "false");
+    let worker = Worker::start(&bench.settings);
+    let line = worker.logged("not consuming; trying again until it works").await;
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains(&bench.rabbit.request_exchange), "{error}");
+    assert!(error.contains("does not exist"), "{error}");
+    drop(worker);
+
+    bench.set("DECLARE_TOPOLOGY", "true");
+    drop(bench.worker().await);
+    // It takes queues as they are, with other arguments too.
+    let dead = format!("{}.dead", bench.rabbit.queue);
+    bench.rabbit.delete_queue(&dead).await;
+    let channel = bench.rabbit.channel().await;
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(dead.as_str().into(), options, FieldTable::default()).await.unwrap();
+    bench.set("DECLARE_TOPOLOGY", "false");
+    let _worker = bench.worker().await;
+    bench.rabbit.publish("not a request", Default::default()).await;
+    bench.rabbit.event().await;
+    bench.rabbit.dead_letter().await;
+}
+
+#[tokio::test]
+async fn deleted_queues_are_declared_again() {
+    let mut bench = Bench::new().await;
+    bench.set("RETRY_DELAYS", "200ms");
+    let worker = bench.worker().await;
+    bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
+    worker.logged_times("consuming", 2).await;
+    // So are those that are found missing when a copy is to be published.
+    bench.rabbit.delete_queue(&format!("{}.dead", bench.rabbit.queue)).await;
+    bench.rabbit.publish("not a request", Default::default()).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+    bench.rabbit.dead_letter().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+}
+
+#[tokio::test]
+async fn a_deleted_event_exchange_is_declared_again() {
+    let mut bench = Bench::deaf(Platform::well().await).await;
+    bench.set("RETRY_DELAYS", "200ms,5m");
+    let worker = bench.worker().await;
+    bench.rabbit.delete_exchange(&bench.rabbit.event_exchange.clone()).await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    // There is an exchange again, but nobody is bound to it yet.
+    assert_eq!(worker.logged("request finished").await["outcome"], "retried");
+    bench.rabbit.hear_events().await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+}
+
+#[tokio::test]
+async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
+    let node = Node::rabbitmq().await;
+    let session = Opening::closed();
+    let platform = {
+        let session = session.clone();
+        Platform::scripted(move |call: &Call| match call.user_is("slow") {
+            true => well(call).once(&session),
+            false => well(call),
+        })
+        .await
+    };
+    let mut bench = Bench::on_own_rabbitmq(platform, &node).await;
+    node.stop().await;
+    let worker = Worker::start(&bench.settings);
+    worker.logged("not consuming; trying again until it works").await;
+    assert_eq!(worker.page("/readyz").await.0, 503);
+    node.start().await;
+    worker.logged("consuming").await;
+
+    bench.reconnect().await;
+    bench.rabbit.request("r-0", json!({ "userId": "quick" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-0");
+    // One is in the middle of its session call when RabbitMQ dies.
+    bench.rabbit.request("r-1", json!({ "userId": "slow" })).await;
+    bench.platform.called(4).await;
+    node.kill().await;
+    worker.logged("lost RabbitMQ; reconnecting").await;
+    assert_eq!(worker.metric("handoff_broker_connected").await, 0.0);
+    session.open();
+    crate::support::until("the link is cached", async || {
+        bench.cached().await.iter().filter(|(key, ..)| key.ends_with(":link")).count() == 2
+    })
+    .await;
+    node.start().await;
+    bench.reconnect().await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["requestId"], &event.data()["reused"]),
+        (&json!("r-1"), &json!(true))
+    );
+    assert_eq!(bench.platform.session_calls().len(), 2);
+    assert_eq!(worker.metric("handoff_broker_connected").await, 1.0);
+}

@@ -1,0 +1,329 @@
+//! What Redis holds, what waiting for it costs, and how to do without.
+
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::json;
+
+use crate::support::{
+    Answer, Bench, Flow, Node, Opening, Platform, Proxy,
+    platform::{Call, well},
+};
+
+const HOUR: i64 = 3_600_000;
+const MIN_LIFE: i64 = 600_000;
+
+/// The commands in what a client sent, as Redis' protocol has them: `*<words>\r\n$…`.
+fn commands(sent: &[u8]) -> Vec<Vec<Vec<u8>>> {
+    let mut rest = sent;
+    let mut commands = Vec::new();
+    while !rest.is_empty() {
+        let words = number(&mut rest, b'*');
+        let word = |_| {
+            let length = number(&mut rest, b'$');
+            let (word, after) = rest.split_at(length);
+            rest = &after[2..];
+            word.to_vec()
+        };
+        commands.push((0..words).map(word).collect());
+    }
+    commands
+}
+
+fn number(rest: &mut &[u8], kind: u8) -> usize {
+    let end = rest.iter().position(|byte| *byte == b'\r').unwrap();
+    let (line, after) = rest.split_at(end);
+    assert_eq!(line[0], kind);
+    *rest = &after[2..];
+    std::str::from_utf8(&line[1..]).unwrap().parse().unwrap()
+}
+
+/// The commands that requests cost: all but the questions whether an idle connection lives.
+fn requests_cost(proxy: &Proxy) -> usize {
+    let sent = commands(&proxy.take_sent());
+    sent.iter().filter(|command| !command[0].eq_ignore_ascii_case(b"PING")).count()
+}
+
+#[tokio::test]
+async fn keys_hold_no_user_and_links_end_before_their_token() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann-whom-nobody-may-know" })).await;
+    let event = bench.rabbit.event().await;
+
+    let [(key, value, left)] = &bench.cached().await[..] else { panic!("not one key") };
+    let (prefix, rest) = key.split_once(':').unwrap();
+    assert_eq!(prefix, bench.name);
+    let (hash, what) = rest.strip_prefix('{').unwrap().split_once("}:").unwrap();
+    assert!(!hash.is_empty() && !hash.contains(['{', '}', ':']), "{key}");
+    assert_eq!(what, "link");
+    assert!(!key.contains("ann"));
+    let value = String::from_utf8_lossy(value);
+    assert!(value.contains("t0ken") && !value.contains("ann-whom"), "{value}");
+    assert!((HOUR - MIN_LIFE - 30_000..=HOUR - MIN_LIFE).contains(left), "{left}");
+
+    let ends = event.data()["expiresAt"].as_str().unwrap().to_owned();
+    let ends =
+        time::OffsetDateTime::parse(&ends, &time::format_description::well_known::Rfc3339).unwrap();
+    let left = (ends - time::OffsetDateTime::now_utc()).whole_milliseconds();
+    assert!((i128::from(HOUR) - 30_000..=i128::from(HOUR)).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn a_link_that_is_about_to_end_is_not_handed_out_again() {
+    let mut bench = Bench::new().await;
+    bench.set("IDV_TOKEN_TTL", "3s").set("LINK_MIN_LIFE", "2s");
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    let [(.., left)] = bench.cached().await[..] else { panic!("not one key") };
+    assert!((1..=1_000).contains(&left), "{left}");
+    tokio::time::sleep(Duration::from_millis(left.unsigned_abs() + 1)).await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    assert_eq!(bench.platform.session_calls().len(), 2);
+}
+
+#[tokio::test]
+async fn values_are_sealed_and_keys_rotate() {
+    let key = |byte: u8| BASE64_STANDARD.encode([byte; 32]);
+    let mut bench = Bench::new().await;
+    bench.set("CACHE_KEY", &key(1));
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let first = bench.rabbit.event().await;
+    let [(link, value, _)] = &bench.cached().await[..] else { panic!("not one key") };
+    for secret in [&b"t0ken"[..], b"session-0", b"ann"] {
+        assert!(!value.windows(secret.len()).any(|window| window == secret));
+    }
+    drop(worker);
+
+    // A new key seals from now on; what the old one sealed still opens.
+    bench.set("CACHE_KEY", &format!("{},{}", key(2), key(1)));
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["url"], first.data()["url"]);
+    drop(worker);
+
+    // Without the old one it cannot be read, and is made anew.
+    bench.set("CACHE_KEY", &key(2));
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    let third = bench.rabbit.event().await;
+    assert_eq!(third.data()["reused"], false);
+
+    // A value under another person's name is no value.
+    let mut redis = crate::support::bench::redis(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let command = crate::support::bench::redis_cmd;
+    bench.rabbit.request("r-4", json!({ "userId": "bob" })).await;
+    bench.rabbit.event().await;
+    let bobs = bench.cached().await.into_iter().find(|(key, ..)| key != link).unwrap();
+    command("COPY")
+        .arg(&bobs.0)
+        .arg(link)
+        .arg("REPLACE")
+        .query_async::<()>(&mut redis)
+        .await
+        .unwrap();
+    bench.rabbit.request("r-5", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!((&event.data()["reused"], &event.data()["userId"]), (&json!(false), &json!("ann")));
+}
+
+#[tokio::test]
+async fn rubbish_in_redis_counts_as_absent() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    let (link, ..) = bench.cached().await.remove(0);
+    let mut redis = crate::support::bench::redis(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let token = link.replace("}:link", "}:token");
+    for (number, rubbish) in [&b""[..], b"|", b"{}", b"\xff\x00", b"|{\"t\":7}"].iter().enumerate()
+    {
+        for key in [&link, &token] {
+            let set = crate::support::bench::redis_cmd("SET").arg(key).arg(rubbish).to_owned();
+            set.query_async::<()>(&mut redis).await.unwrap();
+        }
+        bench.rabbit.request(&format!("rubbish-{number}"), json!({ "userId": "ann" })).await;
+        let event = bench.rabbit.event().await;
+        assert_eq!(event.routing_key, "handoff.ready", "{rubbish:?}");
+        assert_eq!(event.data()["reused"], false, "{rubbish:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
+    let mut bench = Bench::new().await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
+    bench.set("REDIS_URL", &url);
+    let (token, session) = (Opening::closed(), Opening::closed());
+    bench.platform.now({
+        let (token, session) = (token.clone(), session.clone());
+        move |call| well(call).once(if call.is_token() { &token } else { &session })
+    });
+    let _worker = bench.worker().await;
+    proxy.take_sent();
+
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.platform.called(1).await;
+    assert_eq!(requests_cost(&proxy), 1, "the claim");
+    // From here Redis is silent; the session call is made all the same.
+    proxy.replies(Flow::Waits);
+    token.open();
+    bench.platform.called(2).await;
+    proxy.replies(Flow::Passes);
+    session.open();
+    bench.rabbit.event().await;
+    assert_eq!(requests_cost(&proxy), 2, "the token, which nobody waits for, and the link");
+
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    assert_eq!(requests_cost(&proxy), 1, "the claim");
+}
+
+#[tokio::test]
+async fn the_token_of_a_worker_that_died_serves_its_successor() {
+    let mut bench = Bench::new().await;
+    let session = Opening::closed();
+    bench.platform.now({
+        let session = session.clone();
+        move |call: &Call| match call.is_token() {
+            true => well(call),
+            false => well(call).once(&session),
+        }
+    });
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.platform.called(2).await;
+    crate::support::until("the token is stored", async || {
+        bench.cached().await.iter().any(|(key, ..)| key.ends_with(":token"))
+    })
+    .await;
+    worker.kill().await;
+    session.open();
+
+    let _successor = bench.worker().await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["requestId"], "r-1");
+    assert_eq!(bench.platform.token_calls().len(), 1);
+    let sessions = bench.platform.session_calls();
+    assert_eq!(sessions.len(), 2);
+    // A platform that heeds the key makes one session of both.
+    assert_eq!(sessions[0].header("idempotency-key"), sessions[1].header("idempotency-key"));
+    assert_eq!(sessions[0].header("authorization"), sessions[1].header("authorization"));
+}
+
+#[tokio::test]
+async fn without_redis_requests_are_served_and_with_it_again_links_are_cached() {
+    let redis = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    redis.kill().await;
+
+    for id in ["r-2", "r-3"] {
+        bench.rabbit.request(id, json!({ "userId": "ann" })).await;
+        let event = bench.rabbit.event().await;
+        assert_eq!(
+            (event.routing_key.as_str(), &event.data()["reused"]),
+            ("handoff.ready", &json!(false))
+        );
+    }
+    assert!(worker.metric("handoff_cache_errors_total").await >= 2.0);
+    let (status, page) = worker.page("/readyz").await;
+    assert!(status == 200 && page.contains("degraded"), "{status} {page}");
+
+    redis.start().await;
+    worker.logged("Redis is back").await;
+    // A link that was made meanwhile is the person's link from now on.
+    bench.rabbit.request("r-4", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["reused"], &event.data()["sessionId"]),
+        (&json!(true), &json!("session-1"))
+    );
+    assert!(!worker.page("/readyz").await.1.contains("degraded"));
+}
+
+#[tokio::test]
+async fn a_worker_starts_without_redis() {
+    let mut bench = Bench::new().await;
+    bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+}
+
+#[tokio::test]
+async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
+    let mut bench = Bench::new().await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
+    bench.set("REDIS_URL", &url);
+    let worker = bench.worker().await;
+    proxy.both(Flow::Waits);
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    worker.logged("no connection to Redis: requests are served without the cache").await;
+    proxy.both(Flow::Passes);
+    worker.logged("Redis is back").await;
+    // The link that was made meanwhile is known now, and the claim that nobody answered is no more.
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["reused"], &event.data()["sessionId"]),
+        (&json!(true), &json!("session-0"))
+    );
+}
+
+#[tokio::test]
+async fn without_redis_requests_at_once_in_one_worker_still_share_a_session() {
+    let mut bench = Bench::new().await;
+    bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
+    let session = Opening::closed();
+    bench.platform.now({
+        let session = session.clone();
+        move |call: &Call| match call.is_token() {
+            true => well(call),
+            false => well(call).once(&session),
+        }
+    });
+    let worker = bench.worker().await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
+    }
+    crate::support::until("all are in flight", async || {
+        worker.metric("handoff_in_flight").await == 10.0
+    })
+    .await;
+    session.open();
+    let events = bench.rabbit.events(10).await;
+    assert!(events.iter().all(|event| event.data()["sessionId"] == "session-0"));
+    assert_eq!(bench.platform.session_calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_rejection_frees_the_lease_at_once() {
+    let mut bench = Bench::with(
+        Platform::scripted(|call: &Call| match (call.is_token(), call.nth) {
+            (false, 0) => Answer::status(400),
+            _ => well(call),
+        })
+        .await,
+    )
+    .await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+    let left: Vec<_> = bench.cached().await.into_iter().map(|(key, ..)| key).collect();
+    assert!(left.iter().all(|key| key.ends_with(":token")), "{left:?}");
+    // The token it left has made no session: it serves the next request of the same person.
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    assert_eq!(bench.platform.token_calls().len(), 1);
+}
