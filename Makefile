@@ -21,6 +21,9 @@ run: build ## Run the worker beside private services, with the settings in HANDO
 build: tools ## Build the program
 	cargo build --locked
 
+# Tests wait more than they work, so more of them run at once than there are cores.
+export RUST_TEST_THREADS ?= 8
+
 # Built first, so that the services run no longer than the tests.
 .PHONY: test
 test: tools ## Run the tests, with a real RabbitMQ, Redis and browser

@@ -148,11 +148,15 @@ impl Handoff {
                     return Ok(Obtained { session, reused: true, made_after });
                 }
                 Ok(Claim::Lease(lease)) => {
+                    // Should we be too slow and somebody else go ahead, theirs is the link that counts.
+                    want = if job.request.renew {
+                        Want::OtherThan(lease.newest().clone())
+                    } else {
+                        Want::Any
+                    };
                     if let Some(session) = self.make_and_store(job, lease).await? {
                         return Ok(Obtained::new(session));
                     }
-                    // We were too slow and somebody else went ahead: theirs is the link that counts.
-                    want = Want::Any;
                 }
                 Ok(Claim::Held { newest }) => {
                     // Whatever comes after this link is new enough for us.
@@ -250,6 +254,7 @@ impl Handoff {
         call: impl Fn() -> F,
     ) -> Result<T, Stopped> {
         loop {
+            job.still_wanted().map_err(Stopped::Failure)?;
             let error = match call().await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
@@ -262,7 +267,6 @@ impl Handoff {
             };
             tracing::debug!(request_id = job.request_id.short(), %error, ?delay, "trying again");
             self.pause(job, delay).await.map_err(Stopped::Failure)?;
-            job.still_wanted().map_err(Stopped::Failure)?;
         }
     }
 

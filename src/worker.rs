@@ -190,7 +190,7 @@ impl Run {
         self.tasks.close();
         let finish_by = Instant::now() + self.grace.saturating_sub(CLOSING.min(self.grace / 4));
         if let Some(attached) = &mut attached {
-            attached.stop_consuming().await;
+            let _ = tokio::time::timeout_at(finish_by, attached.stop_consuming()).await;
         }
         if tokio::time::timeout_at(finish_by, self.tasks.wait()).await.is_err() {
             tracing::warn!(in_flight = self.tasks.len(), "out of time; handing back what is left");

@@ -94,20 +94,20 @@ async fn acked(delivery: &Delivery) -> Settled {
 ///
 /// # Errors
 /// The last error, when it gave up.
-pub async fn insist<F: Future<Output = Result<(), PublishError>>>(
+pub async fn insist<T, F: Future<Output = Result<T, PublishError>>>(
     stop: &CancellationToken,
     publish: impl Fn() -> F,
-) -> Result<(), PublishError> {
+) -> Result<T, PublishError> {
     let mut delays = Delays::between(Duration::from_millis(200), Duration::from_secs(5));
     let mut told = false;
     loop {
         let error = match publish().await {
-            Ok(()) => return Ok(()),
+            Ok(done) => return Ok(done),
             Err(PublishError::Disconnected) => return Err(PublishError::Disconnected),
             Err(error) => error,
         };
         if !std::mem::replace(&mut told, true) {
-            tracing::warn!(%error, "RabbitMQ did not take a copy; offering it again until it does");
+            tracing::warn!(%error, "RabbitMQ did not take a message; offering it again until it does");
         }
         tokio::select! {
             () = sleep(delays.next()) => {}

@@ -30,7 +30,7 @@ pub struct Lease {
     /// The request it was claimed for.
     stamp: Stamp,
     /// The newest link at the time of the claim.
-    seen: Stamp,
+    newest: Stamp,
     token: Option<Token>,
 }
 
@@ -46,10 +46,15 @@ impl Lease {
         keys: Keys,
         holder: String,
         stamp: Stamp,
-        seen: Stamp,
+        newest: Stamp,
         token: Option<Token>,
     ) -> Self {
-        Self { cache, keys, holder, stamp, seen, token }
+        Self { cache, keys, holder, stamp, newest, token }
+    }
+
+    /// The newest link at the time of the claim, which would not do.
+    pub fn newest(&self) -> &Stamp {
+        &self.newest
     }
 
     /// A token that an earlier try got and made no session with, if there is one.
@@ -87,7 +92,7 @@ impl Lease {
     /// # Errors
     /// When Redis is away.
     pub async fn store(self, session: &Session) -> Result<Stored, CacheError> {
-        self.cache.store(&self.keys, &self.holder, &self.seen, &self.stamp, session).await
+        self.cache.store(&self.keys, &self.holder, &self.newest, &self.stamp, session).await
     }
 
     /// Ends the lease without a link. A token that is no good goes too.

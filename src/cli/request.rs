@@ -18,7 +18,7 @@ use super::{CliError, qr};
 use crate::{
     client::{Client, Received, Requester},
     config::{BrokerConfig, BrokerSettings, parse_duration},
-    message::{READY, decode_request},
+    message::{Decoded, READY, decode_request},
     telemetry::logs,
 };
 
@@ -115,8 +115,11 @@ fn bodies(args: &RequestArgs) -> Result<Vec<Vec<u8>>, CliError> {
 
 fn check(body: &[u8]) -> Result<(), String> {
     // Whether there is a default workflow, the worker knows.
-    let request = decode_request(body, usize::MAX, Some("default")).request;
-    request.map(drop).map_err(|invalid| invalid.message)
+    let Decoded { id, request } = decode_request(body, usize::MAX, Some("default"));
+    match (id, request) {
+        (Some(_), _) => Err("is a CloudEvent; give its data object alone".to_owned()),
+        (None, request) => request.map(drop).map_err(|invalid| invalid.message),
+    }
 }
 
 /// Publishes everything and waits for every event.

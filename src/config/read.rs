@@ -132,9 +132,10 @@ impl<'a> Reader<'a> {
 /// All settings of `handoff run`.
 pub(super) fn settings(reader: &mut Reader<'_>) -> Option<Settings> {
     // Each part is read before any is given up, so that every mistake is found.
-    let platform = platform(reader);
+    let token_ttl = reader.value("IDV_TOKEN_TTL", whole_seconds);
+    let platform = platform(reader, token_ttl);
     let broker = broker(reader);
-    let cache = cache(reader, platform.as_ref().map(|platform| platform.token_ttl));
+    let cache = cache(reader, token_ttl);
     let worker = worker(reader);
     let log = log(reader);
     Some(Settings {
@@ -146,7 +147,7 @@ pub(super) fn settings(reader: &mut Reader<'_>) -> Option<Settings> {
     })
 }
 
-fn platform(reader: &mut Reader<'_>) -> Option<PlatformSettings> {
+fn platform(reader: &mut Reader<'_>, token_ttl: Option<Duration>) -> Option<PlatformSettings> {
     let allow_http = reader.value("IDV_ALLOW_HTTP", yes_or_no);
     let base = |text: &str| base_url(text, allow_http.unwrap_or(true));
     let url = reader.required(
@@ -156,7 +157,6 @@ fn platform(reader: &mut Reader<'_>) -> Option<PlatformSettings> {
     );
     let public_url = reader.optional("IDV_PUBLIC_URL", base);
     let api_key = api_key(reader);
-    let token_ttl = reader.value("IDV_TOKEN_TTL", whole_seconds);
     let timeout = reader.value("IDV_TIMEOUT", positive_duration);
     let rate_limit = reader.optional("IDV_RATE_LIMIT", |text| {
         parse_rate(text).map(|(count, per)| RateLimit { count, per })

@@ -104,7 +104,9 @@ impl Setting {
         };
         let mut args = vec![arg(self.flag(), self.variable(), self.value, help)];
         if self.value == "BOOL" {
-            args[0] = args[0].clone().num_args(0..=1).default_missing_value("true");
+            // What follows a bare flag is the next flag.
+            let bare = args[0].clone().num_args(0..=1).default_missing_value("true");
+            args[0] = bare.allow_hyphen_values(false);
         }
         if self.secret {
             let help =

@@ -60,13 +60,21 @@ impl Processor {
             Ok(request) => self.serve(request, &envelope, publisher).await,
             Err(invalid) => Verdict::failed(ReasonCode::InvalidRequest, invalid.message.clone()),
         };
-        if let Verdict::Fail(reason) = &verdict
-            && !self.tell_failed(reason, &request, &envelope, publisher).await
-        {
-            return delivery.hand_back().await;
+        let heard = match &verdict {
+            Verdict::Served(_) => true,
+            Verdict::Retry(_) | Verdict::HandBack => false,
+            Verdict::Fail(reason) => {
+                match self.tell_failed(reason, &request, &envelope, publisher).await {
+                    Ok(heard) => heard,
+                    Err(_) => return delivery.hand_back().await,
+                }
+            }
+        };
+        if heard && let Some(published_at) = delivery.published_at() {
+            self.metrics.told(SystemTime::now().duration_since(published_at).unwrap_or_default());
         }
         let settled = self.settle(delivery, &verdict, &envelope, publisher).await;
-        self.record(delivery, &verdict, &envelope, settled, started);
+        self.record(&verdict, &envelope, settled, started);
     }
 
     /// Serves a request and decides what its end means for the delivery.
@@ -105,14 +113,14 @@ impl Processor {
         }
     }
 
-    /// Publishes `handoff.failed`. That nobody is bound to hear it holds nothing up.
+    /// Publishes `handoff.failed`. Whether it was heard; that nobody is bound to holds nothing up.
     async fn tell_failed(
         &self,
         reason: &FailedReason,
         request: &Result<Request, Invalid>,
         envelope: &Envelope,
         publisher: &Publisher,
-    ) -> bool {
+    ) -> Result<bool, PublishError> {
         let (user_id, workflow_id) = match request {
             Ok(request) => (Some(&request.user_id), Some(&request.workflow_id)),
             Err(invalid) => (invalid.user_id.as_ref(), invalid.workflow_id.as_ref()),
@@ -125,17 +133,18 @@ impl Processor {
             attempts: envelope.attempts,
         };
         let event = Event::new(&body, SystemTime::now());
-        let told = insist(&self.overdue, || async {
+        insist(&self.overdue, || async {
             match publisher.event(&event, envelope.correlation_id(), &envelope.trace).await {
+                Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
                     let request_id = envelope.request_id.short();
                     tracing::warn!(request_id, "no queue is bound to take `handoff.failed`");
-                    Ok(())
+                    Ok(false)
                 }
-                told => told,
+                Err(error) => Err(error),
             }
-        });
-        told.await.is_ok()
+        })
+        .await
     }
 
     async fn settle(
@@ -170,14 +179,7 @@ impl Processor {
     }
 
     /// One line and one count for each delivery that is done with.
-    fn record(
-        &self,
-        delivery: &Delivery,
-        verdict: &Verdict,
-        envelope: &Envelope,
-        settled: Settled,
-        started: Instant,
-    ) {
+    fn record(&self, verdict: &Verdict, envelope: &Envelope, settled: Settled, started: Instant) {
         let request_id = envelope.request_id.short();
         let (outcome, reason, detail) = match verdict {
             _ if settled == Settled::Back => {
@@ -193,11 +195,6 @@ impl Processor {
         };
         let took = started.elapsed();
         self.metrics.settled(outcome, took);
-        if outcome != Outcome::Retried
-            && let Some(published_at) = delivery.published_at()
-        {
-            self.metrics.told(SystemTime::now().duration_since(published_at).unwrap_or_default());
-        }
         let (outcome, attempt) = (outcome.as_str(), envelope.attempts);
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(

@@ -97,10 +97,10 @@ async fn without_declaring_the_topology_is_only_checked() {
     let error = line["error"].as_str().unwrap();
     assert!(error.contains(&bench.rabbit.request_exchange), "{error}");
     assert!(error.contains("does not exist"), "{error}");
-    drop(worker);
+    worker.stop().await;
 
     bench.set("DECLARE_TOPOLOGY", "true");
-    drop(bench.worker().await);
+    bench.worker().await.stop().await;
     // It takes queues as they are, with other arguments too.
     let dead = format!("{}.dead", bench.rabbit.queue);
     bench.rabbit.delete_queue(&dead).await;
@@ -125,6 +125,7 @@ async fn deleted_queues_are_declared_again() {
     bench.rabbit.delete_queue(&format!("{}.dead", bench.rabbit.queue)).await;
     bench.rabbit.publish("not a request", Default::default()).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+    worker.logged("request finished").await;
     bench.rabbit.dead_letter().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");

@@ -96,14 +96,14 @@ async fn values_are_sealed_and_keys_rotate() {
     for secret in [&b"t0ken"[..], b"session-0", b"ann"] {
         assert!(!value.windows(secret.len()).any(|window| window == secret));
     }
-    drop(worker);
+    worker.stop().await;
 
     // A new key seals from now on; what the old one sealed still opens.
     bench.set("CACHE_KEY", &format!("{},{}", key(2), key(1)));
     let worker = bench.worker().await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["url"], first.data()["url"]);
-    drop(worker);
+    worker.stop().await;
 
     // Without the old one it cannot be read, and is made anew.
     bench.set("CACHE_KEY", &key(2));

@@ -109,6 +109,8 @@ async fn all_mistakes_are_told_together() {
             ("REDIS_URL", SECRET),
             ("IDV_API_KEY", SECRET),
             ("IDV_API_KEY_FILE", SECRET),
+            // Found even though there is no platform's URL.
+            ("LINK_MIN_LIFE", "2h"),
         ],
         &["--idv-timeout", SECRET],
     )
@@ -122,12 +124,27 @@ async fn all_mistakes_are_told_together() {
         "IDV_API_KEY",
         "IDV_TIMEOUT",
         "IDV_URL",
+        "LINK_MIN_LIFE",
     ];
     for name in told {
         assert!(stderr.contains(&format!("HANDOFF_{name}: ")), "{name} is not in {stderr}");
     }
     assert!(stderr.contains(&format!("{} mistakes", told.len())), "{stderr}");
     assert!(!stderr.contains(SECRET), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_bare_flag_means_true_and_takes_nothing_that_follows() {
+    let wrong = ["--idv-allow-http", "--idv-url", "http://idv.example.com", "--log-format=xml"];
+    for flags in [
+        &wrong[..],
+        &["--idv-allow-http", "true", "--log-format=xml"],
+        &["--idv-allow-http=false", "--log-format", "xml"],
+    ] {
+        let (status, stderr) = run(GOOD, flags).await;
+        assert_eq!(status, Some(2));
+        assert!(stderr.contains("a mistake:") && stderr.contains("HANDOFF_LOG_FORMAT"), "{stderr}");
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod support;
 
 mod broker;
 mod cache;
+mod commands;
 mod configuration;
 mod dependencies;
 mod outcomes;

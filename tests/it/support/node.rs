@@ -43,16 +43,6 @@ impl Node {
         self.run(&["stop"]).await;
     }
 
-    /// SIGSTOP.
-    pub async fn freeze(&self) {
-        self.run(&["freeze"]).await;
-    }
-
-    /// SIGCONT.
-    pub async fn thaw(&self) {
-        self.run(&["thaw"]).await;
-    }
-
     async fn run(&self, command: &[&str]) -> String {
         let output =
             Command::new(&self.script).args(command).arg(&self.dir).output().await.unwrap();

@@ -1,7 +1,5 @@
 //! A test's own view of RabbitMQ: publishes requests, hears events, looks into queues.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties, Consumer,
@@ -104,20 +102,32 @@ impl Rabbit {
 
     /// Publishes a request body, and waits until RabbitMQ has it.
     pub async fn publish(&self, body: impl AsRef<[u8]>, properties: BasicProperties) {
+        let body = body.as_ref();
+        self.publish_to(&self.request_exchange, "verification.requested", body, properties).await;
+    }
+
+    /// Publishes what looks like an event.
+    pub async fn publish_event(&self, routing_key: &str, body: String) {
+        let none = BasicProperties::default();
+        self.publish_to(&self.event_exchange, routing_key, body.as_bytes(), none).await;
+    }
+
+    async fn publish_to(
+        &self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let confirm = self
             .channel
-            .basic_publish(
-                self.request_exchange.as_str().into(),
-                "verification.requested".into(),
-                BasicPublishOptions { mandatory: true, ..Default::default() },
-                body.as_ref(),
-                properties,
-            )
+            .basic_publish(exchange.into(), key.into(), options, body, properties)
             .await
             .unwrap()
             .await
             .unwrap();
-        assert!(confirm.is_ack() && confirm.take_message().is_none(), "the request was not routed");
+        assert!(confirm.is_ack() && confirm.take_message().is_none(), "it was not routed");
     }
 
     /// Publishes a request under an id.
@@ -143,12 +153,6 @@ impl Rabbit {
             events.push(self.event().await);
         }
         events
-    }
-
-    /// Whether another event comes within a time in which it would have.
-    pub async fn no_event_within(&mut self, time: Duration) -> bool {
-        let events = self.events.as_mut().expect("hear_events comes first");
-        tokio::time::timeout(time, events.next()).await.is_err()
     }
 
     /// Takes a message out of a queue as soon as there is one.

@@ -37,6 +37,13 @@ pub fn command(arguments: &[&str], settings: &Settings) -> Command {
     command
 }
 
+/// Sends a process a signal.
+pub fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap();
+    assert!(sent.success());
+}
+
 impl Worker {
     /// Starts it, and waits for nothing.
     pub fn start(settings: &Settings) -> Self {
@@ -118,10 +125,14 @@ impl Worker {
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
-        let sent = std::process::Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
-        assert!(sent.success());
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(mut self) {
+        self.signal("TERM");
+        assert_eq!(self.ended().await, Some(0));
     }
 
     /// Kills it, and waits until it is gone.

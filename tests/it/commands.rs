@@ -1,0 +1,308 @@
+//! The other commands, as a person or a script runs them.
+
+use std::{path::PathBuf, process::Output};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+use crate::support::{
+    Bench, Platform,
+    platform::{Call, well},
+    required_env, soon,
+    worker::{Settings, command},
+};
+
+async fn run(arguments: &[&str], settings: &Settings) -> Output {
+    soon("the end", command(arguments, settings).output()).await.unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// What the clients of a bench's worker need to know.
+fn client_settings(bench: &Bench) -> Settings {
+    let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
+    let names = names.map(|name| format!("HANDOFF_{name}"));
+    let settings = bench.settings.clone().into_iter();
+    settings.filter(|(name, _)| names.contains(name)).collect()
+}
+
+fn events(output: &Output) -> Vec<Value> {
+    stdout(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(content: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("handoff-test-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, content).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn the_demo_shows_the_main_job_and_ends_well() {
+    // Names of its own, on the RabbitMQ that all tests share.
+    let bench = Bench::deaf(Platform::well().await).await;
+    let mut settings = client_settings(&bench);
+    settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
+    settings.insert("HANDOFF_KEY_PREFIX".into(), bench.name.clone());
+    let output = run(&["demo"], &settings).await;
+    let shown = stdout(&output);
+    assert!(output.status.success(), "{shown}\n{}", stderr(&output));
+    assert_eq!(shown.lines().filter(|line| line.contains("  ready    new ")).count(), 5, "{shown}");
+    assert_eq!(
+        shown.lines().filter(|line| line.contains("  ready    reused ")).count(),
+        2,
+        "{shown}"
+    );
+    assert!(shown.contains("/capture?url=http%3A%2F%2F127.0.0.1%3A"), "the link: {shown}");
+    assert!(shown.contains("▄▄▄▄▄▄▄▄▄▄▄▄▄▄"), "the QR code: {shown}");
+    assert!(
+        shown.contains("7 requests, 7 events: 5 new links, 2 reused; every link opened."),
+        "{shown}"
+    );
+    assert!(shown.contains("5 sessions made with 10 platform calls"), "{shown}");
+    assert_eq!(stderr(&output), "");
+}
+
+#[tokio::test]
+async fn the_demo_serves_on_until_it_is_stopped() {
+    let bench = Bench::deaf(Platform::well().await).await;
+    let mut settings = client_settings(&bench);
+    settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
+    settings.insert("HANDOFF_KEY_PREFIX".into(), bench.name.clone());
+    let mut demo = command(&["demo", "--serve"], &settings)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    while let Some(line) = soon("the next line", lines.next_line()).await.unwrap() {
+        if line.contains("in another terminal") || line.contains("In another terminal") {
+            break;
+        }
+    }
+    let client = client_settings(&bench);
+    let output = run(&["request", "--user", "dora"], &client).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(events(&output)[0]["data"]["workflowId"], "demo");
+    crate::support::worker::signal(&demo, "INT");
+    assert!(soon("the demo's end", demo.wait()).await.unwrap().success());
+}
+
+#[tokio::test]
+async fn the_demo_keeps_its_hands_off_a_queue_in_use() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let mut settings = client_settings(&bench);
+    settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
+    let output = run(&["demo"], &settings).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(told.contains(&bench.rabbit.queue) && told.contains("1 consumers"), "{told}");
+}
+
+#[tokio::test]
+async fn a_request_is_published_and_its_event_printed() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let arguments = [
+        "request",
+        "--user",
+        "ann",
+        "--workflow",
+        "w",
+        "--metadata",
+        "plan=gold",
+        "--metadata",
+        "note=a=b",
+        "--locale",
+        "de",
+        "--qr",
+    ];
+    let output = run(&arguments, &client_settings(&bench)).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let [event] = &events(&output)[..] else { panic!("one event: {}", stdout(&output)) };
+    assert_eq!(
+        (&event["type"], &event["data"]["userId"]),
+        (&json!("handoff.ready"), &json!("ann"))
+    );
+    assert!(stderr(&output).contains("▄▄▄▄▄▄▄"), "the QR code goes beside the results");
+    assert_eq!(
+        bench.platform.session_calls()[0].body,
+        json!({ "metadata": { "plan": "gold", "note": "a=b", "externalUserId": "ann" }, "locale": "de" })
+    );
+    let renewed =
+        run(&["request", "--user", "ann", "--workflow", "w", "--renew"], &client_settings(&bench))
+            .await;
+    assert_eq!(events(&renewed)[0]["data"]["reused"], false);
+}
+
+#[tokio::test]
+async fn many_requests_come_from_a_file() {
+    let bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let lines: String = (0..200).map(|n| format!("{{\"userId\":\"user-{n}\"}}\n\n")).collect();
+    let file = TempFile::new(&lines);
+    let output = run(&["request", "--file", file.path()], &client_settings(&bench)).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let mut users: Vec<_> =
+        events(&output).iter().map(|event| event["data"]["userId"].to_string()).collect();
+    users.sort();
+    users.dedup();
+    assert_eq!(users.len(), 200);
+    assert_eq!(stderr(&output), "", "no progress bar where nobody looks");
+}
+
+#[tokio::test]
+async fn a_failed_event_is_a_failure() {
+    let script = |call: &Call| match call.user_is("bad") {
+        true => crate::support::Answer::status(400),
+        false => well(call),
+    };
+    let bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    let file = TempFile::new("{\"userId\":\"bad\"}\n{\"userId\":\"good\"}\n");
+    let output = run(&["request", "--file", file.path()], &client_settings(&bench)).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(events(&output).len(), 2, "the others are printed all the same");
+    assert!(stderr(&output).contains("1 of 2 requests failed"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn nobody_answering_is_a_failure_after_the_wait() {
+    let bench = Bench::new().await;
+    // Events of others are no reason to wait longer.
+    let chatter = async {
+        loop {
+            let event = json!({ "type": "handoff.ready", "data": { "requestId": "other" } });
+            bench.rabbit.publish_event("handoff.ready", event.to_string()).await;
+        }
+    };
+    let client = client_settings(&bench);
+    let asked = run(&["request", "--user", "ann", "--wait", "1s"], &client);
+    let output = tokio::select! {
+        output = asked => output,
+        () = chatter => unreachable!(),
+    };
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--wait"), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "");
+}
+
+#[tokio::test]
+async fn slips_in_requests_are_found_before_anything_is_published() {
+    let nowhere = Settings::from([(
+        "HANDOFF_AMQP_URL".to_owned(),
+        "amqp://guest:guest@127.0.0.1:1/%2f".to_owned(),
+    )]);
+    let file = |content: &str| TempFile::new(content);
+    let (cut, envelope, empty) = (
+        file("{\"userId\":\"ann\"}\n{\"userId\":\n"),
+        file(
+            r#"{"specversion":"1.0","id":"1","source":"/a","type":"verification.requested","data":{"userId":"u"}}"#,
+        ),
+        file("\n"),
+    );
+    let long = "u".repeat(257);
+    for (arguments, word) in [
+        (vec!["request"], "--user"),
+        (vec!["request", "--user", &long], "userId"),
+        (vec!["request", "--user", "ann", "--metadata", "plan"], "KEY=VALUE"),
+        (vec!["request", "--user", "ann", "--wait", "soon"], "--wait"),
+        (vec!["request", "--file", "/no/such/file"], "--file"),
+        (vec!["request", "--file", cut.path()], "line 2"),
+        (vec!["request", "--file", envelope.path()], "CloudEvent"),
+        (vec!["request", "--file", empty.path()], "no request"),
+        (vec!["request", "--file", empty.path(), "--user", "ann"], "--user"),
+        (vec!["no-such-command"], "no-such-command"),
+    ] {
+        let output = run(&arguments, &nowhere).await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    }
+    let output = run(&["request", "--user", "ann"], &nowhere).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot connect to RabbitMQ"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_worker_uses_the_sandbox_as_it_would_the_platform() {
+    let settings = Settings::from([("HANDOFF_LOG".to_owned(), "info".to_owned())]);
+    let arguments = [
+        "sandbox",
+        "--addr",
+        "127.0.0.1:0",
+        "--api-key",
+        "ApiKey k",
+        "--token-alphabet",
+        "hostile",
+        "--path-prefix",
+        "/idv",
+        "--latency",
+        "1ms",
+    ];
+    let mut sandbox = command(&arguments, &settings)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut shown = BufReader::new(sandbox.stdout.take().unwrap());
+    soon("the address", shown.read_line(&mut line)).await.unwrap();
+    let url = line.trim().strip_prefix("sandbox: listening on ").unwrap().to_owned();
+
+    let mut bench = Bench::new().await;
+    bench.set("IDV_URL", &url).set("IDV_API_KEY", "ApiKey k");
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    let link = event.data()["url"].as_str().unwrap().to_owned();
+    assert!(link.starts_with(&format!("{url}/capture?url=")), "the path prefix is kept: {link}");
+    let page = reqwest::get(&link).await.unwrap();
+    assert_eq!(page.status(), 200);
+    let stats = reqwest::get(format!("{url}/sandbox/stats")).await.unwrap().text().await.unwrap();
+    let stats: Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats["sessionsByUser"], json!({ "ann": 1 }));
+
+    crate::support::worker::signal(&sandbox, "TERM");
+    assert!(soon("the sandbox's end", sandbox.wait()).await.unwrap().success());
+    let mut rest = String::new();
+    shown.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "");
+}
+
+#[tokio::test]
+async fn every_command_explains_itself() {
+    let none = Settings::new();
+    for (command, words) in [
+        ("run", &["HANDOFF_IDV_API_KEY_FILE", "HANDOFF_SHUTDOWN_GRACE", "[default: 25s]"][..]),
+        ("demo", &["--serve", "HANDOFF_AMQP_URL"]),
+        ("sandbox", &["--latency", "--failure-rate", "--rate-limit", "--token-alphabet"]),
+        ("request", &["--user", "--file", "--wait", "--qr"]),
+    ] {
+        let output = run(&[command, "--help"], &none).await;
+        assert!(output.status.success());
+        for word in words.iter().chain(&["Example"]) {
+            assert!(stdout(&output).contains(word), "{command}: {word}");
+        }
+    }
+    assert_eq!(run(&[], &none).await.status.code(), Some(2));
+}
