@@ -26,6 +26,8 @@ use crate::{
 
 /// How long the first requests may wait for Redis when the worker starts.
 const CACHE_WARM_UP: Duration = Duration::from_secs(1);
+/// A connection that lasted this long was no failure to connect.
+const STEADY: Duration = Duration::from_secs(1);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -102,6 +104,10 @@ pub async fn run(
     Ok(())
 }
 
+fn connect_delays() -> Delays {
+    Delays::between(Duration::from_millis(250), Duration::from_secs(2))
+}
+
 /// The loop around the connection.
 struct Run {
     processor: Arc<Processor>,
@@ -114,32 +120,62 @@ struct Run {
     grace: Duration,
 }
 
+/// Why consuming came to an end.
+enum End {
+    Fault(BrokerError),
+    Shutdown,
+    /// What was to be taken with care is taken.
+    Past,
+}
+
+/// How much is asked of RabbitMQ at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    Full,
+    /// One message at a time, for as many as may have been in our hands when one of them broke the
+    /// connection: so that one alone is counted each time, and soon goes to the dead queue, rather
+    /// than all that were delivered together with it.
+    Careful,
+}
+
 impl Run {
     async fn until_shutdown(self) {
-        while let Some(mut attached) = self.attach().await {
+        let mut pace = Pace::Full;
+        let mut delays = connect_delays();
+        while let Some(mut attached) = self.attach(pace).await {
             self.health.set_consuming(true);
-            tracing::info!(queue = self.broker.queue, prefetch = self.prefetch, "consuming");
-            let fault = self.consume(&mut attached).await;
+            tracing::info!(queue = self.broker.queue, ?pace, "consuming");
+            let began = Instant::now();
+            let end = self.consume(&mut attached, pace).await;
             self.health.set_consuming(false);
-            match fault {
-                Some(fault) => {
+            match end {
+                End::Shutdown => return self.drain(Some(attached)).await,
+                End::Past => pace = Pace::Full,
+                End::Fault(fault) => {
                     tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
-                    attached.close().await;
+                    if fault.is_unreadable() {
+                        pace = Pace::Careful;
+                    } else if began.elapsed() > STEADY {
+                        delays.reset();
+                    } else {
+                        self.pause(delays.next()).await;
+                    }
                 }
-                None => return self.drain(Some(attached)).await,
             }
+            attached.close().await;
         }
         self.drain(None).await;
     }
 
     /// Connects, however long it takes. `None` on shutdown.
-    async fn attach(&self) -> Option<Attached> {
-        let mut delays = Delays::between(Duration::from_millis(250), Duration::from_secs(2));
+    async fn attach(&self, pace: Pace) -> Option<Attached> {
+        let prefetch = if pace == Pace::Full { self.prefetch } else { 1 };
+        let mut delays = connect_delays();
         let mut told = None;
-        loop {
+        while !self.shutdown.is_cancelled() {
             let attached = tokio::select! {
-                attached = Attached::attach(&self.broker, self.prefetch) => attached,
-                () = self.shutdown.cancelled() => return None,
+                attached = Attached::attach(&self.broker, prefetch) => attached,
+                () = self.shutdown.cancelled() => break,
             };
             match attached {
                 Ok(attached) => return Some(attached),
@@ -151,36 +187,49 @@ impl Run {
                     }
                 }
             }
-            tokio::select! {
-                () = sleep(delays.next()) => {}
-                () = self.shutdown.cancelled() => return None,
-            }
+            self.pause(delays.next()).await;
         }
+        None
     }
 
-    /// Takes deliveries until something breaks, or `None`, on shutdown.
-    async fn consume(&self, attached: &mut Attached) -> Option<BrokerError> {
+    /// Waits, but not into a shutdown.
+    async fn pause(&self, delay: Duration) {
+        let _ = timeout(delay, self.shutdown.cancelled()).await;
+    }
+
+    /// Takes deliveries until there is a reason not to.
+    async fn consume(&self, attached: &mut Attached, pace: Pace) -> End {
         let mut fault = std::pin::pin!(attached.fault());
-        loop {
+        let mut taken = 0;
+        while pace == Pace::Full || taken < self.prefetch {
             // The permit first: what is not taken yet may go to another replica.
             let slot = tokio::select! {
-                slot = Arc::clone(&self.slots).acquire_owned() => slot.ok()?,
-                fault = &mut fault => return Some(fault),
-                () = self.shutdown.cancelled() => return None,
+                slot = Arc::clone(&self.slots).acquire_owned() => slot,
+                fault = &mut fault => return End::Fault(fault),
+                () = self.shutdown.cancelled() => return End::Shutdown,
             };
             let delivery = tokio::select! {
                 delivery = attached.consumer.next() => match delivery {
                     Ok(delivery) => delivery,
-                    Err(fault) => return Some(fault),
+                    Err(fault) => return End::Fault(fault),
                 },
-                fault = &mut fault => return Some(fault),
-                () = self.shutdown.cancelled() => return None,
+                fault = &mut fault => return End::Fault(fault),
+                () = self.shutdown.cancelled() => return End::Shutdown,
+                // Nothing waits: so nothing waits that does harm.
+                () = sleep(STEADY), if pace == Pace::Careful => break,
             };
+            taken += 1;
             let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
             self.tasks.spawn(async move {
                 processor.process(delivery, publisher).await;
                 drop(slot);
             });
+        }
+        // The last one may still be at work on this connection.
+        tokio::select! {
+            _ = self.slots.acquire_many(self.prefetch.into()) => End::Past,
+            fault = &mut fault => End::Fault(fault),
+            () = self.shutdown.cancelled() => End::Shutdown,
         }
     }
 

@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
-use super::{BrokerError, Consumer, Publisher, Topology, error::why};
+use super::{BrokerError, Consumer, Publisher, Topology};
 use crate::config::BrokerConfig;
 
 /// Limit of the whole handshake: name resolution, TCP, TLS, AMQP.
@@ -107,7 +107,7 @@ impl Attached {
                 tokio::select! {
                     event = events.next() => match event {
                         Some(Event::Error(error)) => {
-                            return BrokerError::new(format!("the connection broke: {}", why(&error)));
+                            return BrokerError::broke("the connection broke", &error);
                         }
                         Some(Event::ConnectionBlocked(_)) => {
                             tracing::warn!("RabbitMQ blocks publishing: it is short of memory or disk");

@@ -10,7 +10,7 @@ use lapin::{
 };
 use tokio::time::timeout;
 
-use super::{BrokerError, Delivery, error::why, topology::short};
+use super::{BrokerError, Delivery, topology::short};
 
 /// Limit of one step of starting or stopping.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ impl Consumer {
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
         match self.deliveries.next().await {
             Some(Ok(delivery)) => Ok(Delivery::new(delivery)),
-            Some(Err(error)) => Err(BrokerError::new(format!("consuming failed: {}", why(&error)))),
+            Some(Err(error)) => Err(BrokerError::broke("consuming failed", &error)),
             None => {
                 Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?"))
             }

@@ -8,6 +8,8 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use super::headers::fitting;
+
 /// On our own copies: the request's id.
 const REQUEST_ID: &str = "x-handoff-request-id";
 /// On our own copies: the deliveries that were tried before it.
@@ -103,11 +105,13 @@ impl Delivery {
     }
 
     /// The properties of a copy that is to be tried again.
-    pub(super) fn retry_properties(&self, request_id: &str, attempts: u32) -> BasicProperties {
-        let mut headers = self.headers().cloned().unwrap_or_default();
-        headers.insert(REQUEST_ID.into(), text(request_id));
-        headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(attempts.into()));
-        self.copied_properties(headers)
+    pub(super) fn retry_properties(
+        &self,
+        request_id: &str,
+        attempts: u32,
+        frame_max: usize,
+    ) -> BasicProperties {
+        self.copied_properties(self.copied_headers(request_id, attempts, frame_max))
     }
 
     /// The properties of a dead letter.
@@ -118,14 +122,21 @@ impl Delivery {
         reason: &str,
         detail: &str,
         failed_at: &str,
+        frame_max: usize,
     ) -> BasicProperties {
-        let mut headers = self.headers().cloned().unwrap_or_default();
-        headers.insert(REQUEST_ID.into(), text(request_id));
-        headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(attempts.into()));
+        let mut headers = self.copied_headers(request_id, attempts, frame_max);
         headers.insert(REASON.into(), text(reason));
         headers.insert(DETAIL.into(), text(detail));
         headers.insert(FAILED_AT.into(), text(failed_at));
         self.copied_properties(headers)
+    }
+
+    fn copied_headers(&self, request_id: &str, attempts: u32, frame_max: usize) -> FieldTable {
+        let none = FieldTable::default();
+        let mut headers = fitting(self.headers().unwrap_or(&none), frame_max);
+        headers.insert(REQUEST_ID.into(), text(request_id));
+        headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(attempts.into()));
+        headers
     }
 
     /// The properties as they were, but for two: `expiration` would end the copy before its time, and

@@ -11,11 +11,25 @@ use lapin::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerError {
     what: String,
+    unreadable: bool,
 }
 
 impl BrokerError {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into() }
+        Self { what: what.into(), unreadable: false }
+    }
+
+    /// A connection that broke while it was in use: `<what>: <why>`.
+    pub(super) fn broke(what: &str, error: &lapin::Error) -> Self {
+        let unreadable = matches!(error.kind(), ErrorKind::ParsingError(_));
+        Self { unreadable, ..Self::new(format!("{what}: {}", why(error))) }
+    }
+
+    /// Whether the library could not read what RabbitMQ sent. AMQP lets a producer put any bytes into
+    /// properties that the library insists are UTF-8: such a message breaks the connection of
+    /// whoever it is delivered to.
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// An error met while doing something: `cannot <doing>: <why>`.
@@ -69,7 +83,9 @@ pub(super) fn why(error: &lapin::Error) -> String {
         },
         ErrorKind::IOError(error) => error.kind().to_string(),
         ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),
-        ErrorKind::ParsingError(_) => "RabbitMQ sent what is not AMQP".to_owned(),
+        ErrorKind::ParsingError(_) => {
+            "RabbitMQ sent what cannot be read (properties that are not UTF-8?)".to_owned()
+        }
         ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) => {
             "the connection is closed".to_owned()
         }

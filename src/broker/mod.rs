@@ -4,6 +4,7 @@ mod connection;
 mod consumer;
 mod delivery;
 mod error;
+mod headers;
 mod publisher;
 mod settle;
 mod topology;

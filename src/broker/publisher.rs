@@ -81,6 +81,12 @@ impl Publisher {
         &self.0.topology
     }
 
+    /// Largest frame that RabbitMQ takes on this connection, in bytes.
+    pub(super) fn frame_max(&self) -> usize {
+        let agreed = self.0.connection.configuration().frame_max();
+        usize::try_from(agreed).unwrap_or(usize::MAX)
+    }
+
     /// Publishes an event.
     ///
     /// # Errors

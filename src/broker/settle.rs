@@ -58,6 +58,7 @@ pub async fn settle(
     publisher: &Publisher,
     stop: &CancellationToken,
 ) -> Settled {
+    let frame_max = publisher.frame_max();
     let (queue, properties) = match settlement {
         Settlement::Done => return acked(delivery).await,
         Settlement::HandBack => {
@@ -65,11 +66,11 @@ pub async fn settle(
             return Settled::Back;
         }
         Settlement::Retry { queue, request_id, attempts } => {
-            (queue, delivery.retry_properties(request_id, attempts))
+            (queue, delivery.retry_properties(request_id, attempts, frame_max))
         }
         Settlement::Bury { request_id, attempts, reason, detail, failed_at } => (
             publisher.topology().dead_queue(),
-            delivery.dead_properties(request_id, attempts, reason, detail, failed_at),
+            delivery.dead_properties(request_id, attempts, reason, detail, failed_at, frame_max),
         ),
     };
     // The default exchange leads to the queue of the routing key's name.
