@@ -33,7 +33,7 @@ pub struct Client {
 }
 
 /// An event, as far as it is read here.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub struct Received {
     /// `handoff.ready` or `handoff.failed`.
     #[serde(rename = "type")]
@@ -46,7 +46,7 @@ pub struct Received {
 }
 
 /// What an event says, as far as it is read here.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceivedData {
     /// The request it answers.
@@ -64,7 +64,7 @@ pub struct ReceivedData {
 }
 
 /// Why there is no link.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub struct ReceivedReason {
     /// For machines.
     pub code: String,

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use handoff::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_command_line() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
     // One thread does it all: serving a request is waiting, and waking up elsewhere costs more than
     // the work itself.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -21,3 +21,22 @@ pub struct Session {
     /// The platform's id for it; numbers are kept as they were written.
     pub id: String,
 }
+
+/// Which of the platform's two calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Asks for a token.
+    Token,
+    /// Makes a session with it.
+    Session,
+}
+
+impl Call {
+    /// The call's name, in metrics and logs alike.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Session => "session",
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{Cache, CacheError, Keys, LEASE, Stamp, millis, scripts, value};
+use super::{Cache, CacheError, Keys, LEASE, Over, Stamp, millis, scripts, value};
 use crate::session::{Session, Token};
 
 /// Often enough that two failed tries still leave the third in time.
@@ -92,7 +92,9 @@ impl Lease {
     /// # Errors
     /// When Redis is away.
     pub async fn store(self, session: &Session) -> Result<Stored, CacheError> {
-        self.cache.store(&self.keys, &self.holder, &self.newest, &self.stamp, session).await
+        self.cache
+            .store(&self.keys, &self.holder, Over::Link(&self.newest), &self.stamp, session)
+            .await
     }
 
     /// Ends the lease without a link. A token that is no good goes too.

@@ -55,6 +55,14 @@ pub enum Claim {
     },
 }
 
+/// Which link may be stored over, where the lease has ended.
+enum Over<'a> {
+    Anything,
+    Nothing,
+    /// The one with this stamp, which was there at the claim.
+    Link(&'a Stamp),
+}
+
 /// Redis, as the worker uses it.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
@@ -159,14 +167,15 @@ impl Cache {
     }
 
     /// Notes on the link there is that it was made for this request, too.
-    pub async fn sign(&self, keys: &Keys, stamp: &Stamp) {
-        let mut script = scripts::SIGN.key(&keys.link);
+    pub async fn add_stamp(&self, keys: &Keys, stamp: &Stamp) {
+        let mut script = scripts::ADD_STAMP.key(&keys.link);
         script.arg(stamp.as_str());
         // Counted as an error; what it could have saved is one session after a crash.
         let _ = self.run::<bool>(&script).await;
     }
 
-    /// A session made while Redis was away: stores its link, unless somebody else made one meanwhile.
+    /// A session made while Redis was away: stores its link, unless somebody is making one, or, where
+    /// it is not to `replace` that, there is one already.
     ///
     /// # Errors
     /// When Redis is still away.
@@ -175,23 +184,29 @@ impl Cache {
         keys: &Keys,
         stamp: &Stamp,
         session: &Session,
+        replace: bool,
     ) -> Result<Stored, CacheError> {
-        let nobody = Stamp::from_redis(String::new());
-        self.store(keys, "", &nobody, stamp, session).await
+        let over = if replace { Over::Anything } else { Over::Nothing };
+        self.store(keys, "", over, stamp, session).await
     }
 
     async fn store(
         &self,
         keys: &Keys,
         holder: &str,
-        seen: &Stamp,
+        over: Over<'_>,
         stamp: &Stamp,
         session: &Session,
     ) -> Result<Stored, CacheError> {
         let value = self.seal(&keys.link, value::write_session(session))?;
         let mut script = scripts::STORE.key(&keys.link);
         script.key(&keys.token).key(&keys.lease);
-        script.arg(holder).arg(seen.as_str()).arg(stamp.as_str());
+        let over = match over {
+            Over::Anything => "any",
+            Over::Nothing => "",
+            Over::Link(newest) => newest.as_str(),
+        };
+        script.arg(holder).arg(over).arg(stamp.as_str());
         script.arg(self.life(session.token.expires_at)).arg(value);
         match self.run(&script).await {
             Ok(true) => Ok(Stored::Yes),

@@ -220,6 +220,8 @@ fn is_about_the_connection(error: &RedisError) -> bool {
             kind,
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
         ),
+        // What Redis answered was read well, and is only not what it should be.
+        ErrorKind::UnexpectedReturnType | ErrorKind::Extension | ErrorKind::Client => false,
         _ => true,
     }
 }

@@ -16,7 +16,7 @@ macro_rules! script {
 script!(CLAIM, "claim.lua");
 script!(STORE, "store.lua");
 script!(SAVE_TOKEN, "save_token.lua");
-script!(SIGN, "sign.lua");
+script!(ADD_STAMP, "add_stamp.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
 
@@ -29,7 +29,7 @@ pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvo
 
 /// Teaches Redis all scripts, so that calling one by its hash finds it there.
 pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {
-    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &SIGN, &EXTEND, &RELEASE] {
+    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &ADD_STAMP, &EXTEND, &RELEASE] {
         script.load_async(connection).await?;
     }
     Ok(())

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::session::{Session, Token};
 
+/// The last second that RFC 3339 can tell, in milliseconds since 1970.
+const YEAR_9999: u64 = 253_402_300_799_000;
+
 #[derive(Serialize, Deserialize)]
 struct Stored<'a> {
     /// The token.
@@ -49,9 +52,9 @@ fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
 }
 
 fn token(stored: &Stored<'_>) -> Token {
-    let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(stored.e));
-    // An end beyond what the clock can tell is no end we wrote: it counts as past.
-    let expires_at = end.unwrap_or(SystemTime::UNIX_EPOCH);
+    // An end that no date can tell is no end we wrote: it counts as past.
+    let end = if stored.e > YEAR_9999 { 0 } else { stored.e };
+    let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(end);
     Token { value: stored.t.clone().into_owned().into(), expires_at }
 }
 

@@ -6,6 +6,7 @@ mod request;
 mod run;
 mod sandbox;
 mod signals;
+mod usage;
 
 use std::{fmt, process::ExitCode};
 
@@ -68,6 +69,17 @@ impl std::error::Error for CliError {}
 impl From<Mistakes> for CliError {
     fn from(mistakes: Mistakes) -> Self {
         Self::Configuration(mistakes)
+    }
+}
+
+impl Cli {
+    /// Reads the command line. Where it says nothing to be done, be it a mistake or a call for help,
+    /// that is told, and the exit status returned.
+    ///
+    /// # Errors
+    /// The exit status.
+    pub fn from_command_line() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| ExitCode::from(usage::tell(&error)))
     }
 }
 

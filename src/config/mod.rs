@@ -13,6 +13,7 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 pub use self::{
+    read::{is_header_value, is_loopback},
     table::{BrokerSettings, DemoSettings, Given, LoggingSettings, RunSettings},
     units::{format_duration, parse_duration, parse_rate},
 };

@@ -20,6 +20,9 @@ const MAX_QUEUE_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 /// The length of a name in AMQP 0-9-1, in bytes.
 const MAX_NAME: usize = 255;
 
+/// Smallest frame that every RabbitMQ accepts, in bytes.
+const MIN_FRAME: u32 = 8_192;
+
 /// A setting that was given: its text, and where from.
 struct Text {
     value: String,
@@ -180,10 +183,10 @@ fn api_key(reader: &mut Reader<'_>) -> Option<ApiKey> {
         );
         return None;
     };
-    if reqwest::header::HeaderValue::from_bytes(text.value.as_bytes()).is_err() {
+    if !is_header_value(&text.value) {
         reader.wrong(
             "HANDOFF_IDV_API_KEY",
-            "cannot be sent as a header: it holds a control character",
+            "cannot be sent as a header: it holds a control character, or a space at its ends",
         );
         return None;
     }
@@ -317,17 +320,34 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn base_url(text: &str, allow_http: bool) -> Result<Url, &'static str> {
-    let url = Url::parse(text).map_err(|_| "must be a URL such as https://idv.example.com")?;
-    let on_this_machine = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+/// Whether text arrives as it was sent when it is the value of an HTTP header: no control characters,
+/// and no spaces at its ends, which whoever receives it would take away.
+pub fn is_header_value(text: &str) -> bool {
+    reqwest::header::HeaderValue::from_bytes(text.as_bytes()).is_ok()
+        && text.trim_matches([' ', '\t']) == text
+}
+
+/// Whether a URL leads to this machine whatever the resolver says.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         None => false,
-    };
+    }
+}
+
+fn base_url(text: &str, allow_http: bool) -> Result<Url, &'static str> {
+    const FORM: &str = "must be a URL such as https://idv.example.com";
+    // The parser is a browser's: it mends what was not meant to be a URL.
+    let strange = |c: char| c.is_whitespace() || c.is_control() || c == '\\';
+    if text.contains(strange) || !text.contains("://") {
+        return Err(FORM);
+    }
+    let url = Url::parse(text).map_err(|_| FORM)?;
     match url.scheme() {
         "https" => {}
-        "http" if on_this_machine || allow_http => {}
+        "http" if is_loopback(&url) || allow_http => {}
         "http" => {
             return Err(
                 "is plain http, which would show the API key and every link to the network; \
@@ -351,8 +371,12 @@ fn amqp_url(text: &str) -> Result<SecretString, &'static str> {
         return Err(FORM);
     }
     let host = Url::parse(text).ok().and_then(|url| url.host_str().map(str::to_owned));
-    if host.is_none_or(|host| host.is_empty()) || lapin::uri::AMQPUri::from_str(text).is_err() {
+    if host.is_none_or(|host| host.is_empty()) {
         return Err(FORM);
+    }
+    let query = lapin::uri::AMQPUri::from_str(text).map_err(|_| FORM)?.query;
+    if query.frame_max.is_some_and(|max| max != 0 && max < MIN_FRAME) {
+        return Err("holds a `frame_max` below 8192 bytes, which RabbitMQ refuses");
     }
     Ok(SecretString::from(text))
 }

@@ -97,16 +97,13 @@ impl Setting {
                 .long(flag)
                 // Read by hand rather than by clap, which would show a value in its complaint.
                 .value_parser(clap::value_parser!(OsString))
-                .allow_hyphen_values(true)
                 .value_name(value)
                 .help(format!("{help} [env: {variable}]"))
                 .help_heading("Settings")
         };
         let mut args = vec![arg(self.flag(), self.variable(), self.value, help)];
         if self.value == "BOOL" {
-            // What follows a bare flag is the next flag.
-            let bare = args[0].clone().num_args(0..=1).default_missing_value("true");
-            args[0] = bare.allow_hyphen_values(false);
+            args[0] = args[0].clone().num_args(0..=1).default_missing_value("true");
         }
         if self.secret {
             let help =

@@ -1,8 +1,8 @@
 //! Reading JSON objects from strangers: every key at most once, every value left as it stands.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// Levels of arrays and objects within each other that a body may have.
@@ -32,8 +32,8 @@ pub(super) fn fields<'a, const N: usize>(
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut fields = Fields { values: [None; N], repeated: Vec::new() };
             let mut seen = [false; N];
-            while let Some(key) = map.next_key::<Key<'de>>()? {
-                let Some(at) = self.0.iter().position(|wanted| *wanted == key.0) else {
+            while let Some(key) = map.next_key::<&RawValue>()? {
+                let Some(at) = self.0.iter().position(|wanted| is_key(key, wanted)) else {
                     map.next_value::<IgnoredAny>()?;
                     continue;
                 };
@@ -53,12 +53,12 @@ pub(super) fn fields<'a, const N: usize>(
     Some(fields)
 }
 
-/// The entries of a JSON object in their order, values as they stand.
-pub(super) fn entries(json: &str) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
+/// The entries of a JSON object in their order, keys and values as they stand.
+pub(super) fn entries(json: &str) -> Option<Vec<(&RawValue, &RawValue)>> {
     struct Entries;
 
     impl<'de> Visitor<'de> for Entries {
-        type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+        type Value = Vec<(&'de RawValue, &'de RawValue)>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object")
@@ -66,8 +66,8 @@ pub(super) fn entries(json: &str) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut entries = Vec::new();
-            while let Some((key, value)) = map.next_entry::<Key<'de>, &RawValue>()? {
-                entries.push((key.0, value));
+            while let Some(entry) = map.next_entry()? {
+                entries.push(entry);
             }
             Ok(entries)
         }
@@ -76,30 +76,12 @@ pub(super) fn entries(json: &str) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
     serde_json::Deserializer::from_str(json).deserialize_map(Entries).ok()
 }
 
-/// A key: borrowed where it holds no escape, so that reading it costs nothing.
-struct Key<'a>(Cow<'a, str>);
-
-impl<'de> serde::Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl<'de> Visitor<'de> for Text {
-            type Value = Key<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(text.to_owned())))
-            }
-        }
-
-        deserializer.deserialize_str(Text)
+/// Whether a key, as it stands in JSON, says this. One that is no text in any encoding, such as half
+/// of a surrogate pair, says nothing that anybody could ask for.
+pub(super) fn is_key(key: &RawValue, says: &str) -> bool {
+    match key.get().contains('\\') {
+        false => key.get().trim_matches('"') == says,
+        true => serde_json::from_str::<String>(key.get()).is_ok_and(|key| key == says),
     }
 }
 
@@ -143,6 +125,15 @@ mod tests {
         let fields =
             fields(r#"{"a":1,"\u0061":2,"x":1,"x":2,"b":null,"b":1}"#, ["a", "b"]).unwrap();
         assert_eq!(fields.repeated, ["a", "b"]);
+    }
+
+    #[test]
+    fn keys_that_are_no_text_are_only_unknown() {
+        let fields = fields(r#"{"\ud800":1,"a\"":2,"a":3}"#, ["a"]).unwrap();
+        assert_eq!(fields.values[0].unwrap().get(), "3");
+        let entries = entries(r#"{"\ud800":1, "b" : [ 2 ]}"#).unwrap();
+        let entries: Vec<_> = entries.iter().map(|(key, value)| (key.get(), value.get())).collect();
+        assert_eq!(entries, [(r#""\ud800""#, "1"), (r#""b""#, "[ 2 ]")]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `handoff.ready` and `handoff.failed`: CloudEvents 1.0 in structured mode.
 
-use std::time::SystemTime;
+use std::{fmt, time::SystemTime};
 
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -52,7 +52,7 @@ pub struct FailedReason {
 }
 
 /// What an event says.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 #[serde(untagged)]
 pub enum EventBody<'a> {
     /// The link.
@@ -108,7 +108,6 @@ impl EventBody<'_> {
 }
 
 /// An event as it is published.
-#[derive(Debug)]
 pub struct Event {
     /// Derived from request id and type: a repeat has the same.
     pub id: String,
@@ -143,6 +142,16 @@ impl Event {
     }
 }
 
+/// Holds back the body: a link is a bearer secret.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("kind", &self.kind)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
 #[derive(Serialize)]
 struct Envelope<'a> {
     specversion: &'a str,
@@ -163,11 +172,15 @@ fn event_id(kind: &str, request: &RequestId) -> String {
     Uuid::new_v5(&EVENT_IDS, name.as_bytes()).to_string()
 }
 
-/// RFC 3339 in UTC, to the millisecond, rounded down: an end is never told too late.
+/// RFC 3339 in UTC, to the millisecond, rounded down: an end is never told too late. What lies before
+/// 1970 or after 9999 becomes the nearest date.
 pub fn format_date_time(at: SystemTime) -> String {
-    let at = OffsetDateTime::from(at);
-    let millis = at.replace_millisecond(at.millisecond()).unwrap_or(at);
-    millis.format(&Rfc3339).unwrap_or_else(|_| "9999-12-31T23:59:59Z".to_owned())
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let nanos = i128::try_from(since.as_millis()).unwrap_or(i128::MAX).saturating_mul(1_000_000);
+    OffsetDateTime::from_unix_timestamp_nanos(nanos)
+        .ok()
+        .and_then(|at| at.format(&Rfc3339).ok())
+        .unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
 }
 
 fn date_time<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -246,5 +259,13 @@ mod tests {
     fn fractions_are_cut_not_rounded() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_999_999);
         assert_eq!(format_date_time(at), "1970-01-01T00:00:00.001Z");
+    }
+
+    #[test]
+    fn dates_out_of_range_are_told_as_the_nearest() {
+        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+        assert_eq!(format_date_time(far), "9999-12-31T23:59:59Z");
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(format_date_time(before), "1970-01-01T00:00:00Z");
     }
 }

@@ -1,8 +1,8 @@
 //! `verification.requested`: a bare object or a CloudEvent around one.
 
-use std::time::SystemTime;
+use std::{fmt, time::SystemTime};
 
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -37,7 +37,6 @@ impl RequestId {
 }
 
 /// A valid request.
-#[derive(Debug)]
 pub struct Request {
     /// Who is to be verified: 1 to 256 bytes without control characters.
     pub user_id: String,
@@ -54,7 +53,7 @@ pub struct Request {
 }
 
 /// Why a request is invalid, and what could be read of it nevertheless.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Invalid {
     /// For people: names fields and rules, holds no values.
     pub message: String,
@@ -64,39 +63,47 @@ pub struct Invalid {
     pub workflow_id: Option<String>,
 }
 
-/// A JSON object, passed on value by value as it came: no number loses a digit on the way.
-#[derive(Clone, Debug, Default)]
-pub struct Metadata(Vec<(String, Box<RawValue>)>);
+/// A JSON object, passed on as it came, key by key: no number loses a digit on the way.
+#[derive(Clone, Default)]
+pub struct Metadata {
+    /// The entries as JSON, with commas between, and without the one that is ours.
+    entries: String,
+}
 
 impl Metadata {
+    /// The entry that says who the session is for.
+    const OURS: &'static str = "externalUserId";
+
     fn read(json: &str) -> Option<Self> {
-        let entries = decode::entries(json)?;
-        let owned = |(key, value): (std::borrow::Cow<'_, str>, &RawValue)| {
-            (key.into_owned(), value.to_owned())
-        };
-        Some(Self(entries.into_iter().map(owned).collect()))
+        let mut entries = String::with_capacity(json.len());
+        for (key, value) in decode::entries(json)? {
+            if !decode::is_key(key, Self::OURS) {
+                entries.extend([key.get(), ":", value.get(), ","]);
+            }
+        }
+        Some(Self { entries })
     }
 
     /// The object with `externalUserId` set to the user, whatever it was before.
-    pub fn for_user<'a>(&'a self, user_id: &'a str) -> impl Serialize + 'a {
-        ForUser { metadata: self, user_id }
+    pub fn for_user(&self, user_id: &str) -> impl Serialize + 'static {
+        let (entries, ours) = (&self.entries, Self::OURS);
+        let user_id = serde_json::Value::from(user_id);
+        // Made of JSON that was read as such, it can only be JSON.
+        RawValue::from_string(format!("{{{entries}\"{ours}\":{user_id}}}")).unwrap_or_default()
     }
 }
 
-struct ForUser<'a> {
-    metadata: &'a Metadata,
-    user_id: &'a str,
+/// Tells nobody who it is for.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("renew", &self.renew).finish_non_exhaustive()
+    }
 }
 
-impl Serialize for ForUser<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const OURS: &str = "externalUserId";
-        let mut map = serializer.serialize_map(None)?;
-        for (key, value) in self.metadata.0.iter().filter(|(key, _)| key != OURS) {
-            map.serialize_entry(key, value)?;
-        }
-        map.serialize_entry(OURS, self.user_id)?;
-        map.end()
+/// Tells nobody who it is for.
+impl fmt::Debug for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invalid").field("message", &self.message).finish_non_exhaustive()
     }
 }
 
@@ -162,10 +169,17 @@ fn read(data: &str, default_workflow: Option<&str>) -> Result<Request, Invalid> 
         }
     };
 
-    let [user_id, workflow_id, metadata, locale, renew, expires_at] = fields.values;
+    let [mut user_id, mut workflow_id, metadata, locale, renew, expires_at] = fields.values;
+    // Of two, nobody knows which is meant.
+    for (value, key) in [(&mut user_id, "userId"), (&mut workflow_id, "workflowId")] {
+        if fields.repeated.contains(&key) {
+            *value = None;
+        }
+    }
     let user_id = keep(user_id.map(user), &mut check);
     let workflow_id = match workflow_id {
-        None => default_workflow.map(str::to_owned),
+        None if fields.values[1].is_none() => default_workflow.map(str::to_owned),
+        None => None,
         Some(given) => keep(Some(workflow(given)), &mut check),
     };
     let metadata_ok = keep(metadata.map(object), &mut check);
@@ -293,7 +307,7 @@ mod tests {
             r#"{"userId":"secret\u0085","userId":7,"metadata":["secret"],"locale":3,"renew":"secret","expiresAt":"secret"}"#,
         )
         .unwrap_err();
-        for part in ["`userId` is given twice", "`userId` must", "`workflowId` is missing"] {
+        for part in ["`userId` is given twice", "`workflowId` is missing"] {
             assert!(message.contains(part), "{message}");
         }
         for part in ["`metadata` must", "`locale` must", "`renew` must", "`expiresAt` must"] {
@@ -319,6 +333,13 @@ mod tests {
         assert!(metadata(16_384).is_ok());
         assert!(metadata(16_385).is_err());
         assert!(decode_request(&[b' '; 11], 10, None).request.is_err());
+    }
+
+    #[test]
+    fn of_two_users_neither_is_told() {
+        let two = br#"{"userId":"ann","userId":"bob","workflowId":"v","workflowId":"w"}"#;
+        let invalid = decode_request(two, 100, Some("w")).request.unwrap_err();
+        assert_eq!((invalid.user_id, invalid.workflow_id), (None, None));
     }
 
     #[test]

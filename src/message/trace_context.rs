@@ -42,13 +42,13 @@ fn valid_parent(header: &[u8]) -> Option<String> {
         let hex = part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         (part.len() == length && hex).then_some(part)
     };
-    let (version, trace, span) = (part(2)?, part(32)?, part(16)?);
-    part(2)?;
+    let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
     let known = version == "00" && parts.next().is_none();
-    // A later version may have further parts, but none has version ff.
-    let later = version != "00" && version != "ff" && text.len() <= 255;
+    // A later version begins with the same parts, and is passed on as the version that we know.
+    let later = version != "00" && version != "ff";
     let real = |id: &str| id.bytes().any(|b| b != b'0');
-    ((known || later) && real(trace) && real(span)).then(|| text.to_owned())
+    let valid = (known || later) && real(trace) && real(span);
+    valid.then(|| format!("00-{trace}-{span}-{flags}"))
 }
 
 fn valid_state(header: &[u8]) -> Option<String> {
@@ -84,6 +84,13 @@ mod tests {
             );
             assert_eq!(context.state(), None);
         }
+    }
+
+    #[test]
+    fn a_later_version_is_passed_on_as_the_one_we_know() {
+        let later = PARENT.replacen("00", "01", 1) + "-\u{1}what the future brings";
+        let context = TraceContext::continued(Some(later.as_bytes()), None);
+        assert_eq!(context.parent(), PARENT);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use reqwest::{
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     answer,
@@ -19,11 +19,11 @@ use super::{
     link::{encode_component, without_slash},
 };
 use crate::{
-    config::PlatformSettings,
+    config::{PlatformSettings, is_header_value, is_loopback},
     message::{Request, RequestId, TraceContext},
     retry::parse_retry_after,
-    session::Token,
-    telemetry::metrics::{Call, Metrics},
+    session::{Call, Token},
+    telemetry::metrics::Metrics,
 };
 
 /// Largest answer that is read, in bytes.
@@ -180,7 +180,7 @@ async fn exchange(
     }
     let body = body(call, &mut response).await?;
     let value = read(&body).map_err(|what| CallError::broken(call, what))?;
-    if call == Call::Token && HeaderValue::from_bytes(value.as_bytes()).is_err() {
+    if call == Call::Token && !is_header_value(&value) {
         return Err(CallError::broken(call, "a token that no header can carry"));
     }
     Ok(value)
@@ -230,13 +230,7 @@ fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
 /// A platform on this machine, or reached by plain http, is called directly: a proxy could not reach
 /// the one, and would read the other's key.
 fn bypasses_proxy(url: &Url) -> bool {
-    let on_this_machine = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
-    url.scheme() == "http" || on_this_machine
+    url.scheme() == "http" || is_loopback(url)
 }
 
 /// Why no client could be made.

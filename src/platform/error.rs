@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use reqwest::StatusCode;
 
-use crate::telemetry::metrics::Call;
+use crate::session::Call;
 
 /// Why a call brought nothing.
 ///
@@ -73,6 +73,8 @@ impl CallError {
 
     /// A time-out first: a body that came too slowly is also one that could not be read.
     pub(super) fn from_transport(call: Call, error: &reqwest::Error) -> Self {
+        // A request that could not even be built is a fault of ours.
+        debug_assert!(!error.is_builder(), "the {} was not built", call.as_str());
         let why = if error.is_timeout() { Transient::Timeout } else { Transient::Connection };
         Self::Transient { call, why, retry_after: None }
     }

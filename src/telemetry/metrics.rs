@@ -12,6 +12,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::session::Call;
+
 /// The `Content-Type` of what [`Metrics::encode`] writes.
 pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
@@ -41,24 +43,6 @@ impl Outcome {
             Self::Reused => "reused",
             Self::Failed => "failed",
             Self::Retried => "retried",
-        }
-    }
-}
-
-/// Which of the platform's two calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names are the reference's")]
-pub enum Call {
-    Token,
-    Session,
-}
-
-impl Call {
-    /// The call's name, in metrics and logs alike.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Session => "session",
         }
     }
 }

@@ -33,10 +33,14 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("IDV_URL", "https://v4lue-that-nobody-may-see@idv.example.com"),
         ("IDV_URL", "https://idv.example.com/?v4lue-that-nobody-may-see"),
         ("IDV_URL", "https://idv.example.com/#v4lue-that-nobody-may-see"),
+        ("IDV_URL", "https:v4lue-that-nobody-may-see"),
+        ("IDV_URL", " https://v4lue-that-nobody-may-see"),
+        ("IDV_URL", "https:\\\\v4lue-that-nobody-may-see"),
         ("IDV_PUBLIC_URL", SECRET),
         ("IDV_PUBLIC_URL", "http://v4lue-that-nobody-may-see.example.com"),
         ("IDV_API_KEY", ""),
         ("IDV_API_KEY", "v4lue-that-nobody-may-see\n"),
+        ("IDV_API_KEY", " v4lue-that-nobody-may-see"),
         ("IDV_API_KEY_FILE", &file),
         ("IDV_WORKFLOW_ID", ""),
         ("IDV_WORKFLOW_ID", &long),
@@ -51,6 +55,7 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("IDV_ALLOW_HTTP", "yes"),
         ("AMQP_URL", SECRET),
         ("AMQP_URL", "http://v4lue-that-nobody-may-see"),
+        ("AMQP_URL", "amqp://v4lue-that-nobody-may-see/?frame_max=512"),
         ("AMQP_URL_FILE", &file),
         ("REDIS_URL", SECRET),
         ("REDIS_URL", "redis://"),
@@ -152,4 +157,13 @@ async fn unknown_flags_are_told_without_their_values() {
     let (status, stderr) = run(GOOD, &["--idv-apikey=v4lue-that-nobody-may-see"]).await;
     assert_eq!(status, Some(2));
     assert!(stderr.contains("--idv-apikey") && !stderr.contains(SECRET), "{stderr}");
+    assert!(stderr.contains("is --idv-api-key meant?"), "{stderr}");
+    // Without quotes, half of a key stands by itself.
+    for arguments in
+        [&["--idv-api-key", "ApiKey", SECRET][..], &["--idv-url", "--idv-api-key", SECRET]]
+    {
+        let (status, stderr) = run(GOOD, arguments).await;
+        assert_eq!(status, Some(2));
+        assert!(!stderr.contains(SECRET), "{stderr}");
+    }
 }
