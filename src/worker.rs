@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -146,23 +146,26 @@ impl Run {
             self.health.set_consuming(true);
             tracing::info!(queue = self.broker.queue, ?pace, "consuming");
             let began = Instant::now();
-            let end = self.consume(&mut attached, pace).await;
+            let deliveries = TaskTracker::new();
+            let end = self.consume(&mut attached, pace, &deliveries).await;
             self.health.set_consuming(false);
             match end {
                 End::Shutdown => return self.drain(Some(attached)).await,
                 End::Past => pace = Pace::Full,
                 End::Fault(fault) => {
                     tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
-                    if fault.is_unreadable() {
+                    let at_once = began.elapsed() < STEADY;
+                    if fault.is_unreadable() || (at_once && !deliveries.is_empty()) {
                         pace = Pace::Careful;
-                    } else if began.elapsed() > STEADY {
+                    }
+                    if !at_once {
                         delays.reset();
-                    } else {
+                    } else if !fault.is_unreadable() {
                         self.pause(delays.next()).await;
                     }
                 }
             }
-            attached.close().await;
+            tokio::spawn(retire(attached, deliveries));
         }
         self.drain(None).await;
     }
@@ -198,7 +201,7 @@ impl Run {
     }
 
     /// Takes deliveries until there is a reason not to.
-    async fn consume(&self, attached: &mut Attached, pace: Pace) -> End {
+    async fn consume(&self, attached: &mut Attached, pace: Pace, deliveries: &TaskTracker) -> End {
         let mut fault = std::pin::pin!(attached.fault());
         let mut taken = 0;
         while pace == Pace::Full || taken < self.prefetch {
@@ -220,10 +223,10 @@ impl Run {
             };
             taken += 1;
             let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
-            self.tasks.spawn(async move {
+            self.tasks.spawn(deliveries.track_future(async move {
                 processor.process(delivery, publisher).await;
                 drop(slot);
-            });
+            }));
         }
         // The last one may still be at work on this connection.
         tokio::select! {
@@ -237,18 +240,31 @@ impl Run {
     async fn drain(self, mut attached: Option<Attached>) {
         tracing::info!(in_flight = self.tasks.len(), "shutting down");
         self.tasks.close();
-        let finish_by = Instant::now() + self.grace.saturating_sub(CLOSING.min(self.grace / 4));
-        if let Some(attached) = &mut attached {
-            let _ = tokio::time::timeout_at(finish_by, attached.stop_consuming()).await;
-        }
-        if tokio::time::timeout_at(finish_by, self.tasks.wait()).await.is_err() {
+        let end = Instant::now() + self.grace;
+        let closing = CLOSING.min(self.grace / 4);
+        let stop = async {
+            if let Some(attached) = &mut attached {
+                attached.stop_consuming().await;
+            }
+        };
+        let finish = async { tokio::join!(stop, self.tasks.wait()) };
+        if timeout_at(end - closing, finish).await.is_err() {
             tracing::warn!(in_flight = self.tasks.len(), "out of time; handing back what is left");
             self.processor.overdue.cancel();
-            let _ = timeout(CLOSING / 2, self.tasks.wait()).await;
+            let _ = timeout_at(end - closing / 2, self.tasks.wait()).await;
         }
         if let Some(attached) = attached {
-            attached.close().await;
+            let _ = timeout_at(end, attached.close()).await;
         }
         tracing::info!("stopped");
     }
+}
+
+/// Keeps connections that are of no more use to new deliveries until the old ones are settled, as far
+/// as they can be: where only the queue is gone, a link can still be told.
+async fn retire(mut attached: Attached, deliveries: TaskTracker) {
+    deliveries.close();
+    attached.stop_consuming().await;
+    deliveries.wait().await;
+    attached.close().await;
 }

@@ -70,7 +70,7 @@ fn with_heartbeat(url: &SecretString) -> String {
 
 /// Both connections, with the consumer and the publisher on them.
 pub struct Attached {
-    consuming: Connection,
+    consuming: Arc<Connection>,
     publishing: Arc<Connection>,
     /// Where deliveries come from.
     pub consumer: Consumer,
@@ -84,11 +84,9 @@ impl Attached {
     /// # Errors
     /// The first thing that does not work. Nothing of it is left behind.
     pub async fn attach(config: &BrokerConfig, prefetch: u16) -> Result<Self, BrokerError> {
-        let (consuming, publishing) = tokio::try_join!(
-            connect(&config.url, Role::Consumer),
-            connect(&config.url, Role::Publisher)
-        )?;
-        let publishing = Arc::new(publishing);
+        // One after the other: where there is no answer, one attempt is enough to find out.
+        let publishing = Arc::new(connect(&config.url, Role::Publisher).await?);
+        let consuming = Arc::new(connect(&config.url, Role::Consumer).await?);
         let topology = Arc::new(Topology::new(config));
         topology.ensure(&publishing).await?;
         let consumer = Consumer::start(&consuming, &config.queue, prefetch).await?;
@@ -101,14 +99,16 @@ impl Attached {
         let consuming = self.consuming.events_listener().boxed();
         let publishing = self.publishing.events_listener().boxed();
         let mut events = stream::select(consuming, publishing);
-        let publishing = Arc::clone(&self.publishing);
+        let connections = [Arc::clone(&self.consuming), Arc::clone(&self.publishing)];
         async move {
+            let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
                 tokio::select! {
                     event = events.next() => match event {
-                        Some(Event::Error(error)) => {
+                        // One channel's trouble comes along here, too, and is told elsewhere.
+                        Some(Event::Error(error)) => if !connected() {
                             return BrokerError::broke("the connection broke", &error);
-                        }
+                        },
                         Some(Event::ConnectionBlocked(_)) => {
                             tracing::warn!("RabbitMQ blocks publishing: it is short of memory or disk");
                         }
@@ -117,7 +117,7 @@ impl Attached {
                         None => return BrokerError::new("the connection is gone"),
                     },
                     // Should an event ever be missed, this is noticed all the same.
-                    () = sleep(Duration::from_secs(1)) => if !publishing.status().connected() {
+                    () = sleep(Duration::from_secs(1)) => if !connected() {
                         return BrokerError::new("the connection is closed");
                     },
                 }

@@ -1,4 +1,4 @@
-//! A delivery: what it says of itself, how it is settled, and what its copies look like.
+//! A delivery: what it says of itself, and how it leaves our hands.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,18 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::headers::fitting;
-
-/// On our own copies: the request's id.
-const REQUEST_ID: &str = "x-handoff-request-id";
-/// On our own copies: the deliveries that were tried before it.
-const ATTEMPT: &str = "x-handoff-attempt";
-/// On dead letters: the reason's code.
-const REASON: &str = "x-handoff-reason";
-/// On dead letters: the reason for people.
-const DETAIL: &str = "x-handoff-detail";
-/// On dead letters: when, as RFC 3339.
-const FAILED_AT: &str = "x-handoff-failed-at";
+use super::copies::{ATTEMPT, REQUEST_ID};
 
 /// One message from the request queue, unsettled.
 pub struct Delivery {
@@ -104,65 +93,8 @@ impl Delivery {
         let _ = self.inner.acker.reject(back).await;
     }
 
-    /// The properties of a copy that is to be tried again.
-    pub(super) fn retry_properties(
-        &self,
-        request_id: &str,
-        attempts: u32,
-        frame_max: usize,
-    ) -> BasicProperties {
-        self.copied_properties(self.copied_headers(request_id, attempts, frame_max))
-    }
-
-    /// The properties of a dead letter.
-    pub(super) fn dead_properties(
-        &self,
-        request_id: &str,
-        attempts: u32,
-        reason: &str,
-        detail: &str,
-        failed_at: &str,
-        frame_max: usize,
-    ) -> BasicProperties {
-        let mut headers = self.copied_headers(request_id, attempts, frame_max);
-        headers.insert(REASON.into(), text(reason));
-        headers.insert(DETAIL.into(), text(detail));
-        headers.insert(FAILED_AT.into(), text(failed_at));
-        self.copied_properties(headers)
-    }
-
-    fn copied_headers(&self, request_id: &str, attempts: u32, frame_max: usize) -> FieldTable {
-        let none = FieldTable::default();
-        let mut headers = fitting(self.headers().unwrap_or(&none), frame_max);
-        headers.insert(REQUEST_ID.into(), text(request_id));
-        headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(attempts.into()));
-        headers
-    }
-
-    /// The properties as they were, but for two: `expiration` would end the copy before its time, and
-    /// `user_id` is accepted from the user of that name only.
-    fn copied_properties(&self, headers: FieldTable) -> BasicProperties {
-        let from = &self.inner.properties;
-        let mut to = BasicProperties::default().with_headers(headers);
-        macro_rules! copy {
-            ($($get:ident $with:ident),* $(,)?) => {
-                $(if let Some(value) = from.$get().clone() { to = to.$with(value); })*
-            };
-        }
-        copy!(
-            content_type with_content_type,
-            content_encoding with_content_encoding,
-            delivery_mode with_delivery_mode,
-            priority with_priority,
-            correlation_id with_correlation_id,
-            reply_to with_reply_to,
-            message_id with_message_id,
-            timestamp with_timestamp,
-            kind with_type,
-            app_id with_app_id,
-            cluster_id with_cluster_id,
-        );
-        to
+    pub(super) fn properties(&self) -> &BasicProperties {
+        &self.inner.properties
     }
 
     fn headers(&self) -> Option<&FieldTable> {
@@ -172,8 +104,4 @@ impl Delivery {
 
 fn not_empty(property: &Option<ShortString>) -> Option<&str> {
     property.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty())
-}
-
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
 }

@@ -2,9 +2,9 @@
 
 mod connection;
 mod consumer;
+mod copies;
 mod delivery;
 mod error;
-mod headers;
 mod publisher;
 mod settle;
 mod topology;
@@ -12,9 +12,10 @@ mod topology;
 pub use self::{
     connection::{Attached, Role, connect},
     consumer::Consumer,
+    copies::{DeadReason, Tried},
     delivery::Delivery,
     error::BrokerError,
     publisher::{PublishError, Publisher, bounded},
-    settle::{Settled, Settlement, insist, settle},
+    settle::{Settled, Settlement, settle, until_confirmed},
     topology::{Topology, Traffic},
 };

@@ -169,14 +169,18 @@ impl Publisher {
                 .await?;
             Ok((channel, confirm))
         };
+        let mut attempt = std::pin::pin!(attempt);
         // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
-        let (channel, confirm) = match timeout(PUBLISH_LIMIT, attempt).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(error)) => return Err(self.failed(&error)),
-            Err(_) if self.0.connection.status().connected() => {
-                return Err(PublishError::Unconfirmed.into());
+        let (channel, confirm) = loop {
+            let status = self.0.connection.status();
+            match timeout(PUBLISH_LIMIT, &mut attempt).await {
+                Ok(Ok(done)) => break done,
+                Ok(Err(error)) => return Err(self.failed(&error)),
+                Err(_) if !status.connected() => return Err(PublishError::Disconnected.into()),
+                // It takes nothing at the moment, from anybody, and says so: that is no failure.
+                Err(_) if status.blocked() => {}
+                Err(_) => return Err(PublishError::Unconfirmed.into()),
             }
-            Err(_) => return Err(PublishError::Disconnected.into()),
         };
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
         match confirm {

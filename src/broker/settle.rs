@@ -5,7 +5,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, PublishError, Publisher};
+use super::{
+    Delivery, PublishError, Publisher,
+    copies::{DeadReason, Tried, dead_letter, retry_copy},
+};
 use crate::retry::Delays;
 
 /// What is to become of a delivery.
@@ -17,23 +20,15 @@ pub enum Settlement<'a> {
     Retry {
         /// The retry queue.
         queue: &'a str,
-        /// The request's id, for the copy.
-        request_id: &'a str,
-        /// Deliveries tried, this one included.
-        attempts: u32,
+        /// What its copy says.
+        tried: Tried<'a>,
     },
-    /// It cannot be served.
-    Bury {
-        /// The request's id, for the dead letter.
-        request_id: &'a str,
-        /// Deliveries tried, this one included.
-        attempts: u32,
-        /// The reason's code.
-        reason: &'a str,
-        /// The reason for people; holds no secret and no user id.
-        detail: &'a str,
-        /// When, as RFC 3339.
-        failed_at: &'a str,
+    /// It cannot be served: it goes to the dead queue.
+    DeadLetter {
+        /// What its copy says.
+        tried: Tried<'a>,
+        /// And why.
+        reason: DeadReason<'a>,
     },
     /// Somebody else shall have it.
     HandBack,
@@ -65,16 +60,17 @@ pub async fn settle(
             delivery.hand_back().await;
             return Settled::Back;
         }
-        Settlement::Retry { queue, request_id, attempts } => {
-            (queue, delivery.retry_properties(request_id, attempts, frame_max))
+        Settlement::Retry { queue, tried } => {
+            (queue, retry_copy(delivery.properties(), tried, frame_max))
         }
-        Settlement::Bury { request_id, attempts, reason, detail, failed_at } => (
+        Settlement::DeadLetter { tried, reason } => (
             publisher.topology().dead_queue(),
-            delivery.dead_properties(request_id, attempts, reason, detail, failed_at, frame_max),
+            dead_letter(delivery.properties(), tried, reason, frame_max),
         ),
     };
     // The default exchange leads to the queue of the routing key's name.
-    let copied = insist(stop, || publisher.publish("", queue, properties.clone(), delivery.body()));
+    let copied =
+        until_confirmed(stop, || publisher.publish("", queue, properties.clone(), delivery.body()));
     match copied.await {
         Ok(()) => acked(delivery).await,
         Err(_) => {
@@ -95,7 +91,7 @@ async fn acked(delivery: &Delivery) -> Settled {
 ///
 /// # Errors
 /// The last error, when it gave up.
-pub async fn insist<T, F: Future<Output = Result<T, PublishError>>>(
+pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
     stop: &CancellationToken,
     publish: impl Fn() -> F,
 ) -> Result<T, PublishError> {

@@ -8,7 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::envelope::Envelope;
 use crate::{
-    broker::{Delivery, PublishError, Publisher, Settled, Settlement, insist, settle},
+    broker::{
+        DeadReason, Delivery, PublishError, Publisher, Settled, Settlement, Tried, settle,
+        until_confirmed,
+    },
     handoff::{Failure, Handoff, Job, Served},
     message::{
         Decoded, Event, EventBody, FailedReason, Invalid, ReasonCode, Request, decode_request,
@@ -30,7 +33,8 @@ pub(super) struct Processor {
 /// What is decided about a delivery.
 enum Verdict {
     Served(Served),
-    Retry(String),
+    /// Why, and the retry queue that is next.
+    Retry(String, String),
     Fail(FailedReason),
     HandBack,
 }
@@ -62,7 +66,7 @@ impl Processor {
         };
         let heard = match &verdict {
             Verdict::Served(_) => true,
-            Verdict::Retry(_) | Verdict::HandBack => false,
+            Verdict::Retry(..) | Verdict::HandBack => false,
             Verdict::Fail(reason) => {
                 match self.tell_failed(reason, &request, &envelope, publisher).await {
                     Ok(heard) => heard,
@@ -70,8 +74,12 @@ impl Processor {
                 }
             }
         };
-        if heard && let Some(published_at) = delivery.published_at() {
-            self.metrics.told(SystemTime::now().duration_since(published_at).unwrap_or_default());
+        // A date in the future, such as one in milliseconds, is none.
+        if heard
+            && let Some(published_at) = delivery.published_at()
+            && let Ok(end_to_end) = SystemTime::now().duration_since(published_at)
+        {
+            self.metrics.told(end_to_end);
         }
         let settled = self.settle(delivery, &verdict, &envelope, publisher).await;
         self.record(&verdict, &envelope, settled, started);
@@ -105,7 +113,7 @@ impl Processor {
             Err(Failure::Transient(why)) => why,
         };
         match publisher.topology().retry_queue(*attempts) {
-            Some(_) => Verdict::Retry(why),
+            Some(queue) => Verdict::Retry(why, queue.to_owned()),
             None => Verdict::failed(
                 ReasonCode::RetriesExhausted,
                 format!("the last of {attempts} attempts failed: {why}"),
@@ -133,7 +141,7 @@ impl Processor {
             attempts: envelope.attempts,
         };
         let event = Event::new(&body, SystemTime::now());
-        insist(&self.overdue, || async {
+        until_confirmed(&self.overdue, || async {
             match publisher.event(&event, envelope.correlation_id(), &envelope.trace).await {
                 Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
@@ -154,26 +162,20 @@ impl Processor {
         envelope: &Envelope,
         publisher: &Publisher,
     ) -> Settled {
-        let (request_id, attempts) = (envelope.request_id.short(), envelope.attempts);
+        let tried = Tried { request_id: envelope.request_id.as_str(), attempts: envelope.attempts };
         let now = format_date_time(SystemTime::now());
         let settlement = match verdict {
             Verdict::Served(_) => Settlement::Done,
             Verdict::HandBack => Settlement::HandBack,
+            Verdict::Retry(_, queue) => Settlement::Retry { queue, tried },
             // Nobody waits for an expired request, so nobody would want to replay it either.
             Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {
                 Settlement::Done
             }
-            Verdict::Fail(reason) => Settlement::Bury {
-                request_id,
-                attempts,
-                reason: reason.code.as_str(),
-                detail: &reason.message,
-                failed_at: &now,
-            },
-            Verdict::Retry(_) => match publisher.topology().retry_queue(attempts) {
-                Some(queue) => Settlement::Retry { queue, request_id, attempts },
-                None => Settlement::HandBack, // `serve` has seen that there is one
-            },
+            Verdict::Fail(FailedReason { code, message }) => {
+                let reason = DeadReason { code: code.as_str(), detail: message, failed_at: &now };
+                Settlement::DeadLetter { tried, reason }
+            }
         };
         settle(delivery, settlement, publisher, &self.overdue).await
     }
@@ -187,7 +189,7 @@ impl Processor {
             }
             Verdict::Served(Served { reused: false }) => (Outcome::Ready, None, None),
             Verdict::Served(Served { reused: true }) => (Outcome::Reused, None, None),
-            Verdict::Retry(why) => (Outcome::Retried, None, Some(why)),
+            Verdict::Retry(why, _) => (Outcome::Retried, None, Some(why)),
             Verdict::Fail(reason) => {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
             }
