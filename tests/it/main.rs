@@ -1,7 +1,7 @@
-//! The worker from outside: the real binary, a real RabbitMQ, a real Redis.
+//! The worker from outside: the real binary, a real RabbitMQ, a real Redis, a real browser.
 //!
-//! `make test` provides both; without them every test fails, none is skipped. Each test has names of
-//! its own on either, so that all can run side by side, and takes them away at its end.
+//! `make test` provides them; without them every test fails, none is skipped. Each test has names of
+//! its own on RabbitMQ and Redis, so that all can run side by side, and takes them away at its end.
 
 #![allow(unreachable_pub, reason = "everything in here is this binary's own")]
 #![allow(
@@ -14,6 +14,7 @@
 mod support;
 
 mod broker;
+mod browser;
 mod cache;
 mod commands;
 mod configuration;

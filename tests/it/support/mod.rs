@@ -1,6 +1,7 @@
 //! What every test stands on.
 
 pub mod bench;
+pub mod browser;
 pub mod node;
 pub mod platform;
 pub mod proxy;
@@ -8,6 +9,7 @@ pub mod rabbit;
 pub mod worker;
 
 pub use bench::Bench;
+pub use browser::Browser;
 pub use node::Node;
 pub use platform::{Answer, Opening, Platform};
 pub use proxy::{Flow, Proxy};
@@ -22,7 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A setting of the test run.
 pub fn required_env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run `make test`, which starts RabbitMQ and Redis for the tests")
+        panic!("{name} is not set: run `make test`, which provides RabbitMQ, Redis and a browser for the tests")
     })
 }
 
