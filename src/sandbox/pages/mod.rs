@@ -76,7 +76,7 @@ pub(super) fn capture(query: Option<&str>, headers: &HeaderMap) -> Response {
             ("away", Value::markup(away)),
         ],
     );
-    page(StatusCode::OK, "Continue on your phone", "capture", &content)
+    page(StatusCode::OK, "Verify your identity", "capture", &content)
 }
 
 /// The page on the person's device: whose session it is, or why the link opens none.

@@ -82,7 +82,7 @@ impl Trouble {
             BadLink::OtherSession => (
                 StatusCode::FORBIDDEN,
                 "This link does not fit",
-                "Its token is live, but belongs to another session.",
+                "Its token is live, but not for this session.",
             ),
         };
         Self { status, title, why: why.to_owned(), remedy: ASK_AGAIN }
