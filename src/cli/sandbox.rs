@@ -14,8 +14,8 @@ use crate::{
 
 /// Simulates the platform: its two calls, and the pages people open
 ///
-/// It keeps everything in memory and checks nobody's identity. Its base URL is the first line on
-/// stdout; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes
+/// It keeps everything in memory and checks nobody's identity. The first line on stdout tells its
+/// base URL; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes
 /// it fail on demand, GET /sandbox/calls shows what it was asked, GET /sandbox/stats counts.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -128,11 +128,13 @@ enum Alphabet {
 pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     logs::init(&LogSettings::read(&args.settings)?);
     let shutdown = signals::shutdown().map_err(CliError::failed)?;
-    let listener = TcpListener::bind(args.addr).await.map_err(|error| {
-        CliError::Failed(format!("cannot listen on {}: {error}; try --addr", args.addr))
+    let addr = args.addr;
+    let options = Options::from(args);
+    let options = options.checked().map_err(|error| CliError::Usage(error.to_string()))?;
+    let listener = TcpListener::bind(addr).await.map_err(|error| {
+        CliError::Failed(format!("cannot listen on {addr}: {error}; try --addr"))
     })?;
-    let sandbox = Sandbox::start(listener, args.into())
-        .map_err(|error| CliError::Usage(format!("cannot start the sandbox: {error}")))?;
+    let sandbox = Sandbox::start(listener, options).map_err(CliError::failed)?;
     // Whoever closed stdout has no use for the line; the sandbox serves all the same.
     let _ = writeln!(std::io::stdout(), "sandbox: listening on {}", sandbox.url());
     tracing::info!(addr = %sandbox.addr(), "the sandbox is ready");

@@ -306,3 +306,25 @@ async fn every_command_explains_itself() {
     }
     assert_eq!(run(&[], &none).await.status.code(), Some(2));
 }
+
+#[tokio::test]
+async fn a_wrong_option_of_the_sandbox_is_told_by_its_name() {
+    for (wrong, name) in [
+        ("--latency=slow", "--latency"),
+        ("--jitter=1", "--jitter"),
+        ("--failure-rate=1.1", "--failure-rate"),
+        ("--failure-rate=NaN", "--failure-rate"),
+        ("--rate-limit=0/1m", "--rate-limit"),
+        ("--rate-limit=1000", "--rate-limit"),
+        ("--token-alphabet=greek", "--token-alphabet"),
+        ("--path-prefix=a b", "--path-prefix"),
+        ("--idempotency=maybe", "--idempotency"),
+        ("--api-key=a\nb", "API key"),
+    ] {
+        // Told first, whatever else is wrong: this machine has no such address.
+        let output = run(&["sandbox", "--addr=192.0.2.1:1", wrong], &Settings::new()).await;
+        assert_eq!(output.status.code(), Some(2), "{wrong}: {}", stderr(&output));
+        assert!(stderr(&output).contains(name), "{wrong}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    }
+}
