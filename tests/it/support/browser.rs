@@ -170,39 +170,55 @@ async fn answer(request: reqwest::RequestBuilder) -> Value {
     value.clone()
 }
 
-/// ChromeDriver, and the browser it has started: both end when it is dropped.
+/// ChromeDriver, and the browser it has started.
+///
+/// A shell ends both and removes what they wrote as soon as its input ends: when this is dropped, and
+/// no less when the whole test run is killed.
 struct Driver {
-    child: Child,
-    /// The driver's process group, which the browser's processes belong to.
-    group: u32,
+    shell: Child,
     /// Everything that either of them writes.
     folder: PathBuf,
 }
 
+/// `$1` is ChromeDriver, `$2` the folder. The browser's processes are in the driver's group; as long
+/// as one of them is on its way out, it may add a file.
+const SHELL: &str = r#"
+    set -m
+    "$1" --port=0 </dev/null &
+    exec >&-
+    read -r _
+    kill -s KILL -- "-$!"
+    for _ in {1..100}; do
+        rm -rf "$2" && exit
+        sleep 0.05
+    done
+    exit 1
+"#;
+
 impl Driver {
     fn start() -> Self {
         let program = required_env("HANDOFF_TEST_CHROMEDRIVER");
-        let folder =
-            env::temp_dir().join(format!("handoff-browser-{}", uuid::Uuid::new_v4().simple()));
+        let name = format!("handoff-browser-{}", uuid::Uuid::new_v4().simple());
+        let folder = env::temp_dir().join(name);
         fs::create_dir(&folder).unwrap();
-        let child = Command::new(program)
-            .arg("--port=0")
-            .envs(
-                ["HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"].map(|name| (name, &folder)),
-            )
+        let homes = ["HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
+        let shell = Command::new("bash")
+            .args(["-c", SHELL, "bash", &program])
+            .arg(&folder)
+            .envs(homes.map(|name| (name, &folder)))
+            // Out of reach of what ends the test run.
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("ChromeDriver starts");
-        let group = child.id().unwrap();
-        Self { child, group, folder }
+            .expect("bash starts");
+        Self { shell, folder }
     }
 
     /// The port it has found for itself.
     async fn port(&mut self) -> u16 {
-        let mut lines = BufReader::new(self.child.stdout.as_mut().unwrap()).lines();
+        let mut lines = BufReader::new(self.shell.stdout.as_mut().unwrap()).lines();
         while let Some(line) = lines.next_line().await.unwrap() {
             if let Some((_, port)) = line.split_once("started successfully on port ") {
                 return port.trim_end_matches('.').parse().unwrap();
@@ -214,16 +230,14 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let group = format!("-{}", self.group);
-        let killed = std::process::Command::new("kill").args(["-s", "KILL", "--", &group]).status();
-        // As long as one of them is still on its way out, it may add a file.
-        let end = Instant::now() + Duration::from_secs(5);
-        let mut removed = fs::remove_dir_all(&self.folder);
-        while removed.is_err() && Instant::now() < end {
+        drop(self.shell.stdin.take());
+        let end = Instant::now() + PATIENCE;
+        let mut ended = self.shell.try_wait();
+        while matches!(ended, Ok(None)) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
-            removed = fs::remove_dir_all(&self.folder);
+            ended = self.shell.try_wait();
         }
-        let gone = killed.is_ok_and(|status| status.success()) && removed.is_ok();
-        assert!(gone || std::thread::panicking(), "the browser left something behind");
+        let swept = matches!(ended, Ok(Some(status)) if status.success());
+        assert!(swept || std::thread::panicking(), "the browser left something behind: {ended:?}");
     }
 }
