@@ -22,7 +22,7 @@ use self::calls::{NotMade, Stopped};
 pub use self::job::{Failure, Job};
 use crate::{
     broker::{PublishError, Publisher},
-    cache::{Cache, CacheError, Claim, Keys, Lease, Stored, Want},
+    cache::{Cache, Claim, Keys, Lease, Stored, Unclaimed, Want},
     message::{Event, EventBody},
     platform::{CallError, Platform, handoff_url},
     retry::{Delays, RetryPolicy, RetrySchedule},
@@ -159,7 +159,7 @@ impl Handoff {
                     made_after = Some(claimed);
                     self.pause(job, pauses.next()).await?;
                 }
-                Err(error) => return self.make_without_cache(job, keys, schedule, &error).await,
+                Err(unclaimed) => return self.make_without_cache(job, schedule, unclaimed).await,
             }
         }
     }
@@ -187,16 +187,14 @@ impl Handoff {
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
-        keys: &Keys,
         schedule: &mut RetrySchedule,
-        error: &CacheError,
+        unclaimed: Unclaimed,
     ) -> Result<Obtained, Failure> {
-        tracing::debug!(%error, "serving a request without the cache");
+        tracing::debug!(why = %unclaimed.why(), "serving a request without the cache");
         let made = self.make(job, None, schedule).await;
         let session = made.map_err(|not_made| not_made.failure)?;
         // Redis may be back by now. If not, this is made up for when it is.
-        let replace = job.request.renew;
-        let _ = self.cache.store_unclaimed(keys, &job.stamp(), &session, replace).await;
+        let _ = unclaimed.store(&session, job.request.renew).await;
         Ok(Obtained::new(session))
     }
 

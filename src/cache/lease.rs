@@ -4,7 +4,11 @@ use std::{fmt, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{Cache, CacheError, Keys, LEASE, Over, Stamp, millis, scripts, value};
+use super::{
+    CacheError, LEASE, Stamp,
+    claimant::{Claimant, Over},
+    millis, scripts, value,
+};
 use crate::session::{Session, Token};
 
 /// Often enough that two failed tries still leave the third in time.
@@ -24,11 +28,7 @@ pub enum Stored {
 /// The holder's name is fresh for every claim and compared in the same step that writes, so a worker
 /// that was stalled past its lease changes nothing its successor did.
 pub struct Lease {
-    cache: Cache,
-    keys: Keys,
-    holder: String,
-    /// The request it was claimed for.
-    stamp: Stamp,
+    claimant: Claimant,
     /// The newest link at the time of the claim.
     newest: Stamp,
     token: Option<Token>,
@@ -36,20 +36,13 @@ pub struct Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("holder", &self.holder).finish_non_exhaustive()
+        f.debug_struct("Lease").field("holder", &self.claimant.holder).finish_non_exhaustive()
     }
 }
 
 impl Lease {
-    pub(super) fn new(
-        cache: Cache,
-        keys: Keys,
-        holder: String,
-        stamp: Stamp,
-        newest: Stamp,
-        token: Option<Token>,
-    ) -> Self {
-        Self { cache, keys, holder, stamp, newest, token }
+    pub(super) fn new(claimant: Claimant, newest: Stamp, token: Option<Token>) -> Self {
+        Self { claimant, newest, token }
     }
 
     /// The newest link at the time of the claim, which would not do.
@@ -66,24 +59,26 @@ impl Lease {
     pub async fn keep_alive(&self) {
         loop {
             sleep(EXTEND_EVERY).await;
-            let mut script = scripts::EXTEND.key(&self.keys.lease);
-            script.arg(&self.holder).arg(millis(LEASE));
+            let mut script = scripts::EXTEND.key(&self.claimant.keys.lease);
+            script.arg(&self.claimant.holder).arg(millis(LEASE));
             // Lost or unreachable, it is told when the link is to be stored.
-            let _ = self.cache.run::<bool>(&script).await;
+            let _ = self.claimant.cache.run::<bool>(&script).await;
         }
     }
 
     /// Keeps a token for whoever comes after a crash.
     pub async fn save_token(&self, token: &Token) {
-        let life = self.cache.life(token.expires_at);
-        let Ok(sealed) = self.cache.seal(&self.keys.token, value::write_token(token)) else {
+        let life = self.claimant.cache.life(token.expires_at);
+        let Ok(sealed) =
+            self.claimant.cache.seal(&self.claimant.keys.token, value::write_token(token))
+        else {
             return;
         };
         if life > 0 {
-            let mut script = scripts::SAVE_TOKEN.key(&self.keys.token);
-            script.key(&self.keys.lease).arg(&self.holder).arg(life).arg(sealed);
+            let mut script = scripts::SAVE_TOKEN.key(&self.claimant.keys.token);
+            script.key(&self.claimant.keys.lease).arg(&self.claimant.holder).arg(life).arg(sealed);
             // Counted as an error; what it could have saved is one token call after a crash.
-            let _ = self.cache.run::<bool>(&script).await;
+            let _ = self.claimant.cache.run::<bool>(&script).await;
         }
     }
 
@@ -92,15 +87,13 @@ impl Lease {
     /// # Errors
     /// When Redis is away.
     pub async fn store(self, session: &Session) -> Result<Stored, CacheError> {
-        self.cache
-            .store(&self.keys, &self.holder, Over::Link(&self.newest), &self.stamp, session)
-            .await
+        self.claimant.store(session, Over::Link(&self.newest)).await
     }
 
     /// Ends the lease without a link. A token that is no good goes too.
     pub async fn release(self, drop_token: bool) {
         // If this fails, the lease ends by itself a little later.
-        let script = scripts::release(&self.keys, &self.holder, drop_token);
-        let _ = self.cache.run::<bool>(&script).await;
+        let script = scripts::release(&self.claimant.keys, &self.claimant.holder, drop_token);
+        let _ = self.claimant.cache.run::<bool>(&script).await;
     }
 }

@@ -3,6 +3,7 @@
 //! Everything here may fail at any time, and nothing depends on it but thrift: without Redis a
 //! request is served all the same.
 
+mod claimant;
 mod deferred;
 mod keys;
 mod lease;
@@ -17,10 +18,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use claimant::Claimant;
 use pool::Pool;
 use seal::Seal;
 
 pub use self::{
+    claimant::Unclaimed,
     keys::{Keys, Stamp},
     lease::{Lease, Stored},
     pool::CacheError,
@@ -53,14 +56,6 @@ pub enum Claim {
         /// The link there is meanwhile, which will not do.
         newest: Stamp,
     },
-}
-
-/// Which link may be stored over, where the lease has ended.
-enum Over<'a> {
-    Anything,
-    Nothing,
-    /// The one with this stamp, which was there at the claim.
-    Link(&'a Stamp),
 }
 
 /// Redis, as the worker uses it.
@@ -117,12 +112,7 @@ impl Cache {
     ///
     /// # Errors
     /// When Redis is away; the caller then goes on without it.
-    pub async fn claim(
-        &self,
-        keys: &Keys,
-        stamp: &Stamp,
-        want: &Want,
-    ) -> Result<Claim, CacheError> {
+    pub async fn claim(&self, keys: &Keys, stamp: &Stamp, want: &Want) -> Result<Claim, Unclaimed> {
         let mut want = want.clone();
         loop {
             let (which, with) = match &want {
@@ -130,18 +120,20 @@ impl Cache {
                 Want::OwnOrNewer => ("own", stamp),
                 Want::OtherThan(stamp) => ("other", stamp),
             };
-            let holder = uuid::Uuid::new_v4().simple().to_string();
+            let claimant = Claimant {
+                cache: self.clone(),
+                keys: keys.clone(),
+                holder: uuid::Uuid::new_v4().simple().to_string(),
+                stamp: stamp.clone(),
+            };
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
-            script.arg(&holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
+            script.arg(&claimant.holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
             let claimed = self.run::<(String, String, Vec<u8>)>(&script).await;
-            if claimed == Err(CacheError::Away) {
-                return Err(CacheError::Away);
-            }
-            let (answer, newest, value) = claimed.inspect_err(|_| {
-                // Granted or not, nobody will use it.
-                self.0.pool.defer(scripts::release(keys, &holder, false));
-            })?;
+            let (answer, newest, value) = match claimed {
+                Ok(answer) => answer,
+                Err(why) => return Err(Unclaimed::new(claimant, why)),
+            };
             let newest = Stamp::from_redis(newest);
             match answer.as_str() {
                 "link" => match self.read_link(keys, &value) {
@@ -151,15 +143,7 @@ impl Cache {
                 },
                 "lease" => {
                     let token = self.read_token(keys, &value);
-                    let lease = Lease::new(
-                        self.clone(),
-                        keys.clone(),
-                        holder,
-                        stamp.clone(),
-                        newest,
-                        token,
-                    );
-                    return Ok(Claim::Lease(lease));
+                    return Ok(Claim::Lease(Lease::new(claimant, newest, token)));
                 }
                 _ => return Ok(Claim::Held { newest }),
             }
@@ -172,50 +156,6 @@ impl Cache {
         script.arg(stamp.as_str());
         // Counted as an error; what it could have saved is one session after a crash.
         let _ = self.run::<bool>(&script).await;
-    }
-
-    /// A session made while Redis was away: stores its link, unless somebody is making one, or, where
-    /// it is not to `replace` that, there is one already.
-    ///
-    /// # Errors
-    /// When Redis is still away.
-    pub async fn store_unclaimed(
-        &self,
-        keys: &Keys,
-        stamp: &Stamp,
-        session: &Session,
-        replace: bool,
-    ) -> Result<Stored, CacheError> {
-        let over = if replace { Over::Anything } else { Over::Nothing };
-        self.store(keys, "", over, stamp, session).await
-    }
-
-    async fn store(
-        &self,
-        keys: &Keys,
-        holder: &str,
-        over: Over<'_>,
-        stamp: &Stamp,
-        session: &Session,
-    ) -> Result<Stored, CacheError> {
-        let value = self.seal(&keys.link, value::write_session(session))?;
-        let mut script = scripts::STORE.key(&keys.link);
-        script.key(&keys.token).key(&keys.lease);
-        let over = match over {
-            Over::Anything => "any",
-            Over::Nothing => "",
-            Over::Link(newest) => newest.as_str(),
-        };
-        script.arg(holder).arg(over).arg(stamp.as_str());
-        script.arg(self.life(session.token.expires_at)).arg(value);
-        match self.run(&script).await {
-            Ok(true) => Ok(Stored::Yes),
-            Ok(false) => Ok(Stored::Fenced),
-            Err(error) => {
-                self.0.pool.defer(script);
-                Err(error)
-            }
-        }
     }
 
     /// How long something may be handed out that ends then, in milliseconds.

@@ -174,12 +174,12 @@ async fn keep(
                 }
             }
         };
-        if std::mem::take(&mut told_down) {
-            tracing::info!("Redis is back");
-        }
         delays.reset();
         deferred.run(&connection).await;
         offer.send_replace(Some((number, (*connection).clone())));
+        if std::mem::take(&mut told_down) {
+            tracing::info!("Redis is back");
+        }
         tokio::select! {
             () = broken.wait_for(number) => {}
             () = until_dead((*connection).clone()) => {}
