@@ -188,3 +188,48 @@ async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
     assert_eq!(bench.platform.session_calls().len(), 2);
     assert_eq!(worker.metric("handoff_broker_connected").await, 1.0);
 }
+
+#[tokio::test]
+async fn what_is_in_flight_when_the_queue_is_deleted_is_served_all_the_same() {
+    let opening = Opening::closed();
+    let script = {
+        let opening = opening.clone();
+        move |call: &Call| well(call).once(&opening)
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let worker = bench.worker().await;
+    for n in 0..5 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    bench.platform.called(5).await;
+    bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
+    worker.logged_times("consuming", 2).await;
+    opening.open();
+    let events = bench.rabbit.events(5).await;
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    bench.rabbit.request("r-5", json!({ "userId": "user-0" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connection() {
+    let node = Node::rabbitmq().await;
+    let mut bench = Bench::on_own_rabbitmq(Platform::well().await, &node).await;
+    bench.set("RETRY_DELAYS", "1s,3s,9s");
+    // Everything but writing to the exchange of events.
+    node.ctl(&["add_user", "limited", "secret"]).await;
+    let write = format!("^(amq.default|{}.*)$", bench.rabbit.queue);
+    node.ctl(&["set_permissions", "limited", ".*", &write, ".*"]).await;
+    let url = node.url.replace("guest:guest", "limited:secret");
+    bench.set("AMQP_URL", &url);
+    let worker = bench.worker().await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    worker.logged_times("request finished", 10).await;
+    assert_eq!(worker.lines("consuming").len(), 1, "{}", worker.log());
+    assert!(worker.lines("request finished").iter().all(|line| line["outcome"] == "retried"));
+    node.ctl(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
+    let events = bench.rabbit.events(10).await;
+    assert!(events.iter().all(|event| event.data()["reused"] == true));
+}

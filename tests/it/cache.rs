@@ -1,7 +1,5 @@
 //! What Redis holds, what waiting for it costs, and how to do without.
 
-use std::time::Duration;
-
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
@@ -76,9 +74,8 @@ async fn a_link_that_is_about_to_end_is_not_handed_out_again() {
     let _worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], false);
-    let [(.., left)] = bench.cached().await[..] else { panic!("not one key") };
-    assert!((1..=1_000).contains(&left), "{left}");
-    tokio::time::sleep(Duration::from_millis(left.unsigned_abs() + 1)).await;
+    // A second later, though its token lives on.
+    crate::support::until("the link is gone", async || bench.cached().await.is_empty()).await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], false);
     assert_eq!(bench.platform.session_calls().len(), 2);
@@ -133,23 +130,39 @@ async fn values_are_sealed_and_keys_rotate() {
 #[tokio::test]
 async fn rubbish_in_redis_counts_as_absent() {
     let mut bench = Bench::new().await;
-    let _worker = bench.worker().await;
+    let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
-    let (link, ..) = bench.cached().await.remove(0);
-    let mut redis = crate::support::bench::redis(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let (link, stored, _) = bench.cached().await.remove(0);
     let token = link.replace("}:link", "}:token");
-    for (number, rubbish) in [&b""[..], b"|", b"{}", b"\xff\x00", b"|{\"t\":7}"].iter().enumerate()
-    {
+    let stamp = &stored[..33];
+    let ends_never = [stamp, br#"{"t":"t","e":18446744073709551615,"s":"s"}"#].concat();
+    let ends_late = [stamp, br#"{"t":"t","e":1844674407370955,"s":"s"}"#].concat();
+    let no_session = [stamp, br#"{"t":"t","e":1844674407}"#].concat();
+    let rubbish = [
+        b"".as_slice(),
+        b"|",
+        b"{}",
+        b"\xff\x00",
+        b"\xff\xfe|\x00x",
+        b"|{\"t\":7}",
+        &ends_never,
+        &ends_late,
+        &no_session,
+    ];
+    for (number, rubbish) in rubbish.into_iter().enumerate() {
         for key in [&link, &token] {
-            let set = crate::support::bench::redis_cmd("SET").arg(key).arg(rubbish).to_owned();
-            set.query_async::<()>(&mut redis).await.unwrap();
+            bench.cache_rubbish(key, rubbish).await;
         }
         bench.rabbit.request(&format!("rubbish-{number}"), json!({ "userId": "ann" })).await;
         let event = bench.rabbit.event().await;
         assert_eq!(event.routing_key, "handoff.ready", "{rubbish:?}");
         assert_eq!(event.data()["reused"], false, "{rubbish:?}");
+        // And what is stored instead is good.
+        bench.rabbit.request(&format!("again-{number}"), json!({ "userId": "ann" })).await;
+        assert_eq!(bench.rabbit.event().await.data()["reused"], true, "{rubbish:?}");
     }
+    assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
 }
 
 #[tokio::test]
@@ -326,4 +339,70 @@ async fn a_rejection_frees_the_lease_at_once() {
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
     assert_eq!(bench.platform.token_calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_redis_that_was_frozen_costs_nobody_anything_once_it_is_back() {
+    let redis = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
+    let worker = bench.worker().await;
+    redis.freeze().await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    bench.rabbit.events(10).await;
+    worker.logged("no connection to Redis: requests are served without the cache").await;
+    redis.thaw().await;
+    worker.logged("Redis is back").await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("again-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    let events = bench.rabbit.events(10).await;
+    assert!(events.iter().all(|event| event.data()["reused"] == true));
+    assert_eq!(bench.platform.session_calls().len(), 10);
+}
+
+#[tokio::test]
+async fn a_renewal_without_redis_is_the_persons_link_once_it_is_back() {
+    let redis = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    redis.freeze().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    worker.logged("no connection to Redis: requests are served without the cache").await;
+    redis.thaw().await;
+    worker.logged("Redis is back").await;
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1", "it knows its own");
+}
+
+#[tokio::test]
+async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
+    let redis = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    let session = Opening::closed();
+    bench.platform.now({
+        let session = session.clone();
+        move |call: &Call| match call.is_token() {
+            true => well(call),
+            false => well(call).once(&session),
+        }
+    });
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    bench.platform.called(4).await;
+    redis.kill().await;
+    worker.logged("no connection to Redis: requests are served without the cache").await;
+    redis.start().await;
+    worker.logged("Redis is back").await;
+    session.open();
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    assert_eq!(bench.platform.session_calls().len(), 2);
 }

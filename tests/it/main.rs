@@ -19,5 +19,6 @@ mod cache;
 mod commands;
 mod configuration;
 mod dependencies;
+mod hostile;
 mod outcomes;
 mod shutdown;

@@ -9,8 +9,8 @@ use lapin::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Bench, Platform, Worker,
-    platform::{API_KEY, well},
+    Answer, Bench, Opening, Platform, Worker,
+    platform::{API_KEY, Call, well},
 };
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -360,9 +360,55 @@ async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
 }
 
 #[tokio::test]
+async fn a_request_that_expires_between_the_calls_makes_no_session() {
+    let opening = Opening::closed();
+    let script = {
+        let opening = opening.clone();
+        move |call: &Call| well(call).once(&opening)
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    let end = time::OffsetDateTime::now_utc() + Duration::from_millis(1_500);
+    let expires_at = end.format(&time::format_description::well_known::Rfc3339).unwrap();
+    bench.rabbit.request("r-1", json!({ "userId": "ann", "expiresAt": expires_at })).await;
+    bench.platform.called(1).await;
+    crate::support::until("nobody waits", async || time::OffsetDateTime::now_utc() > end).await;
+    opening.open();
+    assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "request_expired");
+    assert!(bench.platform.session_calls().is_empty());
+}
+
+#[tokio::test]
+async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
+    let failing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let script = {
+        let failing = std::sync::Arc::clone(&failing);
+        move |call: &Call| match failing.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Answer::status(500),
+            false => well(call),
+        }
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_BUDGET", "3s");
+    let worker = bench.worker().await;
+    bench.rabbit.request("early", json!({ "userId": "ann" })).await;
+    // The delays double from 200 ms, so the fourth call is more than a second after the first.
+    bench.platform.called(4).await;
+    bench.rabbit.request("late", json!({ "userId": "ann" })).await;
+    let first = settled(&worker, 1).await;
+    assert_eq!((&first["request_id"], &first["outcome"]), (&json!("early"), &json!("retried")));
+    failing.store(false, std::sync::atomic::Ordering::Relaxed);
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["requestId"], event.routing_key.as_str()),
+        (&json!("late"), "handoff.ready")
+    );
+}
+
+#[tokio::test]
 async fn a_rejected_session_is_buried_without_a_retry() {
     for status in [400, 403, 404, 409, 422] {
-        let script = move |call: &crate::support::platform::Call| match call.is_token() {
+        let script = move |call: &Call| match call.is_token() {
             true => well(call),
             false => Answer::status(status),
         };
@@ -381,7 +427,7 @@ async fn a_rejected_session_is_buried_without_a_retry() {
 
 #[tokio::test]
 async fn a_refused_token_is_replaced_once() {
-    let script = |call: &crate::support::platform::Call| match (call.is_token(), call.nth) {
+    let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(401),
         _ => well(call),
     };
@@ -397,7 +443,7 @@ async fn a_refused_token_is_replaced_once() {
 
 #[tokio::test]
 async fn a_token_refused_twice_is_a_rejection() {
-    let script = |call: &crate::support::platform::Call| match call.is_token() {
+    let script = |call: &Call| match call.is_token() {
         true => well(call),
         false => Answer::status(401),
     };
@@ -412,10 +458,10 @@ async fn a_token_refused_twice_is_a_rejection() {
 
 #[tokio::test]
 async fn a_passing_failure_is_retried_in_process() {
-    let script = |call: &crate::support::platform::Call| match (call.is_token(), call.nth) {
+    let script = |call: &Call| match (call.is_token(), call.nth) {
         (true, 0) => Answer::status(500),
         (true, 1) => Answer::json(&json!({ "authorization": "control\u{7}character" })),
-        (true, 2) => Answer::json(&json!({ "authorization": 7 })),
+        (true, 2) => Answer::json(&json!({ "authorization": " spaces at its ends " })),
         (false, 0) => Answer::status(503).header("retry-after", "1"),
         (false, 1) => Answer::status(302).header("location", "http://127.0.0.1:1/elsewhere"),
         (false, 2) => Answer { body: vec![b' '; 65 * 1024], ..Answer::status(200) },
@@ -472,7 +518,7 @@ async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
 
 #[tokio::test]
 async fn what_works_on_the_second_attempt_is_served() {
-    let script = |call: &crate::support::platform::Call| match (call.is_token(), call.nth) {
+    let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(500),
         _ => well(call),
     };

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Opening, Platform, Worker,
+    Answer, Bench, Flow, Opening, Platform, Proxy, Worker,
     platform::{Call, well},
 };
 
@@ -56,7 +56,7 @@ async fn what_is_in_flight_is_finished() {
     served.dedup();
     assert_eq!(served.len(), 20);
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(bench.rabbit.depth(&bench.rabbit.queue).await, 1, "the late one waits");
+    bench.rabbit.holds(1).await;
     assert_eq!(bench.platform.session_calls().len(), 20);
 }
 
@@ -73,7 +73,7 @@ async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
     bench.platform.called(2).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(bench.rabbit.depth(&bench.rabbit.queue).await, 1);
+    bench.rabbit.holds(1).await;
 
     // The next worker finds it as it was, token included.
     bench.platform.now(well);
@@ -97,8 +97,47 @@ async fn what_does_not_finish_within_the_grace_is_handed_back() {
     bench.platform.called(1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(bench.rabbit.depth(&bench.rabbit.queue).await, 1);
+    bench.rabbit.holds(1).await;
     bench.platform.now(well);
     let _worker = bench.worker().await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
+}
+
+#[tokio::test]
+async fn a_silent_rabbitmq_does_not_stretch_the_grace() {
+    let mut bench = Bench::new().await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
+    bench.set("AMQP_URL", &url).set("SHUTDOWN_GRACE", "2s");
+    let mut worker = bench.worker().await;
+    proxy.both(Flow::Waits);
+    let asked = std::time::Instant::now();
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert!(asked.elapsed() < std::time::Duration::from_secs(4), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
+    let opening = Opening::closed();
+    let script = {
+        let opening = opening.clone();
+        move |_: &Call| Answer::status(503).once(&opening)
+    };
+    let bench = Bench::with(Platform::scripted(script).await).await;
+    let mut worker = bench.worker().await;
+    for n in 0..20 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
+    }
+    bench.platform.called(1).await;
+    crate::support::until("all are in flight", async || {
+        worker.metric("handoff_in_flight").await == 20.0
+    })
+    .await;
+    worker.signal("TERM");
+    worker.logged("shutting down").await;
+    opening.open();
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(bench.platform.calls().len(), 1);
+    bench.rabbit.holds(20).await;
 }

@@ -90,6 +90,12 @@ impl Bench {
         self.rabbit.hear_events_durably().await;
     }
 
+    /// Writes to Redis what no worker would.
+    pub async fn cache_rubbish(&self, key: &str, value: &[u8]) {
+        let mut redis = redis(&self.redis).await;
+        redis_cmd("SET").arg(key).arg(value).query_async::<()>(&mut redis).await.unwrap();
+    }
+
     /// Everything Redis holds for this test: keys, values, and milliseconds left to live.
     pub async fn cached(&self) -> Vec<(String, Vec<u8>, i64)> {
         let mut redis = redis(&self.redis).await;

@@ -13,7 +13,7 @@ pub use browser::Browser;
 pub use node::Node;
 pub use platform::{Answer, Opening, Platform};
 pub use proxy::{Flow, Proxy};
-pub use rabbit::Rabbit;
+pub use rabbit::{Message, Rabbit};
 pub use worker::Worker;
 
 use std::time::Duration;

@@ -43,6 +43,24 @@ impl Node {
         self.run(&["stop"]).await;
     }
 
+    /// SIGSTOP.
+    pub async fn freeze(&self) {
+        self.run(&["freeze"]).await;
+    }
+
+    /// SIGCONT.
+    pub async fn thaw(&self) {
+        self.run(&["thaw"]).await;
+    }
+
+    /// `rabbitmqctl` against it.
+    pub async fn ctl(&self, arguments: &[&str]) {
+        let mut ctl = Command::new(&self.script);
+        let output = ctl.arg("ctl").arg(&self.dir).args(arguments).output().await.unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+    }
+
     async fn run(&self, command: &[&str]) -> String {
         let output =
             Command::new(&self.script).args(command).arg(&self.dir).output().await.unwrap();

@@ -32,6 +32,7 @@ struct Shared {
     requests: watch::Sender<Flow>,
     replies: watch::Sender<Flow>,
     sent: Mutex<Vec<u8>>,
+    rewrite: Mutex<Option<(&'static [u8], &'static [u8])>>,
 }
 
 impl Proxy {
@@ -45,6 +46,7 @@ impl Proxy {
             requests: watch::Sender::new(Flow::Passes),
             replies: watch::Sender::new(Flow::Passes),
             sent: Mutex::default(),
+            rewrite: Mutex::default(),
         });
         let listening = tokio::spawn(listen(listener, server, Arc::clone(&shared)));
         Self { addr, shared, listening }
@@ -66,6 +68,13 @@ impl Proxy {
     pub fn both(&self, flow: Flow) {
         self.shared.requests.send_replace(flow);
         self.shared.replies.send_replace(flow);
+    }
+
+    /// From now on the client's bytes reach the server with some replaced by as many others: what no
+    /// honest client would say.
+    pub fn rewrite(&self, from: &'static [u8], to: &'static [u8]) {
+        assert_eq!(from.len(), to.len());
+        *self.shared.rewrite.lock().unwrap() = Some((from, to));
     }
 
     /// Everything the client has sent since this was asked last.
@@ -111,6 +120,13 @@ async fn carry(
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if let Some(shared) = record {
             shared.sent.lock().unwrap().extend_from_slice(&buffer[..read]);
+            if let Some((from, to)) = *shared.rewrite.lock().unwrap() {
+                for at in 0..read.saturating_sub(from.len() - 1) {
+                    if buffer[at..].starts_with(from) {
+                        buffer[at..at + to.len()].copy_from_slice(to);
+                    }
+                }
+            }
         }
         let passes = flow.wait_for(|flow| *flow == Flow::Passes).await.is_ok();
         if !passes || to.write_all(&buffer[..read]).await.is_err() {

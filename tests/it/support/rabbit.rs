@@ -182,6 +182,11 @@ impl Rabbit {
         self.take(&format!("{}.dead", self.queue)).await
     }
 
+    /// Puts a message into a queue, as somebody does who moves dead letters back.
+    pub async fn put(&self, queue: &str, message: &Message) {
+        self.publish_to("", queue, &message.body, message.properties.clone()).await;
+    }
+
     /// How many messages wait in a queue, unacknowledged ones not counted.
     pub async fn depth(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -193,6 +198,12 @@ impl Rabbit {
             .message_count();
         channel.close(200, "".into()).await.unwrap();
         depth
+    }
+
+    /// Waits until the request queue holds so many messages.
+    pub async fn holds(&self, messages: u32) {
+        let what = format!("{messages} messages in the queue");
+        super::until(&what, async || self.depth(&self.queue).await == messages).await;
     }
 
     pub async fn channel(&self) -> Channel {

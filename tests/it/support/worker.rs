@@ -101,6 +101,11 @@ impl Worker {
         }
     }
 
+    /// Waits until it has logged a message with more to it.
+    pub async fn logged_with(&self, message: &str, has: impl Fn(&Value) -> bool) {
+        super::until(message, async || self.lines(message).iter().any(&has)).await;
+    }
+
     /// Waits until it has logged a message.
     pub async fn logged(&self, message: &str) -> Value {
         self.logged_times(message, 1).await

@@ -1,0 +1,170 @@
+//! Messages that no honest producer would send: each ends somewhere, and takes nobody with it.
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldArray, FieldTable},
+};
+use serde_json::json;
+
+use crate::support::{
+    Answer, Bench, Message, Opening, Platform, Proxy, Rabbit,
+    platform::{Call, well},
+};
+
+fn headers(entries: &[(&str, AMQPValue)]) -> BasicProperties {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert((*name).into(), value.clone());
+    }
+    BasicProperties::default().with_message_id("r-1".into()).with_headers(table)
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+#[tokio::test]
+async fn headers_that_leave_no_room_for_ours_stay_behind() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    for (number, size) in [110_000, 130_000, 130_900, 131_000].into_iter().enumerate() {
+        let large = [("large", text(&"x".repeat(size))), ("small", text("kept"))];
+        bench.rabbit.publish("not a request", headers(&large)).await;
+        assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "invalid_request");
+        worker.logged_times("request finished", number + 1).await;
+        let dead = bench.rabbit.dead_letter().await;
+        assert_eq!(
+            (dead.text("small"), dead.text("x-handoff-reason")),
+            ("kept".into(), "invalid_request".into())
+        );
+        assert_eq!(dead.header("large").is_some(), size < 118_000, "{size}");
+    }
+    assert_eq!(worker.lines("consuming").len(), 1, "the connection never broke");
+}
+
+#[tokio::test]
+async fn where_else_a_message_went_its_copies_do_not_go() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    // On the exchange of requests this leads nowhere; on the way to the dead queue it would lead back.
+    let to_itself = AMQPValue::FieldArray(FieldArray::from(vec![text(&bench.rabbit.queue)]));
+    bench.rabbit.publish("not a request", headers(&[("CC", to_itself)])).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+    worker.logged("request finished").await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-2");
+    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 1);
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_moved_back_goes_through_the_retry_queues_again() {
+    let script = |call: &Call| match (call.is_token(), call.nth) {
+        (false, 0) => Answer::status(500),
+        _ => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
+    let _worker = bench.worker().await;
+    // RabbitMQ drops a message on its way to a queue that `x-death` says it has been in.
+    let death = [
+        ("queue", text(&bench.rabbit.queue)),
+        ("reason", text("delivery_limit")),
+        ("count", AMQPValue::LongLongInt(1)),
+    ];
+    let mut table = FieldTable::default();
+    for (name, value) in death {
+        table.insert(name.into(), value);
+    }
+    let death = AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(table)]));
+    let stale = [("x-death", death), ("x-handoff-reason", text("retries_exhausted"))];
+    let message = Message {
+        routing_key: String::new(),
+        properties: headers(&stale),
+        body: json!({ "userId": "ann" }).to_string().into_bytes(),
+    };
+    bench.rabbit.put(&bench.rabbit.queue, &message).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+}
+
+#[tokio::test]
+async fn odd_properties_are_served() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-\u{1}";
+    let odd = [
+        ("traceparent", text(later)),
+        ("tracestate", text("a=\nb")),
+        ("x-handoff-attempt", text("7")),
+        ("x-handoff-request-id", AMQPValue::LongInt(7)),
+        ("void", AMQPValue::Void),
+        (
+            "array",
+            AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::Boolean(true), text("x")])),
+        ),
+    ];
+    let properties = headers(&odd)
+        .with_message_id("id\u{0}\n\"\u{1b}[31m".into())
+        .with_correlation_id("\r\n".into())
+        .with_timestamp(u64::MAX);
+    bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+    assert_eq!(event.data()["requestId"], "id\u{0}\n\"\u{1b}[31m");
+    assert_eq!(
+        event.text("traceparent"),
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
+    let opening = Opening::closed();
+    let script = {
+        let opening = opening.clone();
+        move |call: &Call| match call.is_token() {
+            true => well(call).once(&opening),
+            false => well(call),
+        }
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let worker = bench.worker().await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    bench.platform.called(10).await;
+    // Ten are in the middle of a call when it comes: an id that is not UTF-8, which AMQP allows.
+    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+    let strange =
+        Rabbit::connect(&proxy.url(&bench.settings["HANDOFF_AMQP_URL"]), &bench.name).await;
+    proxy.rewrite(b"unreadable-id", b"unreadable\xff\xfe\xfd");
+    strange.request("unreadable-id", json!({ "userId": "x" })).await;
+    worker.logged("lost RabbitMQ; reconnecting").await;
+    opening.open();
+    let events = bench.rabbit.events(10).await;
+    let served: std::collections::HashSet<_> =
+        events.iter().map(|event| event.data()["userId"].to_string()).collect();
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    assert_eq!((served.len(), bench.platform.session_calls().len()), (10, 10));
+    // RabbitMQ itself has moved it, and the worker is back at full pace.
+    worker.logged_with("consuming", |line| line["pace"] == "Careful").await;
+    let dead = format!("{}.dead", bench.rabbit.queue);
+    crate::support::until("it is dead", async || bench.rabbit.depth(&dead).await == 1).await;
+    crate::support::until("all is calm", async || {
+        worker.lines("consuming").last().is_some_and(|line| line["pace"] == "Full")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_id_of_any_length_stays_whole_on_copies() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    let id = "é".repeat(500);
+    let event = json!({
+        "specversion": "1.0", "id": id, "source": "/app", "type": "verification.requested", "data": {},
+    });
+    bench.rabbit.publish(event.to_string(), BasicProperties::default()).await;
+    assert_eq!(bench.rabbit.event().await.data()["requestId"], json!(id));
+    worker.logged("request finished").await;
+    assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-request-id"), id);
+}
