@@ -79,7 +79,7 @@ pub struct Delays {
 }
 
 impl Delays {
-    /// Delays that grow by half again from around `first` up to `longest`.
+    /// Delays that double from around `first` up to `longest`.
     pub fn between(first: Duration, longest: Duration) -> Self {
         let policy = ExponentialBackoffBuilder::new()
             .with_initial_interval(first.min(longest))

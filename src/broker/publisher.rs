@@ -231,7 +231,7 @@ impl From<PublishError> for Attempt {
     }
 }
 
-/// Text as AMQP carries it in properties. All callers keep it within 255 bytes; more would be cut.
+/// Text as AMQP carries it in properties: its first 255 bytes, or a few less.
 pub fn bounded(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 mod read;
 mod table;
 mod units;
+mod values;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -13,9 +14,9 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 pub use self::{
-    read::{is_header_value, is_loopback},
     table::{BrokerSettings, DemoSettings, Given, LoggingSettings, RunSettings},
-    units::{format_duration, parse_duration, parse_rate},
+    units::{parse_duration, parse_rate},
+    values::{is_header_value, is_loopback},
 };
 use crate::retry::{RetryDelay, RetryPolicy};
 
