@@ -1,28 +1,16 @@
 //! RabbitMQ: the topology, and that the worker outlives its faults.
 
-use serde_json::json;
-
 use lapin::{
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde_json::json;
 
 use crate::support::{
-    Bench, Node, Opening, Platform, Worker,
-    platform::{Call, well},
+    Bench, Node, Platform, Worker,
+    platform::held,
+    rabbit::{table, text},
 };
-
-fn arguments(entries: &[(&str, AMQPValue)]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in entries {
-        table.insert((*name).into(), value.clone());
-    }
-    table
-}
-
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
-}
 
 #[tokio::test]
 async fn the_topology_is_declared_as_documented() {
@@ -54,7 +42,7 @@ async fn the_topology_is_declared_as_documented() {
     let channel = bench.rabbit.channel().await;
     for (name, entries) in expected {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        channel.queue_declare(name.into(), options, arguments(&entries)).await.unwrap();
+        channel.queue_declare(name.into(), options, table(&entries)).await.unwrap();
     }
     for exchange in [&bench.rabbit.request_exchange, &bench.rabbit.event_exchange] {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -147,15 +135,8 @@ async fn a_deleted_event_exchange_is_declared_again() {
 #[tokio::test]
 async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
     let node = Node::rabbitmq().await;
-    let session = Opening::closed();
-    let platform = {
-        let session = session.clone();
-        Platform::scripted(move |call: &Call| match call.user_is("slow") {
-            true => well(call).once(&session),
-            false => well(call),
-        })
-        .await
-    };
+    let (session, script) = held(|call| call.user_is("slow"));
+    let platform = Platform::scripted(script).await;
     let mut bench = Bench::on_own_rabbitmq(platform, &node).await;
     node.stop().await;
     let worker = Worker::start(&bench.settings);
@@ -191,11 +172,7 @@ async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
 
 #[tokio::test]
 async fn what_is_in_flight_when_the_queue_is_deleted_is_served_all_the_same() {
-    let opening = Opening::closed();
-    let script = {
-        let opening = opening.clone();
-        move |call: &Call| well(call).once(&opening)
-    };
+    let (opening, script) = held(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let worker = bench.worker().await;
     for n in 0..5 {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::support::{
     Answer, Bench, Flow, Node, Opening, Platform, Proxy,
-    platform::{Call, well},
+    platform::{Call, held, well},
 };
 
 const HOUR: i64 = 3_600_000;
@@ -199,14 +199,8 @@ async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
 #[tokio::test]
 async fn the_token_of_a_worker_that_died_serves_its_successor() {
     let mut bench = Bench::new().await;
-    let session = Opening::closed();
-    bench.platform.now({
-        let session = session.clone();
-        move |call: &Call| match call.is_token() {
-            true => well(call),
-            false => well(call).once(&session),
-        }
-    });
+    let (session, script) = held(|call| !call.is_token());
+    bench.platform.now(script);
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.platform.called(2).await;
@@ -298,14 +292,8 @@ async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
 async fn without_redis_requests_at_once_in_one_worker_still_share_a_session() {
     let mut bench = Bench::new().await;
     bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
-    let session = Opening::closed();
-    bench.platform.now({
-        let session = session.clone();
-        move |call: &Call| match call.is_token() {
-            true => well(call),
-            false => well(call).once(&session),
-        }
-    });
+    let (session, script) = held(|call| !call.is_token());
+    bench.platform.now(script);
     let worker = bench.worker().await;
     for n in 0..10 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
@@ -388,14 +376,8 @@ async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
-    let session = Opening::closed();
-    bench.platform.now({
-        let session = session.clone();
-        move |call: &Call| match call.is_token() {
-            true => well(call),
-            false => well(call).once(&session),
-        }
-    });
+    let (session, script) = held(|call| !call.is_token());
+    bench.platform.now(script);
     bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
     bench.platform.called(4).await;
     redis.kill().await;

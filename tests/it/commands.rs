@@ -1,12 +1,12 @@
 //! The other commands, as a person or a script runs them.
 
-use std::{path::PathBuf, process::Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::support::{
-    Bench, Platform,
+    Bench, Platform, TempFile,
     platform::{Call, well},
     required_env, soon,
     worker::{Settings, command},
@@ -34,26 +34,6 @@ fn client_settings(bench: &Bench) -> Settings {
 
 fn events(output: &Output) -> Vec<Value> {
     stdout(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-struct TempFile(PathBuf);
-
-impl TempFile {
-    fn new(content: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("handoff-test-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&path, content).unwrap();
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 #[tokio::test]

@@ -2,25 +2,18 @@
 
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, FieldArray, FieldTable},
+    types::{AMQPValue, FieldArray},
 };
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Message, Opening, Platform, Proxy, Rabbit,
-    platform::{Call, well},
+    Answer, Bench, Message, Platform, Proxy, Rabbit,
+    platform::{Call, held, well},
+    rabbit::{table, text},
 };
 
 fn headers(entries: &[(&str, AMQPValue)]) -> BasicProperties {
-    let mut table = FieldTable::default();
-    for (name, value) in entries {
-        table.insert((*name).into(), value.clone());
-    }
-    BasicProperties::default().with_message_id("r-1".into()).with_headers(table)
-}
-
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
+    BasicProperties::default().with_message_id("r-1".into()).with_headers(table(entries))
 }
 
 #[tokio::test]
@@ -71,11 +64,7 @@ async fn a_dead_letter_that_is_moved_back_goes_through_the_retry_queues_again() 
         ("reason", text("delivery_limit")),
         ("count", AMQPValue::LongLongInt(1)),
     ];
-    let mut table = FieldTable::default();
-    for (name, value) in death {
-        table.insert(name.into(), value);
-    }
-    let death = AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(table)]));
+    let death = AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(table(&death))]));
     let stale = [("x-death", death), ("x-handoff-reason", text("retries_exhausted"))];
     let message = Message {
         routing_key: String::new(),
@@ -118,14 +107,7 @@ async fn odd_properties_are_served() {
 
 #[tokio::test]
 async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
-    let opening = Opening::closed();
-    let script = {
-        let opening = opening.clone();
-        move |call: &Call| match call.is_token() {
-            true => well(call).once(&opening),
-            false => well(call),
-        }
-    };
+    let (opening, script) = held(Call::is_token);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let worker = bench.worker().await;
     for n in 0..10 {

@@ -10,22 +10,11 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Answer, Bench, Opening, Platform, Worker,
-    platform::{API_KEY, Call, well},
+    platform::{API_KEY, Call, held, well},
+    rabbit::{table, text},
 };
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-
-fn headers(entries: &[(&str, AMQPValue)]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in entries {
-        table.insert((*name).into(), value.clone());
-    }
-    table
-}
-
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
-}
 
 fn decoded_once(component: &str) -> String {
     percent_encoding::percent_decode_str(component).decode_utf8().unwrap().into_owned()
@@ -43,7 +32,7 @@ async fn a_request_becomes_a_link() {
     let properties = BasicProperties::default()
         .with_message_id("r-1".into())
         .with_correlation_id("c-1".into())
-        .with_headers(headers(&[("traceparent", text(PARENT)), ("tracestate", text("vendor=1"))]));
+        .with_headers(table(&[("traceparent", text(PARENT)), ("tracestate", text("vendor=1"))]));
     let request = json!({
         "userId": "ann & bob", "workflowId": "w/1 ä", "locale": "de-AT",
         "metadata": { "n": 1, "externalUserId": "mallory" },
@@ -294,7 +283,7 @@ async fn a_dead_letter_keeps_what_the_request_was() {
         .with_delivery_mode(2)
         .with_timestamp(1_700_000_000)
         .with_expiration("600000".into())
-        .with_headers(headers(&[
+        .with_headers(table(&[
             ("mine", AMQPValue::LongInt(7)),
             ("flag", AMQPValue::Boolean(true)),
         ]));
@@ -361,11 +350,7 @@ async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
 
 #[tokio::test]
 async fn a_request_that_expires_between_the_calls_makes_no_session() {
-    let opening = Opening::closed();
-    let script = {
-        let opening = opening.clone();
-        move |call: &Call| well(call).once(&opening)
-    };
+    let (opening, script) = held(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let _worker = bench.worker().await;
     let end = time::OffsetDateTime::now_utc() + Duration::from_millis(1_500);
@@ -484,6 +469,60 @@ async fn a_passing_failure_is_retried_in_process() {
 }
 
 #[tokio::test]
+async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
+    let never = Opening::closed();
+    let script = {
+        let never = never.clone();
+        move |call: &Call| match call.nth {
+            0 => well(call).once(&never),
+            _ => well(call),
+        }
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("IDV_TIMEOUT", "300ms");
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    for call in ["token", "session"] {
+        let series = format!("handoff_platform_calls_total{{call=\"{call}\",outcome=\"timeout\"}}");
+        assert_eq!(worker.metric(&series).await, 1.0, "{call}");
+    }
+}
+
+#[tokio::test]
+async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
+    let mut bench = Bench::new().await;
+    bench.set("IDV_URL", "http://127.0.0.1:1").set("RETRY_BUDGET", "500ms");
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let line = settled(&worker, 1).await;
+    assert_eq!(line["outcome"], "retried");
+    assert_eq!(line["detail"], "the token call found no connection, or lost it");
+}
+
+#[tokio::test]
+async fn settings_come_from_files_and_flags_too() {
+    let mut bench = Bench::new().await;
+    let key = crate::support::TempFile::new(&format!("{API_KEY}\n"));
+    bench.settings.remove("HANDOFF_IDV_API_KEY");
+    bench.set("IDV_API_KEY_FILE", key.path());
+    bench
+        .set("IDV_WORKFLOW_ID", "not this one")
+        .set("IDV_PUBLIC_URL", "https://people.example/idv/");
+    let worker = Worker::start_with(&["--idv-workflow-id", "this one"], &bench.settings);
+    worker.logged("consuming").await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["workflowId"], "this one");
+    let url = event.data()["url"].to_string();
+    assert!(
+        url.starts_with("\"https://people.example/idv/capture?url=https%3A%2F%2Fpeople.example%2Fidv%2Fmobile%3F"),
+        "{url}"
+    );
+    assert_eq!(bench.platform.calls()[0].header("authorization"), API_KEY);
+}
+
+#[tokio::test]
 async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
     let script = |call: &_| match well(call) {
         answer if answer.body.starts_with(b"{\"authorization") => answer,
@@ -494,7 +533,7 @@ async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
     let worker = bench.worker().await;
     let properties = BasicProperties::default()
         .with_expiration("60000".into())
-        .with_headers(headers(&[("mine", text("kept"))]));
+        .with_headers(table(&[("mine", text("kept"))]));
     bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
     let event = bench.rabbit.event().await;
     let data = event.data();
@@ -555,7 +594,7 @@ async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
     let worker = bench.worker().await;
     let channel = bench.rabbit.channel().await;
     let arguments =
-        headers(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
+        table(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
     let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
     let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
     let exchange: lapin::types::ShortString = bench.rabbit.event_exchange.as_str().into();

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::{
     Answer, Bench, Flow, Opening, Platform, Proxy, Worker,
-    platform::{Call, well},
+    platform::{Call, held, well},
 };
 
 #[tokio::test]
@@ -29,11 +29,7 @@ async fn a_worker_that_never_reached_rabbitmq_ends_at_once() {
 
 #[tokio::test]
 async fn what_is_in_flight_is_finished() {
-    let opening = Opening::closed();
-    let script = {
-        let opening = opening.clone();
-        move |call: &Call| well(call).once(&opening)
-    };
+    let (opening, script) = held(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let mut worker = bench.worker().await;
     for n in 0..20 {
@@ -85,11 +81,7 @@ async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
 
 #[tokio::test]
 async fn what_does_not_finish_within_the_grace_is_handed_back() {
-    let never = Opening::closed();
-    let script = {
-        let never = never.clone();
-        move |call: &Call| well(call).once(&never)
-    };
+    let (_never, script) = held(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("SHUTDOWN_GRACE", "1s");
     let mut worker = bench.worker().await;

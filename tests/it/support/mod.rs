@@ -16,7 +16,7 @@ pub use proxy::{Flow, Proxy};
 pub use rabbit::{Message, Rabbit};
 pub use worker::Worker;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// Longest time anything here may take that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,4 +44,25 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         }
     };
     soon(what, asking).await;
+}
+
+/// A file that is there for as long as a test needs it.
+pub struct TempFile(PathBuf);
+
+impl TempFile {
+    pub fn new(content: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("handoff-test-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, content).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }

@@ -200,3 +200,16 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     response.body(Body::from(answer.body)).unwrap()
 }
+
+/// A platform that does well, but answers some calls no sooner than it is told.
+pub fn held(which: fn(&Call) -> bool) -> (Opening, impl Fn(&Call) -> Answer + Send + Sync) {
+    let opening = Opening::closed();
+    let script = {
+        let opening = opening.clone();
+        move |call: &Call| match which(call) {
+            true => well(call).once(&opening),
+            false => well(call),
+        }
+    };
+    (opening, script)
+}

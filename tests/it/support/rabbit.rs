@@ -43,6 +43,20 @@ impl Message {
     }
 }
 
+/// A table of headers or arguments.
+pub fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert((*name).into(), value.clone());
+    }
+    table
+}
+
+/// Text in a table.
+pub fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
 pub struct Rabbit {
     connection: Connection,
     channel: Channel,

@@ -47,7 +47,12 @@ pub fn signal(child: &Child, name: &str) {
 impl Worker {
     /// Starts it, and waits for nothing.
     pub fn start(settings: &Settings) -> Self {
-        let mut child = command(&["run"], settings)
+        Self::start_with(&[], settings)
+    }
+
+    /// The same, with flags.
+    pub fn start_with(flags: &[&str], settings: &Settings) -> Self {
+        let mut child = command(&[&["run"], flags].concat(), settings)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
