@@ -38,7 +38,7 @@ test-rabbitmq4: ## Run the tests with RabbitMQ 4, from a folder that is made for
 lint: tools ## Check the format, and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	! command -v shellcheck >/dev/null || shellcheck -x scripts/* .ci/run
+	! command -v shellcheck >/dev/null || shellcheck -x scripts/* deploy/healthcheck .ci/run
 
 .PHONY: doc
 doc: tools ## Build the documentation, private items included

@@ -56,7 +56,8 @@ start_docker() {
         docker image inspect "$image" >/dev/null 2>&1 || say "pulling $image (once, with Docker) …"
         docker run --quiet --detach --name "$container" --label "handoff=${HANDOFF_SERVICES_DIR:-}" \
             --hostname "$container" --publish "127.0.0.1:$port:$container_port" \
-            "$image" "${container_command[@]}" >/dev/null
+            "$image" "${container_command[@]}" >/dev/null ||
+            die "$EX_UNAVAILABLE" "Docker could not run $image; it says why above"
     fi
     # Fails where the folder has been removed in the meantime: then the container must go as well.
     docker inspect --format '{{.State.Pid}}' "$container" >"$node/pid" ||
