@@ -34,6 +34,10 @@ test: tools ## Run the tests, with a real RabbitMQ, Redis and browser
 test-rabbitmq4: ## Run the tests with RabbitMQ 4, from a folder that is made for it (as root)
 	root=$$(scripts/rabbitmq4-root) && HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test
 
+.PHONY: test-image
+test-image: ## Build the image, and try it out with docker-compose.yml
+	scripts/test-image
+
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
