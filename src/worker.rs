@@ -71,7 +71,7 @@ pub async fn run(
     }
     let redis = {
         let cache = cache.clone();
-        Box::new(move || cache.connected())
+        Box::new(move || cache.is_well())
     };
     let probes = tokio::spawn(health::serve(listener, Arc::clone(&health), redis));
     cache.wait_connected(CACHE_WARM_UP).await;
@@ -155,7 +155,10 @@ impl Run {
                 End::Fault(fault) => {
                     tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
                     let at_once = began.elapsed() < STEADY;
-                    if fault.is_unreadable() || (at_once && !deliveries.is_empty()) {
+                    // Who breaks it once is likely to have been delivered just before.
+                    if fault.is_unreadable()
+                        || (fault.is_break() && at_once && !deliveries.is_empty())
+                    {
                         pace = Pace::Careful;
                     }
                     if !at_once {

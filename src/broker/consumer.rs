@@ -19,6 +19,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(10);
 pub struct Consumer {
     channel: Channel,
     tag: ShortString,
+    /// RabbitMQ has ended the subscription: there is nothing to stop any more.
+    ended: bool,
     deliveries: Pin<Box<dyn Stream<Item = lapin::Result<lapin::message::Delivery>> + Send>>,
 }
 
@@ -48,7 +50,7 @@ impl Consumer {
             .await
             .map_err(|_| BrokerError::timeout(&doing))?
             .map_err(|error| BrokerError::during(&doing, &error))?;
-        Ok(Self { channel, tag: consumer.tag(), deliveries: Box::pin(consumer) })
+        Ok(Self { channel, tag: consumer.tag(), ended: false, deliveries: Box::pin(consumer) })
     }
 
     /// The next delivery. An empty queue lets this wait; only a fault ends it.
@@ -56,7 +58,9 @@ impl Consumer {
     /// # Errors
     /// The subscription ended: the channel broke, or the queue was deleted.
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
-        match self.deliveries.next().await {
+        let next = self.deliveries.next().await;
+        self.ended = !matches!(next, Some(Ok(_)));
+        match next {
             Some(Ok(delivery)) => Ok(Delivery::new(delivery)),
             Some(Err(error)) => Err(BrokerError::broke("consuming failed", &error)),
             None => {
@@ -67,6 +71,9 @@ impl Consumer {
 
     /// Takes no more, and hands back what was fetched ahead.
     pub async fn stop(&mut self) {
+        if self.ended {
+            return;
+        }
         let stop = async {
             let cancelled =
                 self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());

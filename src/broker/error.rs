@@ -11,18 +11,24 @@ use lapin::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerError {
     what: String,
+    broke: bool,
     unreadable: bool,
 }
 
 impl BrokerError {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), unreadable: false }
+        Self { what: what.into(), broke: false, unreadable: false }
     }
 
     /// A connection that broke while it was in use: `<what>: <why>`.
     pub(super) fn broke(what: &str, error: &lapin::Error) -> Self {
         let unreadable = matches!(error.kind(), ErrorKind::ParsingError(_));
-        Self { unreadable, ..Self::new(format!("{what}: {}", why(error))) }
+        Self { broke: true, unreadable, ..Self::new(format!("{what}: {}", why(error))) }
+    }
+
+    /// Whether a connection broke while it was in use.
+    pub fn is_break(&self) -> bool {
+        self.broke
     }
 
     /// Whether the library could not read what RabbitMQ sent. AMQP lets a producer put any bytes into

@@ -93,9 +93,10 @@ impl Cache {
         })))
     }
 
-    /// Whether there is a connection at the moment.
-    pub fn connected(&self) -> bool {
-        self.0.pool.connected()
+    /// Whether there is a connection, and what was last asked by it was answered: a Redis that is
+    /// full, say, refuses to write.
+    pub fn is_well(&self) -> bool {
+        self.0.pool.is_well()
     }
 
     /// Waits until there is a connection, for so long at most.

@@ -10,7 +10,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -74,6 +74,8 @@ pub(super) struct Pool {
 struct Broken {
     number: AtomicU64,
     told: Notify,
+    /// The last operation by the present connection failed.
+    refused: AtomicBool,
 }
 
 impl Pool {
@@ -100,9 +102,9 @@ impl Pool {
         Ok(Self { current, broken, deferred, _keeper: AbortOnDropHandle::new(keeper) })
     }
 
-    /// Whether there is a connection at the moment.
-    pub(super) fn connected(&self) -> bool {
-        self.current.borrow().is_some()
+    /// Whether there is a connection, and it did what it was asked last.
+    pub(super) fn is_well(&self) -> bool {
+        self.current.borrow().is_some() && !self.broken.refused.load(Ordering::Relaxed)
     }
 
     /// Waits until there is a connection, for so long at most.
@@ -124,7 +126,9 @@ impl Pool {
     ) -> Result<T, CacheError> {
         let current = self.current.borrow().clone();
         let (number, mut connection) = current.ok_or(CacheError::Away)?;
-        match timeout(DEADLINE, script.invoke_async(&mut connection)).await {
+        let answer = timeout(DEADLINE, script.invoke_async(&mut connection)).await;
+        self.broken.refused.store(!matches!(answer, Ok(Ok(_))), Ordering::Relaxed);
+        match answer {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 if is_about_the_connection(&error) {
@@ -176,6 +180,7 @@ async fn keep(
         };
         delays.reset();
         deferred.run(&connection).await;
+        broken.refused.store(false, Ordering::Relaxed);
         offer.send_replace(Some((number, (*connection).clone())));
         if std::mem::take(&mut told_down) {
             tracing::info!("Redis is back");

@@ -388,3 +388,24 @@ async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
     assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
     assert_eq!(bench.platform.session_calls().len(), 2);
 }
+
+#[tokio::test]
+async fn a_redis_that_is_full_shows_as_degraded() {
+    let redis = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
+    let worker = bench.worker().await;
+    let mut client = crate::support::bench::redis(&redis.url).await;
+    let mut limit = async |bytes: &str| {
+        let mut set = crate::support::bench::redis_cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes).query_async::<()>(&mut client).await.unwrap();
+    };
+    limit("1").await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    let (status, page) = worker.page("/readyz").await;
+    assert!(status == 200 && page.contains("degraded"), "{status} {page}");
+    limit("0").await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    assert!(!worker.page("/readyz").await.1.contains("degraded"));
+}

@@ -193,6 +193,24 @@ async fn a_renewal_makes_a_new_session_once() {
 }
 
 #[tokio::test]
+async fn a_renewal_takes_no_old_link_from_those_it_comes_together_with() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-0", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    worker.stop().await;
+    // All wait for the worker, and so are delivered at once.
+    for n in 1..=10 {
+        let data = json!({ "userId": "ann", "renew": n == 5 });
+        bench.rabbit.request(&format!("r-{n}"), data).await;
+    }
+    let _worker = bench.worker().await;
+    let events = bench.rabbit.events(10).await;
+    let renewed = events.iter().find(|event| event.data()["requestId"] == "r-5").unwrap().data();
+    assert_eq!((&renewed["reused"], &renewed["sessionId"]), (&json!(false), &json!("session-1")));
+}
+
+#[tokio::test]
 async fn sixty_requests_at_once_over_three_workers_make_one_session() {
     let script = |call: &_| well(call).after(Duration::from_millis(300));
     let mut bench = Bench::with(Platform::scripted(script).await).await;
