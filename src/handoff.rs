@@ -2,8 +2,12 @@
 //!
 //! The way of a request, top to bottom: [`Handoff::serve`] gets a session and tells of it;
 //! `session` lets one of several requests for the same person do the work; `claim_or_make` takes the
-//! link from Redis, or the lease to make one; `make` asks the platform for a token and, with it, a
-//! session; the link is stored, and told.
+//! link from Redis, or the lease, which is the right to make one; `make_and_store` has it made and
+//! stored under the lease, `make_without_cache` where Redis is away; `make` asks the platform for a
+//! token and, with it, a session; `tell` publishes the event.
+//!
+//! Redis keeps with each link the stamps of the requests that it was made for, the latest sixteen. By
+//! its stamp a renewal that is delivered again knows its own link.
 
 mod calls;
 mod job;
@@ -52,7 +56,8 @@ pub struct Served {
 struct Obtained {
     session: Arc<Session>,
     reused: bool,
-    /// A moment at which there was no such link yet. `None`: it was there when we came.
+    /// Nobody could have the link before this moment: for a renewal that waited by then it is new
+    /// enough. `None`: it was there when we came.
     made_after: Option<Instant>,
 }
 
@@ -184,6 +189,7 @@ impl Handoff {
         }
     }
 
+    /// Makes a session without a lease: Redis did not answer the claim.
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
@@ -198,7 +204,7 @@ impl Handoff {
         Ok(Obtained::new(session))
     }
 
-    /// Asks the platform for a token and, with it, a session.
+    /// Asks the platform for a token, unless an earlier try has left one, and with it for a session.
     async fn make(
         &self,
         job: &Job<'_>,

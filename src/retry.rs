@@ -29,7 +29,7 @@ impl RetryDelay {
         &self.name
     }
 
-    /// How long the queue keeps a message; from 1 ms to 2³² ms.
+    /// How long the queue keeps a message; from 1 ms to just below 2³² ms.
     pub fn duration(&self) -> Duration {
         self.delay
     }

@@ -32,7 +32,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// The call's name, in metrics and logs alike.
+    /// The call's name in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",

@@ -12,8 +12,9 @@ use crate::{
 
 /// Consumes requests, makes links, publishes events
 ///
-/// Each setting is a flag and an environment variable. Variables marked as secrets may be given as
-/// files. Durations are written 250ms, 10s, 5m, 1h.
+/// Each setting is a flag and an environment variable; a flag wins. Secrets may be given as files, by
+/// flags that end with -file and variables that end with _FILE. Durations are written 250ms, 10s, 5m,
+/// 1h.
 #[derive(Args)]
 #[command(after_help = "Example:\n  \
     HANDOFF_IDV_API_KEY_FILE=/run/secrets/idv-key handoff run --idv-url https://idv.example.com")]

@@ -48,7 +48,7 @@ pub struct PlatformSettings {
     pub token_ttl: Duration,
     /// Limit of one call, from connect to last byte.
     pub timeout: Duration,
-    /// Most calls of all replicas together.
+    /// Most calls of all replicas together. Read and checked, but not applied yet.
     pub rate_limit: Option<RateLimit>,
 }
 
@@ -66,7 +66,7 @@ pub struct RateLimit {
 pub struct ApiKey {
     /// The key as it is sent.
     pub value: SecretString,
-    /// The file it was read from, and may be read from again.
+    /// The file it was read from. It is not read again yet.
     pub file: Option<PathBuf>,
 }
 

@@ -26,6 +26,7 @@ pub(super) struct NotMade {
 }
 
 impl Handoff {
+    /// Gets a token.
     pub(super) async fn token(
         &self,
         job: &Job<'_>,

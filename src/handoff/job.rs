@@ -40,6 +40,7 @@ impl Job<'_> {
         Stamp::of(self.request_id.as_str())
     }
 
+    /// Whether somebody waits for it yet.
     pub(super) fn still_wanted(&self) -> Result<(), Failure> {
         match self.request.expires_at {
             Some(end) if SystemTime::now() >= end => Err(Failure::Expired),

@@ -71,7 +71,7 @@ pub enum EventBody<'a> {
         /// When the link ends; never later than its token does.
         #[serde(serialize_with = "date_time")]
         expires_at: SystemTime,
-        /// Whether the link was made for an earlier request.
+        /// Whether the link was made for another request, or by an earlier try of this one.
         reused: bool,
     },
     /// The reason there is none.

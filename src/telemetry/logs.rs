@@ -26,7 +26,7 @@ pub fn init(settings: &LogSettings) {
         LogFormat::Json => lines.with_ansi(false).json().flatten_event(true).boxed(),
     };
     let ours = filter_fn(|metadata: &Metadata<'_>| metadata.target().starts_with("handoff"));
-    // Set once by `main`; a second call, as tests might make, leaves the first in place.
+    // Each command sets it once; a second call, as tests might make, leaves the first in place.
     let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).try_init();
     log_panics();
 }

@@ -121,7 +121,8 @@ impl Processor {
         }
     }
 
-    /// Publishes `handoff.failed`. Whether it was heard; that nobody is bound to holds nothing up.
+    /// Publishes `handoff.failed`, and returns whether a queue took it. That none is bound holds nothing
+    /// up.
     async fn tell_failed(
         &self,
         reason: &FailedReason,

@@ -1,4 +1,5 @@
--- Returns a link that will do, or grants the lease with the stored token, or says who is first.
+-- Returns a link that will do, or grants the lease with the stored token, or says that somebody else
+-- has it. With each goes the stamp by which the link that is there is known.
 -- KEYS: link, token, lease. ARGV: holder, lease in ms, which link will do, a stamp.
 -- A link is stored as "<stamp>,<stamp>,…|<value>": the requests it was made for, the newest first.
 -- What has another form counts as absent.
