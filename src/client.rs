@@ -186,9 +186,12 @@ async fn subscribe(connection: &Connection, exchange: &str) -> lapin::Result<lap
 }
 
 fn read(body: &[u8]) -> Option<Received> {
-    let value: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let json = value.to_string();
-    let mut event: Received = serde_json::from_value(value).ok()?;
-    event.json = json;
+    let mut event: Received = serde_json::from_slice(body).ok()?;
+    let json = std::str::from_utf8(body).ok()?;
+    // As it was published; only one that takes several lines is written anew.
+    event.json = match json.contains(['\n', '\r']) {
+        false => json.to_owned(),
+        true => serde_json::from_str::<serde_json::Value>(json).ok()?.to_string(),
+    };
     Some(event)
 }

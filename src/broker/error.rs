@@ -87,7 +87,11 @@ pub(super) fn why(error: &lapin::Error) -> String {
             }
             _ => error.get_message().to_string(),
         },
-        ErrorKind::IOError(error) => error.kind().to_string(),
+        // Names that no resolver knows have no kind of their own.
+        ErrorKind::IOError(error) => match error.kind().to_string().as_str() {
+            "uncategorized error" => "the host was not found".to_owned(),
+            kind => kind.to_owned(),
+        },
         ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),
         ErrorKind::ParsingError(_) => {
             "RabbitMQ sent what cannot be read (properties that are not UTF-8?)".to_owned()

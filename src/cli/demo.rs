@@ -252,7 +252,8 @@ fn what_next(broker: &BrokerConfig, sandbox: &Sandbox, probes: &str) -> String {
          curl {probes}/metrics\n  \
          curl {probes}/readyz\n  \
          curl {sandbox}/sandbox/stats\n  \
-         curl -X PUT {sandbox}/sandbox/faults -d '{{\"session\": {{\"status\": 503, \"times\": 3}}}}'\n\n\
+         curl -X PUT {sandbox}/sandbox/faults -d '{{\"session\": {{\"status\": 503, \"times\": 3}}}}'\n  \
+         {handoff} request --user eve\n\n\
          What else the simulated platform can do is on its page, {sandbox}\n"
     )
 }

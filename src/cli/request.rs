@@ -87,6 +87,10 @@ pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
 /// What is to be published, checked: a slip is better found here than in the dead queue.
 fn bodies(args: &RequestArgs) -> Result<Vec<Vec<u8>>, CliError> {
     let Some(path) = &args.file else {
+        let mut keys = HashSet::new();
+        if args.metadata.iter().any(|(key, _)| !keys.insert(key)) {
+            return Err(CliError::Usage("--metadata: a key is given twice".to_owned()));
+        }
         let metadata = args.metadata.iter().cloned().map(|(key, value)| (key, value.into()));
         let data = Data {
             user_id: args.user.as_deref().unwrap_or_default(),

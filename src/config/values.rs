@@ -1,6 +1,6 @@
 //! Single values: from text to type, with a sentence for whoever got it wrong, which never repeats it.
 
-use std::{str::FromStr, time::Duration};
+use std::{io::ErrorKind, str::FromStr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
@@ -18,8 +18,10 @@ pub(super) const MAX_NAME: usize = 255;
 const MIN_FRAME: u32 = 8_192;
 
 pub(super) fn read_secret_file(path: &str) -> Result<String, String> {
-    let mut text = std::fs::read_to_string(path)
-        .map_err(|error| format!("names a file that cannot be read: {}", error.kind()))?;
+    let mut text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => "names a file that does not exist".to_owned(),
+        kind => format!("names a file that cannot be read: {kind}"),
+    })?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

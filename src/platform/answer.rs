@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 pub(super) fn token(body: &[u8]) -> Result<String, &'static str> {
     let fields = object(body)?;
     let token = fields.get("authorization").and_then(|raw| text(raw));
-    token.filter(|token| !token.is_empty()).ok_or("an answer without `authorization`")
+    token.filter(|token| !token.is_empty()).ok_or("a body without `authorization`")
 }
 
 /// The session id in a session call's answer: `id` or, failing that, `sessionId`.
@@ -17,7 +17,7 @@ pub(super) fn session_id(body: &[u8]) -> Result<String, &'static str> {
     ["id", "sessionId"]
         .into_iter()
         .find_map(|key| fields.get(key).and_then(|raw| id(raw)))
-        .ok_or("an answer without a session id")
+        .ok_or("a body without a session id")
 }
 
 fn object(body: &[u8]) -> Result<HashMap<Cow<'_, str>, &RawValue>, &'static str> {

@@ -23,7 +23,7 @@ const OTHER_REQUEST: Refusal =
 /// What changes with the calls. It is held for moments only, never while waiting.
 pub(super) struct Platform {
     api_key: String,
-    /// The how-manieth key this is since the start.
+    /// Which key this is, counted from the start.
     key: u64,
     pub(super) rng: StdRng,
     pub(super) gate: Gate,

@@ -21,7 +21,7 @@ pub(super) struct Tokens {
 
 struct Token {
     ends: Instant,
-    /// Which API key made it: the how-manieth since the start.
+    /// Which API key made it, counted from the start.
     key: u64,
     session: Option<Session>,
 }

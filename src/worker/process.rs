@@ -70,7 +70,10 @@ impl Processor {
             Verdict::Fail(reason) => {
                 match self.tell_failed(reason, &request, &envelope, publisher).await {
                     Ok(heard) => heard,
-                    Err(_) => return delivery.hand_back().await,
+                    Err(_) => {
+                        delivery.hand_back().await;
+                        return self.record(&verdict, &envelope, Settled::Back, started);
+                    }
                 }
             }
         };

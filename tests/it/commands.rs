@@ -205,6 +205,7 @@ async fn slips_in_requests_are_found_before_anything_is_published() {
         (vec!["request"], "--user"),
         (vec!["request", "--user", &long], "userId"),
         (vec!["request", "--user", "ann", "--metadata", "plan"], "KEY=VALUE"),
+        (vec!["request", "--user", "a", "--metadata", "k=1", "--metadata", "k=2"], "twice"),
         (vec!["request", "--user", "ann", "--wait", "soon"], "--wait"),
         (vec!["request", "--file", "/no/such/file"], "--file"),
         (vec!["request", "--file", cut.path()], "line 2"),
