@@ -1,9 +1,13 @@
 //! Copies: what a message takes along to the retry queues and the dead queue.
 
+use std::time::SystemTime;
+
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
+
+use crate::message::format_date_time;
 
 /// On every copy: the request's id.
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
@@ -54,8 +58,8 @@ pub struct DeadReason<'a> {
     pub code: &'a str,
     /// For people; holds no secret and no user id.
     pub detail: &'a str,
-    /// When, as RFC 3339.
-    pub failed_at: &'a str,
+    /// When.
+    pub failed_at: SystemTime,
 }
 
 /// The properties of a copy that is to be tried again.
@@ -77,7 +81,7 @@ pub(super) fn dead_letter(
     let mut headers = headers(of, tried, frame_max);
     headers.insert(REASON.into(), text(reason.code));
     headers.insert(DETAIL.into(), text(reason.detail));
-    headers.insert(FAILED_AT.into(), text(reason.failed_at));
+    headers.insert(FAILED_AT.into(), text(&format_date_time(reason.failed_at)));
     properties(of, headers)
 }
 

@@ -139,8 +139,9 @@ async fn show(client: &mut Client, sandbox: &Sandbox) -> Result<(), CliError> {
     show.ask(PEOPLE[0]).await?;
     show.hear().await?;
 
+    let http = reqwest::Client::builder().no_proxy().build().map_err(CliError::failed)?;
     for link in &show.links {
-        open(link).await?;
+        open(&http, link).await?;
     }
     let Show { links, mut took, new, .. } = show;
     if let Some(last) = links.last() {
@@ -216,9 +217,8 @@ impl Show<'_> {
 }
 
 /// Opens a link the way a person would: the page it leads to, and the page its button leads to.
-async fn open(link: &str) -> Result<(), CliError> {
+async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
     let failed = |what: &str| CliError::Failed(format!("a link did not open: {what}"));
-    let http = reqwest::Client::builder().no_proxy().build().map_err(CliError::failed)?;
     let inner = Url::parse(link)
         .ok()
         .and_then(|link| {

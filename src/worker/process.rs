@@ -15,7 +15,6 @@ use crate::{
     handoff::{Failure, Handoff, Job, Served},
     message::{
         Decoded, Event, EventBody, FailedReason, Invalid, ReasonCode, Request, decode_request,
-        format_date_time,
     },
     telemetry::metrics::{Metrics, Outcome},
 };
@@ -167,7 +166,6 @@ impl Processor {
         publisher: &Publisher,
     ) -> Settled {
         let tried = Tried { request_id: envelope.request_id.as_str(), attempts: envelope.attempts };
-        let now = format_date_time(SystemTime::now());
         let settlement = match verdict {
             Verdict::Served(_) => Settlement::Done,
             Verdict::HandBack => Settlement::HandBack,
@@ -177,7 +175,8 @@ impl Processor {
                 Settlement::Done
             }
             Verdict::Fail(FailedReason { code, message }) => {
-                let reason = DeadReason { code: code.as_str(), detail: message, failed_at: &now };
+                let failed_at = SystemTime::now();
+                let reason = DeadReason { code: code.as_str(), detail: message, failed_at };
                 Settlement::DeadLetter { tried, reason }
             }
         };
