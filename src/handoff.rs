@@ -22,21 +22,21 @@ use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use self::calls::{NotMade, Stopped};
+use self::calls::{NotMade, Stopped, Tries};
 pub use self::job::{Failure, Job};
 use crate::{
     broker::{PublishError, Publisher},
     cache::{Cache, Claim, Keys, Lease, Stored, Unclaimed, Want},
     message::{Event, EventBody},
     platform::{CallError, Platform, handoff_url},
-    retry::{Delays, RetryPolicy, RetrySchedule},
-    session::Session,
+    retry::{Delays, RetryPolicy},
+    session::{Call, Session},
     single_flight::{Joined, SingleFlight},
 };
 
 /// Everything that serving a request takes.
 pub struct Handoff {
-    platform: Platform,
+    platform: Arc<Platform>,
     cache: Cache,
     flights: SingleFlight<Result<Obtained, Failure>>,
     retry: RetryPolicy,
@@ -64,7 +64,7 @@ struct Obtained {
 impl Handoff {
     /// `draining` says that no more time is to be spent waiting.
     pub fn new(
-        platform: Platform,
+        platform: Arc<Platform>,
         cache: Cache,
         retry: RetryPolicy,
         public_url: Url,
@@ -79,8 +79,9 @@ impl Handoff {
     /// The request was not served; [`Failure`] says what that means for it.
     pub async fn serve(&self, job: &Job<'_>, publisher: &Publisher) -> Result<Served, Failure> {
         let keys = self.cache.keys(&job.request.user_id, &job.request.workflow_id);
-        let mut schedule = self.retry.start();
-        let Obtained { session, reused, .. } = self.session(job, &keys, &mut schedule).await?;
+        let mut tries = self.tries(job);
+        let Obtained { session, reused, .. } = self.session(job, &keys, &mut tries).await?;
+        drop(tries);
         let told = self.tell(job, &session, reused, publisher);
         match job.request.renew && reused {
             // Should this request come again, it shall find that this link was made for it, too.
@@ -95,18 +96,18 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         keys: &Keys,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
     ) -> Result<Obtained, Failure> {
         loop {
-            job.still_wanted()?;
+            job.still_ours()?;
             let joined = Instant::now();
             match self.flights.join(&keys.link) {
                 Joined::Leader(leader) => {
-                    let obtained = self.claim_or_make(job, keys, schedule).await;
+                    let obtained = self.claim_or_make(job, keys, tries).await;
                     leader.finish(obtained.clone());
                     return obtained;
                 }
-                Joined::Follower(follower) => match job.unless_expired(follower.result()).await? {
+                Joined::Follower(follower) => match job.while_ours(follower.result()).await? {
                     // Who asks for a new session takes one made meanwhile, but none made before.
                     Some(Ok(obtained))
                         if !job.request.renew || obtained.made_after >= Some(joined) =>
@@ -114,7 +115,7 @@ impl Handoff {
                         return Ok(Obtained { reused: true, ..obtained });
                     }
                     // The platform is in trouble. Who came later has time left to try again.
-                    Some(Err(failure @ Failure::Transient(_))) => match schedule.next_delay(None) {
+                    Some(Err(failure @ Failure::Transient(_))) => match tries.next_delay() {
                         Some(delay) => self.pause(job, delay).await?,
                         None => return Err(failure),
                     },
@@ -131,15 +132,17 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         keys: &Keys,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
     ) -> Result<Obtained, Failure> {
         let stamp = job.stamp();
         let mut made_after = None;
         let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
         let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
         loop {
-            job.still_wanted()?;
+            job.still_ours()?;
             let claimed = Instant::now();
+            // Should there be no link, we will want to call.
+            tries.expect(Call::Token);
             match self.cache.claim(keys, &stamp, &want).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
@@ -152,7 +155,7 @@ impl Handoff {
                         true => Want::OtherThan(lease.newest().clone()),
                         false => Want::Any,
                     };
-                    if let Some(session) = self.make_and_store(job, lease, schedule).await? {
+                    if let Some(session) = self.make_and_store(job, lease, tries).await? {
                         return Ok(Obtained::new(session));
                     }
                 }
@@ -164,7 +167,7 @@ impl Handoff {
                     made_after = Some(claimed);
                     self.pause(job, pauses.next()).await?;
                 }
-                Err(unclaimed) => return self.make_without_cache(job, schedule, unclaimed).await,
+                Err(unclaimed) => return self.make_without_cache(job, tries, unclaimed).await,
             }
         }
     }
@@ -174,9 +177,9 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         lease: Lease,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
     ) -> Result<Option<Session>, Failure> {
-        match beside(self.make(job, Some(&lease), schedule), lease.keep_alive()).await {
+        match beside(self.make(job, Some(&lease), tries), lease.keep_alive()).await {
             Ok(session) => match lease.store(&session).await {
                 Ok(Stored::Fenced) => Ok(None),
                 // Not stored, the link is good all the same.
@@ -193,11 +196,11 @@ impl Handoff {
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
         unclaimed: Unclaimed,
     ) -> Result<Obtained, Failure> {
         tracing::debug!(why = %unclaimed.why(), "serving a request without the cache");
-        let made = self.make(job, None, schedule).await;
+        let made = self.make(job, None, tries).await;
         let session = made.map_err(|not_made| not_made.failure)?;
         // Redis may be back by now. If not, this is made up for when it is.
         let _ = unclaimed.store(&session, job.request.renew).await;
@@ -209,15 +212,15 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         lease: Option<&Lease>,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
     ) -> Result<Session, NotMade> {
         let mut token = match lease.and_then(Lease::stored_token) {
             Some(token) => token,
-            None => self.token(job, schedule).await?,
+            None => self.token(job, tries).await?,
         };
         let mut renewed = false;
         loop {
-            let call = self.start_session(job, &token, schedule);
+            let call = self.start_session(job, &token, tries);
             let started = match lease {
                 // Kept for a successor, should we die now; nobody waits for that.
                 Some(lease) => beside(call, lease.save_token(&token)).await,
@@ -227,8 +230,10 @@ impl Handoff {
                 Ok(id) => return Ok(Session { token, id }),
                 Err(Stopped::Call(CallError::Unauthorized)) if !renewed => {
                     renewed = true;
-                    token = self.token(job, schedule).await?;
+                    token = self.token(job, tries).await?;
                 }
+                // It was held for so long that its token is of little use by now.
+                Err(Stopped::Stale) => token = self.token(job, tries).await?,
                 Err(stopped) => return Err(stopped.into()),
             }
         }

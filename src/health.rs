@@ -41,12 +41,22 @@ impl Health {
     }
 }
 
-/// Whether a part works, asked when a probe comes.
+/// Whether something is so, asked when a probe comes.
 pub type Check = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What the probes ask the parts of the worker.
+pub struct Checks {
+    /// Redis does what it is asked.
+    pub redis: Check,
+    /// The platform takes calls, but for those that it asks to have later.
+    pub platform: Check,
+    /// Calls to the platform are held back, for whatever reason.
+    pub paused: Check,
+}
 
 struct Probes {
     health: Arc<Health>,
-    redis: Check,
+    checks: Checks,
 }
 
 #[derive(Serialize)]
@@ -54,11 +64,11 @@ struct Report {
     status: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failing: Vec<&'static str>,
-    checks: Checks,
+    checks: Findings,
 }
 
 #[derive(Serialize)]
-struct Checks {
+struct Findings {
     broker: &'static str,
     platform: &'static str,
     redis: &'static str,
@@ -92,8 +102,8 @@ pub async fn listen(addr: SocketAddr) -> Result<TcpListener, NoAddress> {
 }
 
 /// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, redis: Check) {
-    let probes = Arc::new(Probes { health, redis });
+pub async fn serve(listener: TcpListener, health: Arc<Health>, checks: Checks) {
+    let probes = Arc::new(Probes { health, checks });
     let routes = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
@@ -114,19 +124,26 @@ async fn livez() -> impl IntoResponse {
 
 async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let broker = probes.health.consuming.load(Ordering::Relaxed);
-    let failing = if broker { vec![] } else { vec!["broker"] };
-    let (code, status) = match broker {
+    let platform = (probes.checks.platform)();
+    let failing: Vec<_> = [("broker", broker), ("platform", platform)]
+        .into_iter()
+        .filter_map(|(name, works)| (!works).then_some(name))
+        .collect();
+    let (code, status) = match failing.is_empty() {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
     };
-    let checks = Checks {
-        broker: if broker { "ok" } else { "failing" },
-        platform: "ok",
-        redis: if (probes.redis)() { "ok" } else { "degraded" },
+    let or_failing = |works| if works { "ok" } else { "failing" };
+    let checks = Findings {
+        broker: or_failing(broker),
+        platform: or_failing(platform),
+        redis: if (probes.checks.redis)() { "ok" } else { "degraded" },
     };
     (code, Json(Report { status, failing, checks }))
 }
 
 async fn page(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], probes.health.metrics.encode())
+    let metrics = &probes.health.metrics;
+    metrics.platform_paused((probes.checks.paused)());
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

@@ -62,12 +62,16 @@ pub struct RetrySchedule {
 
 impl RetrySchedule {
     /// How long to wait before the next try, or `None` where that would pass the budget.
-    ///
-    /// `retry_after` is what the platform asked for; the longer of the two waits counts.
-    pub fn next_delay(&mut self, retry_after: Option<Duration>) -> Option<Duration> {
-        let delay = self.delays.next().max(retry_after.unwrap_or_default());
+    pub fn next_delay(&mut self) -> Option<Duration> {
+        let delay = self.delays.next();
         let in_budget = Instant::now().checked_add(delay)? <= self.deadline;
         in_budget.then_some(delay)
+    }
+
+    /// Time that was none to try in: it does not count.
+    pub fn extend(&mut self, by: Duration) {
+        // Beyond what a clock can tell, there is no end to come to.
+        self.deadline = self.deadline.checked_add(by).unwrap_or(self.deadline);
     }
 }
 
@@ -152,7 +156,7 @@ mod tests {
         let mut schedule = RetryPolicy::new(Duration::from_secs(10)).start();
         let start = Instant::now();
         let mut tries = 0;
-        while let Some(delay) = schedule.next_delay(None) {
+        while let Some(delay) = schedule.next_delay() {
             tokio::time::sleep(delay).await;
             tries += 1;
         }
@@ -161,15 +165,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_retry_after_beyond_the_budget_ends_it() {
-        let mut schedule = RetryPolicy::new(Duration::from_secs(10)).start();
-        assert!(schedule.next_delay(Some(Duration::from_secs(9))).is_some());
-        assert_eq!(schedule.next_delay(Some(Duration::from_secs(11))), None);
+    async fn time_that_does_not_count_is_added_to_the_budget() {
+        let mut schedule = RetryPolicy::new(Duration::from_secs(2)).start();
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(schedule.next_delay(), None);
+        schedule.extend(Duration::from_secs(10));
+        assert!(schedule.next_delay().is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_budget_means_no_retry() {
-        assert_eq!(RetryPolicy::new(Duration::ZERO).start().next_delay(None), None);
+        assert_eq!(RetryPolicy::new(Duration::ZERO).start().next_delay(), None);
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 mod envelope;
 mod process;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -14,12 +14,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::process::Processor;
 use crate::{
-    broker::{Attached, BrokerError},
-    cache::{Cache, CacheError},
+    broker::{Attached, BrokerError, Headcount},
+    cache::{Cache, CacheError, SharedCalls},
     config::{BrokerConfig, Settings},
     handoff::Handoff,
     health::{self, Health},
-    platform::{BadClient, Platform},
+    platform::{BadClient, Granted, Platform, Rate, Replicas, Shared},
     retry::Delays,
     telemetry::metrics::Metrics,
 };
@@ -28,6 +28,8 @@ use crate::{
 const CACHE_WARM_UP: Duration = Duration::from_secs(1);
 /// A connection that lasted this long was no failure to connect.
 const STEADY: Duration = Duration::from_secs(1);
+/// How often the replicas are counted while it matters.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -61,19 +63,25 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
     let metrics = Metrics::new();
-    let platform =
-        Platform::new(&settings.platform, Arc::clone(&metrics)).map_err(StartError::Platform)?;
     let cache = Cache::new(&settings.cache, Arc::clone(&metrics)).map_err(StartError::Cache)?;
+    let limit = settings.platform.rate_limit;
+    let replicas = limit.map(|_| Arc::new(Replicas::default()));
+    let rate = limit
+        .zip(replicas.clone())
+        .map(|(limit, replicas)| Rate::new(limit, shared(cache.calls(limit)), replicas));
+    let platform = Platform::new(&settings.platform, rate, Arc::clone(&metrics));
+    let platform = Arc::new(platform.map_err(StartError::Platform)?);
     let health = Health::new(Arc::clone(&metrics));
 
     if let Ok(addr) = listener.local_addr() {
         tracing::info!(%addr, "serving /livez, /readyz and /metrics");
     }
-    let redis = {
-        let cache = cache.clone();
-        Box::new(move || cache.is_well())
+    let probes =
+        tokio::spawn(health::serve(listener, Arc::clone(&health), checks(&cache, &platform)));
+    let tender = {
+        let platform = Arc::clone(&platform);
+        tokio::spawn(async move { platform.tend().await })
     };
-    let probes = tokio::spawn(health::serve(listener, Arc::clone(&health), redis));
     cache.wait_connected(CACHE_WARM_UP).await;
 
     let processor = Arc::new(Processor {
@@ -87,6 +95,7 @@ pub async fn run(
         metrics,
         max_message_bytes: settings.worker.max_message_bytes,
         default_workflow: settings.worker.workflow_id,
+        hold_limit: settings.worker.hold_limit,
         overdue: CancellationToken::new(),
     });
     let run = Run {
@@ -98,10 +107,33 @@ pub async fn run(
         health,
         shutdown,
         grace: settings.worker.shutdown_grace,
+        replicas,
     };
     run.until_shutdown().await;
+    tender.abort();
     probes.abort();
     Ok(())
+}
+
+/// What the probes ask.
+fn checks(cache: &Cache, platform: &Arc<Platform>) -> health::Checks {
+    let (cache, gate, holding) = (cache.clone(), Arc::clone(platform), Arc::clone(platform));
+    health::Checks {
+        redis: Box::new(move || cache.is_well()),
+        platform: Box::new(move || gate.gate().shut().is_none()),
+        paused: Box::new(move || holding.gate().is_holding()),
+    }
+}
+
+/// The bucket in Redis, as the platform's gate wants it.
+fn shared(calls: SharedCalls) -> Shared {
+    Box::new(move |wanted| {
+        let calls = calls.clone();
+        Box::pin(async move {
+            let (calls, wait) = calls.take(wanted).await.ok()?;
+            Some(Granted { calls, wait })
+        })
+    })
 }
 
 fn connect_delays() -> Delays {
@@ -118,6 +150,8 @@ struct Run {
     health: Arc<Health>,
     shutdown: CancellationToken,
     grace: Duration,
+    /// Counted where they share a limit.
+    replicas: Option<Arc<Replicas>>,
 }
 
 /// Why consuming came to an end.
@@ -147,7 +181,11 @@ impl Run {
             tracing::info!(queue = self.broker.queue, ?pace, "consuming");
             let began = Instant::now();
             let deliveries = TaskTracker::new();
-            let end = self.consume(&mut attached, pace, &deliveries).await;
+            let headcount = attached.headcount();
+            let end = tokio::select! {
+                end = self.consume(&mut attached, pace, &deliveries) => end,
+                end = self.count_replicas(headcount) => match end {},
+            };
             self.health.set_consuming(false);
             match end {
                 End::Shutdown => return self.drain(Some(attached)).await,
@@ -171,6 +209,20 @@ impl Run {
             tokio::spawn(retire(attached, deliveries));
         }
         self.drain(None).await;
+    }
+
+    /// Counts those who consume along with us, whenever somebody wants to know. Never ends.
+    async fn count_replicas(&self, headcount: Headcount) -> Infallible {
+        let Some(replicas) = &self.replicas else { return std::future::pending().await };
+        loop {
+            if let Ok(consumers) = headcount.take().await {
+                replicas.set(consumers);
+            }
+            sleep(COUNT_EVERY).await;
+            while !replicas.are_wanted() {
+                sleep(COUNT_EVERY).await;
+            }
+        }
     }
 
     /// Connects, however long it takes. `None` on shutdown.

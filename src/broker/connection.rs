@@ -125,6 +125,11 @@ impl Attached {
         }
     }
 
+    /// Counts those who consume from the request queue.
+    pub fn headcount(&self) -> Headcount {
+        Headcount(self.publisher.clone())
+    }
+
     /// Takes no more deliveries and hands back what was fetched ahead. What is in flight can still be
     /// settled.
     pub async fn stop_consuming(&mut self) {
@@ -134,6 +139,19 @@ impl Attached {
     /// Closes both connections in good order, or at least quickly.
     pub async fn close(self) {
         tokio::join!(close(&self.consuming), close(&self.publishing));
+    }
+}
+
+/// Counts those who consume from the request queue, for as long as the connection stands.
+pub struct Headcount(Publisher);
+
+impl Headcount {
+    /// How many there are now.
+    ///
+    /// # Errors
+    /// The connection is lost, or the queue is gone.
+    pub async fn take(&self) -> Result<u32, BrokerError> {
+        self.0.traffic().await.map(|traffic| traffic.consumers)
     }
 }
 

@@ -10,7 +10,7 @@ mod settle;
 mod topology;
 
 pub use self::{
-    connection::{Attached, Role, connect},
+    connection::{Attached, Headcount, Role, connect},
     consumer::Consumer,
     copies::{DeadReason, Tried},
     delivery::Delivery,

@@ -17,7 +17,7 @@ use lapin::{
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
-    Topology,
+    BrokerError, Topology, Traffic,
     error::{Refusal, refusal, why},
 };
 use crate::message::{Event, TraceContext};
@@ -79,6 +79,11 @@ impl Publisher {
     /// The names it publishes to.
     pub fn topology(&self) -> &Topology {
         &self.0.topology
+    }
+
+    /// What goes on at the request queue.
+    pub(super) async fn traffic(&self) -> Result<Traffic, BrokerError> {
+        self.0.topology.traffic(&self.0.connection).await
     }
 
     /// Largest frame that RabbitMQ takes on this connection, in bytes.

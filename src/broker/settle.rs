@@ -32,6 +32,11 @@ pub enum Settlement<'a> {
     },
     /// Somebody else shall have it.
     HandBack,
+    /// It goes to the end of the request queue. Handing it back would count towards the delivery limit.
+    Postpone {
+        /// What its copy says.
+        tried: Tried<'a>,
+    },
 }
 
 /// What became of a delivery.
@@ -63,6 +68,10 @@ pub async fn settle(
         Settlement::Retry { queue, tried } => {
             (queue, retry_copy(delivery.properties(), tried, frame_max))
         }
+        Settlement::Postpone { tried } => (
+            publisher.topology().request_queue(),
+            retry_copy(delivery.properties(), tried, frame_max),
+        ),
         Settlement::DeadLetter { tried, reason } => (
             publisher.topology().dead_queue(),
             dead_letter(delivery.properties(), tried, reason, frame_max),

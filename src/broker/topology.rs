@@ -89,6 +89,11 @@ impl Topology {
         self.retry_queues.get(before).map(String::as_str)
     }
 
+    /// The queue that requests come from.
+    pub fn request_queue(&self) -> &str {
+        &self.queues[REQUESTS].name
+    }
+
     /// The queue of what could not be served.
     pub fn dead_queue(&self) -> &str {
         &self.dead_queue
@@ -109,7 +114,7 @@ impl Topology {
     /// # Errors
     /// The queue does not exist, or the connection is lost.
     pub async fn traffic(&self, connection: &Connection) -> Result<Traffic, BrokerError> {
-        let name = short(&self.queues[REQUESTS].name)?;
+        let name = short(self.request_queue())?;
         let look = async {
             let channel = connection.create_channel().await?;
             let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
@@ -178,7 +183,7 @@ impl Topology {
     }
 
     async fn bind(&self, channel: &Channel) -> Result<(), BrokerError> {
-        let request_queue = &self.queues[REQUESTS].name;
+        let request_queue = self.request_queue();
         let bound = channel.queue_bind(
             short(request_queue)?,
             short(self.request_exchange())?,

@@ -8,6 +8,7 @@ mod deferred;
 mod keys;
 mod lease;
 mod pool;
+mod rate;
 mod scripts;
 mod seal;
 mod value;
@@ -27,8 +28,13 @@ pub use self::{
     keys::{Keys, Stamp},
     lease::{Lease, Stored},
     pool::CacheError,
+    rate::SharedCalls,
 };
-use crate::{config::CacheSettings, session::Session, telemetry::metrics::Metrics};
+use crate::{
+    config::{CacheSettings, RateLimit},
+    session::{Session, Token},
+    telemetry::metrics::Metrics,
+};
 
 /// How long a lease outlives a holder that was killed. A live one extends it in time.
 const LEASE: Duration = Duration::from_secs(6);
@@ -99,6 +105,11 @@ impl Cache {
         self.0.pool.is_well()
     }
 
+    /// The bucket of calls that all replicas share.
+    pub fn calls(&self, limit: RateLimit) -> SharedCalls {
+        SharedCalls::new(self.clone(), limit)
+    }
+
     /// Waits until there is a connection, for so long at most.
     pub async fn wait_connected(&self, limit: Duration) {
         self.0.pool.wait_connected(limit).await;
@@ -159,6 +170,11 @@ impl Cache {
         let _ = self.run::<bool>(&script).await;
     }
 
+    /// Whether a link with this token would be handed out again.
+    pub fn is_worth_keeping(&self, token: &Token) -> bool {
+        self.life(token.expires_at) > 0
+    }
+
     /// How long something may be handed out that ends then, in milliseconds.
     fn life(&self, end: SystemTime) -> u64 {
         let left = end.duration_since(SystemTime::now()).unwrap_or_default();
@@ -167,12 +183,12 @@ impl Cache {
 
     fn read_link(&self, keys: &Keys, stored: &[u8]) -> Option<Session> {
         let session = value::read_session(&self.0.seal.open(&keys.link, stored)?)?;
-        (self.life(session.token.expires_at) > 0).then_some(session)
+        self.is_worth_keeping(&session.token).then_some(session)
     }
 
-    fn read_token(&self, keys: &Keys, stored: &[u8]) -> Option<crate::session::Token> {
+    fn read_token(&self, keys: &Keys, stored: &[u8]) -> Option<Token> {
         let token = value::read_token(&self.0.seal.open(&keys.token, stored)?)?;
-        (self.life(token.expires_at) > 0).then_some(token)
+        self.is_worth_keeping(&token).then_some(token)
     }
 
     fn seal(&self, key: &str, value: Vec<u8>) -> Result<Vec<u8>, CacheError> {

@@ -19,6 +19,7 @@ script!(SAVE_TOKEN, "save_token.lua");
 script!(ADD_STAMP, "add_stamp.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
+script!(TAKE_CALLS, "take_calls.lua");
 
 /// Ends a lease, if it is still this holder's.
 pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
@@ -29,7 +30,7 @@ pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvo
 
 /// Teaches Redis all scripts, so that calling one by its hash finds it there.
 pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {
-    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &ADD_STAMP, &EXTEND, &RELEASE] {
+    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &ADD_STAMP, &EXTEND, &RELEASE, &TAKE_CALLS] {
         script.load_async(connection).await?;
     }
     Ok(())

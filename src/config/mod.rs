@@ -16,7 +16,7 @@ use url::Url;
 pub use self::{
     table::{BrokerSettings, DemoSettings, Given, LoggingSettings, RunSettings},
     units::{parse_duration, parse_rate},
-    values::{is_header_value, is_loopback},
+    values::{is_header_value, is_loopback, read_api_key},
 };
 use crate::retry::{RetryDelay, RetryPolicy};
 
@@ -48,7 +48,7 @@ pub struct PlatformSettings {
     pub token_ttl: Duration,
     /// Limit of one call, from connect to last byte.
     pub timeout: Duration,
-    /// Most calls of all replicas together. Read and checked, but not applied yet.
+    /// Most calls of all replicas together.
     pub rate_limit: Option<RateLimit>,
 }
 
@@ -66,7 +66,7 @@ pub struct RateLimit {
 pub struct ApiKey {
     /// The key as it is sent.
     pub value: SecretString,
-    /// The file it was read from. It is not read again yet.
+    /// The file it was read from, where it is read again should the key be refused.
     pub file: Option<PathBuf>,
 }
 
@@ -115,6 +115,9 @@ pub struct WorkerSettings {
     pub http_addr: SocketAddr,
     /// Longest time from SIGTERM to exit.
     pub shutdown_grace: Duration,
+    /// Longest time that a request is held while the platform does not take calls; then it goes back to
+    /// RabbitMQ, which takes a consumer for dead that keeps a message for half an hour. Not a setting.
+    pub hold_limit: Duration,
 }
 
 /// What is logged, and how.

@@ -17,6 +17,9 @@ use super::{
 };
 use crate::retry::RetryPolicy;
 
+/// Half of what RabbitMQ grants a consumer by default.
+const HOLD_LIMIT: Duration = Duration::from_secs(15 * 60);
+
 /// A setting that was given: its text, and where from.
 struct Text {
     value: String,
@@ -255,6 +258,7 @@ fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
         retry: RetryPolicy::new(budget?),
         max_message_bytes: max_message_bytes?,
         http_addr: http_addr?,
+        hold_limit: HOLD_LIMIT,
         shutdown_grace: shutdown_grace?,
     })
 }

@@ -1,6 +1,6 @@
 //! Single values: from text to type, with a sentence for whoever got it wrong, which never repeats it.
 
-use std::{io::ErrorKind, str::FromStr, time::Duration};
+use std::{io::ErrorKind, path::Path, str::FromStr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
@@ -17,7 +17,7 @@ pub(super) const MAX_NAME: usize = 255;
 /// Smallest frame that every RabbitMQ accepts, in bytes.
 const MIN_FRAME: u32 = 8_192;
 
-pub(super) fn read_secret_file(path: &str) -> Result<String, String> {
+pub(super) fn read_secret_file(path: impl AsRef<Path>) -> Result<String, String> {
     let mut text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => "names a file that does not exist".to_owned(),
         kind => format!("names a file that cannot be read: {kind}"),
@@ -31,6 +31,18 @@ pub(super) fn read_secret_file(path: &str) -> Result<String, String> {
     match text.is_empty() {
         true => Err("names a file that is empty".to_owned()),
         false => Ok(text),
+    }
+}
+
+/// Reads an API key from its file.
+///
+/// # Errors
+/// What is wrong with the file or the key, to follow the setting's name.
+pub fn read_api_key(path: &Path) -> Result<SecretString, String> {
+    let key = read_secret_file(path)?;
+    match is_header_value(&key) {
+        true => Ok(key.into()),
+        false => Err("holds what cannot be sent as a header".to_owned()),
     }
 }
 

@@ -2,14 +2,23 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Failure, Handoff, Job};
 use crate::{
-    platform::{CallError, SessionCall},
+    platform::{CallError, Failed, Pass, SessionCall, Ticket},
     retry::RetrySchedule,
-    session::Token,
+    session::{Call, Token},
 };
+
+/// A token that waited longer than this at the gate is looked at again before it is used.
+const HELD_LONG: Duration = Duration::from_secs(1);
+
+/// A delivery's tries to reach the platform: one budget and one place at the gate for all its calls.
+pub(super) struct Tries<'a> {
+    schedule: RetrySchedule,
+    ticket: Ticket<'a>,
+}
 
 /// Why a call was given up.
 pub(super) enum Stopped {
@@ -17,6 +26,8 @@ pub(super) enum Stopped {
     Call(CallError),
     /// There was no time, or no point, in going on.
     Failure(Failure),
+    /// The token is about to end.
+    Stale,
 }
 
 /// Why no session was made, and whether the token is to blame.
@@ -26,13 +37,20 @@ pub(super) struct NotMade {
 }
 
 impl Handoff {
+    /// A fresh budget, and a place at the gate.
+    pub(super) fn tries(&self, job: &Job<'_>) -> Tries<'_> {
+        let ticket = self.platform.gate().ticket(job.request_id.as_str());
+        Tries { schedule: self.retry.start(), ticket }
+    }
+
     /// Gets a token.
     pub(super) async fn token(
         &self,
         job: &Job<'_>,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
     ) -> Result<Token, NotMade> {
-        Ok(self.retrying(job, schedule, || self.platform.token(job.trace)).await?)
+        let call = |pass| self.platform.token(pass, job.trace);
+        Ok(self.retrying(job, tries, Call::Token, |_| true, call).await?)
     }
 
     /// Starts a session, and returns its id.
@@ -40,43 +58,92 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         token: &Token,
-        schedule: &mut RetrySchedule,
+        tries: &mut Tries<'_>,
     ) -> Result<String, Stopped> {
         let Job { request, request_id, trace, .. } = *job;
-        let call = SessionCall { request, request_id, trace };
-        self.retrying(job, schedule, || self.platform.session(call, token)).await
+        let session = SessionCall { request, request_id, trace };
+        let call = |pass| self.platform.session(pass, session, token);
+        let is_good = |held: Duration| held < HELD_LONG || self.cache.is_worth_keeping(token);
+        self.retrying(job, tries, Call::Session, is_good, call).await
     }
 
-    /// Repeats a call while that may help, within the delivery's budget.
-    async fn retrying<T, F: Future<Output = Result<T, CallError>>>(
+    /// Repeats a call while that may help, within the delivery's budget. Time at the gate, and a
+    /// failure that shuts it, are not held against the delivery.
+    async fn retrying<'a, T, F: Future<Output = Result<T, Failed>>>(
         &self,
         job: &Job<'_>,
-        schedule: &mut RetrySchedule,
-        call: impl Fn() -> F,
+        tries: &mut Tries<'a>,
+        kind: Call,
+        is_good: impl Fn(Duration) -> bool,
+        call: impl Fn(Pass<'a>) -> F,
     ) -> Result<T, Stopped> {
         loop {
-            job.still_wanted().map_err(Stopped::Failure)?;
-            let error = match call().await {
+            let came = Instant::now();
+            let pass = self.pass(job, tries, kind).await?;
+            tries.schedule.extend(came.elapsed());
+            if !is_good(came.elapsed()) {
+                return Err(Stopped::Stale);
+            }
+            if kind == Call::Token {
+                tries.expect(Call::Session);
+            }
+            let called = Instant::now();
+            let Failed { error, held } = match call(pass).await {
                 Ok(value) => return Ok(value),
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            let CallError::Transient { retry_after, .. } = error else {
-                return Err(Stopped::Call(error));
-            };
-            let Some(delay) = schedule.next_delay(retry_after) else {
-                return Err(Stopped::Call(error));
-            };
-            tracing::debug!(request_id = job.request_id.short(), %error, ?delay, "trying again");
-            self.pause(job, delay).await.map_err(Stopped::Failure)?;
+            let request_id = job.request_id.short();
+            if held {
+                tries.schedule.extend(called.elapsed());
+                tracing::debug!(request_id, %error, "held until the platform takes calls again");
+                continue;
+            }
+            let CallError::Transient { .. } = error else { return Err(Stopped::Call(error)) };
+            let Some(delay) = tries.next_delay() else { return Err(Stopped::Call(error)) };
+            tracing::debug!(request_id, %error, ?delay, "trying again");
+            self.pause(job, delay).await?;
         }
     }
 
-    /// Waits, unless the worker shuts down or nobody waits for the request any more.
-    pub(super) async fn pause(&self, job: &Job<'_>, delay: Duration) -> Result<(), Failure> {
+    /// Waits at the gate, unless the worker shuts down or the request is not ours any more.
+    async fn pass<'a>(
+        &self,
+        job: &Job<'_>,
+        tries: &mut Tries<'a>,
+        kind: Call,
+    ) -> Result<Pass<'a>, Failure> {
+        job.still_ours()?;
         tokio::select! {
-            waited = job.unless_expired(sleep(delay)) => waited,
+            biased;
+            pass = job.while_ours(tries.ticket.pass(kind)) => pass,
             () = self.draining.cancelled() => Err(Failure::Interrupted),
         }
+    }
+
+    /// Waits, unless the worker shuts down or the request is not ours any more.
+    pub(super) async fn pause(&self, job: &Job<'_>, delay: Duration) -> Result<(), Failure> {
+        tokio::select! {
+            waited = job.while_ours(sleep(delay)) => waited,
+            () = self.draining.cancelled() => Err(Failure::Interrupted),
+        }
+    }
+}
+
+impl Tries<'_> {
+    /// A call is to come, most likely.
+    pub(super) fn expect(&mut self, call: Call) {
+        self.ticket.expect(call);
+    }
+
+    /// How long to wait before the next try, or `None` where the budget is spent.
+    pub(super) fn next_delay(&mut self) -> Option<Duration> {
+        self.schedule.next_delay()
+    }
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
     }
 }
 
@@ -84,6 +151,8 @@ impl From<Stopped> for NotMade {
     fn from(stopped: Stopped) -> Self {
         let (failure, bad_token) = match stopped {
             Stopped::Failure(failure) => (failure, false),
+            // Told before a session is asked for, and then another token is.
+            Stopped::Stale => (Failure::Transient("its token is about to end".to_owned()), false),
             Stopped::Call(error) => match error {
                 CallError::Rejected(_) => (Failure::Rejected(error.to_string()), false),
                 CallError::Unauthorized => (Failure::Rejected(error.to_string()), true),

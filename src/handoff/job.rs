@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     cache::Stamp,
@@ -19,6 +19,8 @@ pub struct Job<'a> {
     pub correlation_id: &'a str,
     /// The trace it belongs to.
     pub trace: &'a TraceContext,
+    /// When it goes back to RabbitMQ, should it still be waiting for the platform.
+    pub hold_until: Instant,
 }
 
 /// Why a request was not served this time.
@@ -32,6 +34,9 @@ pub enum Failure {
     Expired,
     /// The worker is shutting down, or has lost RabbitMQ: somebody else shall have it.
     Interrupted,
+    /// It has waited for the platform for as long as RabbitMQ lets it: it goes to the end of the queue,
+    /// and nothing is spent.
+    Postponed,
 }
 
 impl Job<'_> {
@@ -40,21 +45,32 @@ impl Job<'_> {
         Stamp::of(self.request_id.as_str())
     }
 
-    /// Whether somebody waits for it yet.
-    pub(super) fn still_wanted(&self) -> Result<(), Failure> {
-        match self.request.expires_at {
-            Some(end) if SystemTime::now() >= end => Err(Failure::Expired),
+    /// Whether somebody waits for it yet, and we may keep it.
+    pub(super) fn still_ours(&self) -> Result<(), Failure> {
+        match self.left() {
+            (Duration::ZERO, why) => Err(why),
             _ => Ok(()),
         }
     }
 
-    /// Waits for something, but not beyond the time that somebody waits for us.
-    pub(super) async fn unless_expired<T>(
+    /// Waits for something, for as long as it is ours.
+    pub(super) async fn while_ours<T>(
         &self,
         waiting: impl Future<Output = T>,
     ) -> Result<T, Failure> {
-        let Some(end) = self.request.expires_at else { return Ok(waiting.await) };
-        let left: Duration = end.duration_since(SystemTime::now()).unwrap_or_default();
-        timeout(left, waiting).await.map_err(|_| Failure::Expired)
+        let (left, why) = self.left();
+        timeout(left, waiting).await.map_err(|_| why)
+    }
+
+    /// How long it is ours yet, and what it is then.
+    fn left(&self) -> (Duration, Failure) {
+        let hold = (self.hold_until.saturating_duration_since(Instant::now()), Failure::Postponed);
+        match self.request.expires_at {
+            Some(end) => {
+                let wanted = end.duration_since(SystemTime::now()).unwrap_or_default();
+                if wanted <= hold.0 { (wanted, Failure::Expired) } else { hold }
+            }
+            None => hold,
+        }
     }
 }

@@ -16,6 +16,8 @@ use url::Url;
 use super::{
     answer,
     error::{CallError, Transient},
+    gate::{Failed, Gate, Pass, Rate},
+    key::Key,
     link::{encode_component, without_slash},
 };
 use crate::{
@@ -44,7 +46,8 @@ pub struct SessionCall<'a> {
 pub struct Platform {
     http: Client,
     base: String,
-    api_key: HeaderValue,
+    key: Key,
+    gate: Gate,
     token_ttl: Duration,
     timeout: Duration,
     metrics: Arc<Metrics>,
@@ -57,12 +60,16 @@ impl fmt::Debug for Platform {
 }
 
 impl Platform {
-    /// Makes the client. No connection is made yet.
+    /// Makes the client. No connection is made yet. `rate` limits the calls, if they are limited.
     ///
     /// # Errors
     /// When the TLS library cannot be set up, or the key is no header value (which the settings have
     /// checked).
-    pub fn new(settings: &PlatformSettings, metrics: Arc<Metrics>) -> Result<Self, BadClient> {
+    pub fn new(
+        settings: &PlatformSettings,
+        rate: Option<Rate>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BadClient> {
         let mut http = Client::builder()
             .user_agent(concat!("handoff/", env!("CARGO_PKG_VERSION")))
             // A redirect would carry the key, or the person's data, to who knows where.
@@ -74,35 +81,55 @@ impl Platform {
         if bypasses_proxy(&settings.url) {
             http = http.no_proxy();
         }
-        let mut api_key =
-            HeaderValue::from_bytes(settings.api_key.value.expose_secret().as_bytes())
-                .map_err(|_| BadClient("the API key cannot be sent as a header"))?;
-        api_key.set_sensitive(true);
+        let key = Key::new(&settings.api_key)
+            .ok_or(BadClient("the API key cannot be sent as a header"))?;
         Ok(Self {
             http: http
                 .build()
                 .map_err(|_| BadClient("TLS or the system's certificates failed to load"))?,
             base: without_slash(&settings.url).to_owned(),
-            api_key,
+            key,
+            gate: Gate::new(rate),
             token_ttl: settings.token_ttl,
             timeout: settings.timeout,
             metrics,
         })
     }
 
-    /// Asks for a token.
+    /// The gate that every call passes first.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Finds out whether the platform works again while no request is there to do so. Never ends.
+    pub async fn tend(&self) {
+        loop {
+            self.gate.until_forsaken().await;
+            let pass = self.gate.tender().pass(Call::Token).await;
+            if pass.is_probe() {
+                // What it met is noted at the gate.
+                let _ = self.token(pass, &TraceContext::continued(None, None)).await;
+            }
+        }
+    }
+
+    /// Asks for a token. To find out whether the key is good by now, it is read again first.
     ///
     /// # Errors
     /// [`CallError::Transient`] or [`CallError::Refused`].
-    pub async fn token(&self, trace: &TraceContext) -> Result<Token, CallError> {
+    pub async fn token(&self, pass: Pass<'_>, trace: &TraceContext) -> Result<Token, Failed> {
         #[derive(Serialize)]
         struct Body {
             ttl: u64,
         }
+        if pass.is_probe() {
+            self.key.reload().await;
+        }
         let asked_at = SystemTime::now();
         let url = format!("{}/api/device/ephemeral", self.base);
-        let request = self.post(url, self.api_key.clone(), &Body { ttl: self.token_ttl.as_secs() });
-        let token = self.call(Call::Token, request, trace, answer::token).await?;
+        let request = self.post(url, self.key.header(), &Body { ttl: self.token_ttl.as_secs() });
+        let answer = self.call(Call::Token, request, trace, answer::token).await;
+        let token = pass.report(answer)?;
         Ok(Token { value: token.into(), expires_at: asked_at + self.token_ttl })
     }
 
@@ -110,7 +137,12 @@ impl Platform {
     ///
     /// # Errors
     /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
-    pub async fn session(&self, call: SessionCall<'_>, token: &Token) -> Result<String, CallError> {
+    pub async fn session(
+        &self,
+        pass: Pass<'_>,
+        call: SessionCall<'_>,
+        token: &Token,
+    ) -> Result<String, Failed> {
         #[derive(Serialize)]
         struct Body<'a, M> {
             metadata: M,
@@ -120,15 +152,18 @@ impl Platform {
         let SessionCall { request, request_id, trace } = call;
         let workflow = encode_component(&request.workflow_id);
         let url = format!("{}/api/sessions?workflowId={workflow}", self.base);
-        let mut authorization = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
-            .map_err(|_| CallError::broken(Call::Token, "a token that no header can carry"))?;
+        let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
+        else {
+            let error = CallError::broken(Call::Token, "a token that no header can carry");
+            return pass.report(Err(error));
+        };
         authorization.set_sensitive(true);
         let metadata = request.metadata.for_user(&request.user_id);
         let body = Body { metadata, locale: request.locale.as_deref() };
         let http = self
             .post(url, authorization, &body)
             .header("Idempotency-Key", idempotency_key(request_id, token));
-        self.call(Call::Session, http, trace, answer::session_id).await
+        pass.report(self.call(Call::Session, http, trace, answer::session_id).await)
     }
 
     fn post(

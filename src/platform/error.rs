@@ -129,7 +129,8 @@ impl fmt::Display for CallError {
             }
             Self::Refused(status) => write!(
                 f,
-                "the platform refused to give a token (status {}): check the API key and the host",
+                "the platform refused to give a token (status {}): check HANDOFF_IDV_API_KEY (its file \
+                 is read again before each try) and HANDOFF_IDV_URL",
                 status.as_u16()
             ),
         }

@@ -206,6 +206,11 @@ impl Metrics {
         self.broker_connected.set(i64::from(connected));
     }
 
+    /// Platform calls are held back, or not.
+    pub fn platform_paused(&self, paused: bool) {
+        self.platform_paused.set(i64::from(paused));
+    }
+
     /// All metrics in the Prometheus text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();

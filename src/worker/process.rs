@@ -1,6 +1,11 @@
 //! One delivery, from decoding to settling.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -25,6 +30,8 @@ pub(super) struct Processor {
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_message_bytes: usize,
     pub(super) default_workflow: Option<String>,
+    /// How long a request is held while the platform takes no calls.
+    pub(super) hold_limit: Duration,
     /// The grace period is over: whatever is not settled yet is handed back.
     pub(super) overdue: CancellationToken,
 }
@@ -36,6 +43,8 @@ enum Verdict {
     Retry(String, String),
     Fail(FailedReason),
     HandBack,
+    /// Back to the end of the queue, with nothing spent.
+    Postpone,
 }
 
 impl Processor {
@@ -65,7 +74,7 @@ impl Processor {
         };
         let heard = match &verdict {
             Verdict::Served(_) => true,
-            Verdict::Retry(..) | Verdict::HandBack => false,
+            Verdict::Retry(..) | Verdict::HandBack | Verdict::Postpone => false,
             Verdict::Fail(reason) => {
                 match self.tell_failed(reason, &request, &envelope, publisher).await {
                     Ok(heard) => heard,
@@ -96,7 +105,8 @@ impl Processor {
     ) -> Verdict {
         let Envelope { request_id, trace, attempts, .. } = envelope;
         let correlation_id = envelope.correlation_id();
-        let job = Job { request, request_id, correlation_id, trace };
+        let hold_until = Instant::now() + self.hold_limit;
+        let job = Job { request, request_id, correlation_id, trace, hold_until };
         let serving = AssertUnwindSafe(self.handoff.serve(&job, publisher)).catch_unwind();
         let served = tokio::select! {
             served = serving => served,
@@ -105,6 +115,7 @@ impl Processor {
         let why = match served.unwrap_or_else(panicked) {
             Ok(served) => return Verdict::Served(served),
             Err(Failure::Interrupted) => return Verdict::HandBack,
+            Err(Failure::Postponed) => return Verdict::Postpone,
             Err(Failure::Expired) => {
                 let message = "nobody waits any more: `expiresAt` has passed".to_owned();
                 return Verdict::failed(ReasonCode::RequestExpired, message);
@@ -169,6 +180,10 @@ impl Processor {
         let settlement = match verdict {
             Verdict::Served(_) => Settlement::Done,
             Verdict::HandBack => Settlement::HandBack,
+            Verdict::Postpone => {
+                let attempts = envelope.attempts.saturating_sub(1);
+                Settlement::Postpone { tried: Tried { attempts, ..tried } }
+            }
             Verdict::Retry(_, queue) => Settlement::Retry { queue, tried },
             // Nobody waits for an expired request, so nobody would want to replay it either.
             Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {
@@ -195,6 +210,10 @@ impl Processor {
             Verdict::Retry(why, _) => (Outcome::Retried, None, Some(why)),
             Verdict::Fail(reason) => {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
+            }
+            Verdict::Postpone => {
+                let why = "the platform takes no calls";
+                return tracing::info!(request_id, why, "back to the end of the queue");
             }
             Verdict::HandBack => return,
         };

@@ -1,0 +1,283 @@
+//! The gate that every call to the platform passes.
+//!
+//! It is shut while calling is of no use: for as long as the platform asks to be left alone, while it
+//! fails for everyone, while it refuses our key. Then requests are held: they keep their place, spend
+//! no attempt and no call, and one of them at a time finds out whether the platform works again.
+//! `state` has the rules; behind them, `rate` keeps all replicas together within a limit.
+
+mod rate;
+mod shut;
+mod state;
+
+use std::{
+    fmt,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use self::{
+    rate::Leave,
+    state::{Caller, Change, Met, Ruling, State},
+};
+pub use self::{
+    rate::{Granted, Rate, Replicas, Shared},
+    shut::Why,
+};
+use super::error::CallError;
+use crate::session::Call;
+
+/// Calls where no request is there to do so.
+const TENDER: Caller = 0;
+
+/// Decides who may call the platform, and when.
+pub struct Gate {
+    state: Mutex<State>,
+    rate: Option<Rate>,
+    /// Tells those who are held that something may have changed.
+    changed: watch::Sender<()>,
+    held: AtomicUsize,
+}
+
+/// A request on its way to the platform.
+pub struct Ticket<'a> {
+    gate: &'a Gate,
+    caller: Caller,
+    leave: Option<Leave>,
+}
+
+/// A call that brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Why.
+    pub error: CallError,
+    /// Calls are held back now, so this failure says nothing about the request, and is not to be
+    /// counted against it.
+    pub held: bool,
+}
+
+/// The right to make one call. Dropped without a report, it says nothing.
+pub struct Pass<'a> {
+    gate: &'a Gate,
+    caller: Caller,
+    call: Call,
+    probe: bool,
+    reported: bool,
+}
+
+impl Gate {
+    /// Open.
+    pub(super) fn new(rate: Option<Rate>) -> Self {
+        let (state, held) = (Mutex::default(), AtomicUsize::new(0));
+        Self { state, rate, changed: watch::Sender::new(()), held }
+    }
+
+    /// A ticket for the request with this id.
+    pub fn ticket(&self, request_id: &str) -> Ticket<'_> {
+        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, request_id.as_bytes());
+        // Half of the hash tells requests apart well enough.
+        self.ticket_of(id.as_u64_pair().0.max(TENDER + 1))
+    }
+
+    pub(super) fn tender(&self) -> Ticket<'_> {
+        self.ticket_of(TENDER)
+    }
+
+    fn ticket_of(&self, caller: Caller) -> Ticket<'_> {
+        Ticket { gate: self, caller, leave: None }
+    }
+
+    /// Why only a probe can open the gate, if it is so. That the platform asked to wait is no such
+    /// reason.
+    pub fn shut(&self) -> Option<Why> {
+        self.state().shut()
+    }
+
+    /// Whether calls are held back, for whatever reason but the rate.
+    pub fn is_holding(&self) -> bool {
+        let state = self.state();
+        state.shut().is_some() || state.asked_to_wait(Instant::now())
+    }
+
+    /// Waits until the gate is shut and holds no request, so that none would find out when to open it.
+    pub(super) async fn until_forsaken(&self) {
+        let mut changed = self.changed.subscribe();
+        while self.shut().is_none() || self.held.load(Ordering::Relaxed) > 0 {
+            // Never closed: the sender is ours.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Waits until a call would be let through.
+    async fn until_open(&self, caller: Caller, call: Call) {
+        if self.lets_through(caller, call).is_ok() {
+            return;
+        }
+        let _held = (caller != TENDER).then(|| self.hold());
+        let mut changed = self.changed.subscribe();
+        while let Err(until) = self.lets_through(caller, call) {
+            let later = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = later => {}
+            }
+        }
+    }
+
+    /// Until when not, where it is known.
+    fn lets_through(&self, caller: Caller, call: Call) -> Result<(), Option<Instant>> {
+        match self.state().ruling(caller, call, Instant::now()) {
+            Ruling::Go | Ruling::Probe => Ok(()),
+            Ruling::WaitUntil(until) => Err(Some(until)),
+            Ruling::Wait => Err(None),
+        }
+    }
+
+    fn hold(&self) -> Held<'_> {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Held(self)
+    }
+
+    /// The state is whole after every step, so a panic elsewhere does not spoil it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("shut", &self.shut()).finish_non_exhaustive()
+    }
+}
+
+/// A request that is held.
+struct Held<'a>(&'a Gate);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.0.held.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.changed.send_replace(());
+        }
+    }
+}
+
+impl<'a> Ticket<'a> {
+    /// Asks for leave to make a call soon, so that it need not be waited for then. Where it is not
+    /// used, somebody else has it.
+    pub fn expect(&mut self, call: Call) {
+        if self.leave.is_none() {
+            self.leave = self.gate.rate.as_ref().map(|rate| rate.ask(call));
+        }
+    }
+
+    /// Waits until a call may be made.
+    pub async fn pass(&mut self, call: Call) -> Pass<'a> {
+        let (gate, caller) = (self.gate, self.caller);
+        loop {
+            gate.until_open(caller, call).await;
+            self.expect(call);
+            if let Some(leave) = &mut self.leave {
+                leave.granted().await;
+            }
+            // It may have been shut meanwhile.
+            let (mut state, now) = (gate.state(), Instant::now());
+            let ruling = state.ruling(caller, call, now);
+            if let Ruling::Go | Ruling::Probe = ruling {
+                state.enter(caller, ruling, now);
+                if let Some(leave) = self.leave.take() {
+                    leave.used();
+                }
+                let probe = ruling == Ruling::Probe;
+                return Pass { gate, caller, call, probe, reported: false };
+            }
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if self.gate.state().left(self.caller) {
+            self.gate.changed.send_replace(());
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Whether this call is to find out if the platform works again.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe
+    }
+
+    /// Reports what the call met.
+    pub(super) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, Failed> {
+        self.reported = true;
+        let met = met(&answer);
+        let (change, held) = {
+            let (mut state, now) = (self.gate.state(), Instant::now());
+            let change = state.report(self.caller, self.call, met, now);
+            (change, state.holds(self.call, now))
+        };
+        tell(met, change, answer.as_ref().err());
+        if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
+            self.gate.changed.send_replace(());
+        }
+        answer.map_err(|error| Failed { held: held && met != Met::Life, error })
+    }
+}
+
+fn tell(met: Met, change: Option<Change>, error: Option<&CallError>) {
+    // There is one, but for the change that a good answer brings.
+    let error = error.map(tracing::field::display);
+    if let Met::Later(wait) = met {
+        let seconds = wait.as_secs();
+        tracing::info!(seconds, "the platform asks to be left alone; requests are held");
+    }
+    match change {
+        Some(Change::Shut(Why::Down(_))) => {
+            tracing::error!(error, "the platform fails for everyone; requests are held");
+        }
+        Some(Change::Shut(Why::Refused)) => {
+            tracing::error!(error, "the platform gives no tokens; requests are held");
+        }
+        Some(Change::Opened) => tracing::info!("the platform answers again; requests go on"),
+        Some(Change::Doubted) => {
+            tracing::info!(error, "the platform fails for one request alone; requests go on");
+        }
+        None => {}
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.gate.state().abandoned();
+            self.gate.changed.send_replace(());
+        }
+    }
+}
+
+fn met<T>(answer: &Result<T, CallError>) -> Met {
+    match answer {
+        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => Met::Life,
+        Err(CallError::Refused(_)) => Met::Refusal,
+        Err(CallError::Transient { retry_after: Some(wait), .. }) if *wait > Duration::ZERO => {
+            Met::Later(*wait)
+        }
+        Err(CallError::Transient { .. }) => Met::Failure,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! The limit that all replicas keep together.
+//!
+//! Leave for a call comes from a bucket that the replicas share, asked by one task for all that wait.
+//! While the bucket cannot be reached, each replica keeps to its own share. Who has a token goes before
+//! who wants one: better some people served than all half-way.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{config::RateLimit, session::Call};
+
+/// Leave that is older is asked for anew, so that what was granted in one window is not used in the
+/// next.
+const FRESH: Duration = Duration::from_millis(500);
+/// Longest time until the shared bucket is asked again: it may be back, or hold more than it said.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// What a replica on its own may make up for after having been held up.
+const CATCH_UP: Duration = Duration::from_millis(20);
+
+/// What the shared bucket gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Calls that may be made now.
+    pub calls: u32,
+    /// Time until there is leave for the next.
+    pub wait: Duration,
+}
+
+/// The bucket that all replicas share: grants up to so many calls, takes them back where the number is
+/// negative. `None` while it cannot be reached.
+pub type Shared = Box<dyn Fn(i64) -> BoxFuture<'static, Option<Granted>> + Send + Sync>;
+
+/// How many replicas there are, as was last heard: at least this one.
+#[derive(Debug, Default)]
+pub struct Replicas {
+    count: AtomicU32,
+    wanted: AtomicBool,
+}
+
+impl Replicas {
+    /// There are so many now.
+    pub fn set(&self, count: u32) {
+        self.count.store(count, Ordering::Relaxed);
+    }
+
+    /// Whether anybody has asked since this was last called.
+    pub fn are_wanted(&self) -> bool {
+        self.wanted.swap(false, Ordering::Relaxed)
+    }
+
+    fn get(&self) -> u32 {
+        self.wanted.store(true, Ordering::Relaxed);
+        self.count.load(Ordering::Relaxed).max(1)
+    }
+}
+
+/// Gives leave for calls, within the limit.
+pub struct Rate {
+    desk: Arc<Desk>,
+    _clerk: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct Desk {
+    waiting: Mutex<Waiting>,
+    asked: Notify,
+    returned: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// In the order they are served: those that have a token first.
+    sessions: VecDeque<oneshot::Sender<Instant>>,
+    tokens: VecDeque<oneshot::Sender<Instant>>,
+    /// Leave that was granted and not used.
+    unused: u32,
+}
+
+/// Leave for one call: asked for, granted, and then used, or else given back.
+pub(super) struct Leave {
+    desk: Arc<Desk>,
+    call: Call,
+    asked: Option<oneshot::Receiver<Instant>>,
+    granted: Option<Instant>,
+}
+
+impl Rate {
+    /// Starts to serve those who will ask.
+    pub fn new(limit: RateLimit, shared: Shared, replicas: Arc<Replicas>) -> Self {
+        let desk = Arc::new(Desk::default());
+        let share = Share { every: limit.per / limit.count, replicas, next: None };
+        let clerk = tokio::spawn(serve(Arc::clone(&desk), shared, share));
+        Self { desk, _clerk: AbortOnDropHandle::new(clerk) }
+    }
+
+    /// Asks for leave.
+    pub(super) fn ask(&self, call: Call) -> Leave {
+        Leave { desk: Arc::clone(&self.desk), call, asked: None, granted: None }.queue()
+    }
+}
+
+impl Leave {
+    fn queue(mut self) -> Self {
+        self.asked = Some(self.desk.queue(self.call));
+        self
+    }
+
+    /// Waits until leave is granted.
+    pub(super) async fn granted(&mut self) {
+        loop {
+            if let Some(asked) = &mut self.asked {
+                // The desk lives as long as the worker; should it go all the same, nobody limits.
+                self.granted = Some(asked.await.unwrap_or_else(|_| Instant::now()));
+                self.asked = None;
+            }
+            match self.granted.is_some_and(|granted| granted.elapsed() < FRESH) {
+                true => return,
+                false => {
+                    self.give_back();
+                    self.asked = Some(self.desk.queue(self.call));
+                }
+            }
+        }
+    }
+
+    /// The call is made.
+    pub(super) fn used(mut self) {
+        self.granted = None;
+        self.asked = None;
+    }
+
+    fn give_back(&mut self) {
+        let late = self.asked.take().and_then(|mut asked| asked.try_recv().ok());
+        if self.granted.take().or(late).is_some() {
+            self.desk.waiting().unused += 1;
+            self.desk.asked.notify_one();
+            self.desk.returned.notify_one();
+        }
+    }
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Desk {
+    fn queue(&self, call: Call) -> oneshot::Receiver<Instant> {
+        let (grant, asked) = oneshot::channel();
+        let mut waiting = self.waiting();
+        match call {
+            Call::Session => waiting.sessions.push_back(grant),
+            Call::Token => waiting.tokens.push_back(grant),
+        }
+        self.asked.notify_one();
+        asked
+    }
+
+    /// Whole after every step, so a panic elsewhere does not spoil it.
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// How many wait: those who have gone are forgotten.
+    fn count(&mut self) -> u32 {
+        for queue in [&mut self.sessions, &mut self.tokens] {
+            queue.retain(|grant| !grant.is_closed());
+        }
+        u32::try_from(self.sessions.len() + self.tokens.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Grants so many calls to those who wait; what is left over is unused.
+    fn grant(&mut self, mut calls: u32) {
+        while calls > 0 {
+            let Some(next) = self.sessions.pop_front().or_else(|| self.tokens.pop_front()) else {
+                break;
+            };
+            calls -= u32::from(next.send(Instant::now()).is_ok());
+        }
+        self.unused += calls;
+    }
+}
+
+/// Serves those who wait. Never ends.
+async fn serve(desk: Arc<Desk>, shared: Shared, mut share: Share) {
+    loop {
+        let (wanted, unused) = {
+            let mut waiting = desk.waiting();
+            let unused = std::mem::take(&mut waiting.unused);
+            waiting.grant(unused);
+            let unused = std::mem::take(&mut waiting.unused);
+            (waiting.count(), unused)
+        };
+        if unused > 0 {
+            // Lost if it cannot be reached, and then fewer calls are made than might be.
+            let _ = shared(-i64::from(unused)).await;
+        }
+        if wanted == 0 {
+            desk.asked.notified().await;
+            continue;
+        }
+        let granted = match shared(wanted.into()).await {
+            Some(granted) => {
+                share.next = None;
+                granted
+            }
+            None => share.take(wanted, Instant::now()),
+        };
+        desk.waiting().grant(granted.calls);
+        if granted.calls < wanted {
+            let pause = granted.wait.clamp(Duration::from_millis(1), LONGEST_PAUSE);
+            // What is given back meanwhile is for those who wait.
+            let _ = timeout(pause, desk.returned.notified()).await;
+        }
+    }
+}
+
+/// What one replica may do on its own.
+struct Share {
+    /// All replicas together.
+    every: Duration,
+    replicas: Arc<Replicas>,
+    /// When the next call may be made. `None`: not on its own yet. It then begins with nothing, since
+    /// what there was may have been used up together.
+    next: Option<Instant>,
+}
+
+impl Share {
+    fn take(&mut self, wanted: u32, now: Instant) -> Granted {
+        let every = (self.every * self.replicas.get()).max(Duration::from_nanos(1));
+        let mut next = self.next.unwrap_or(now + every).max(now - CATCH_UP);
+        let mut calls = 0;
+        while calls < wanted && next <= now {
+            calls += 1;
+            next += every;
+        }
+        self.next = Some(next);
+        Granted { calls, wait: next.saturating_duration_since(now) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

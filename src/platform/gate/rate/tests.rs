@@ -1,0 +1,117 @@
+use std::sync::atomic::AtomicI64;
+
+use super::*;
+
+const LIMIT: RateLimit = RateLimit { count: 10, per: Duration::from_secs(1) };
+
+/// A shared bucket that holds so many calls, and is away while it holds none below zero.
+fn bucket(left: &Arc<AtomicI64>) -> Shared {
+    let left = Arc::clone(left);
+    Box::new(move |wanted| {
+        let left = Arc::clone(&left);
+        Box::pin(async move {
+            let had = left.load(Ordering::Relaxed);
+            if had < 0 {
+                return None;
+            }
+            let calls = wanted.min(had);
+            left.fetch_sub(calls, Ordering::Relaxed);
+            Some(Granted { calls: calls.max(0) as u32, wait: Duration::from_millis(100) })
+        })
+    })
+}
+
+fn rate(left: &Arc<AtomicI64>, replicas: u32) -> Rate {
+    let count = Arc::new(Replicas::default());
+    count.set(replicas);
+    Rate::new(LIMIT, bucket(left), count)
+}
+
+/// How many of those who wait at once have leave within a time.
+async fn granted_within(rate: &Rate, wanted: usize, time: Duration) -> usize {
+    let mut granted = 0;
+    let _ = timeout(time, async {
+        for _ in 0..wanted {
+            let mut leave = rate.ask(Call::Token);
+            leave.granted().await;
+            leave.used();
+            granted += 1;
+        }
+    })
+    .await;
+    granted
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_comes_from_the_bucket_that_all_share() {
+    let left = Arc::new(AtomicI64::new(3));
+    let rate = rate(&left, 1);
+    assert_eq!(granted_within(&rate, 5, Duration::from_secs(60)).await, 3);
+    left.store(2, Ordering::Relaxed);
+    assert_eq!(granted_within(&rate, 5, Duration::from_secs(60)).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_its_own_a_replica_keeps_to_its_share() {
+    let left = Arc::new(AtomicI64::new(-1));
+    let alone = rate(&left, 1);
+    assert!((99..=102).contains(&granted_within(&alone, 1_000, Duration::from_secs(10)).await));
+    let one_of_four = rate(&left, 4);
+    assert!(
+        (24..=27).contains(&granted_within(&one_of_four, 1_000, Duration::from_secs(10)).await)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_on_its_own_begins_with_nothing_and_saves_nothing_up() {
+    let left = Arc::new(AtomicI64::new(-1));
+    let rate = rate(&left, 1);
+    assert_eq!(granted_within(&rate, 5, Duration::from_millis(90)).await, 0);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(granted_within(&rate, 1_000, Duration::from_millis(90)).await <= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_a_token_goes_first() {
+    let left = Arc::new(AtomicI64::new(0));
+    let rate = rate(&left, 1);
+    let mut token = rate.ask(Call::Token);
+    let mut session = rate.ask(Call::Session);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    left.store(1, Ordering::Relaxed);
+    session.granted().await;
+    session.used();
+    assert!(timeout(Duration::from_secs(5), token.granted()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_that_is_not_used_goes_to_somebody_else_or_back() {
+    let left = Arc::new(AtomicI64::new(1));
+    let rate = rate(&left, 1);
+    let mut first = rate.ask(Call::Token);
+    first.granted().await;
+    let mut second = rate.ask(Call::Token);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    drop(first);
+    second.granted().await;
+    // Granted and never looked at is the same.
+    drop(second);
+    let third = rate.ask(Call::Session);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(third);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(left.load(Ordering::Relaxed), 1, "the bucket has it again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_grows_stale() {
+    let left = Arc::new(AtomicI64::new(1));
+    let rate = rate(&left, 1);
+    let mut early = rate.ask(Call::Token);
+    early.granted().await;
+    tokio::time::sleep(FRESH * 2).await;
+    // It is given back, and asked for anew.
+    early.granted().await;
+    early.used();
+    assert_eq!(left.load(Ordering::Relaxed), 0);
+}

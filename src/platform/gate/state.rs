@@ -1,0 +1,219 @@
+//! Who may call, decided from what the last calls met. No clock of its own, no waiting: just rules.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::Instant;
+
+use super::shut::{Shut, Why};
+use crate::session::Call;
+
+/// Failures in a row after which the platform counts as down …
+const FAILURES: u32 = 5;
+/// … if they are those of so many requests: one that always fails proves nothing.
+const REQUESTS: usize = 3;
+/// Failures this far apart are no row: with so little to do, they may well be one request's.
+const ROW_ENDS: Duration = Duration::from_secs(60);
+
+/// Calls at once while nothing shows that the platform answers: when it does not, few have asked in
+/// vain.
+const UNPROVEN: u32 = 4;
+/// So many more with each good answer …
+const GROWTH: u32 = 2;
+/// … up to so many, which are proof enough to call freely …
+const PROOF: u32 = 4;
+/// … until there has been nothing to call for this long.
+const PROOF_ENDS: Duration = Duration::from_millis(100);
+
+/// Who calls: a number for the request, the same whenever it is delivered.
+pub(super) type Caller = u64;
+
+/// What a call met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// A platform that works, whatever it thinks of the request.
+    Life,
+    /// A failure that may pass.
+    Failure,
+    /// The wish to be left alone for a while.
+    Later(Duration),
+    /// A refusal that is not about the request.
+    Refusal,
+}
+
+/// The answer to whoever wants to call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ruling {
+    Go,
+    /// Go as one that finds out whether the platform works again.
+    Probe,
+    /// Not before then.
+    WaitUntil(Instant),
+    /// Not before something changes.
+    Wait,
+}
+
+/// What a report changed, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Shut(Why),
+    Opened,
+    /// It fails for one request alone, as it seems: the others go on.
+    Doubted,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    later_until: Option<Instant>,
+    shut: Option<Shut>,
+    /// By call: one may work while the other does not.
+    rows: [Row; 2],
+    under_way: u32,
+    /// Good answers that vouch for the next, and the latest.
+    proof: u32,
+    last_good: Option<Instant>,
+}
+
+/// Failures without a success between.
+#[derive(Default)]
+struct Row {
+    failures: u32,
+    callers: HashSet<Caller>,
+    last: Option<Instant>,
+}
+
+impl State {
+    /// Why only a probe can open the gate, if it is so.
+    pub(super) fn shut(&self) -> Option<Why> {
+        self.shut.as_ref().map(Shut::why)
+    }
+
+    /// Whether the platform has asked to be left alone until later than now.
+    pub(super) fn asked_to_wait(&self, now: Instant) -> bool {
+        self.later_until.is_some_and(|until| until > now)
+    }
+
+    /// Whether such a call is held back, for whatever reason but a window that is full.
+    pub(super) fn holds(&self, call: Call, now: Instant) -> bool {
+        self.asked_to_wait(now) || self.shut.as_ref().is_some_and(|shut| shut.holds(call))
+    }
+
+    /// What somebody who wants to call has to do.
+    pub(super) fn ruling(&self, caller: Caller, call: Call, now: Instant) -> Ruling {
+        if let Some(until) = self.later_until.filter(|until| *until > now) {
+            return Ruling::WaitUntil(until);
+        }
+        match &self.shut {
+            Some(shut) if shut.holds(call) => shut.ruling(caller, now),
+            _ if self.under_way < self.window(now) => Ruling::Go,
+            _ => Ruling::Wait,
+        }
+    }
+
+    /// A call goes on its way, as ruled: with `Go` or as a `Probe`.
+    pub(super) fn enter(&mut self, caller: Caller, ruling: Ruling, now: Instant) {
+        if self.is_idle(now) {
+            self.proof = 0;
+        }
+        self.under_way += 1;
+        if let (Ruling::Probe, Some(shut)) = (ruling, &mut self.shut) {
+            shut.probes(caller, now);
+        }
+    }
+
+    /// A call that went has ended without an answer that says anything.
+    pub(super) fn abandoned(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+    }
+
+    /// A call that went has met this.
+    pub(super) fn report(
+        &mut self,
+        caller: Caller,
+        call: Call,
+        met: Met,
+        now: Instant,
+    ) -> Option<Change> {
+        self.abandoned();
+        match met {
+            Met::Life => self.life(caller, call, now),
+            Met::Later(wait) => {
+                self.later_until = self.later_until.max(Some(now + wait));
+                self.proof = 0;
+                self.left(caller);
+                None
+            }
+            Met::Failure => self.failure(caller, call, now),
+            Met::Refusal => self.refusal(caller, now),
+        }
+    }
+
+    /// A request is done with, or gives up: should it have been a probe, somebody else may be it.
+    /// Whether it was.
+    pub(super) fn left(&mut self, caller: Caller) -> bool {
+        self.shut.as_mut().is_some_and(|shut| shut.left(caller))
+    }
+
+    /// Calls that may be under way at once.
+    fn window(&self, now: Instant) -> u32 {
+        let proof = if self.is_idle(now) { 0 } else { self.proof };
+        if proof >= PROOF {
+            return u32::MAX;
+        }
+        // No more than would make a row of failures complete.
+        let failures = self.rows.iter().map(|row| row.failures).max().unwrap_or_default();
+        let left = FAILURES.saturating_sub(failures).max(1);
+        (UNPROVEN + GROWTH * proof).min(if failures > 0 { left } else { u32::MAX })
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.under_way == 0 && self.last_good.is_none_or(|last| now - last > PROOF_ENDS)
+    }
+
+    fn life(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+        self.last_good = Some(now);
+        self.proof = self.proof.saturating_add(1);
+        self.rows[call as usize] = Row::default();
+        if call == Call::Session {
+            // Who makes sessions has given tokens.
+            self.rows = Default::default();
+        }
+        self.shut.take_if(|shut| shut.is_opened_by(caller, call)).map(|_| Change::Opened)
+    }
+
+    fn failure(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+        if let Some(shut) = &mut self.shut {
+            // Where it is always the same one that fails, the platform may be well: it is tried anew.
+            let alone = shut.failed(caller);
+            return self.shut.take_if(|_| alone).map(|_| Change::Doubted);
+        }
+        let row = &mut self.rows[call as usize];
+        if row.last.is_some_and(|last| now - last > ROW_ENDS) {
+            *row = Row::default();
+        }
+        row.last = Some(now);
+        row.failures = row.failures.saturating_add(1);
+        if row.callers.len() < REQUESTS {
+            row.callers.insert(caller);
+        }
+        let down = row.failures >= FAILURES && row.callers.len() >= REQUESTS;
+        down.then(|| self.shut_for(Why::Down(call), now))
+    }
+
+    fn refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
+        match &mut self.shut {
+            Some(shut) if shut.why() == Why::Refused => {
+                shut.failed(caller);
+                None
+            }
+            // It is up again, then, but refuses us.
+            _ => Some(self.shut_for(Why::Refused, now)),
+        }
+    }
+
+    fn shut_for(&mut self, why: Why, now: Instant) -> Change {
+        self.rows = Default::default();
+        self.proof = 0;
+        self.shut = Some(Shut::new(why, now));
+        Change::Shut(why)
+    }
+}
