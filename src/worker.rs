@@ -28,8 +28,6 @@ use crate::{
 const CACHE_WARM_UP: Duration = Duration::from_secs(1);
 /// A connection that lasted this long was no failure to connect.
 const STEADY: Duration = Duration::from_secs(1);
-/// How often the replicas are counted while it matters.
-const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -218,10 +216,7 @@ impl Run {
             if let Ok(consumers) = headcount.take().await {
                 replicas.set(consumers);
             }
-            sleep(COUNT_EVERY).await;
-            while !replicas.are_wanted() {
-                sleep(COUNT_EVERY).await;
-            }
+            replicas.wanted().await;
         }
     }
 

@@ -105,7 +105,8 @@ impl Platform {
     pub async fn tend(&self) {
         loop {
             self.gate.until_forsaken().await;
-            let pass = self.gate.tender().pass(Call::Token).await;
+            let mut tender = self.gate.tender();
+            let pass = tender.pass(Call::Token).await;
             if pass.is_probe() {
                 // What it met is noted at the gate.
                 let _ = self.token(pass, &TraceContext::continued(None, None)).await;

@@ -21,4 +21,6 @@ mod configuration;
 mod dependencies;
 mod hostile;
 mod outcomes;
+mod pausing;
+mod rate;
 mod shutdown;

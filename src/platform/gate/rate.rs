@@ -6,10 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -30,6 +27,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a replica on its own may make up for after having been held up.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
+/// How old a count of the replicas may be before another is asked for, how old it may be at all, and
+/// how long it is waited for.
+const RECOUNT: Duration = Duration::from_secs(1);
+const COUNT_LIMIT: Duration = Duration::from_secs(3);
+const COUNT_WAIT: Duration = Duration::from_millis(20);
+
 /// What the shared bucket gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granted {
@@ -43,27 +46,47 @@ pub struct Granted {
 /// negative. `None` while it cannot be reached.
 pub type Shared = Box<dyn Fn(i64) -> BoxFuture<'static, Option<Granted>> + Send + Sync>;
 
-/// How many replicas there are, as was last heard: at least this one.
+/// How many replicas there are, by the last count: at least this one.
 #[derive(Debug, Default)]
 pub struct Replicas {
-    count: AtomicU32,
-    wanted: AtomicBool,
+    count: Mutex<Count>,
+    wanted: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    replicas: u32,
+    at: Option<Instant>,
+    /// Since when a new count is waited for.
+    wanted_since: Option<Instant>,
 }
 
 impl Replicas {
     /// There are so many now.
-    pub fn set(&self, count: u32) {
-        self.count.store(count, Ordering::Relaxed);
+    pub fn set(&self, replicas: u32) {
+        *self.count() = Count { replicas, at: Some(Instant::now()), wanted_since: None };
     }
 
-    /// Whether anybody has asked since this was last called.
-    pub fn are_wanted(&self) -> bool {
-        self.wanted.swap(false, Ordering::Relaxed)
+    /// Waits until somebody wants to know.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 
-    fn get(&self) -> u32 {
-        self.wanted.store(true, Ordering::Relaxed);
-        self.count.load(Ordering::Relaxed).max(1)
+    /// `None` while it is worth waiting for a new count.
+    fn get(&self, now: Instant) -> Option<u32> {
+        let mut count = self.count();
+        let age = count.at.map(|at| now - at);
+        if age.is_none_or(|age| age > RECOUNT) {
+            count.wanted_since.get_or_insert(now);
+            self.wanted.notify_one();
+        }
+        let in_vain = count.wanted_since.is_some_and(|since| now - since > COUNT_LIMIT);
+        let known = in_vain || age.is_some_and(|age| age <= COUNT_LIMIT);
+        known.then_some(count.replicas.max(1))
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -243,7 +266,10 @@ struct Share {
 
 impl Share {
     fn take(&mut self, wanted: u32, now: Instant) -> Granted {
-        let every = (self.every * self.replicas.get()).max(Duration::from_nanos(1));
+        let Some(replicas) = self.replicas.get(now) else {
+            return Granted { calls: 0, wait: COUNT_WAIT };
+        };
+        let every = (self.every * replicas).max(Duration::from_nanos(1));
         let mut next = self.next.unwrap_or(now + every).max(now - CATCH_UP);
         let mut calls = 0;
         while calls < wanted && next <= now {

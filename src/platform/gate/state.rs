@@ -23,6 +23,8 @@ const GROWTH: u32 = 2;
 const PROOF: u32 = 4;
 /// … until there has been nothing to call for this long.
 const PROOF_ENDS: Duration = Duration::from_millis(100);
+/// A platform that says nothing at all for this long is slow, rather than away: then all may call.
+const SLOW: Duration = Duration::from_millis(500);
 
 /// Who calls: a number for the request, the same whenever it is delivered.
 pub(super) type Caller = u64;
@@ -46,7 +48,7 @@ pub(super) enum Ruling {
     Go,
     /// Go as one that finds out whether the platform works again.
     Probe,
-    /// Not before then.
+    /// Not before then, or something changes.
     WaitUntil(Instant),
     /// Not before something changes.
     Wait,
@@ -71,6 +73,8 @@ pub(super) struct State {
     /// Good answers that vouch for the next, and the latest.
     proof: u32,
     last_good: Option<Instant>,
+    /// Since when calls are under way and none has been answered.
+    silent_since: Option<Instant>,
 }
 
 /// Failures without a success between.
@@ -105,7 +109,10 @@ impl State {
         match &self.shut {
             Some(shut) if shut.holds(call) => shut.ruling(caller, now),
             _ if self.under_way < self.window(now) => Ruling::Go,
-            _ => Ruling::Wait,
+            _ => match self.silent_since {
+                Some(since) if self.failures() == 0 => Ruling::WaitUntil(since + SLOW),
+                _ => Ruling::Wait,
+            },
         }
     }
 
@@ -115,6 +122,7 @@ impl State {
             self.proof = 0;
         }
         self.under_way += 1;
+        self.silent_since.get_or_insert(now);
         if let (Ruling::Probe, Some(shut)) = (ruling, &mut self.shut) {
             shut.probes(caller, now);
         }
@@ -123,6 +131,9 @@ impl State {
     /// A call that went has ended without an answer that says anything.
     pub(super) fn abandoned(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
+        if self.under_way == 0 {
+            self.silent_since = None;
+        }
     }
 
     /// A call that went has met this.
@@ -134,6 +145,7 @@ impl State {
         now: Instant,
     ) -> Option<Change> {
         self.abandoned();
+        self.silent_since = (self.under_way > 0).then_some(now);
         match met {
             Met::Life => self.life(caller, call, now),
             Met::Later(wait) => {
@@ -156,13 +168,19 @@ impl State {
     /// Calls that may be under way at once.
     fn window(&self, now: Instant) -> u32 {
         let proof = if self.is_idle(now) { 0 } else { self.proof };
-        if proof >= PROOF {
-            return u32::MAX;
+        let slow = self.silent_since.is_some_and(|since| now - since >= SLOW);
+        match self.failures() {
+            _ if proof >= PROOF => u32::MAX,
+            0 if slow => u32::MAX,
+            0 => UNPROVEN + GROWTH * proof,
+            // No more than would make the row complete.
+            failures => FAILURES.saturating_sub(failures).clamp(1, UNPROVEN),
         }
-        // No more than would make a row of failures complete.
-        let failures = self.rows.iter().map(|row| row.failures).max().unwrap_or_default();
-        let left = FAILURES.saturating_sub(failures).max(1);
-        (UNPROVEN + GROWTH * proof).min(if failures > 0 { left } else { u32::MAX })
+    }
+
+    /// Of the call that fails most.
+    fn failures(&self) -> u32 {
+        self.rows.iter().map(|row| row.failures).max().unwrap_or_default()
     }
 
     fn is_idle(&self, now: Instant) -> bool {

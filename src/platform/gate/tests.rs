@@ -260,6 +260,17 @@ fn few_call_before_anybody_has_been_answered() {
 }
 
 #[test]
+fn a_platform_that_is_slow_to_answer_is_called_by_all() {
+    let mut gate = Scene::new();
+    let went = (1..=100).filter(|caller| gate.enters(*caller, Token)).count();
+    assert_eq!(went, 4);
+    assert!(!gate.later(400).enters(5, Token));
+    assert_eq!(gate.ruling(5, Token), Ruling::WaitUntil(gate.now + Duration::from_millis(100)));
+    let went = (5..=100).filter(|caller| gate.later(100).enters(*caller, Token)).count();
+    assert_eq!(went, 96);
+}
+
+#[test]
 fn an_outage_from_the_start_costs_as_many_calls_as_it_takes_to_notice() {
     let mut gate = Scene::new();
     let mut calls = 0;

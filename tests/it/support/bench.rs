@@ -79,6 +79,20 @@ impl Bench {
         self
     }
 
+    /// The settings as a worker in this process takes them.
+    pub fn in_process(&self) -> handoff::config::Settings {
+        use clap::{Args, FromArgMatches};
+        let flags = self.settings.iter().map(|(name, value)| {
+            let flag = name.trim_start_matches("HANDOFF_").to_lowercase().replace('_', "-");
+            format!("--{flag}={value}")
+        });
+        let command = handoff::config::RunSettings::augment_args(clap::Command::new("run"));
+        let flags = std::iter::once("run".to_owned()).chain(flags);
+        let matches = command.try_get_matches_from(flags).unwrap();
+        let given = handoff::config::RunSettings::from_arg_matches(&matches).unwrap();
+        handoff::config::Settings::read(&given).unwrap()
+    }
+
     /// A worker that consumes.
     pub async fn worker(&self) -> Worker {
         Worker::consuming(&self.settings).await

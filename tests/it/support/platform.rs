@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -29,6 +29,8 @@ pub struct Call {
     pub body: Value,
     /// How many calls of the same kind came before it.
     pub nth: usize,
+    /// When it came.
+    pub at: Instant,
 }
 
 impl Call {
@@ -182,6 +184,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         headers: parts.headers,
         body: serde_json::from_slice(&body).unwrap(),
         nth: 0,
+        at: Instant::now(),
     };
     let answer = {
         let mut calls = shared.calls.lock().unwrap();

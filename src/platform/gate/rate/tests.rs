@@ -1,4 +1,4 @@
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::*;
 
@@ -22,9 +22,15 @@ fn bucket(left: &Arc<AtomicI64>) -> Shared {
 }
 
 fn rate(left: &Arc<AtomicI64>, replicas: u32) -> Rate {
-    let count = Arc::new(Replicas::default());
-    count.set(replicas);
-    Rate::new(LIMIT, bucket(left), count)
+    let counted = Arc::new(Replicas::default());
+    let count = Arc::clone(&counted);
+    tokio::spawn(async move {
+        loop {
+            count.wanted().await;
+            count.set(replicas);
+        }
+    });
+    Rate::new(LIMIT, bucket(left), counted)
 }
 
 /// How many of those who wait at once have leave within a time.
@@ -69,6 +75,18 @@ async fn a_replica_on_its_own_begins_with_nothing_and_saves_nothing_up() {
     assert_eq!(granted_within(&rate, 5, Duration::from_millis(90)).await, 0);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(granted_within(&rate, 1_000, Duration::from_millis(90)).await <= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_share_is_not_reckoned_by_an_old_count() {
+    let left = Arc::new(AtomicI64::new(-1));
+    let replicas = Arc::new(Replicas::default());
+    replicas.set(1);
+    let rate = Rate::new(LIMIT, bucket(&left), Arc::clone(&replicas));
+    tokio::time::sleep(COUNT_LIMIT * 2).await;
+    // Nobody counts: for a while that is waited for, then the old count has to do.
+    assert_eq!(granted_within(&rate, 10, COUNT_LIMIT).await, 0);
+    assert!(granted_within(&rate, 10, Duration::from_secs(2)).await > 5);
 }
 
 #[tokio::test(start_paused = true)]

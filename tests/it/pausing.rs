@@ -1,0 +1,308 @@
+//! The gate: what happens while calling the platform is of no use.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use lapin::{BasicProperties, types::AMQPValue};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    Answer, Bench, Platform, TempFile, Worker,
+    platform::{API_KEY, Call, held, well},
+    rabbit::{table, text},
+    until,
+};
+
+const PAUSED: &str = "handoff_platform_paused";
+const DOWN: &str = "the platform fails for everyone; requests are held";
+const REFUSED: &str = "the platform gives no tokens; requests are held";
+const BACK: &str = "the platform answers again; requests go on";
+
+fn away(_: &Call) -> Answer {
+    Answer::status(503)
+}
+
+async fn publish(bench: &Bench, from: usize, count: usize) {
+    for n in from..from + count {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+}
+
+/// The requests that so many events are about, each `handoff.ready`.
+async fn served(bench: &mut Bench, count: usize) -> HashSet<String> {
+    let events = bench.rabbit.events(count).await;
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    events.iter().map(|event| event.data()["requestId"].to_string()).collect()
+}
+
+async fn readiness(worker: &Worker) -> (u16, Value) {
+    let (status, page) = worker.page("/readyz").await;
+    (status, serde_json::from_str::<Value>(&page).unwrap()["failing"].clone())
+}
+
+/// Nothing went to a retry queue or the dead queue.
+async fn assert_unspent(bench: &Bench, worker: &Worker) {
+    for outcome in ["retried", "failed"] {
+        let series = format!("handoff_requests_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(worker.metric(&series).await, 0.0, "{outcome}");
+    }
+    let dead = format!("{}.dead", bench.rabbit.queue);
+    assert_eq!(bench.rabbit.depth(&dead).await, 0);
+    assert!(worker.lines("request finished").iter().all(|line| line["attempt"] == 1));
+}
+
+#[tokio::test]
+async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
+    let mut bench = Bench::with(Platform::scripted(away).await).await;
+    bench.set("RETRY_BUDGET", "2s");
+    let workers = [bench.worker().await, bench.worker().await];
+    publish(&bench, 0, 300).await;
+    let began = Instant::now();
+    for worker in &workers {
+        worker.logged(DOWN).await;
+        assert_eq!(readiness(worker).await, (503, json!(["platform"])));
+        assert_eq!(worker.metric(PAUSED).await, 1.0);
+    }
+    // Five calls open a breaker; then one probe after 0.75 s, one 1.5 s later, and one every 2.9 s.
+    bench.platform.called(2 * 8).await;
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(4), "{took:?}");
+    bench.platform.now(well);
+    let back = Instant::now();
+    bench.rabbit.event().await;
+    assert!(back.elapsed() < Duration::from_secs(4), "{:?}", back.elapsed());
+    assert_eq!(served(&mut bench, 299).await.len(), 299);
+    assert_eq!(bench.platform.session_calls().len(), 300);
+    for worker in &workers {
+        assert_unspent(&bench, worker).await;
+        assert_eq!((worker.lines(DOWN).len(), worker.lines(BACK).len()), (1, 1));
+        assert_eq!(readiness(worker).await, (200, Value::Null));
+        assert_eq!(worker.metric(PAUSED).await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn sessions_that_fail_for_everyone_are_an_outage_and_keep_their_tokens() {
+    let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_BUDGET", "1s").set("CONCURRENCY", "8");
+    let worker = bench.worker().await;
+    publish(&bench, 0, 8).await;
+    worker.logged(DOWN).await;
+    bench.platform.now(well);
+    assert_eq!(served(&mut bench, 8).await.len(), 8);
+    assert_eq!(bench.platform.token_calls().len(), 8);
+    assert_unspent(&bench, &worker).await;
+}
+
+#[tokio::test]
+async fn one_request_that_always_fails_pauses_nobody() {
+    let poison = |call: &Call| match call.user_is("poison") {
+        true => Answer::status(500),
+        false => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(poison).await).await;
+    bench.set("RETRY_BUDGET", "700ms").set("RETRY_DELAYS", "100ms,200ms");
+    let worker = bench.worker().await;
+    bench.rabbit.request("poison", json!({ "userId": "poison" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["reason"]["code"], "retries_exhausted");
+    assert_eq!(event.data()["attempts"], 3);
+    assert!(bench.platform.session_calls().len() > 5, "more than a breaker wants");
+    publish(&bench, 0, 1).await;
+    served(&mut bench, 1).await;
+    assert!(worker.lines(DOWN).is_empty());
+}
+
+#[tokio::test]
+async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
+    let guarded = |call: &Call| match call.is_token() && call.header("authorization") != API_KEY {
+        true => Answer::status(401),
+        false => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(guarded).await).await;
+    let key = TempFile::new("wrong-k3y-that-nobody-may-see\n");
+    bench.settings.remove("HANDOFF_IDV_API_KEY");
+    bench.set("IDV_API_KEY_FILE", key.path()).set("RETRY_BUDGET", "0s");
+    let worker = bench.worker().await;
+    publish(&bench, 0, 100).await;
+    let line = worker.logged(REFUSED).await;
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains("401") && error.contains("HANDOFF_IDV_API_KEY"), "{error}");
+    assert_eq!(readiness(&worker).await, (503, json!(["platform"])));
+    assert_eq!(worker.page("/livez").await.0, 200);
+    // The first finds it out; the others that had gone by then hear the same; one probe follows.
+    let early = bench.platform.calls().len();
+    bench.platform.called(early + 1).await;
+    // What is no key is not taken for one.
+    std::fs::write(key.path(), "").unwrap();
+    let no_key =
+        "HANDOFF_IDV_API_KEY_FILE names a file that is empty; the former API key stays in use";
+    worker.logged(no_key).await;
+    std::fs::write(key.path(), format!("{API_KEY}\n")).unwrap();
+    assert_eq!(served(&mut bench, 100).await.len(), 100);
+    assert_unspent(&bench, &worker).await;
+    assert_eq!((worker.lines(REFUSED).len(), worker.lines(BACK).len()), (1, 1), "told once");
+    assert_eq!(readiness(&worker).await, (200, Value::Null));
+    assert!(bench.platform.token_calls().len() <= 100 + 8, "no herd");
+}
+
+#[tokio::test]
+async fn a_wrong_host_pauses_too() {
+    for answer in [
+        Answer::status(302).header("location", "http://127.0.0.1:1/elsewhere"),
+        Answer::status(404),
+    ] {
+        let script = move |_: &Call| answer.clone();
+        let mut bench = Bench::with(Platform::scripted(script).await).await;
+        bench.set("RETRY_BUDGET", "0s");
+        let worker = bench.worker().await;
+        publish(&bench, 0, 3).await;
+        worker.logged(REFUSED).await;
+        bench.platform.now(well);
+        served(&mut bench, 3).await;
+        assert_unspent(&bench, &worker).await;
+    }
+}
+
+#[tokio::test]
+async fn a_platform_that_asks_to_be_left_alone_is_left_alone_by_all() {
+    let script = |call: &Call| match (call.is_token(), call.nth) {
+        (false, 0) => Answer::status(429).header("retry-after", "2"),
+        _ => well(call),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_BUDGET", "0s");
+    let worker = bench.worker().await;
+    publish(&bench, 0, 1).await;
+    let line = worker.logged("the platform asks to be left alone; requests are held").await;
+    assert_eq!(line["seconds"], 2);
+    let asked = Instant::now();
+    let before = bench.platform.calls().len();
+    publish(&bench, 1, 5).await;
+    until("they are taken", async || worker.metric("handoff_in_flight").await == 6.0).await;
+    assert_eq!(worker.metric(PAUSED).await, 1.0);
+    assert_eq!(worker.page("/readyz").await.0, 200, "that is no fault");
+    assert_eq!(bench.platform.calls().len(), before);
+    assert_eq!(served(&mut bench, 6).await.len(), 6);
+    assert!(asked.elapsed() >= Duration::from_millis(1_900), "{:?}", asked.elapsed());
+    let first = &bench.platform.calls()[before];
+    assert!(first.at - asked >= Duration::from_millis(1_900));
+    assert_unspent(&bench, &worker).await;
+    assert_eq!(worker.metric(PAUSED).await, 0.0);
+}
+
+#[tokio::test]
+async fn what_is_held_gives_way_to_a_shutdown_and_heeds_its_end() {
+    let mut bench = Bench::with(Platform::scripted(away).await).await;
+    let worker = bench.worker().await;
+    publish(&bench, 0, 5).await;
+    worker.logged(DOWN).await;
+    let soon = std::time::SystemTime::now() + Duration::from_secs(1);
+    let expires_at = handoff::message::format_date_time(soon);
+    bench.rabbit.request("e", json!({ "userId": "e", "expiresAt": expires_at })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(event.data()["reason"]["code"], "request_expired");
+    let asked = Instant::now();
+    worker.stop().await;
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    bench.rabbit.holds(5).await;
+}
+
+#[tokio::test]
+async fn with_nobody_waiting_it_resumes_by_itself() {
+    let mut bench = Bench::with(Platform::scripted(|_| Answer::status(403)).await).await;
+    let worker = bench.worker().await;
+    let soon = std::time::SystemTime::now() + Duration::from_millis(500);
+    let expires_at = handoff::message::format_date_time(soon);
+    bench.rabbit.request("e", json!({ "userId": "e", "expiresAt": expires_at })).await;
+    worker.logged(REFUSED).await;
+    assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "request_expired");
+    bench.platform.now(well);
+    worker.logged(BACK).await;
+    assert_eq!(readiness(&worker).await, (200, Value::Null));
+    assert!(bench.platform.session_calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_live_link_is_handed_out_while_calls_are_held() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    bench.platform.now(away);
+    publish(&bench, 0, 6).await;
+    worker.logged(DOWN).await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+}
+
+#[tokio::test]
+async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() {
+    let mut bench = Bench::with(Platform::scripted(|_| Answer::status(401)).await).await;
+    bench.set("RETRY_DELAYS", "100ms");
+    bench.worker().await.stop().await;
+    // In this process, since how long that is cannot be set from outside.
+    let mut settings = bench.in_process();
+    settings.worker.hold_limit = Duration::from_millis(300);
+    let (listener, stop) =
+        (tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
+    let worker = tokio::spawn(handoff::worker::run(settings, listener, stop.clone()));
+    // It has been tried once before, and keeps that.
+    let properties =
+        BasicProperties::default().with_message_id("r-1".into()).with_headers(table(&[
+            ("mine", text("kept")),
+            ("x-handoff-attempt", AMQPValue::LongInt(1)),
+        ]));
+    bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
+    bench.platform.called(1).await;
+    // Longer than it may be held: it comes back, and is held again.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+    let message = bench.rabbit.take(&bench.rabbit.queue.clone()).await;
+    assert_eq!(message.text("mine"), "kept");
+    assert_eq!(message.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(1)));
+    assert_eq!(message.text("x-handoff-request-id"), "r-1");
+    // A copy: RabbitMQ's own count begins anew, and never comes near the delivery limit.
+    let count = message.header("x-delivery-count").cloned();
+    assert!(
+        count.is_none_or(|count| count == AMQPValue::LongLongInt(1)),
+        "handed back once, at the end"
+    );
+    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 0);
+}
+
+#[tokio::test]
+async fn a_token_that_has_waited_too_long_is_replaced() {
+    let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("IDV_TOKEN_TTL", "5s").set("LINK_MIN_LIFE", "2s").set("CONCURRENCY", "4");
+    let worker = bench.worker().await;
+    publish(&bench, 0, 4).await;
+    worker.logged(DOWN).await;
+    // Probes use the tokens up to their last good moment; then new ones are asked for.
+    bench.platform.called(4 + 5 + 3).await;
+    bench.platform.now(well);
+    let events = bench.rabbit.events(4).await;
+    for event in events {
+        // Both are RFC 3339 in UTC.
+        let (event, data) = (event.json(), event.data());
+        assert!(data["expiresAt"].as_str() > event["time"].as_str(), "{event}");
+    }
+    assert_unspent(&bench, &worker).await;
+}
+
+#[tokio::test]
+async fn a_slow_platform_is_called_by_all_at_once() {
+    let (opening, script) = held(|_| true);
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    publish(&bench, 0, 64).await;
+    bench.platform.called(64).await;
+    opening.open();
+    assert_eq!(served(&mut bench, 64).await.len(), 64);
+}
