@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Failure, Handoff, Job};
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
 
 /// A token that waited longer than this at the gate is looked at again before it is used.
 const HELD_LONG: Duration = Duration::from_secs(1);
+
+/// How long the gate is waited for during a shutdown.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// A delivery's tries to reach the platform: one budget and one place at the gate for all its calls.
 pub(super) struct Tries<'a> {
@@ -116,8 +119,15 @@ impl Handoff {
         tokio::select! {
             biased;
             pass = job.while_ours(tries.ticket.pass(kind)) => pass,
-            () = self.draining.cancelled() => Err(Failure::Interrupted),
+            () = self.no_time_to_wait() => Err(Failure::Interrupted),
         }
+    }
+
+    /// Waits until the worker shuts down and the gate would take long: what is in flight is finished,
+    /// what is held is not.
+    async fn no_time_to_wait(&self) {
+        self.draining.cancelled().await;
+        let _ = timeout(MOMENT, self.platform.gate().until_holding()).await;
     }
 
     /// Waits, unless the worker shuts down or the request is not ours any more.

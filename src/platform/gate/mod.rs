@@ -106,6 +106,15 @@ impl Gate {
         state.shut().is_some() || state.asked_to_wait(Instant::now())
     }
 
+    /// Waits until calls are held back, and not for a moment only.
+    pub async fn until_holding(&self) {
+        let mut changed = self.changed.subscribe();
+        while !self.is_holding() {
+            // Never closed: the sender is ours.
+            let _ = changed.changed().await;
+        }
+    }
+
     /// Waits until the gate is shut and holds no request, so that none would find out when to open it.
     pub(super) async fn until_forsaken(&self) {
         let mut changed = self.changed.subscribe();
