@@ -59,8 +59,8 @@ async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
     let mut bench = Bench::with(Platform::scripted(away).await).await;
     bench.set("RETRY_BUDGET", "2s");
     let workers = [bench.worker().await, bench.worker().await];
-    publish(&bench, 0, 300).await;
     let began = Instant::now();
+    publish(&bench, 0, 300).await;
     for worker in &workers {
         worker.logged(DOWN).await;
         assert_eq!(readiness(worker).await, (503, json!(["platform"])));
