@@ -22,5 +22,6 @@ mod dependencies;
 mod hostile;
 mod outcomes;
 mod pausing;
+mod platform_faults;
 mod rate;
 mod shutdown;

@@ -6,6 +6,7 @@ pub mod node;
 pub mod platform;
 pub mod proxy;
 pub mod rabbit;
+pub mod rude;
 pub mod worker;
 
 pub use bench::Bench;

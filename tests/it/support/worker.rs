@@ -129,9 +129,18 @@ impl Worker {
 
     /// The value of one metric, written with its labels as Prometheus text has it.
     pub async fn metric(&self, series: &str) -> f64 {
+        self.series(series).await.unwrap_or_else(|page| panic!("{series} is not in\n{page}"))
+    }
+
+    /// The same for a series that is not there before it has counted anything.
+    pub async fn metric_or_zero(&self, series: &str) -> f64 {
+        self.series(series).await.unwrap_or(0.0)
+    }
+
+    async fn series(&self, series: &str) -> Result<f64, String> {
         let (_, page) = self.page("/metrics").await;
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("{series} is not in\n{page}")).parse().unwrap()
+        line.map(|value| value.parse().unwrap()).ok_or(page)
     }
 
     /// Sends it a signal.
