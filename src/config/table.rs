@@ -55,7 +55,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     row(Worker, "IDV_WORKFLOW_ID", "ID", None, "Workflow for requests that name none"),
     row(Worker, "IDV_TOKEN_TTL", "DURATION", Some("1h"), "Life asked for each token, in whole seconds"),
     row(Worker, "IDV_TIMEOUT", "DURATION", Some("10s"), "Limit of one platform call, from connect to last byte"),
-    row(Worker, "IDV_RATE_LIMIT", "N/DURATION", None, "Most platform calls of all replicas together, such as 1000/1m; read, but not applied yet [default: off]"),
+    row(Worker, "IDV_RATE_LIMIT", "N/DURATION", None, "Most platform calls of all replicas together, such as 1000/1m [default: off]"),
     row(Platform, "IDV_ALLOW_HTTP", "BOOL", Some("false"), "Allow plain http to a platform that is not on this machine"),
     secret(row(Broker, "AMQP_URL", "URL", Some("amqp://guest:guest@127.0.0.1:5672/%2f"), "RabbitMQ; amqps:// for TLS")),
     secret(row(Worker, "REDIS_URL", "URL", Some("redis://127.0.0.1:6379/0"), "Redis; rediss:// for TLS")),
