@@ -24,4 +24,5 @@ mod outcomes;
 mod pausing;
 mod platform_faults;
 mod rate;
+mod retries;
 mod shutdown;

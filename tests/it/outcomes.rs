@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use lapin::{
-    BasicProperties,
-    types::{AMQPValue, FieldTable},
-};
-use serde_json::{Value, json};
+use lapin::{BasicProperties, types::AMQPValue};
+use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Opening, Platform, Worker,
+    Answer, Bench, Platform, Worker,
     platform::{API_KEY, Call, held, well},
     rabbit::{table, text},
 };
@@ -18,11 +15,6 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn decoded_once(component: &str) -> String {
     percent_encoding::percent_decode_str(component).decode_utf8().unwrap().into_owned()
-}
-
-/// Waits until nothing is left of a request: neither waiting nor unsettled.
-async fn settled(worker: &Worker, times: usize) -> Value {
-    worker.logged_times("request finished", times).await
 }
 
 #[tokio::test]
@@ -94,7 +86,7 @@ async fn a_request_becomes_a_link() {
         assert_eq!(call.header("tracestate"), "vendor=1");
     }
 
-    let line = settled(&worker, 1).await;
+    let line = worker.finished(1).await;
     assert_eq!((&line["request_id"], &line["outcome"]), (&json!("r-1"), &json!("ready")));
     assert_eq!(line["attempt"], 1);
     assert!(line["duration_ms"].is_u64());
@@ -163,7 +155,7 @@ async fn a_live_link_is_handed_out_again() {
         (3, 3),
         "a token serves one session"
     );
-    assert_eq!(settled(&worker, 2).await["outcome"], "reused");
+    assert_eq!(worker.finished(2).await["outcome"], "reused");
 }
 
 #[tokio::test]
@@ -345,7 +337,7 @@ async fn an_expired_request_is_told_and_dropped() {
     assert_eq!(event.routing_key, "handoff.failed");
     assert_eq!(event.data()["reason"]["code"], "request_expired");
     assert_eq!(event.data()["userId"], "ann");
-    settled(&worker, 1).await;
+    worker.finished(1).await;
     assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 0);
     assert_eq!(bench.platform.calls().len(), 0);
 }
@@ -379,33 +371,6 @@ async fn a_request_that_expires_between_the_calls_makes_no_session() {
     opening.open();
     assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "request_expired");
     assert!(bench.platform.session_calls().is_empty());
-}
-
-#[tokio::test]
-async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
-    let failing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let script = {
-        let failing = std::sync::Arc::clone(&failing);
-        move |call: &Call| match failing.load(std::sync::atomic::Ordering::Relaxed) {
-            true => Answer::status(500),
-            false => well(call),
-        }
-    };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("RETRY_BUDGET", "3s");
-    let worker = bench.worker().await;
-    bench.rabbit.request("early", json!({ "userId": "ann" })).await;
-    // The delays double from 200 ms, so the fourth call is more than a second after the first.
-    bench.platform.called(4).await;
-    bench.rabbit.request("late", json!({ "userId": "ann" })).await;
-    let first = settled(&worker, 1).await;
-    assert_eq!((&first["request_id"], &first["outcome"]), (&json!("early"), &json!("retried")));
-    failing.store(false, std::sync::atomic::Ordering::Relaxed);
-    let event = bench.rabbit.event().await;
-    assert_eq!(
-        (&event.data()["requestId"], event.routing_key.as_str()),
-        (&json!("late"), "handoff.ready")
-    );
 }
 
 #[tokio::test]
@@ -460,65 +425,6 @@ async fn a_token_refused_twice_is_a_rejection() {
 }
 
 #[tokio::test]
-async fn a_passing_failure_is_retried_in_process() {
-    let script = |call: &Call| match (call.is_token(), call.nth) {
-        (true, 0) => Answer::status(500),
-        (true, 1) => Answer::json(&json!({ "authorization": "control\u{7}character" })),
-        (true, 2) => Answer::json(&json!({ "authorization": " spaces at its ends " })),
-        (false, 0) => Answer::status(503).header("retry-after", "1"),
-        (false, 1) => Answer::status(302).header("location", "http://127.0.0.1:1/elsewhere"),
-        (false, 2) => Answer { body: vec![b' '; 65 * 1024], ..Answer::status(200) },
-        _ => well(call),
-    };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let event = bench.rabbit.event().await;
-    assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
-    let sessions = bench.platform.session_calls();
-    assert_eq!((bench.platform.token_calls().len(), sessions.len()), (4, 4));
-    // The same token and the same request: the same key, so that a platform can tell.
-    let keys: std::collections::HashSet<_> =
-        sessions.iter().map(|call| call.header("idempotency-key")).collect();
-    assert_eq!(keys.len(), 1);
-    let line = settled(&worker, 1).await;
-    assert_eq!(line["attempt"], 1);
-    assert!(line["duration_ms"].as_u64().unwrap() >= 1_000, "Retry-After is honoured");
-}
-
-#[tokio::test]
-async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
-    let never = Opening::closed();
-    let script = {
-        let never = never.clone();
-        move |call: &Call| match call.nth {
-            0 => well(call).once(&never),
-            _ => well(call),
-        }
-    };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("IDV_TIMEOUT", "300ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    for call in ["token", "session"] {
-        let series = format!("handoff_platform_calls_total{{call=\"{call}\",outcome=\"timeout\"}}");
-        assert_eq!(worker.metric(&series).await, 1.0, "{call}");
-    }
-}
-
-#[tokio::test]
-async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
-    let mut bench = Bench::new().await;
-    bench.set("IDV_URL", "http://127.0.0.1:1").set("RETRY_BUDGET", "500ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let line = settled(&worker, 1).await;
-    assert_eq!(line["outcome"], "retried");
-    assert_eq!(line["detail"], "the token call found no connection, or lost it");
-}
-
-#[tokio::test]
 async fn settings_come_from_files_and_flags_too() {
     let mut bench = Bench::new().await;
     let key = crate::support::TempFile::new(&format!("{API_KEY}\n"));
@@ -538,97 +444,4 @@ async fn settings_come_from_files_and_flags_too() {
         "{url}"
     );
     assert_eq!(bench.platform.calls()[0].header("authorization"), API_KEY);
-}
-
-#[tokio::test]
-async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
-    let script = |call: &_| match well(call) {
-        answer if answer.body.starts_with(b"{\"authorization") => answer,
-        _ => Answer::status(500),
-    };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms,300ms");
-    let worker = bench.worker().await;
-    let properties = BasicProperties::default()
-        .with_expiration("60000".into())
-        .with_headers(table(&[("mine", text("kept"))]));
-    bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
-    let event = bench.rabbit.event().await;
-    let data = event.data();
-    assert_eq!(data["reason"]["code"], "retries_exhausted");
-    assert_eq!(data["attempts"], 3);
-    let dead = bench.rabbit.dead_letter().await;
-    assert_eq!(dead.text("mine"), "kept");
-    assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
-    assert_eq!(dead.body, json!({ "userId": "ann" }).to_string().into_bytes());
-    // It came without an id: the one it was given stays with it.
-    let id = dead.text("x-handoff-request-id");
-    assert_eq!(json!(id), data["requestId"]);
-    for (attempt, outcome) in [(1, "retried"), (2, "retried"), (3, "failed")] {
-        let line = settled(&worker, attempt).await;
-        assert_eq!((&line["outcome"], &line["request_id"]), (&json!(outcome), &json!(id)));
-        assert_eq!(line["attempt"], attempt);
-    }
-    // One token did for all three.
-    assert_eq!((bench.platform.token_calls().len(), bench.platform.session_calls().len()), (1, 3));
-}
-
-#[tokio::test]
-async fn what_works_on_the_second_attempt_is_served() {
-    let script = |call: &Call| match (call.is_token(), call.nth) {
-        (false, 0) => Answer::status(500),
-        _ => well(call),
-    };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    assert_eq!(settled(&worker, 2).await["attempt"], 2);
-}
-
-#[tokio::test]
-async fn an_event_that_nobody_takes_holds_on_to_its_request() {
-    let mut bench = Bench::deaf(Platform::well().await).await;
-    bench.set("RETRY_DELAYS", "200ms,300ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let dead = bench.rabbit.dead_letter().await;
-    assert_eq!(dead.text("x-handoff-reason"), "retries_exhausted");
-    assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
-    assert_eq!(bench.platform.session_calls().len(), 1, "the link was cached all along");
-    settled(&worker, 3).await;
-    // Somebody listens again: the next request finds the same link.
-    bench.rabbit.hear_events().await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
-}
-
-#[tokio::test]
-async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
-    let bench_platform = Platform::well().await;
-    let mut bench = Bench::deaf(bench_platform).await;
-    bench.set("RETRY_DELAYS", "300ms");
-    let worker = bench.worker().await;
-    let channel = bench.rabbit.channel().await;
-    let arguments =
-        table(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
-    let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
-    let exchange: lapin::types::ShortString = bench.rabbit.event_exchange.as_str().into();
-    channel
-        .queue_bind(
-            full.name().clone(),
-            exchange,
-            "#".into(),
-            Default::default(),
-            FieldTable::default(),
-        )
-        .await
-        .unwrap();
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(settled(&worker, 1).await["outcome"], "retried");
-    channel.queue_delete(full.name().clone(), Default::default()).await.unwrap();
-    bench.rabbit.hear_events().await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }

@@ -106,6 +106,11 @@ impl Worker {
         }
     }
 
+    /// Waits until it has finished so many deliveries, and returns the line of the last.
+    pub async fn finished(&self, times: usize) -> Value {
+        self.logged_times("request finished", times).await
+    }
+
     /// Waits until it has logged a message with more to it.
     pub async fn logged_with(&self, message: &str, has: impl Fn(&Value) -> bool) {
         super::until(message, async || self.lines(message).iter().any(&has)).await;
