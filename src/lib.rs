@@ -14,6 +14,7 @@
 //! | [`message`] | the wire types |
 //! | [`config`], [`retry`], [`session`], [`single_flight`] | settings, delays, and what the rest has in common |
 //! | [`health`], [`telemetry`] | probes, logs, metrics |
+//! | [`tls`] | what is wrong with a TLS connection, in words of our own |
 //! | [`client`] | the other side of the queue: publish requests, hear events |
 //! | [`sandbox`] | the simulated platform |
 
@@ -33,4 +34,5 @@ pub mod sandbox;
 pub mod session;
 pub mod single_flight;
 pub mod telemetry;
+pub mod tls;
 pub mod worker;

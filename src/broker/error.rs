@@ -7,6 +7,8 @@ use lapin::{
     protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
 };
 
+use crate::tls;
+
 /// Why something with RabbitMQ did not work. Says what to do about it where that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerError {
@@ -87,10 +89,11 @@ pub(super) fn why(error: &lapin::Error) -> String {
             }
             _ => error.get_message().to_string(),
         },
-        // Names that no resolver knows have no kind of their own.
-        ErrorKind::IOError(error) => match error.kind().to_string().as_str() {
-            "uncategorized error" => "the host was not found".to_owned(),
-            kind => kind.to_owned(),
+        ErrorKind::IOError(error) => match (tls::trouble(&**error), error.kind().to_string()) {
+            (Some(trouble), _) => trouble.to_owned(),
+            // Names that no resolver knows have no kind of their own.
+            (None, kind) if kind == "uncategorized error" => "the host was not found".to_owned(),
+            (None, kind) => kind,
         },
         ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),
         ErrorKind::ParsingError(_) => {

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{deferred::Deferred, scripts};
-use crate::retry::Delays;
+use crate::{retry::Delays, tls};
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request.
 const DEADLINE: Duration = Duration::from_millis(250);
@@ -233,6 +233,9 @@ fn is_about_the_connection(error: &RedisError) -> bool {
 
 /// The kind of error, and the code Redis gave: never its text, which may quote what was sent.
 fn describe(error: &RedisError) -> String {
+    if let Some(trouble) = tls::trouble(error) {
+        return trouble.to_owned();
+    }
     match (error.code(), error.is_timeout(), error.is_connection_refusal()) {
         (Some(code), ..) => code.to_owned(),
         (None, true, _) => "no answer in time".to_owned(),

@@ -26,6 +26,7 @@ use crate::{
     retry::parse_retry_after,
     session::{Call, Token},
     telemetry::metrics::Metrics,
+    tls,
 };
 
 /// Largest answer that is read, in bytes.
@@ -81,12 +82,16 @@ impl Platform {
         if bypasses_proxy(&settings.url) {
             http = http.no_proxy();
         }
+        if settings.url.scheme() == "http" {
+            // No certificate will be seen, so none has to be there to compare it with.
+            http = http.tls_certs_only([]);
+        }
         let key = Key::new(&settings.api_key)
             .ok_or(BadClient("the API key cannot be sent as a header"))?;
         Ok(Self {
-            http: http
-                .build()
-                .map_err(|_| BadClient("TLS or the system's certificates failed to load"))?,
+            http: http.build().map_err(|error| {
+                BadClient(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
+            })?,
             base: without_slash(&settings.url).to_owned(),
             key,
             gate: Gate::new(rate),

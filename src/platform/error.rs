@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use reqwest::StatusCode;
 
-use crate::session::Call;
+use crate::{session::Call, tls};
 
 /// Why a call brought nothing.
 ///
@@ -35,6 +35,8 @@ pub enum CallError {
 pub enum Transient {
     /// No connection, or it broke.
     Connection,
+    /// No connection that can be trusted.
+    Tls(&'static str),
     /// No whole answer in time.
     Timeout,
     /// A status that asks to be tried again.
@@ -75,7 +77,11 @@ impl CallError {
     pub(super) fn from_transport(call: Call, error: &reqwest::Error) -> Self {
         // A request that could not even be built is a fault of ours.
         debug_assert!(!error.is_builder(), "the {} was not built", call.as_str());
-        let why = if error.is_timeout() { Transient::Timeout } else { Transient::Connection };
+        let why = match tls::trouble(error) {
+            _ if error.is_timeout() => Transient::Timeout,
+            Some(trouble) => Transient::Tls(trouble),
+            None => Transient::Connection,
+        };
         Self::Transient { call, why, retry_after: None }
     }
 
@@ -83,7 +89,7 @@ impl CallError {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Transient { why, .. } => match why {
-                Transient::Connection => "connection_error",
+                Transient::Connection | Transient::Tls(_) => "connection_error",
                 Transient::Timeout => "timeout",
                 Transient::Status(status) if status.as_u16() == 429 => "rate_limited",
                 Transient::Status(status) if status.is_redirection() => "redirected",
@@ -107,6 +113,9 @@ impl fmt::Display for CallError {
             Self::Transient { call, why, .. } => match why {
                 Transient::Connection => {
                     write!(f, "the {} found no connection, or lost it", name(*call))
+                }
+                Transient::Tls(trouble) => {
+                    write!(f, "the {} found no connection to the platform: {trouble}", name(*call))
                 }
                 Transient::Timeout => write!(f, "the {} was not answered in time", name(*call)),
                 Transient::Status(status) => {

@@ -26,3 +26,4 @@ mod platform_faults;
 mod rate;
 mod retries;
 mod shutdown;
+mod tls;

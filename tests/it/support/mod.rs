@@ -7,6 +7,7 @@ pub mod platform;
 pub mod proxy;
 pub mod rabbit;
 pub mod rude;
+pub mod tls;
 pub mod worker;
 
 pub use bench::Bench;
@@ -15,6 +16,7 @@ pub use node::Node;
 pub use platform::{Answer, Opening, Platform};
 pub use proxy::{Flow, Proxy};
 pub use rabbit::{Message, Rabbit};
+pub use tls::{Authority, TlsFront};
 pub use worker::Worker;
 
 use std::{path::PathBuf, time::Duration};

@@ -1,0 +1,144 @@
+//! A certificate authority of a test's own, and TLS in front of servers that have none.
+
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, PrivateKeyDer},
+    },
+};
+
+use super::TempFile;
+
+/// An authority that nobody trusts who is not told to.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Holds its certificate, and nothing else.
+    folder: PathBuf,
+}
+
+/// A certificate and its key, as DER.
+pub struct Identity {
+    pub certificate: Vec<u8>,
+    pub key: Vec<u8>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "handoff tests");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        let name = format!("handoff-authority-{}", uuid::Uuid::new_v4().simple());
+        let authority =
+            Self { folder: std::env::temp_dir().join(name), issuer: Issuer::new(params, key) };
+        fs::create_dir(&authority.folder).unwrap();
+        fs::write(authority.file(), certificate).unwrap();
+        authority
+    }
+
+    /// Where its certificate is, as `SSL_CERT_FILE` wants it.
+    pub fn file(&self) -> String {
+        self.folder.join("authority.pem").to_str().unwrap().to_owned()
+    }
+
+    /// And as `SSL_CERT_DIR` wants it.
+    pub fn folder(&self) -> String {
+        self.folder.to_str().unwrap().to_owned()
+    }
+
+    /// A certificate for these names and addresses.
+    pub fn issue(&self, names: &[&str]) -> Identity {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(names).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity { certificate: certificate.der().to_vec(), key: key.serialize_der() }
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Identity {
+    /// As PEM: the certificate and the key.
+    pub fn pem(&self) -> (TempFile, TempFile) {
+        let file = |tag, der: &[u8]| TempFile::new(&pem(tag, der));
+        (file("CERTIFICATE", &self.certificate), file("PRIVATE KEY", &self.key))
+    }
+}
+
+fn pem(tag: &str, der: &[u8]) -> String {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    format!("-----BEGIN {tag}-----\n{}\n-----END {tag}-----\n", BASE64_STANDARD.encode(der))
+}
+
+/// Takes TLS and hands on what is within to a server that speaks none. Closed when it is dropped.
+pub struct TlsFront {
+    addr: SocketAddr,
+    listening: JoinHandle<()>,
+}
+
+impl TlsFront {
+    /// A front of the server that a URL names.
+    pub async fn of(url: &str, identity: &Identity) -> Self {
+        let url = url::Url::parse(url).unwrap();
+        let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
+        let chain = vec![CertificateDer::from(identity.certificate.clone())];
+        let key = PrivateKeyDer::try_from(identity.key.clone()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listening = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let (acceptor, server) = (acceptor.clone(), server.clone());
+                connections.spawn(async move {
+                    // A client that does not like the certificate goes away.
+                    let Ok(mut client) = acceptor.accept(client).await else { return };
+                    let Ok(mut server) = TcpStream::connect(server).await else { return };
+                    let _ = copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        Self { addr, listening }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.addr.port()
+    }
+}
+
+impl Drop for TlsFront {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// The same URL for TLS: `amqps`, `rediss` or `https`, at this port.
+pub fn secured(url: &str, port: u16) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let mut url = url::Url::parse(&format!("{scheme}s://{rest}")).unwrap();
+    url.set_port(Some(port)).unwrap();
+    url.to_string()
+}
