@@ -25,5 +25,6 @@ mod pausing;
 mod platform_faults;
 mod rate;
 mod retries;
+mod secrets;
 mod shutdown;
 mod tls;

@@ -53,18 +53,26 @@ impl Worker {
     /// The same, with flags.
     pub fn start_with(flags: &[&str], settings: &Settings) -> Self {
         let mut child = command(&[&["run"], flags].concat(), settings)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let (count, lines) = watch::channel(0);
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let lines_of = Arc::clone(&log);
         tokio::spawn(async move {
-            while let Ok(Some(line)) = stderr.next_line().await {
+            let keep = |line| {
                 lines_of.lock().unwrap().push(line);
                 count.send_modify(|count| *count += 1);
+            };
+            while let Ok(Some(line)) = stderr.next_line().await {
+                keep(line);
+            }
+            // Nothing belongs here, so nothing need be read any sooner.
+            while let Ok(Some(line)) = stdout.next_line().await {
+                keep(line);
             }
         });
         Self { child, log, lines, http: tokio::sync::OnceCell::new() }
@@ -77,7 +85,7 @@ impl Worker {
         worker
     }
 
-    /// Everything it has logged so far.
+    /// Everything it has printed so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
@@ -162,6 +170,15 @@ impl Worker {
     /// Kills it, and waits until it is gone.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
+    }
+
+    /// Ends it, and returns everything it has ever printed.
+    pub async fn printed(mut self) -> String {
+        self.signal("TERM");
+        self.ended().await;
+        let closed = async { while self.lines.changed().await.is_ok() {} };
+        soon("the end of its output", closed).await;
+        self.log()
     }
 
     /// Waits for its end, and returns its exit status.

@@ -1,0 +1,306 @@
+//! Whatever happens, nothing that a worker prints or shows holds a secret or a user id.
+
+use std::time::Duration;
+
+use handoff::{
+    cache::Cache,
+    config::{Given, LogSettings, RunSettings, Settings},
+    message::decode_request,
+    platform::Platform as Client,
+    session::{Session, Token},
+    telemetry::{logs, metrics::Metrics},
+};
+use lapin::{BasicProperties, types::AMQPValue};
+use serde_json::json;
+
+use crate::support::{
+    Answer, Bench, Message, Platform, Worker,
+    bench::{redis, redis_cmd},
+    platform::{API_KEY, Call, well},
+    required_env, soon,
+};
+
+/// Every secret in these tests says so: keys, tokens, passwords, users and what is known of them.
+const MARK: &str = "nobody-may-see";
+const USER: &str = "us3r-that-nobody-may-see";
+const PASSWORD: &str = "p4ss-that-nobody-may-see";
+/// But this one, which is base64.
+const CACHE_KEY: &str = "bm9ib2R5LW1heS1zZWUtMDEyMzQ1Njc4OWFiY2RlZjA=";
+
+fn assert_silent(what: &str, said: &str) {
+    let said = said.to_lowercase();
+    for secret in [MARK, &CACHE_KEY.to_lowercase(), "/capture", "/mobile?"] {
+        if let Some(at) = said.find(secret) {
+            let from = said.floor_char_boundary(at.saturating_sub(200));
+            panic!("{what} holds `{secret}`: …{}…", &said[from..said.ceil_char_boundary(at + 60)]);
+        }
+    }
+}
+
+/// An answer that says back everything it was told, wherever there is room for it.
+fn echo(status: u16, call: &Call) -> Answer {
+    let mut said = format!("{} {}", call.header("authorization"), call.body);
+    said.retain(|c| c.is_ascii() && !c.is_control());
+    let mut answer = Answer::status(status)
+        .header("location", format!("https://127.0.0.1:1/?{}", said.replace(' ', "+")))
+        .header("retry-after", said.clone())
+        .header("www-authenticate", said.clone());
+    answer.body = said.into_bytes();
+    answer
+}
+
+/// What happens to a user is in their name.
+fn script(call: &Call) -> Answer {
+    let metadata = &call.body["metadata"];
+    let user = metadata["externalUserId"].as_str().unwrap_or_default();
+    match user.rsplit_once('/').map(|(_, what)| what) {
+        Some("rejected") => echo(422, call),
+        Some("unauthorized") => echo(401, call),
+        Some("unavailable") => echo(503, call),
+        Some("redirected") => echo(307, call),
+        Some("echoed") => echo(200, call),
+        Some("unlikely") => echo(600, call),
+        Some("broken") => Answer::json(&json!({ "error": metadata, "id": null })),
+        _ if call.is_token() => well(call),
+        _ => Answer::json(&json!({ "id": format!("s3ssion-that-{MARK}-{}", call.nth) })),
+    }
+}
+
+/// What no producer should send: each is invalid in a way of its own.
+fn invalid() -> Vec<Vec<u8>> {
+    let texts = [
+        json!({ "userId": USER, "renew": USER, "locale": [USER], "metadata": USER, "expiresAt": USER }),
+        json!({ "userId": format!("{USER}\u{7}"), "workflowId": USER.repeat(9) }),
+        json!({ "userId": USER.repeat(20), "metadata": { USER: USER.repeat(1_000) } }),
+        json!({ "specversion": USER, "id": "e", "type": USER, "source": USER, "data": USER }),
+        json!([USER]),
+    ];
+    let texts = texts.iter().map(ToString::to_string);
+    let broken =
+        [format!(r#"{{"userId":"{USER}","#), format!(r#"{{"userId":"{USER}","userId":"{USER}"}}"#)];
+    let mut bodies: Vec<_> = texts.chain(broken).map(String::into_bytes).collect();
+    bodies.push([USER.as_bytes(), b"\xff"].concat());
+    bodies.push(format!("{USER}{}", "[".repeat(200)).into_bytes());
+    bodies
+}
+
+/// Looks into everything that can be looked at, and at what it has printed.
+async fn assert_tells_nothing(worker: Worker) -> String {
+    for path in ["/metrics", "/readyz", "/livez", &format!("/{USER}?{USER}")] {
+        let (_, page) = worker.page(path).await;
+        assert_silent(path, &page);
+    }
+    let printed = worker.printed().await;
+    assert_silent("the log", &printed);
+    printed
+}
+
+fn assert_dead_letter_tells_nothing(letter: &Message) {
+    let headers = letter.properties.headers().as_ref().unwrap().inner();
+    let ours = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-handoff-"));
+    let ours: Vec<_> = ours.map(|(_, value)| format!("{value:?}")).collect();
+    assert!(ours.len() >= 5, "{ours:?}");
+    for header in ours {
+        assert_silent("a dead letter", &header);
+    }
+}
+
+/// A bench that prints as much as it can be made to.
+async fn talkative(sealed: bool) -> Bench {
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
+    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "50ms");
+    for (name, value) in [("RUST_BACKTRACE", "1"), ("RUST_LOG", "trace")] {
+        bench.settings.insert(name.into(), value.into());
+    }
+    if sealed {
+        bench.set("CACHE_KEY", CACHE_KEY);
+    }
+    bench
+}
+
+async fn served_and_failed_in_every_way(sealed: bool) {
+    let mut bench = talkative(sealed).await;
+    let mut redis = redis(&required_env("HANDOFF_REDIS_URL")).await;
+    let name = bench.name.clone();
+    let acl = |verb: &str| redis_cmd("ACL").arg(verb).arg(&name).clone();
+    let rights = ["on", "~*", "+@all", &format!(">{PASSWORD}")];
+    acl("SETUSER").arg(&rights).query_async::<()>(&mut redis).await.unwrap();
+    let url = bench.settings["HANDOFF_REDIS_URL"].clone();
+    let with_password = url.replace("://", &format!("://{}:{PASSWORD}@", bench.name));
+    bench.set("REDIS_URL", &with_password);
+    let worker = bench.worker().await;
+
+    let metadata =
+        json!({ "password": PASSWORD, "externalUserId": USER, "authorization": API_KEY });
+    let failed =
+        ["rejected", "unauthorized", "unavailable", "redirected", "echoed", "unlikely", "broken"];
+    // Between any two that fail the platform does well, so that nothing but them is in trouble.
+    let others = (1..failed.len()).map(|n| format!("served-{n}"));
+    let whats = failed.into_iter().map(str::to_owned).zip(others).flat_map(<[_; 2]>::from);
+    let whats = ["served", "served", "renewed"].map(str::to_owned).into_iter().chain(whats);
+    for (n, what) in whats.chain(["broken".to_owned()]).enumerate() {
+        let request = json!({
+            "userId": format!("{USER}/{what}"), "metadata": metadata, "locale": USER,
+            "renew": what == "renewed",
+        });
+        bench.rabbit.request(&format!("r-{n}"), request).await;
+        let event = bench.rabbit.event().await;
+        let is_failed = failed.contains(&what.as_str());
+        assert_eq!(event.routing_key == "handoff.failed", is_failed, "{what}");
+        assert!(event.json().to_string().contains(MARK), "what we look for is really there");
+        assert_silent("a reason", &event.data()["reason"].to_string());
+    }
+    let expired = json!({ "userId": USER, "expiresAt": "2020-01-01T00:00:00Z" });
+    let mut bodies = invalid();
+    bodies.push(expired.to_string().into_bytes());
+    let hostile = AMQPValue::LongString(USER.into());
+    let headers = crate::support::rabbit::table(&[
+        ("traceparent", hostile.clone()),
+        ("tracestate", hostile.clone()),
+        ("x-handoff-attempt", hostile.clone()),
+        ("x-handoff-detail", hostile),
+    ]);
+    for body in &bodies {
+        let properties = BasicProperties::default().with_headers(headers.clone());
+        bench.rabbit.publish(body, properties.with_correlation_id(USER.into())).await;
+        let event = bench.rabbit.event().await;
+        assert_eq!(event.routing_key, "handoff.failed");
+        assert_silent("a reason", &event.data()["reason"].to_string());
+    }
+    for _ in 0..failed.len() + bodies.len() - 1 {
+        assert_dead_letter_tells_nothing(&bench.rabbit.dead_letter().await);
+    }
+    for (key, value, _) in bench.cached().await {
+        assert_silent("a key", &key);
+        assert_eq!(String::from_utf8_lossy(&value).contains(MARK), !sealed, "{key}");
+    }
+
+    // Redis refuses its user, and then the platform our key, or what stands in a token's place.
+    acl("DELUSER").query_async::<()>(&mut redis).await.unwrap();
+    let broken = json!({ "authorization": format!("t0ken-that-{MARK}\n") });
+    bench.platform.now(move |_| Answer::json(&broken));
+    bench.rabbit.request("r-last", json!({ "userId": USER })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+    worker.logged("no connection to Redis: requests are served without the cache").await;
+    let calls = bench.platform.calls().len();
+    bench.platform.now(|call| echo(403, call));
+    bench.rabbit.request("r-refused", json!({ "userId": USER })).await;
+    bench.platform.called(calls + 1).await;
+
+    let printed = assert_tells_nothing(worker).await;
+    for outcome in ["ready", "reused", "failed", "retried"] {
+        assert!(printed.contains(&format!(r#""outcome":"{outcome}""#)), "{outcome}: {printed}");
+    }
+    for line in printed.lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        assert!(line["target"].as_str().unwrap().starts_with("handoff"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_that_is_printed_or_shown_holds_a_secret() {
+    served_and_failed_in_every_way(false).await;
+}
+
+#[tokio::test]
+async fn nothing_that_is_printed_or_shown_holds_a_secret_while_values_are_sealed() {
+    served_and_failed_in_every_way(true).await;
+}
+
+#[tokio::test]
+async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
+    let (amqp, redis) = (required_env("HANDOFF_AMQP_URL"), required_env("HANDOFF_REDIS_URL"));
+    let wrong = |url: &str, user: &str| {
+        let mut url = url::Url::parse(url).unwrap();
+        url.set_username(user).unwrap();
+        url.set_password(Some(PASSWORD)).unwrap();
+        url.to_string()
+    };
+    let nowhere = |scheme: &str| format!("{scheme}://{USER}:{PASSWORD}@127.0.0.1:1/0");
+    let urls = [
+        (wrong(&amqp, "guest"), wrong(&redis, "")),
+        (wrong(&amqp, USER), wrong(&redis, USER)),
+        (nowhere("amqp"), nowhere("redis")),
+        (
+            wrong(&amqp.replace("amqp:", "amqps:"), USER),
+            wrong(&redis.replace("redis:", "rediss:"), USER),
+        ),
+    ];
+    let refused = async |(amqp, redis): (String, String)| {
+        let mut bench = talkative(true).await;
+        bench.set("AMQP_URL", &amqp).set("REDIS_URL", &redis);
+        let worker = Worker::start(&bench.settings);
+        worker.logged("not consuming; trying again until it works").await;
+        worker.logged("no connection to Redis: requests are served without the cache").await;
+        assert_tells_nothing(worker).await;
+    };
+    futures_util::future::join_all(urls.map(refused)).await;
+}
+
+#[tokio::test]
+async fn only_our_own_setting_says_what_is_logged() {
+    let mut bench = Bench::new().await;
+    bench.set("LOG", "info");
+    bench.settings.insert("RUST_LOG".into(), "trace".into());
+    let worker = bench.worker().await;
+    bench.platform.now(|call| if call.nth == 0 { Answer::status(500) } else { well(call) });
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    worker.logged("request finished").await;
+    for line in worker.printed().await.lines() {
+        assert!(line.contains(r#""level":"INFO""#), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_tells_its_place_alone() {
+    const CHILD: &str = "HANDOFF_TEST_PANICS";
+    if std::env::var_os(CHILD).is_some() {
+        logs::init(&LogSettings { directives: "trace".into(), format: None });
+        let secret = std::hint::black_box(Some(PASSWORD));
+        assert_eq!(secret, None);
+    }
+    // This very test, in a process of its own: a panic is told for the whole process.
+    let test = ["--exact", "--nocapture", "secrets::a_panic_tells_its_place_alone"];
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+    child.args(test).env(CHILD, "1").env("RUST_BACKTRACE", "1");
+    let output = soon("its end", child.output()).await.unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("panicked") && said.contains("secrets.rs"), "{said}");
+    assert_silent("a panic", &said);
+}
+
+#[tokio::test]
+async fn what_holds_a_secret_does_not_show_it() {
+    let url = |scheme: &str| format!("{scheme}://{USER}:{PASSWORD}@127.0.0.1:1/0");
+    let given = Given::default()
+        .with("HANDOFF_IDV_URL", "http://127.0.0.1:1")
+        .with("HANDOFF_IDV_API_KEY", API_KEY)
+        .with("HANDOFF_AMQP_URL", url("amqp"))
+        .with("HANDOFF_REDIS_URL", url("redis"))
+        .with("HANDOFF_CACHE_KEY", CACHE_KEY);
+    let settings = Settings::read(&RunSettings(given)).unwrap();
+    let shown = format!("{settings:#?} {settings:?}");
+    assert!(shown.contains("127.0.0.1") && shown.contains("verification"), "{shown}");
+    assert_silent("the settings", &shown);
+
+    let cache = Cache::new(&settings.cache, Metrics::new()).unwrap();
+    let client = Client::new(&settings.platform, Metrics::new()).unwrap();
+    let expires_at = std::time::SystemTime::now() + Duration::from_secs(1);
+    let token = Token { value: format!("t0ken-that-{MARK}").into(), expires_at };
+    let session = Session { token: token.clone(), id: "s".into() };
+    let body =
+        json!({ "userId": USER, "metadata": { USER: USER }, "locale": USER, "workflowId": "w" });
+    let request = decode_request(body.to_string().as_bytes(), 65_536, None);
+    assert!(request.request.is_ok());
+    let invalid = json!({ "userId": USER, "renew": USER });
+    let invalid = decode_request(invalid.to_string().as_bytes(), 65_536, None);
+    assert!(invalid.request.is_err());
+    let keys = cache.keys(USER, "w");
+    let shown =
+        format!("{cache:?} {client:?} {token:?} {session:?} {request:?} {invalid:?} {keys:?}");
+    assert_silent("what may be printed", &shown);
+}
