@@ -59,11 +59,24 @@ impl Lease {
     pub async fn keep_alive(&self) {
         loop {
             sleep(EXTEND_EVERY).await;
-            let mut script = scripts::EXTEND.key(&self.claimant.keys.lease);
-            script.arg(&self.claimant.holder).arg(millis(LEASE));
-            // Lost or unreachable, it is told when the link is to be stored.
-            let _ = self.claimant.cache.run::<bool>(&script).await;
+            self.extend().await;
         }
+    }
+
+    pub(super) async fn extend(&self) {
+        let mut script = scripts::EXTEND.key(&self.claimant.keys.lease);
+        script.arg(&self.claimant.holder).arg(millis(LEASE));
+        // Lost or unreachable, it is told when the link is to be stored.
+        let _ = self.claimant.cache.run::<bool>(&script).await;
+    }
+
+    /// The same lease once more, to do late with what was to be done with it before.
+    #[cfg(test)]
+    pub(super) fn twin(&self) -> Self {
+        let Claimant { cache, keys, holder, stamp } = &self.claimant;
+        let (cache, keys) = (cache.clone(), keys.clone());
+        let claimant = Claimant { cache, keys, holder: holder.clone(), stamp: stamp.clone() };
+        Self { claimant, newest: self.newest.clone(), token: self.token.clone() }
     }
 
     /// Keeps a token for whoever comes after a crash.

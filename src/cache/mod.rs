@@ -13,6 +13,9 @@ mod scripts;
 mod seal;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     sync::Arc,

@@ -29,8 +29,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{deferred::Deferred, scripts};
 use crate::{retry::Delays, tls};
 
-/// Limit of one operation: two of them make the half second that a sick Redis may cost a request.
-const DEADLINE: Duration = Duration::from_millis(250);
+/// Limit of one operation: two of them make the half second that a sick Redis may cost a request. Unit
+/// tests are about other things, and must not fail where the machine is slow.
+const DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 250 });
 /// Limit of making a connection, name resolution and TLS included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How often an idle connection is asked whether it lives.
@@ -67,6 +68,18 @@ pub(super) struct Pool {
     broken: Arc<Broken>,
     deferred: Arc<Deferred>,
     _keeper: AbortOnDropHandle<()>,
+    #[cfg(test)]
+    lost: std::sync::Mutex<Option<Lost>>,
+}
+
+/// What a test has become of an operation that does not end well.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// It never reaches Redis.
+    Call,
+    /// Redis does it, and the answer does not arrive.
+    Answer,
 }
 
 /// Where operations tell the keeper that a connection is of no use any more.
@@ -99,7 +112,14 @@ impl Pool {
         let deferred = Arc::new(Deferred::default());
         let keeper = keep(pool, sender, Arc::clone(&broken), Arc::clone(&deferred));
         let keeper = tokio::spawn(keeper);
-        Ok(Self { current, broken, deferred, _keeper: AbortOnDropHandle::new(keeper) })
+        Ok(Self {
+            current,
+            broken,
+            deferred,
+            _keeper: AbortOnDropHandle::new(keeper),
+            #[cfg(test)]
+            lost: std::sync::Mutex::default(),
+        })
     }
 
     /// Whether there is a connection, and it did what it was asked last.
@@ -126,6 +146,15 @@ impl Pool {
     ) -> Result<T, CacheError> {
         let current = self.current.borrow().clone();
         let (number, mut connection) = current.ok_or(CacheError::Away)?;
+        #[cfg(test)]
+        let lost = self.lost.lock().unwrap().take();
+        #[cfg(test)]
+        if let Some(lost) = lost {
+            if lost == Lost::Answer {
+                script.invoke_async::<redis::Value>(&mut connection).await.unwrap();
+            }
+            return Err(CacheError::Timeout);
+        }
         let answer = timeout(DEADLINE, script.invoke_async(&mut connection)).await;
         self.broken.refused.store(!matches!(answer, Ok(Ok(_))), Ordering::Relaxed);
         match answer {
@@ -141,6 +170,20 @@ impl Pool {
                 Err(CacheError::Timeout)
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// The next operation does not end well.
+    pub(super) fn lose(&self, lost: Lost) {
+        *self.lost.lock().unwrap() = Some(lost);
+    }
+
+    /// As if Redis were back.
+    pub(super) async fn back(&self) {
+        let connection = self.current.borrow().clone().unwrap().1;
+        self.deferred.run(&connection).await;
     }
 }
 
