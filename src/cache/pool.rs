@@ -283,6 +283,9 @@ fn describe(error: &RedisError) -> String {
         (Some(code), ..) => code.to_owned(),
         (None, true, _) => "no answer in time".to_owned(),
         (None, _, true) => "connection refused".to_owned(),
+        _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
+            "it refused the user or the password".to_owned()
+        }
         _ => format!("{:?}", error.kind()),
     }
 }
