@@ -25,6 +25,8 @@ pub mod cache;
 pub mod cli;
 pub mod client;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handoff;
 pub mod health;
 pub mod message;

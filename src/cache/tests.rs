@@ -95,7 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
             |((worker, person, request), wanted, lost)| Step::Claim { worker, person, request, wanted, lost }
         ),
         4 => (worker.clone(), lost()).prop_map(|(worker, lost)| Step::Save { worker, lost }),
-        1 => (worker.clone(), lost()).prop_map(|(worker, lost)| Step::Extend { worker, lost }),
+        4 => (worker.clone(), lost()).prop_map(|(worker, lost)| Step::Extend { worker, lost }),
         6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), lost()).prop_map(
             |(worker, short, replace, lost)| Step::Store { worker, short, replace, lost }
         ),
@@ -115,7 +115,7 @@ fn step() -> impl Strategy<Value = Step> {
 #[test]
 fn whatever_happens_to_workers_nobody_gets_a_wrong_link_and_no_lease_is_had_twice() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let config = ProptestConfig { cases: 128, failure_persistence: None, ..Default::default() };
+    let config = ProptestConfig { cases: 160, failure_persistence: None, ..Default::default() };
     proptest!(config, |(steps in prop::collection::vec(step(), 1..80))| {
         runtime.block_on(async {
             let mut world = World::new().await;
@@ -124,5 +124,21 @@ fn whatever_happens_to_workers_nobody_gets_a_wrong_link_and_no_lease_is_had_twic
             }
             world.leave_nothing().await;
         });
+    });
+}
+
+#[test]
+fn a_link_names_the_latest_sixteen_requests_it_was_made_for() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new().await;
+        let (worker, person, lost) = (0, 0, None);
+        for made in 0..18 {
+            let (request, wanted) = (made % 3, Wanted::OtherThan((made + 2) % 3));
+            world.take(Step::Claim { worker, person, request, wanted, lost }).await;
+            world.take(Step::Store { worker, short: false, replace: false, lost }).await;
+        }
+        world.take(Step::Stamp { worker, person, request: 3, lost }).await;
+        world.leave_nothing().await;
     });
 }

@@ -75,6 +75,14 @@ mod tests {
             prop_assert_eq!((read.token.value.expose_secret(), read.id), (value.as_str(), id));
             prop_assert_eq!(read.token.expires_at, expires_at);
         }
+
+        #[test]
+        fn whatever_is_stored_its_end_can_be_told(bytes: Vec<u8>, end: u64) {
+            let _ = (read_token(&bytes), read_session(&bytes));
+            let json = format!(r#"{{"t":"t","e":{end},"s":"s"}}"#);
+            let read = read_session(json.as_bytes()).unwrap();
+            prop_assert!(crate::message::format_date_time(read.token.expires_at).len() < 30);
+        }
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::{borrow::Cow, collections::HashMap};
 use serde_json::value::RawValue;
 
 /// The token in a token call's answer: any text that is not empty.
-pub(super) fn token(body: &[u8]) -> Result<String, &'static str> {
+pub(crate) fn token(body: &[u8]) -> Result<String, &'static str> {
     let fields = object(body)?;
     let token = fields.get("authorization").and_then(|raw| text(raw));
     token.filter(|token| !token.is_empty()).ok_or("a body without `authorization`")
 }
 
 /// The session id in a session call's answer: `id` or, failing that, `sessionId`.
-pub(super) fn session_id(body: &[u8]) -> Result<String, &'static str> {
+pub(crate) fn session_id(body: &[u8]) -> Result<String, &'static str> {
     let fields = object(body)?;
     ["id", "sessionId"]
         .into_iter()

@@ -1,7 +1,7 @@
 //! The identity-verification platform: its two calls, what their answers mean, the gate before them, and
 //! the handoff URL.
 
-mod answer;
+pub(crate) mod answer;
 mod client;
 mod error;
 mod gate;
