@@ -1,5 +1,7 @@
 //! The probes and the metrics page.
 
+mod bounded;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -19,6 +21,7 @@ use axum::{
 use serde::Serialize;
 use tokio::net::TcpListener;
 
+use self::bounded::Bounded;
 use crate::telemetry::metrics::{self, Metrics};
 
 /// What the worker says of itself; shared with whoever serves the probes.
@@ -110,7 +113,7 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, checks: Checks) {
         .route("/metrics", get(page))
         .with_state(probes);
     // Serving goes on over failed connections and never ends by itself.
-    let _ = axum::serve(listener, routes).await;
+    let _ = axum::serve(Bounded::new(listener), routes).await;
 }
 
 async fn livez() -> impl IntoResponse {
