@@ -1,6 +1,12 @@
 //! Single values: from text to type, with a sentence for whoever got it wrong, which never repeats it.
 
-use std::{io::ErrorKind, path::Path, str::FromStr, time::Duration};
+use std::{
+    fs::File,
+    io::{ErrorKind, Read},
+    path::Path,
+    str::FromStr,
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
@@ -14,14 +20,27 @@ use crate::retry::RetryDelay;
 const MAX_QUEUE_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 /// The length of a name in AMQP 0-9-1, in bytes.
 pub(super) const MAX_NAME: usize = 255;
+/// Largest file that a secret is read from, in bytes.
+const MAX_SECRET: u64 = 64 * 1024;
 /// Smallest frame that every RabbitMQ accepts, in bytes.
 const MIN_FRAME: u32 = 8_192;
 
 pub(super) fn read_secret_file(path: impl AsRef<Path>) -> Result<String, String> {
-    let mut text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => "names a file that does not exist".to_owned(),
-        kind => format!("names a file that cannot be read: {kind}"),
-    })?;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| {
+        // A slip such as /dev/zero has no end.
+        file.take(MAX_SECRET + 1).read_to_string(&mut text)
+    });
+    match read.map(|length| length as u64) {
+        Ok(..=MAX_SECRET) => {}
+        Ok(_) => return Err("names a file of more than 64 KiB".to_owned()),
+        Err(error) => {
+            return Err(match error.kind() {
+                ErrorKind::NotFound => "names a file that does not exist".to_owned(),
+                kind => format!("names a file that cannot be read: {kind}"),
+            });
+        }
+    }
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
