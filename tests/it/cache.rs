@@ -1,5 +1,7 @@
 //! What Redis holds, what waiting for it costs, and how to do without.
 
+use std::time::SystemTime;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
@@ -139,6 +141,10 @@ async fn rubbish_in_redis_counts_as_absent() {
     let ends_never = [stamp, br#"{"t":"t","e":18446744073709551615,"s":"s"}"#].concat();
     let ends_late = [stamp, br#"{"t":"t","e":1844674407370955,"s":"s"}"#].concat();
     let no_session = [stamp, br#"{"t":"t","e":1844674407}"#].concat();
+    // All is well with it, but that no honest token is so long.
+    let ends_soon = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() + 3_600_000;
+    let long = format!(r#"{{"t":"{}","e":{ends_soon},"s":"s"}}"#, "t".repeat(600_000));
+    let too_long = [stamp, long.as_bytes()].concat();
     let rubbish = [
         b"".as_slice(),
         b"|",
@@ -149,6 +155,8 @@ async fn rubbish_in_redis_counts_as_absent() {
         &ends_never,
         &ends_late,
         &no_session,
+        &too_long,
+        long.as_bytes(),
     ];
     for (number, rubbish) in rubbish.into_iter().enumerate() {
         for key in [&link, &token] {
@@ -156,11 +164,11 @@ async fn rubbish_in_redis_counts_as_absent() {
         }
         bench.rabbit.request(&format!("rubbish-{number}"), json!({ "userId": "ann" })).await;
         let event = bench.rabbit.event().await;
-        assert_eq!(event.routing_key, "handoff.ready", "{rubbish:?}");
-        assert_eq!(event.data()["reused"], false, "{rubbish:?}");
+        assert_eq!(event.routing_key, "handoff.ready", "{number}");
+        assert_eq!(event.data()["reused"], false, "{number}");
         // And what is stored instead is good.
         bench.rabbit.request(&format!("again-{number}"), json!({ "userId": "ann" })).await;
-        assert_eq!(bench.rabbit.event().await.data()["reused"], true, "{rubbish:?}");
+        assert_eq!(bench.rabbit.event().await.data()["reused"], true, "{number}");
     }
     assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
 }

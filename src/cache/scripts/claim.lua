@@ -2,8 +2,11 @@
 -- has it. With each goes the stamp by which the link that is there is known.
 -- KEYS: link, token, lease. ARGV: holder, lease in ms, which link will do, a stamp.
 -- A link is stored as "<stamp>,<stamp>,…|<value>": the requests it was made for, the newest first.
--- What has another form counts as absent.
-local link = redis.call('GET', KEYS[1])
+-- What has another form counts as absent, and so does what is larger than any that we store.
+local function kept(key)
+  return redis.call('STRLEN', key) <= 524288 and redis.call('GET', key)
+end
+local link = kept(KEYS[1])
 local stamps = link and string.match(link, '^(%x[%x,]*)|')
 local newest = ''
 if stamps then
@@ -16,6 +19,6 @@ if stamps then
   end
 end
 if redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  return {'lease', newest, redis.call('GET', KEYS[2]) or ''}
+  return {'lease', newest, kept(KEYS[2]) or ''}
 end
 return {'held', newest, ''}
