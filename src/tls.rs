@@ -13,7 +13,7 @@ const NO_AUTHORITY: &str = "no certificate authority is known: install the syste
      or name a file with the right one in SSL_CERT_FILE";
 
 /// How Redis' library holds the errors beneath its own.
-type Shared = Arc<dyn Error + Send + Sync>;
+pub(crate) type Shared = Arc<dyn Error + Send + Sync>;
 
 /// What TLS has to do with an error, if anything. Says what to do; holds nothing of the error itself.
 pub fn trouble(error: &(dyn Error + 'static)) -> Option<&'static str> {

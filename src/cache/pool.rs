@@ -7,7 +7,8 @@
 //! whoever meets it first one deadline, and nobody after.
 
 use std::{
-    fmt,
+    error::Error,
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -286,6 +287,21 @@ fn describe(error: &RedisError) -> String {
         _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
             "it refused the user or the password".to_owned()
         }
+        _ if error.kind() == redis::ErrorKind::Io => io_trouble(error),
         _ => format!("{:?}", error.kind()),
+    }
+}
+
+/// What happened on the way, or before there was one.
+fn io_trouble(error: &RedisError) -> String {
+    let shared = error.source().and_then(|source| source.downcast_ref::<tls::Shared>());
+    match shared.and_then(|shared| shared.downcast_ref::<io::Error>()).map(io::Error::kind) {
+        // Names that no resolver knows have no kind of their own.
+        Some(kind) if kind.to_string() == "uncategorized error" => {
+            "the host was not found".to_owned()
+        }
+        Some(kind) => kind.to_string(),
+        None => "TLS cannot be set up: can all be read that SSL_CERT_FILE and SSL_CERT_DIR name?"
+            .to_owned(),
     }
 }

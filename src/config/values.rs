@@ -158,6 +158,9 @@ pub(super) fn redis_url(text: &str) -> Result<SecretString, &'static str> {
         return Err(FORM);
     }
     text.into_connection_info().map_err(|_| FORM)?;
+    if text.contains('#') {
+        return Err("must hold no `#`: there is no way to leave certificates unchecked");
+    }
     Ok(SecretString::from(text))
 }
 

@@ -62,6 +62,7 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("AMQP_URL_FILE", &file),
         ("REDIS_URL", SECRET),
         ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "rediss://v4lue-that-nobody-may-see.example.com#insecure"),
         ("QUEUE", &long),
         ("QUEUE", "amq.v4lue-that-nobody-may-see"),
         ("REQUEST_EXCHANGE", ""),

@@ -109,7 +109,7 @@ fn assert_dead_letter_tells_nothing(letter: &Message) {
 async fn talkative(sealed: bool) -> Bench {
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
-    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "50ms");
+    bench.set("RETRY_BUDGET", "350ms").set("RETRY_DELAYS", "50ms");
     for (name, value) in [("RUST_BACKTRACE", "1"), ("RUST_LOG", "trace")] {
         bench.settings.insert(name.into(), value.into());
     }
@@ -192,6 +192,7 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     for outcome in ["ready", "reused", "failed", "retried"] {
         assert!(printed.contains(&format!(r#""outcome":"{outcome}""#)), "{outcome}: {printed}");
     }
+    assert!(printed.contains("trying again"), "{printed}");
     for line in printed.lines() {
         let line: serde_json::Value =
             serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));

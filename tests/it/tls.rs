@@ -140,9 +140,13 @@ async fn a_worker_that_can_trust_nobody_says_so() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("SSL_CERT_FILE"), "{said}");
-    // Where there is nobody to trust but this machine, nothing is missing.
-    let plain = bench.platform.url.clone();
-    bench.set("IDV_URL", &plain).worker().await;
+    // Where TLS is for Redis alone, it is told of Redis; where there is none, nothing is missing.
+    let (plain, redis) = (bench.platform.url.clone(), bench.settings["HANDOFF_REDIS_URL"].clone());
+    bench.set("IDV_URL", &plain).set("REDIS_URL", &secured(&redis, 1));
+    let worker = bench.worker().await;
+    let complaint = complaint(&worker, "REDIS_URL").await;
+    assert!(complaint.contains("SSL_CERT_FILE"), "{complaint}");
+    bench.set("REDIS_URL", &redis).worker().await;
 }
 
 /// The folder of the RabbitMQ that all tests share.
