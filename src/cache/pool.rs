@@ -73,7 +73,7 @@ pub(super) struct Pool {
     lost: std::sync::Mutex<Option<Lost>>,
 }
 
-/// What a test has become of an operation that does not end well.
+/// How an operation fails, where a test wants it to.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
@@ -176,7 +176,7 @@ impl Pool {
 
 #[cfg(test)]
 impl Pool {
-    /// The next operation does not end well.
+    /// The next operation fails.
     pub(super) fn lose(&self, lost: Lost) {
         *self.lost.lock().unwrap() = Some(lost);
     }
