@@ -36,6 +36,19 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
 }
 
 #[tokio::test]
+async fn a_mistake_made_a_thousand_times_is_told_once() {
+    let mut bench = Bench::new().await;
+    let worker = bench.worker().await;
+    // Told each time, this alone would be more than fits into the headers of a dead letter.
+    let body = format!(r#"{{"userId":"ann",{}"renew":1}}"#, r#""renew":1,"#.repeat(6_000));
+    bench.rabbit.publish(body, headers(&[])).await;
+    let reason = bench.rabbit.event().await.data()["reason"]["message"].clone();
+    assert_eq!(reason, "`renew` is given twice; `renew` must be true or false");
+    assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-detail"), reason);
+    assert_eq!(worker.lines("consuming").len(), 1, "the connection never broke");
+}
+
+#[tokio::test]
 async fn where_else_a_message_went_its_copies_do_not_go() {
     let mut bench = Bench::new().await;
     let worker = bench.worker().await;
