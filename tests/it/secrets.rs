@@ -293,7 +293,7 @@ async fn what_holds_a_secret_does_not_show_it() {
     assert_silent("the settings", &shown);
 
     let cache = Cache::new(&settings.cache, Metrics::new()).unwrap();
-    let client = Client::new(&settings.platform, Metrics::new()).unwrap();
+    let client = Client::new(&settings.platform, None, Metrics::new()).unwrap();
     let expires_at = std::time::SystemTime::now() + Duration::from_secs(1);
     let token = Token { value: format!("t0ken-that-{MARK}").into(), expires_at };
     let session = Session { token: token.clone(), id: "s".into() };
