@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Connection,
+    BasicProperties,
     options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
@@ -14,7 +14,9 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::{
-    broker::{BrokerError, PublishError, Publisher, Role, Topology, Traffic, bounded, connect},
+    broker::{
+        BrokerError, Connection, PublishError, Publisher, Role, Topology, Traffic, bounded, connect,
+    },
     config::BrokerConfig,
     message::{FAILED, READY, REQUESTED},
 };
@@ -26,7 +28,7 @@ const CONCURRENCY: u16 = 64;
 
 /// A connection that publishes requests and a subscription to all events.
 pub struct Client {
-    connection: Arc<Connection>,
+    connection: Connection,
     publisher: Publisher,
     request_exchange: String,
     events: lapin::Consumer,
@@ -79,15 +81,15 @@ impl Client {
     /// # Errors
     /// The first thing that does not work.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = Arc::new(connect(&config.url, Role::Client).await?);
+        let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
-        topology.ensure(&connection).await?;
-        let events = timeout(SETUP_LIMIT, subscribe(&connection, topology.event_exchange()))
+        topology.ensure(connection.get()).await?;
+        let events = timeout(SETUP_LIMIT, subscribe(connection.get(), topology.event_exchange()))
             .await
             .map_err(|_| BrokerError::timeout("subscribe to events"))?
             .map_err(|error| BrokerError::during("subscribe to events", &error))?;
         let request_exchange = topology.request_exchange().to_owned();
-        let publisher = Publisher::new(Arc::clone(&connection), topology, CONCURRENCY);
+        let publisher = Publisher::new(Arc::clone(connection.get()), topology, CONCURRENCY);
         Ok(Self { connection, publisher, request_exchange, events })
     }
 
@@ -96,7 +98,7 @@ impl Client {
     /// # Errors
     /// The connection is lost.
     pub async fn traffic(&self) -> Result<Traffic, BrokerError> {
-        self.publisher.topology().traffic(&self.connection).await
+        self.publisher.topology().traffic(self.connection.get()).await
     }
 
     /// A handle that publishes while this one waits for events.
@@ -129,7 +131,7 @@ impl Client {
     /// Closes the connection.
     pub async fn close(self) {
         // The subscription's queue goes with the connection, in good order or not.
-        let _ = timeout(Duration::from_secs(1), self.connection.close(200, "done".into())).await;
+        self.connection.close().await;
     }
 }
 
@@ -157,7 +159,10 @@ impl Requester {
 }
 
 /// A queue of our own, which ends with the connection.
-async fn subscribe(connection: &Connection, exchange: &str) -> lapin::Result<lapin::Consumer> {
+async fn subscribe(
+    connection: &lapin::Connection,
+    exchange: &str,
+) -> lapin::Result<lapin::Consumer> {
     let channel = connection.create_channel().await?;
     let options = QueueDeclareOptions {
         exclusive: true,

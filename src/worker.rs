@@ -135,7 +135,8 @@ fn shared(calls: SharedCalls) -> Shared {
 }
 
 fn connect_delays() -> Delays {
-    Delays::between(Duration::from_millis(250), Duration::from_secs(2))
+    // Short to the end: back soon once RabbitMQ is, and a try costs it little.
+    Delays::between(Duration::from_millis(250), Duration::from_secs(1))
 }
 
 /// The loop around the connection.

@@ -8,16 +8,23 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use lapin::{Connection, ConnectionProperties, Event, types::LongString};
+use lapin::{ConnectionProperties, Event, types::LongString, uri::AMQPUri};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 use url::Url;
 
-use super::{BrokerError, Consumer, Publisher, Topology};
+use super::{
+    BrokerError, Consumer, Publisher, Topology,
+    socket::{self, Socket},
+};
 use crate::config::BrokerConfig;
 
-/// Limit of the whole handshake: name resolution, TCP, TLS, AMQP.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Limit of the whole handshake: name resolution, TCP, TLS, AMQP. RabbitMQ has the same. A peer that
+/// says nothing at all is given up much sooner.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Limit of closing in good order; past it the connection is dropped.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Seconds without a sign of life after which RabbitMQ is asked for one; twice that ends it.
@@ -34,10 +41,17 @@ pub enum Role {
     Client,
 }
 
+/// A connection to RabbitMQ. However it ends, nothing of it stays behind: dropped, it is closed in good
+/// order or at least quickly.
+pub struct Connection {
+    inner: Arc<lapin::Connection>,
+    socket: Option<Socket>,
+}
+
 /// Connects to RabbitMQ.
 ///
 /// # Errors
-/// When there is no connection within five seconds. The message says why and holds no password.
+/// When there is no connection within ten seconds. The message says why and holds no password.
 pub async fn connect(url: &SecretString, role: Role) -> Result<Connection, BrokerError> {
     let name = match role {
         Role::Consumer => "handoff consumer",
@@ -49,11 +63,42 @@ pub async fn connect(url: &SecretString, role: Role) -> Result<Connection, Broke
         .with_client_property("product".into(), LongString::from("handoff"))
         .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
     let doing = "connect to RabbitMQ";
-    match timeout(CONNECT_LIMIT, Connection::connect(&with_heartbeat(url), properties)).await {
-        Ok(Ok(connection)) => Ok(connection),
+    let Ok(uri) = with_heartbeat(url).parse::<AMQPUri>() else {
+        return Err(BrokerError::new("the URL of RabbitMQ is none"));
+    };
+    match timeout(CONNECT_LIMIT, socket::open(uri, properties)).await {
+        Ok(Ok((connection, socket))) => {
+            Ok(Connection { inner: Arc::new(connection), socket: Some(socket) })
+        }
         Ok(Err(error)) => Err(BrokerError::during(doing, &error)),
         Err(_) => Err(BrokerError::timeout(doing)),
     }
+}
+
+impl Connection {
+    /// The library's side of it.
+    pub(crate) fn get(&self) -> &Arc<lapin::Connection> {
+        &self.inner
+    }
+
+    /// Closes it in good order, or at least quickly.
+    pub async fn close(mut self) {
+        end(Arc::clone(&self.inner), self.socket.take()).await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let (Some(socket), Ok(runtime)) = (self.socket.take(), Handle::try_current()) {
+            runtime.spawn(end(Arc::clone(&self.inner), Some(socket)));
+        }
+    }
+}
+
+/// A connection that is broken already cannot be closed; either way its socket ends here.
+async fn end(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
+    let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
+    drop(socket);
 }
 
 /// The URL with our heartbeat, unless it sets its own.
@@ -70,8 +115,8 @@ fn with_heartbeat(url: &SecretString) -> String {
 
 /// Both connections, with the consumer and the publisher on them.
 pub struct Attached {
-    consuming: Arc<Connection>,
-    publishing: Arc<Connection>,
+    consuming: Connection,
+    publishing: Connection,
     /// Where deliveries come from.
     pub consumer: Consumer,
     /// Where events, retry copies and dead letters go.
@@ -85,21 +130,21 @@ impl Attached {
     /// The first thing that does not work. Nothing of it is left behind.
     pub async fn attach(config: &BrokerConfig, prefetch: u16) -> Result<Self, BrokerError> {
         // One after the other: where there is no answer, one attempt is enough to find out.
-        let publishing = Arc::new(connect(&config.url, Role::Publisher).await?);
-        let consuming = Arc::new(connect(&config.url, Role::Consumer).await?);
+        let publishing = connect(&config.url, Role::Publisher).await?;
+        let consuming = connect(&config.url, Role::Consumer).await?;
         let topology = Arc::new(Topology::new(config));
-        topology.ensure(&publishing).await?;
-        let consumer = Consumer::start(&consuming, &config.queue, prefetch).await?;
-        let publisher = Publisher::new(Arc::clone(&publishing), topology, prefetch);
+        topology.ensure(publishing.get()).await?;
+        let consumer = Consumer::start(consuming.get(), &config.queue, prefetch).await?;
+        let publisher = Publisher::new(Arc::clone(publishing.get()), topology, prefetch);
         Ok(Self { consuming, publishing, consumer, publisher })
     }
 
     /// Waits until one of the connections breaks, and says how.
     pub fn fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
-        let consuming = self.consuming.events_listener().boxed();
-        let publishing = self.publishing.events_listener().boxed();
+        let connections = [&self.consuming, &self.publishing].map(|one| Arc::clone(one.get()));
+        let [consuming, publishing] =
+            connections.each_ref().map(|one| one.events_listener().boxed());
         let mut events = stream::select(consuming, publishing);
-        let connections = [Arc::clone(&self.consuming), Arc::clone(&self.publishing)];
         async move {
             let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
@@ -138,7 +183,7 @@ impl Attached {
 
     /// Closes both connections in good order, or at least quickly.
     pub async fn close(self) {
-        tokio::join!(close(&self.consuming), close(&self.publishing));
+        tokio::join!(self.consuming.close(), self.publishing.close());
     }
 }
 
@@ -153,11 +198,6 @@ impl Headcount {
     pub async fn take(&self) -> Result<u32, BrokerError> {
         self.0.traffic().await.map(|traffic| traffic.consumers)
     }
-}
-
-/// A connection that is broken already cannot be closed; either way it is gone after.
-async fn close(connection: &Connection) {
-    let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
 }
 
 #[cfg(test)]

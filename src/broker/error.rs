@@ -93,6 +93,7 @@ pub(super) fn why(error: &lapin::Error) -> String {
             (Some(trouble), _) => trouble.to_owned(),
             // Names that no resolver knows have no kind of their own.
             (None, kind) if kind == "uncategorized error" => "the host was not found".to_owned(),
+            (None, kind) if kind == "timed out" => "RabbitMQ did not answer in time".to_owned(),
             (None, kind) => kind,
         },
         ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),

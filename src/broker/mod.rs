@@ -7,10 +7,11 @@ mod delivery;
 mod error;
 mod publisher;
 mod settle;
+mod socket;
 mod topology;
 
 pub use self::{
-    connection::{Attached, Headcount, Role, connect},
+    connection::{Attached, Connection, Headcount, Role, connect},
     consumer::Consumer,
     copies::{DeadReason, Tried},
     delivery::Delivery,
