@@ -19,6 +19,7 @@ use url::Url;
 use super::{
     BrokerError, Consumer, Publisher, Topology,
     socket::{self, Socket},
+    upkeep,
 };
 use crate::config::BrokerConfig;
 
@@ -117,6 +118,7 @@ fn with_heartbeat(url: &SecretString) -> String {
 pub struct Attached {
     consuming: Connection,
     publishing: Connection,
+    topology: Arc<Topology>,
     /// Where deliveries come from.
     pub consumer: Consumer,
     /// Where events, retry copies and dead letters go.
@@ -135,17 +137,22 @@ impl Attached {
         let topology = Arc::new(Topology::new(config));
         topology.ensure(publishing.get()).await?;
         let consumer = Consumer::start(consuming.get(), &config.queue, prefetch).await?;
-        let publisher = Publisher::new(Arc::clone(publishing.get()), topology, prefetch);
-        Ok(Self { consuming, publishing, consumer, publisher })
+        let publisher =
+            Publisher::new(Arc::clone(publishing.get()), Arc::clone(&topology), prefetch);
+        Ok(Self { consuming, publishing, topology, consumer, publisher })
     }
 
-    /// Waits until one of the connections breaks, and says how.
+    /// Waits until one of the connections breaks, and says how. Looks after the topology meanwhile.
     pub fn fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
         let connections = [&self.consuming, &self.publishing].map(|one| Arc::clone(one.get()));
         let [consuming, publishing] =
             connections.each_ref().map(|one| one.events_listener().boxed());
         let mut events = stream::select(consuming, publishing);
+        // On the connection that is never blocked.
+        let upkeep =
+            upkeep::look_after(Arc::clone(&self.topology), Arc::clone(self.consuming.get()));
         async move {
+            let mut upkeep = std::pin::pin!(upkeep);
             let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
                 tokio::select! {
@@ -165,6 +172,7 @@ impl Attached {
                     () = sleep(Duration::from_secs(1)) => if !connected() {
                         return BrokerError::new("the connection is closed");
                     },
+                    never = &mut upkeep => match never {},
                 }
             }
         }

@@ -9,6 +9,7 @@ mod publisher;
 mod settle;
 mod socket;
 mod topology;
+mod upkeep;
 
 pub use self::{
     connection::{Attached, Connection, Headcount, Role, connect},
