@@ -280,8 +280,9 @@ impl Run {
             }));
         }
         // The last one may still be at work on this connection.
+        deliveries.close();
         tokio::select! {
-            _ = self.slots.acquire_many(self.prefetch.into()) => End::Past,
+            () = deliveries.wait() => End::Past,
             fault = &mut fault => End::Fault(fault),
             () = self.shutdown.cancelled() => End::Shutdown,
         }

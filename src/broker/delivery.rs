@@ -8,7 +8,13 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use tokio::time::timeout;
+
 use super::copies::{ATTEMPT, REQUEST_ID};
+
+/// Limit of settling. The library can lose an acknowledgement that meets the end of its connection, and
+/// would let us wait for ever.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// One message from the request queue, unsettled.
 pub struct Delivery {
@@ -74,7 +80,8 @@ impl Delivery {
 
     /// Settles it for good. `false` where its channel is gone: then it is redelivered.
     pub async fn ack(&self) -> bool {
-        self.inner.acker.ack(BasicAckOptions::default()).await.unwrap_or(false)
+        let ack = self.inner.acker.ack(BasicAckOptions::default());
+        matches!(timeout(SETTLE_LIMIT, ack).await, Ok(Ok(true)))
     }
 
     /// Hands it back to RabbitMQ, which gives it to whoever is next.
@@ -83,14 +90,14 @@ impl Delivery {
     pub async fn hand_back(&self) {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         // Where the channel is gone, the message is back already.
-        let _ = self.inner.acker.nack(back).await;
+        let _ = timeout(SETTLE_LIMIT, self.inner.acker.nack(back)).await;
     }
 
     /// Hands it back as one that does harm: RabbitMQ counts these, and moves the message to the dead
     /// queue when it has come back too often.
     pub async fn reject(&self) {
         let back = BasicRejectOptions { requeue: true };
-        let _ = self.inner.acker.reject(back).await;
+        let _ = timeout(SETTLE_LIMIT, self.inner.acker.reject(back)).await;
     }
 
     pub(super) fn properties(&self) -> &BasicProperties {

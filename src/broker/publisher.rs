@@ -14,7 +14,10 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{
     BrokerError, Topology, Traffic,
@@ -27,6 +30,9 @@ const MAX_CHANNELS: u16 = 64;
 /// Limit of one publish, from opening a channel to the confirm. Above two heartbeats, so that a dead
 /// connection is told as one.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
+/// How often a publish looks whether its connection still stands: the library can lose one that meets
+/// the end of its connection, and would let it wait for ever.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PERSISTENT: u8 = 2;
 
 /// Why a message was not taken over by RabbitMQ, or may not have been.
@@ -175,15 +181,17 @@ impl Publisher {
             Ok((channel, confirm))
         };
         let mut attempt = std::pin::pin!(attempt);
+        let mut since = Instant::now();
         // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
         let (channel, confirm) = loop {
             let status = self.0.connection.status();
-            match timeout(PUBLISH_LIMIT, &mut attempt).await {
+            match timeout(LOOK_EVERY, &mut attempt).await {
                 Ok(Ok(done)) => break done,
                 Ok(Err(error)) => return Err(self.failed(&error)),
                 Err(_) if !status.connected() => return Err(PublishError::Disconnected.into()),
                 // It takes nothing at the moment, from anybody, and says so: that is no failure.
-                Err(_) if status.blocked() => {}
+                Err(_) if status.blocked() => since = Instant::now(),
+                Err(_) if since.elapsed() < PUBLISH_LIMIT => {}
                 Err(_) => return Err(PublishError::Unconfirmed.into()),
             }
         };
