@@ -1,6 +1,7 @@
 //! The probes and the metrics page.
 
 mod bounded;
+mod pulse;
 
 use std::{
     fmt,
@@ -22,19 +23,30 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 
 use self::bounded::Bounded;
+pub use self::pulse::Pulse;
 use crate::telemetry::metrics::{self, Metrics};
 
 /// What the worker says of itself; shared with whoever serves the probes.
 #[derive(Debug)]
 pub struct Health {
     consuming: AtomicBool,
+    /// Of the loop that takes requests.
+    pub pulse: Pulse,
     metrics: Arc<Metrics>,
 }
 
 impl Health {
     /// Not consuming yet.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { consuming: AtomicBool::new(false), metrics })
+        Arc::new(Self { consuming: AtomicBool::new(false), pulse: Pulse::new(), metrics })
+    }
+
+    /// Has a thread watch the pulse, for as long as this is in use.
+    pub fn watch(self: &Arc<Self>) {
+        let health = Arc::downgrade(self);
+        if pulse::watch(move || Some(health.upgrade()?.pulse.age())).is_err() {
+            tracing::warn!("no thread for the watchdog: a worker that is stuck is not logged");
+        }
     }
 
     /// Whether deliveries are being taken.
@@ -116,13 +128,25 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, checks: Checks) {
     let _ = axum::serve(Bounded::new(listener), routes).await;
 }
 
-async fn livez() -> impl IntoResponse {
+/// 503 only where a restart helps: while RabbitMQ is away, the queue empty, or every slot in use, the
+/// loop turns all the same.
+async fn livez(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
     struct Alive {
         status: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        last_turn_ms: u64,
     }
-    // Whoever can answer at all need not be restarted.
-    Json(Alive { status: "alive" })
+    let age = probes.health.pulse.age();
+    let last_turn_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    if age < pulse::STUCK_AFTER {
+        return (StatusCode::OK, Json(Alive { status: "alive", reason: None, last_turn_ms }));
+    }
+    let reason = format!("the loop that takes requests has not turned for {} s", age.as_secs());
+    let stuck = Alive { status: "stuck", reason: Some(reason), last_turn_ms };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(stuck))
 }
 
 async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
@@ -149,4 +173,30 @@ async fn page(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let metrics = &probes.health.metrics;
     metrics.platform_paused((probes.checks.paused)());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_does_not_turn_is_a_reason_to_restart() {
+        let health = Health::new(Metrics::new());
+        let no = || Box::new(|| false);
+        let checks = Checks { redis: no(), platform: no(), paused: no() };
+        let probes = Arc::new(Probes { health: Arc::clone(&health), checks });
+        let ask = async || livez(State(Arc::clone(&probes))).await.into_response();
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert_eq!(ask().await.status(), StatusCode::OK);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let response = ask().await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        let expected = r#"{"status":"stuck","reason":"the loop that takes requests has not turned for 61 s","lastTurnMs":61000}"#;
+        assert_eq!(body, expected);
+        health.pulse.beat();
+        assert_eq!(ask().await.status(), StatusCode::OK);
+    }
 }

@@ -70,6 +70,7 @@ pub async fn run(
     let platform = Platform::new(&settings.platform, rate, Arc::clone(&metrics));
     let platform = Arc::new(platform.map_err(StartError::Platform)?);
     let health = Health::new(Arc::clone(&metrics));
+    health.watch();
 
     if let Ok(addr) = listener.local_addr() {
         tracing::info!(%addr, "serving /livez, /readyz and /metrics");
@@ -187,7 +188,7 @@ impl Run {
             };
             self.health.set_consuming(false);
             match end {
-                End::Shutdown => return self.drain(Some(attached)).await,
+                End::Shutdown => return self.drain_beating(Some(attached)).await,
                 End::Past => pace = Pace::Full,
                 End::Fault(fault) => {
                     tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
@@ -207,7 +208,7 @@ impl Run {
             }
             tokio::spawn(retire(attached, deliveries));
         }
-        self.drain(None).await;
+        self.drain_beating(None).await;
     }
 
     /// Counts those who consume along with us, whenever somebody wants to know. Never ends.
@@ -227,8 +228,9 @@ impl Run {
         let mut delays = connect_delays();
         let mut told = None;
         while !self.shutdown.is_cancelled() {
+            let attach = Attached::attach(&self.broker, prefetch);
             let attached = tokio::select! {
-                attached = Attached::attach(&self.broker, prefetch) => attached,
+                attached = self.health.pulse.beating(attach) => attached,
                 () = self.shutdown.cancelled() => break,
             };
             match attached {
@@ -249,21 +251,23 @@ impl Run {
     /// Waits, but not into a shutdown.
     async fn pause(&self, delay: Duration) {
         let _ = timeout(delay, self.shutdown.cancelled()).await;
+        self.health.pulse.beat();
     }
 
     /// Takes deliveries until there is a reason not to.
     async fn consume(&self, attached: &mut Attached, pace: Pace, deliveries: &TaskTracker) -> End {
         let mut fault = std::pin::pin!(attached.fault());
+        let pulse = &self.health.pulse;
         let mut taken = 0;
         while pace == Pace::Full || taken < self.prefetch {
             // The permit first: what is not taken yet may go to another replica.
             let slot = tokio::select! {
-                slot = Arc::clone(&self.slots).acquire_owned() => slot,
+                slot = pulse.beating(Arc::clone(&self.slots).acquire_owned()) => slot,
                 fault = &mut fault => return End::Fault(fault),
                 () = self.shutdown.cancelled() => return End::Shutdown,
             };
             let delivery = tokio::select! {
-                delivery = attached.consumer.next() => match delivery {
+                delivery = pulse.beating(attached.consumer.next()) => match delivery {
                     Ok(delivery) => delivery,
                     Err(fault) => return End::Fault(fault),
                 },
@@ -282,10 +286,15 @@ impl Run {
         // The last one may still be at work on this connection.
         deliveries.close();
         tokio::select! {
-            () = deliveries.wait() => End::Past,
+            () = pulse.beating(deliveries.wait()) => End::Past,
             fault = &mut fault => End::Fault(fault),
             () = self.shutdown.cancelled() => End::Shutdown,
         }
+    }
+
+    async fn drain_beating(self, attached: Option<Attached>) {
+        let health = Arc::clone(&self.health);
+        health.pulse.beating(self.drain(attached)).await;
     }
 
     /// Finishes what is in flight, hands back what does not finish in time, and closes.
