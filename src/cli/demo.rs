@@ -54,8 +54,17 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let sandbox = start_sandbox().await?;
     let settings = settings(args.settings, &sandbox)?;
     logs::init(&settings.log);
+    let signals = signals::listen().map_err(CliError::failed)?;
+    signals.obey(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await
+}
+
+async fn demonstrate(
+    settings: Settings,
+    sandbox: &Sandbox,
+    serve: bool,
+    interrupted: &CancellationToken,
+) -> Result<(), CliError> {
     let broker = settings.broker.clone();
-    let interrupted = signals::shutdown().map_err(CliError::failed)?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
     let probes = listener.local_addr().map_err(CliError::failed)?;
     let mut client = connect(&broker).await?;
@@ -64,11 +73,11 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let worker = tokio::spawn(worker::run(settings, listener, stop.clone()));
     say(format_args!("A simulated platform runs at {}, and a worker beside it.\n", sandbox.url()))?;
     let shown = tokio::select! {
-        shown = show(&mut client, &sandbox) => shown,
+        shown = show(&mut client, sandbox) => shown,
         () = interrupted.cancelled() => Err(CliError::Failed("interrupted".to_owned())),
     };
-    if shown.is_ok() && args.serve {
-        say(what_next(&broker, &sandbox, &format!("http://{probes}")))?;
+    if shown.is_ok() && serve {
+        say(what_next(&broker, sandbox, &format!("http://{probes}")))?;
         interrupted.cancelled().await;
     }
     stop.cancel();

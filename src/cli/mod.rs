@@ -39,14 +39,17 @@ pub enum CliError {
     Usage(String),
     /// It did not work out. Says why and what to do; holds no secret.
     Failed(String),
+    /// A second signal came before it had ended in good order.
+    CutShort,
 }
 
 impl CliError {
-    /// 2 for what was told wrong, 1 for what went wrong.
+    /// 2 for what was told wrong, 1 for what went wrong, 3 for what was cut short by a second signal.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
             Self::Failed(_) => ExitCode::FAILURE,
+            Self::CutShort => ExitCode::from(3),
         }
     }
 
@@ -60,6 +63,7 @@ impl fmt::Display for CliError {
         match self {
             Self::Configuration(mistakes) => mistakes.fmt(f),
             Self::Usage(why) | Self::Failed(why) => f.write_str(why),
+            Self::CutShort => f.write_str("ended at once by a second signal"),
         }
     }
 }

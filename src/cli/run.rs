@@ -26,7 +26,8 @@ pub(super) struct RunArgs {
 pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = Settings::read(&args.settings)?;
     logs::init(&settings.log);
-    let shutdown = signals::shutdown().map_err(CliError::failed)?;
+    let signals = signals::listen().map_err(CliError::failed)?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
-    worker::run(settings, listener, shutdown).await.map_err(CliError::failed)
+    let run = worker::run(settings, listener, signals.shutdown.clone());
+    signals.obey(async { run.await.map_err(CliError::failed) }).await
 }

@@ -127,7 +127,7 @@ enum Alphabet {
 
 pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     logs::init(&LogSettings::read(&args.settings)?);
-    let shutdown = signals::shutdown().map_err(CliError::failed)?;
+    let signals = signals::listen().map_err(CliError::failed)?;
     let addr = args.addr;
     let options = Options::from(args);
     let options = options.checked().map_err(|error| CliError::Usage(error.to_string()))?;
@@ -138,10 +138,13 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     // Whoever closed stdout has no use for the line; the sandbox serves all the same.
     let _ = writeln!(std::io::stdout(), "sandbox: listening on {}", sandbox.url());
     tracing::info!(addr = %sandbox.addr(), "the sandbox is ready");
-    shutdown.cancelled().await;
+    signals.shutdown.cancelled().await;
     tracing::info!("the sandbox stops");
-    sandbox.stop().await;
-    Ok(())
+    let stop = async {
+        sandbox.stop().await;
+        Ok(())
+    };
+    signals.obey(stop).await
 }
 
 impl From<SandboxArgs> for Options {
