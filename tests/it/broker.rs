@@ -8,7 +8,6 @@ use serde_json::json;
 
 use crate::support::{
     Bench, Node, Platform, Worker,
-    platform::held,
     rabbit::{table, text},
 };
 
@@ -100,92 +99,6 @@ async fn without_declaring_the_topology_is_only_checked() {
     bench.rabbit.publish("not a request", Default::default()).await;
     bench.rabbit.event().await;
     bench.rabbit.dead_letter().await;
-}
-
-#[tokio::test]
-async fn deleted_queues_are_declared_again() {
-    let mut bench = Bench::new().await;
-    bench.set("RETRY_DELAYS", "200ms");
-    let worker = bench.worker().await;
-    bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
-    worker.logged_times("consuming", 2).await;
-    // So are those that are found missing when a copy is to be published.
-    bench.rabbit.delete_queue(&format!("{}.dead", bench.rabbit.queue)).await;
-    bench.rabbit.publish("not a request", Default::default()).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    worker.logged("request finished").await;
-    bench.rabbit.dead_letter().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-}
-
-#[tokio::test]
-async fn a_deleted_event_exchange_is_declared_again() {
-    let mut bench = Bench::deaf(Platform::well().await).await;
-    bench.set("RETRY_DELAYS", "200ms,5m");
-    let worker = bench.worker().await;
-    bench.rabbit.delete_exchange(&bench.rabbit.event_exchange.clone()).await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    // There is an exchange again, but nobody is bound to it yet.
-    assert_eq!(worker.logged("request finished").await["outcome"], "retried");
-    bench.rabbit.hear_events().await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
-}
-
-#[tokio::test]
-async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
-    let node = Node::rabbitmq().await;
-    let (session, script) = held(|call| call.user_is("slow"));
-    let platform = Platform::scripted(script).await;
-    let mut bench = Bench::on_own_rabbitmq(platform, &node).await;
-    node.stop().await;
-    let worker = Worker::start(&bench.settings);
-    worker.logged("not consuming; trying again until it works").await;
-    assert_eq!(worker.page("/readyz").await.0, 503);
-    node.start().await;
-    worker.logged("consuming").await;
-
-    bench.reconnect().await;
-    bench.rabbit.request("r-0", json!({ "userId": "quick" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-0");
-    // One is in the middle of its session call when RabbitMQ dies.
-    bench.rabbit.request("r-1", json!({ "userId": "slow" })).await;
-    bench.platform.called(4).await;
-    node.kill().await;
-    worker.logged("lost RabbitMQ; reconnecting").await;
-    assert_eq!(worker.metric("handoff_broker_connected").await, 0.0);
-    session.open();
-    crate::support::until("the link is cached", async || {
-        bench.cached().await.iter().filter(|(key, ..)| key.ends_with(":link")).count() == 2
-    })
-    .await;
-    node.start().await;
-    bench.reconnect().await;
-    let event = bench.rabbit.event().await;
-    assert_eq!(
-        (&event.data()["requestId"], &event.data()["reused"]),
-        (&json!("r-1"), &json!(true))
-    );
-    assert_eq!(bench.platform.session_calls().len(), 2);
-    assert_eq!(worker.metric("handoff_broker_connected").await, 1.0);
-}
-
-#[tokio::test]
-async fn what_is_in_flight_when_the_queue_is_deleted_is_served_all_the_same() {
-    let (opening, script) = held(|_| true);
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    let worker = bench.worker().await;
-    for n in 0..5 {
-        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
-    }
-    bench.platform.called(5).await;
-    bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
-    worker.logged_times("consuming", 2).await;
-    opening.open();
-    let events = bench.rabbit.events(5).await;
-    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
-    bench.rabbit.request("r-5", json!({ "userId": "user-0" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }
 
 #[tokio::test]

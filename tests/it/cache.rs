@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Node, Opening, Platform, Proxy,
+    Answer, Bench, Flow, Opening, Platform, Proxy,
     platform::{Call, held, well},
 };
 
@@ -231,92 +231,6 @@ async fn the_token_of_a_worker_that_died_serves_its_successor() {
 }
 
 #[tokio::test]
-async fn without_redis_requests_are_served_and_with_it_again_links_are_cached() {
-    let redis = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.rabbit.event().await;
-    redis.kill().await;
-
-    for id in ["r-2", "r-3"] {
-        bench.rabbit.request(id, json!({ "userId": "ann" })).await;
-        let event = bench.rabbit.event().await;
-        assert_eq!(
-            (event.routing_key.as_str(), &event.data()["reused"]),
-            ("handoff.ready", &json!(false))
-        );
-    }
-    assert!(worker.metric("handoff_cache_errors_total").await >= 2.0);
-    let (status, page) = worker.page("/readyz").await;
-    assert!(status == 200 && page.contains("degraded"), "{status} {page}");
-
-    redis.start().await;
-    worker.logged("Redis is back").await;
-    // A link that was made meanwhile is the person's link from now on.
-    bench.rabbit.request("r-4", json!({ "userId": "ann" })).await;
-    let event = bench.rabbit.event().await;
-    assert_eq!(
-        (&event.data()["reused"], &event.data()["sessionId"]),
-        (&json!(true), &json!("session-1"))
-    );
-    assert!(!worker.page("/readyz").await.1.contains("degraded"));
-}
-
-#[tokio::test]
-async fn a_worker_starts_without_redis() {
-    let mut bench = Bench::new().await;
-    bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-}
-
-#[tokio::test]
-async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
-    let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    bench.set("REDIS_URL", &url);
-    let worker = bench.worker().await;
-    proxy.both(Flow::Waits);
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    worker.logged("no connection to Redis: requests are served without the cache").await;
-    proxy.both(Flow::Passes);
-    worker.logged("Redis is back").await;
-    // The link that was made meanwhile is known now, and the claim that nobody answered is no more.
-    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
-    let event = bench.rabbit.event().await;
-    assert_eq!(
-        (&event.data()["reused"], &event.data()["sessionId"]),
-        (&json!(true), &json!("session-0"))
-    );
-}
-
-#[tokio::test]
-async fn without_redis_requests_at_once_in_one_worker_still_share_a_session() {
-    let mut bench = Bench::new().await;
-    bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
-    let (session, script) = held(|call| !call.is_token());
-    bench.platform.now(script);
-    let worker = bench.worker().await;
-    for n in 0..10 {
-        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
-    }
-    crate::support::until("all are in flight", async || {
-        worker.metric("handoff_in_flight").await == 10.0
-    })
-    .await;
-    session.open();
-    let events = bench.rabbit.events(10).await;
-    assert!(events.iter().all(|event| event.data()["sessionId"] == "session-0"));
-    assert_eq!(bench.platform.session_calls().len(), 1);
-}
-
-#[tokio::test]
 async fn a_rejection_frees_the_lease_at_once() {
     let mut bench = Bench::with(
         Platform::scripted(|call: &Call| match (call.is_token(), call.nth) {
@@ -335,85 +249,4 @@ async fn a_rejection_frees_the_lease_at_once() {
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
     assert_eq!(bench.platform.token_calls().len(), 1);
-}
-
-#[tokio::test]
-async fn a_redis_that_was_frozen_costs_nobody_anything_once_it_is_back() {
-    let redis = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
-    let worker = bench.worker().await;
-    redis.freeze().await;
-    for n in 0..10 {
-        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
-    }
-    bench.rabbit.events(10).await;
-    worker.logged("no connection to Redis: requests are served without the cache").await;
-    redis.thaw().await;
-    worker.logged("Redis is back").await;
-    for n in 0..10 {
-        bench.rabbit.request(&format!("again-{n}"), json!({ "userId": format!("user-{n}") })).await;
-    }
-    let events = bench.rabbit.events(10).await;
-    assert!(events.iter().all(|event| event.data()["reused"] == true));
-    assert_eq!(bench.platform.session_calls().len(), 10);
-}
-
-#[tokio::test]
-async fn a_renewal_without_redis_is_the_persons_link_once_it_is_back() {
-    let redis = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.rabbit.event().await;
-    redis.freeze().await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
-    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
-    worker.logged("no connection to Redis: requests are served without the cache").await;
-    redis.thaw().await;
-    worker.logged("Redis is back").await;
-    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
-    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
-    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1", "it knows its own");
-}
-
-#[tokio::test]
-async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
-    let redis = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.rabbit.event().await;
-    let (session, script) = held(|call| !call.is_token());
-    bench.platform.now(script);
-    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
-    bench.platform.called(4).await;
-    redis.kill().await;
-    worker.logged("no connection to Redis: requests are served without the cache").await;
-    redis.start().await;
-    worker.logged("Redis is back").await;
-    session.open();
-    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
-    assert_eq!(bench.platform.session_calls().len(), 2);
-}
-
-#[tokio::test]
-async fn a_redis_that_is_full_shows_as_degraded() {
-    let redis = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &redis).await;
-    let worker = bench.worker().await;
-    let mut client = crate::support::bench::redis(&redis.url).await;
-    let mut limit = async |bytes: &str| {
-        let mut set = crate::support::bench::redis_cmd("CONFIG");
-        set.arg("SET").arg("maxmemory").arg(bytes).query_async::<()>(&mut client).await.unwrap();
-    };
-    limit("1").await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    let (status, page) = worker.page("/readyz").await;
-    assert!(status == 200 && page.contains("degraded"), "{status} {page}");
-    limit("0").await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    bench.rabbit.event().await;
-    assert!(!worker.page("/readyz").await.1.contains("degraded"));
 }

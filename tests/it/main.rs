@@ -14,6 +14,7 @@
 mod support;
 
 mod broker;
+mod broker_faults;
 mod browser;
 mod cache;
 mod commands;
@@ -24,6 +25,7 @@ mod outcomes;
 mod pausing;
 mod platform_faults;
 mod rate;
+mod redis_faults;
 mod retries;
 mod secrets;
 mod shutdown;

@@ -1,10 +1,23 @@
-//! SIGTERM and SIGINT: finish or hand back, and exit with 0.
+//! SIGTERM and SIGINT: finish or hand back, and exit with 0. A second one ends all at once.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::interval,
+};
 
 use crate::support::{
     Answer, Bench, Flow, Opening, Platform, Proxy, Worker,
     platform::{Call, held, well},
+    soon, until,
+    worker::{Settings, command, signal},
 };
 
 #[tokio::test]
@@ -103,10 +116,10 @@ async fn a_silent_rabbitmq_does_not_stretch_the_grace() {
     bench.set("AMQP_URL", &url).set("SHUTDOWN_GRACE", "2s");
     let mut worker = bench.worker().await;
     proxy.both(Flow::Waits);
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert!(asked.elapsed() < std::time::Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -122,14 +135,109 @@ async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
     }
     bench.platform.called(1).await;
-    crate::support::until("all are in flight", async || {
-        worker.metric("handoff_in_flight").await == 20.0
-    })
-    .await;
+    until("all are in flight", async || worker.metric("handoff_in_flight").await == 20.0).await;
     worker.signal("TERM");
     worker.logged("shutting down").await;
     opening.open();
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(bench.platform.calls().len(), 1);
     bench.rabbit.holds(20).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once_with_a_status_of_its_own() {
+    for second in ["TERM", "INT"] {
+        let (_never, script) = held(|call| !call.is_token());
+        let mut bench = Bench::with(Platform::scripted(script).await).await;
+        let mut worker = bench.worker().await;
+        bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+        bench.platform.called(2).await;
+        worker.signal("TERM");
+        worker.logged("shutting down").await;
+        // One that is let finish would take its 25 s.
+        let asked = Instant::now();
+        worker.signal(second);
+        assert_eq!(worker.ended().await, Some(3), "{second}");
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        let told = "handoff: ended at once by a second signal";
+        until(told, async || worker.log().contains(told)).await;
+        // What was in its hands comes back.
+        bench.platform.now(well);
+        let _worker = bench.worker().await;
+        assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_sandbox_at_once() {
+    let settings = Settings::from([("HANDOFF_LOG".to_owned(), "info".to_owned())]);
+    let mut sandbox = command(&["sandbox", "--addr", "127.0.0.1:0"], &settings)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut shown = BufReader::new(sandbox.stdout.take().unwrap()).lines();
+    let line = soon("the address", shown.next_line()).await.unwrap().unwrap();
+    // Somebody takes their time over a request.
+    let mut client = TcpStream::connect(line.rsplit('/').next().unwrap()).await.unwrap();
+    let begun = b"POST /api/device/ephemeral HTTP/1.1\r\ncontent-length: 10\r\n\r\n";
+    client.write_all(begun).await.unwrap();
+    let mut log = BufReader::new(sandbox.stderr.take().unwrap()).lines();
+    let mut told = async |what: &str| {
+        while !soon(what, log.next_line()).await.unwrap().unwrap().contains(what) {}
+    };
+    told("the sandbox is ready").await;
+    signal(&sandbox, "INT");
+    told("the sandbox stops").await;
+    signal(&sandbox, "INT");
+    told("ended at once by a second signal").await;
+    assert_eq!(soon("its end", sandbox.wait()).await.unwrap().code(), Some(3));
+}
+
+#[tokio::test]
+async fn rolling_restarts_lose_and_double_nothing() {
+    const REQUESTS: usize = 300;
+    const USERS: usize = 100;
+    let latency = Duration::from_millis(50);
+    let platform = Platform::scripted(move |call| well(call).after(latency)).await;
+    let mut bench = Bench::with(platform).await;
+    bench.set("CONCURRENCY", "8");
+    let mut workers = vec![bench.worker().await, bench.worker().await, bench.worker().await];
+    let sent = AtomicUsize::new(0);
+    let stream = async {
+        let mut pace = interval(Duration::from_millis(10));
+        for n in 0..REQUESTS {
+            pace.tick().await;
+            let user = json!({ "userId": format!("user-{}", n % USERS) });
+            bench.rabbit.request(&format!("r-{n}"), user).await;
+            sent.store(n + 1, Ordering::Relaxed);
+        }
+    };
+    let restarts = async {
+        for worker in &mut workers {
+            worker.signal("TERM");
+            assert_eq!(worker.ended().await, Some(0), "{}", worker.log());
+            *worker = bench.worker().await;
+        }
+        sent.load(Ordering::Relaxed)
+    };
+    let (_, sent) = tokio::join!(stream, restarts);
+    assert!((10..REQUESTS).contains(&sent), "{sent} were sent when all were restarted");
+
+    let (mut told, mut sessions) = (BTreeSet::new(), BTreeSet::new());
+    let mut requests = BTreeSet::new();
+    while requests.len() < REQUESTS {
+        let event = bench.rabbit.event().await;
+        assert_eq!(event.routing_key, "handoff.ready");
+        let data = event.data();
+        told.insert(event.json()["id"].to_string());
+        sessions.insert((data["userId"].to_string(), data["sessionId"].to_string()));
+        requests.insert(data["requestId"].to_string());
+    }
+    assert_eq!((told.len(), sessions.len()), (REQUESTS, USERS));
+    assert_eq!(bench.platform.session_calls().len(), USERS);
+    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 0);
+    for worker in workers {
+        worker.stop().await;
+    }
 }

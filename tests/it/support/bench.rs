@@ -1,5 +1,9 @@
 //! A test's bench: names of its own, a platform, RabbitMQ, and the settings that tie them together.
 
+use std::{collections::BTreeMap, ops::Range};
+
+use serde_json::json;
+
 use super::{
     Node, Platform, Rabbit,
     platform::API_KEY,
@@ -36,8 +40,15 @@ impl Bench {
 
     /// With a RabbitMQ of its own, which takes everything with it at the end.
     pub async fn on_own_rabbitmq(platform: Platform, node: &Node) -> Self {
-        let mut bench = Self::on(platform, &node.url, &required_env("HANDOFF_REDIS_URL")).await;
+        let mut bench = Self::keeping_events(platform, node).await;
         bench.rabbit.hear_events_durably().await;
+        bench
+    }
+
+    /// The same, with events kept there until [`Self::reconnect`].
+    pub async fn keeping_events(platform: Platform, node: &Node) -> Self {
+        let bench = Self::on(platform, &node.url, &required_env("HANDOFF_REDIS_URL")).await;
+        bench.rabbit.keep_events_durably().await;
         bench
     }
 
@@ -91,6 +102,29 @@ impl Bench {
         let matches = command.try_get_matches_from(flags).unwrap();
         let given = handoff::config::RunSettings::from_arg_matches(&matches).unwrap();
         handoff::config::Settings::read(&given).unwrap()
+    }
+
+    /// Publishes requests, `r-0` for `user-0` and so on.
+    pub async fn requests(&self, numbers: Range<usize>) {
+        for n in numbers {
+            self.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+        }
+    }
+
+    /// Waits until each of so many requests has an event, none a failure, and repeats only under one
+    /// id. Nothing is dead.
+    pub async fn all_ready(&mut self, count: usize) {
+        let mut ids = BTreeMap::new();
+        while ids.len() < count {
+            let event = self.rabbit.event().await;
+            assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+            let (id, data) = (event.json()["id"].to_string(), event.data());
+            let request = data["requestId"].as_str().unwrap().to_owned();
+            assert_eq!(data["userId"], request.replace("r-", "user-"));
+            let told = ids.entry(request).or_insert_with(|| id.clone());
+            assert_eq!(*told, id);
+        }
+        assert_eq!(self.rabbit.depth(&format!("{}.dead", self.rabbit.queue)).await, 0);
     }
 
     /// A worker that consumes.

@@ -19,6 +19,9 @@ pub enum Flow {
     Passes,
     /// They wait until they may pass again.
     Waits,
+    /// They are lost, and with them every connection that was there: its ends hear nothing of each
+    /// other any more, not even that one is gone. New ones go the same way until bytes pass again.
+    Vanishes,
 }
 
 /// A way to a server. Closed when it is dropped.
@@ -31,6 +34,7 @@ pub struct Proxy {
 struct Shared {
     requests: watch::Sender<Flow>,
     replies: watch::Sender<Flow>,
+    cuts: watch::Sender<usize>,
     sent: Mutex<Vec<u8>>,
     rewrite: Mutex<Option<(&'static [u8], &'static [u8])>>,
 }
@@ -45,6 +49,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             requests: watch::Sender::new(Flow::Passes),
             replies: watch::Sender::new(Flow::Passes),
+            cuts: watch::Sender::new(0),
             sent: Mutex::default(),
             rewrite: Mutex::default(),
         });
@@ -64,10 +69,16 @@ impl Proxy {
         self.shared.replies.send_replace(flow);
     }
 
-    /// What either side says waits, or passes: a network that is gone without telling anybody.
+    /// What either side says waits, vanishes, or passes: a network that is gone without telling
+    /// anybody.
     pub fn both(&self, flow: Flow) {
         self.shared.requests.send_replace(flow);
         self.shared.replies.send_replace(flow);
+    }
+
+    /// Closes every connection there is.
+    pub fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// From now on the client's bytes reach the server with some replaced by as many others: what no
@@ -75,6 +86,11 @@ impl Proxy {
     pub fn rewrite(&self, from: &'static [u8], to: &'static [u8]) {
         assert_eq!(from.len(), to.len());
         *self.shared.rewrite.lock().unwrap() = Some((from, to));
+    }
+
+    /// From now on they reach it as they are.
+    pub fn rewrite_nothing(&self) {
+        *self.shared.rewrite.lock().unwrap() = None;
     }
 
     /// Everything the client has sent since this was asked last.
@@ -98,6 +114,7 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
         let shared = Arc::clone(&shared);
+        let mut cuts = shared.cuts.subscribe();
         connections.spawn(async move {
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
@@ -105,6 +122,7 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
             tokio::select! {
                 () = carry(from_client, to_server, shared.requests.subscribe(), Some(&shared)) => {}
                 () = carry(from_server, to_client, shared.replies.subscribe(), None) => {}
+                _ = cuts.changed() => {}
             }
         });
     }
@@ -117,7 +135,14 @@ async fn carry(
     record: Option<&Shared>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read.unwrap_or_default(),
+            () = async { drop(flow.wait_for(|flow| *flow == Flow::Vanishes).await) } => break,
+        };
+        if read == 0 {
+            return;
+        }
         if let Some(shared) = record {
             shared.sent.lock().unwrap().extend_from_slice(&buffer[..read]);
             if let Some((from, to)) = *shared.rewrite.lock().unwrap() {
@@ -128,9 +153,13 @@ async fn carry(
                 }
             }
         }
-        let passes = flow.wait_for(|flow| *flow == Flow::Passes).await.is_ok();
-        if !passes || to.write_all(&buffer[..read]).await.is_err() {
-            return;
+        let flow = flow.wait_for(|flow| *flow != Flow::Waits).await.map(|flow| *flow);
+        match flow {
+            Ok(Flow::Vanishes) => break,
+            Ok(_) if to.write_all(&buffer[..read]).await.is_ok() => {}
+            _ => return,
         }
     }
+    // Both sides stay open, and nothing is read: to the other end it is as if nobody were there.
+    std::future::pending().await
 }

@@ -86,16 +86,23 @@ impl Rabbit {
     pub async fn hear_events(&mut self) {
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        self.hear_events_by("", options).await;
+        let queue = self.keep_events("", options).await;
+        self.hear(queue).await;
     }
 
     /// The same, with a queue that a restart of RabbitMQ does not take away.
     pub async fn hear_events_durably(&mut self) {
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        self.hear_events_by(&format!("{}.heard", self.event_exchange), options).await;
+        let queue = self.keep_events_durably().await;
+        self.hear(queue).await;
     }
 
-    async fn hear_events_by(&mut self, queue: &str, options: QueueDeclareOptions) {
+    /// Binds that queue, and hears nothing yet: a crash of RabbitMQ finds no event on its way here.
+    pub async fn keep_events_durably(&self) -> ShortString {
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.keep_events(&format!("{}.heard", self.event_exchange), options).await
+    }
+
+    async fn keep_events(&self, queue: &str, options: QueueDeclareOptions) -> ShortString {
         let exchange: ShortString = self.event_exchange.as_str().into();
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
         let (channel, none) = (&self.channel, FieldTable::default);
@@ -109,9 +116,14 @@ impl Rabbit {
             .queue_bind(queue.clone(), exchange, "handoff.*".into(), Default::default(), none())
             .await
             .unwrap();
+        queue
+    }
+
+    async fn hear(&mut self, queue: ShortString) {
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let consumer = channel.basic_consume(queue, "".into(), options, none()).await.unwrap();
-        self.events = Some(consumer);
+        let consumed =
+            self.channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
+        self.events = Some(consumed.unwrap());
     }
 
     /// Publishes a request body, and waits until RabbitMQ has it.
@@ -147,6 +159,22 @@ impl Rabbit {
     /// Publishes a request under an id.
     pub async fn request(&self, id: &str, data: Value) {
         self.publish(data.to_string(), BasicProperties::default().with_message_id(id.into())).await;
+    }
+
+    /// Publishes a request where that works, and returns whether it did.
+    pub async fn try_request(&self, id: &str, data: Value) -> bool {
+        let channel = self.channel().await;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let properties = BasicProperties::default().with_message_id(id.into());
+        let (exchange, key) = (self.request_exchange.as_str(), "verification.requested");
+        let body = data.to_string();
+        let confirm = channel
+            .basic_publish(exchange.into(), key.into(), options, body.as_bytes(), properties)
+            .await
+            .unwrap()
+            .await;
+        confirm.is_ok_and(|confirm| confirm.is_ack() && confirm.take_message().is_none())
     }
 
     /// The next event.
@@ -227,6 +255,17 @@ impl Rabbit {
     pub async fn delete_queue(&self, queue: &str) {
         let channel = self.channel().await;
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+
+    /// Takes requests' way into the queue away.
+    pub async fn unbind(&self) {
+        let (queue, exchange) = (self.queue.as_str(), self.request_exchange.as_str());
+        let key = "verification.requested";
+        let channel = self.channel().await;
+        channel
+            .queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default())
+            .await
+            .unwrap();
     }
 
     pub async fn delete_exchange(&self, exchange: &str) {

@@ -2,8 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -14,6 +17,15 @@ use tokio::{
 };
 
 use super::soon;
+
+/// What a process holds of the system.
+#[derive(Clone, Copy, Debug)]
+pub struct Holdings {
+    threads: usize,
+    /// Files that are sockets to the server in question.
+    sockets: usize,
+    memory_kib: usize,
+}
 
 /// A `handoff run` under test. Killed when it is dropped.
 pub struct Worker {
@@ -154,6 +166,48 @@ impl Worker {
         let (_, page) = self.page("/metrics").await;
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap()).ok_or(page)
+    }
+
+    /// What it holds of the system at the moment, with the sockets to a server on this machine.
+    pub fn holdings(&self, server: SocketAddr) -> Holdings {
+        let proc = format!("/proc/{}", self.child.id().expect("it runs"));
+        let read = |what| std::fs::read_to_string(format!("{proc}/{what}")).unwrap();
+        let list = |what| std::fs::read_dir(format!("{proc}/{what}")).unwrap().flatten();
+        let port = format!(":{:04X}", server.port());
+        let connections = read("net/tcp");
+        let connections =
+            connections.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let inodes: Vec<_> = connections
+            .filter(|fields| fields[2].ends_with(&port))
+            .map(|fields| PathBuf::from(format!("socket:[{}]", fields[9])))
+            .collect();
+        let sockets = list("fd").filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        let sockets = sockets.filter(|file| inodes.contains(file)).count();
+        let status = read("status");
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let memory_kib = memory.trim().trim_end_matches(" kB").parse().unwrap();
+        Holdings { threads: list("task").count(), sockets, memory_kib }
+    }
+
+    /// Waits until it holds no more threads and sockets than before, and not much more memory.
+    pub async fn holds_no_more_than(&self, before: Holdings, server: SocketAddr) {
+        let mut now = self.holdings(server);
+        let back = async {
+            while now.threads > before.threads || now.sockets > before.sockets {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                now = self.holdings(server);
+            }
+        };
+        let back = tokio::time::timeout(super::PATIENCE, back).await;
+        assert!(back.is_ok(), "{now:?} after {before:?}");
+        assert!(now.memory_kib < before.memory_kib + 16 * 1024, "{now:?} after {before:?}");
+    }
+
+    /// Asserts that `/livez` finds the loop turning.
+    pub async fn is_alive(&self) {
+        let (status, page) = self.page("/livez").await;
+        let turned = serde_json::from_str::<Value>(&page).unwrap()["lastTurnMs"].as_u64();
+        assert!(status == 200 && turned.is_some_and(|ms| ms < 5_000), "{status} {page}");
     }
 
     /// Sends it a signal.

@@ -1,0 +1,226 @@
+//! Redis breaks, and requests are served without it; it is used again as soon as it is back.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Bench, Flow, Node, Platform, Proxy, Worker,
+    bench::{redis, redis_cmd},
+    platform::held,
+    until,
+};
+
+const AWAY: &str = "no connection to Redis: requests are served without the cache";
+
+/// The longest time a request has taken so far, in milliseconds.
+fn longest(worker: &Worker) -> u64 {
+    let took = |line: &Value| line["duration_ms"].as_u64().unwrap();
+    worker.lines("request finished").iter().map(took).max().unwrap()
+}
+
+#[tokio::test]
+async fn a_network_that_swallows_all_for_20_seconds_costs_half_a_second_and_leaves_nothing() {
+    let mut bench = Bench::new().await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
+    bench.set("REDIS_URL", &url);
+    let worker = bench.worker().await;
+    bench.requests(0..10).await;
+    bench.all_ready(10).await;
+    let before = worker.holdings(proxy.addr);
+
+    proxy.both(Flow::Vanishes);
+    let vanished = Instant::now();
+    for number in 10.. {
+        bench.requests(number..number + 1).await;
+        assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+        if vanished.elapsed() > Duration::from_secs(20) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Those that met it first waited; the others were spared that.
+    let took = longest(&worker);
+    println!("the longest request took {took} ms");
+    assert!(took < 700, "{took}");
+    let served = worker.lines("request finished");
+    let slow = served.iter().filter(|line| line["duration_ms"].as_u64().unwrap() >= 200).count();
+    println!("{slow} of {} took long", served.len());
+    assert!(slow <= 2, "{slow}");
+    worker.logged(AWAY).await;
+    worker.holds_no_more_than(before, proxy.addr).await;
+
+    proxy.both(Flow::Passes);
+    worker.logged("Redis is back").await;
+    for id in ["r-again", "r-and-again"] {
+        bench.rabbit.request(id, json!({ "userId": "user-0" })).await;
+        assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    }
+    println!("before: {before:?}, after: {:?}", worker.holdings(proxy.addr));
+    worker.holds_no_more_than(before, proxy.addr).await;
+}
+
+#[tokio::test]
+async fn without_redis_requests_are_served_and_with_it_again_links_are_cached() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    node.kill().await;
+
+    for id in ["r-2", "r-3"] {
+        bench.rabbit.request(id, json!({ "userId": "ann" })).await;
+        let event = bench.rabbit.event().await;
+        assert_eq!(
+            (event.routing_key.as_str(), &event.data()["reused"]),
+            ("handoff.ready", &json!(false))
+        );
+    }
+    assert!(worker.metric("handoff_cache_errors_total").await >= 2.0);
+    let (status, page) = worker.page("/readyz").await;
+    assert!(status == 200 && page.contains("degraded"), "{status} {page}");
+
+    node.start().await;
+    worker.logged("Redis is back").await;
+    // A link that was made meanwhile is the person's link from now on.
+    bench.rabbit.request("r-4", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["reused"], &event.data()["sessionId"]),
+        (&json!(true), &json!("session-1"))
+    );
+    assert!(!worker.page("/readyz").await.1.contains("degraded"));
+}
+
+#[tokio::test]
+async fn a_worker_starts_without_redis() {
+    let mut bench = Bench::new().await;
+    bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+}
+
+#[tokio::test]
+async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
+    let mut bench = Bench::new().await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
+    bench.set("REDIS_URL", &url);
+    let worker = bench.worker().await;
+    proxy.both(Flow::Waits);
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    worker.logged(AWAY).await;
+    proxy.both(Flow::Passes);
+    worker.logged("Redis is back").await;
+    // The link that was made meanwhile is known now, and the claim that nobody answered is no more.
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["reused"], &event.data()["sessionId"]),
+        (&json!(true), &json!("session-0"))
+    );
+}
+
+#[tokio::test]
+async fn without_redis_requests_at_once_in_one_worker_still_share_a_session() {
+    let mut bench = Bench::new().await;
+    bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
+    let (session, script) = held(|call| !call.is_token());
+    bench.platform.now(script);
+    let worker = bench.worker().await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
+    }
+    until("all are in flight", async || worker.metric("handoff_in_flight").await == 10.0).await;
+    session.open();
+    let events = bench.rabbit.events(10).await;
+    assert!(events.iter().all(|event| event.data()["sessionId"] == "session-0"));
+    assert_eq!(bench.platform.session_calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_redis_that_was_frozen_costs_nobody_anything_once_it_is_back() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let worker = bench.worker().await;
+    node.freeze().await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    bench.rabbit.events(10).await;
+    worker.logged(AWAY).await;
+    node.thaw().await;
+    worker.logged("Redis is back").await;
+    for n in 0..10 {
+        bench.rabbit.request(&format!("again-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    let events = bench.rabbit.events(10).await;
+    assert!(events.iter().all(|event| event.data()["reused"] == true));
+    assert_eq!(bench.platform.session_calls().len(), 10);
+}
+
+#[tokio::test]
+async fn a_renewal_without_redis_is_the_persons_link_once_it_is_back() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    node.freeze().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    worker.logged(AWAY).await;
+    node.thaw().await;
+    worker.logged("Redis is back").await;
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1", "it knows its own");
+}
+
+#[tokio::test]
+async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    let (session, script) = held(|call| !call.is_token());
+    bench.platform.now(script);
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    bench.platform.called(4).await;
+    node.kill().await;
+    worker.logged(AWAY).await;
+    node.start().await;
+    worker.logged("Redis is back").await;
+    session.open();
+    assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
+    assert_eq!(bench.platform.session_calls().len(), 2);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_full_shows_as_degraded() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let worker = bench.worker().await;
+    let mut client = redis(&node.url).await;
+    let mut limit = async |bytes: &str| {
+        let mut set = redis_cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes).query_async::<()>(&mut client).await.unwrap();
+    };
+    limit("1").await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    let (status, page) = worker.page("/readyz").await;
+    assert!(status == 200 && page.contains("degraded"), "{status} {page}");
+    limit("0").await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    assert!(!worker.page("/readyz").await.1.contains("degraded"));
+}
