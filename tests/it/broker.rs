@@ -1,4 +1,4 @@
-//! RabbitMQ: the topology, and that the worker outlives its faults.
+//! RabbitMQ: the topology, what the worker may do there, and what is no fault at all.
 
 use lapin::{
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::support::{
     Bench, Node, Platform, Worker,
+    platform::held,
     rabbit::{table, text},
 };
 
@@ -122,4 +123,21 @@ async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connect
     node.ctl(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
     let events = bench.rabbit.events(10).await;
     assert!(events.iter().all(|event| event.data()["reused"] == true));
+}
+
+#[tokio::test]
+async fn neither_an_empty_queue_nor_full_hands_are_a_reason_to_restart() {
+    let idle = Bench::new().await;
+    let idle = idle.worker().await;
+    let (_never, script) = held(|_| true);
+    let mut busy = Bench::with(Platform::scripted(script).await).await;
+    busy.set("CONCURRENCY", "1");
+    let worker = busy.worker().await;
+    busy.requests(0..2).await;
+    busy.platform.called(1).await;
+    // Longer than a loop that does not turn may seem alive.
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    idle.is_alive().await;
+    worker.is_alive().await;
+    assert_eq!(busy.platform.calls().len(), 1);
 }
