@@ -172,7 +172,7 @@ impl Attached {
                     () = sleep(Duration::from_secs(1)) => if !connected() {
                         return BrokerError::new("the connection is closed");
                     },
-                    never = &mut upkeep => match never {},
+                    forgotten = &mut upkeep => return forgotten,
                 }
             }
         }

@@ -1,22 +1,26 @@
 //! Looking after the topology while requests are taken.
 //!
 //! A queue that is deleted ends the subscription, and a missing exchange fails a publish; both are
-//! mended at once. That nobody can publish requests any more, though, since their exchange or its
-//! binding is gone, shows nowhere here: it looks like an empty queue.
+//! mended at once. Two things show nowhere, though, but look like an empty queue: that nobody can
+//! publish requests, since their exchange or its binding is gone, and that RabbitMQ has forgotten the
+//! subscription.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use lapin::Connection;
 use tokio::time::sleep;
 
-use super::Topology;
+use super::{BrokerError, Topology, Traffic};
 
-/// How long the exchange of requests may be missing. Declaring what is there costs RabbitMQ little.
+/// How long that may last. Declaring what is there costs RabbitMQ little.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Declares the topology again and again, or, where declaring is off, checks it. What does not work
-/// is told once, and ends nothing: requests are still taken.
-pub(super) async fn look_after(topology: Arc<Topology>, connection: Arc<Connection>) -> Infallible {
+/// is told once, and ends nothing: requests are still taken. Ends when the subscription is forgotten.
+pub(super) async fn look_after(
+    topology: Arc<Topology>,
+    connection: Arc<Connection>,
+) -> BrokerError {
     let mut told = None;
     loop {
         sleep(EVERY).await;
@@ -29,5 +33,9 @@ pub(super) async fn look_after(topology: Arc<Topology>, connection: Arc<Connecti
             tracing::warn!(%error, "the topology is not as it should be; requests are taken all the same");
         }
         told = error;
+        // A queue without a leader has nothing to tell either: both are 0 then.
+        if let Ok(Traffic { messages: 1.., consumers: 0 }) = topology.traffic(&connection).await {
+            return BrokerError::new("RabbitMQ has forgotten the subscription");
+        }
     }
 }

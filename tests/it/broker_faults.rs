@@ -197,6 +197,20 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     let address = url::Url::parse(&node.url).unwrap().socket_addrs(|| None).unwrap()[0];
     let before = worker.holdings(address);
 
+    // A subscription that it forgets.
+    let forget = format!(
+        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{}">>)),
+        [C | _] = rabbit_amqqueue:consumers(Q), Consumer = {{element(2, C), element(1, C)}},
+        Cancel = rabbit_fifo:make_checkout(Consumer, cancel, #{{}}),
+        {{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), Cancel)."#,
+        bench.rabbit.queue
+    );
+    node.ctl(&["eval", &forget]).await;
+    bench.requests(0..20).await;
+    let lost = worker.logged_times("lost RabbitMQ; reconnecting", 2).await;
+    assert_eq!(lost["fault"], "RabbitMQ has forgotten the subscription");
+    bench.all_ready(20).await;
+
     // A memory alarm: what is made meanwhile is told after, and nothing is taken for a fault.
     let (opening, script) = held(|call| call.user_is("user-20"));
     bench.platform.now(script);
@@ -210,24 +224,24 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     node.ctl(&["set_vm_memory_high_watermark", "0.9"]).await;
     worker.logged("RabbitMQ takes messages again").await;
     bench.all_ready(21).await;
-    assert_eq!(worker.lines("consuming").len(), 2);
+    assert_eq!(worker.lines("consuming").len(), 3);
 
-    // It freezes. What is asked then, by whoever can, is served as soon as it thaws.
+    // It freezes.
     node.freeze().await;
-    worker.logged_times("lost RabbitMQ; reconnecting", 2).await;
+    worker.logged_times("lost RabbitMQ; reconnecting", 3).await;
     worker.logged_times("not consuming; trying again until it works", 2).await;
     worker.is_alive().await;
     node.thaw().await;
-    worker.logged_times("consuming", 3).await;
+    worker.logged_times("consuming", 4).await;
     bench.requests(0..22).await;
     bench.all_ready(22).await;
     worker.holds_no_more_than(before, address).await;
 
     // It is restarted in good order.
     node.stop().await;
-    worker.logged_times("lost RabbitMQ; reconnecting", 3).await;
+    worker.logged_times("lost RabbitMQ; reconnecting", 4).await;
     node.start().await;
-    worker.logged_times("consuming", 4).await;
+    worker.logged_times("consuming", 5).await;
     bench.reconnect().await;
     bench.requests(0..23).await;
     bench.all_ready(23).await;
