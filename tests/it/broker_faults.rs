@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Bench, Flow, Node, Platform, Proxy, Worker,
+    Bench, Flow, Message, Node, Platform, Proxy, Worker,
     platform::{Call, held, well},
     until,
 };
@@ -117,6 +117,28 @@ async fn an_exchange_or_a_binding_that_is_deleted_comes_back_by_itself() {
     until("it is routed", async || bench.rabbit.try_request("r-2", request.clone()).await).await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-2");
     assert_eq!(worker.lines("consuming").len(), 1);
+}
+
+#[tokio::test]
+async fn without_declaring_what_is_deleted_is_told_once_and_ends_nothing() {
+    let mut bench = Bench::new().await;
+    bench.worker().await.stop().await;
+    bench.set("DECLARE_TOPOLOGY", "false");
+    let worker = bench.worker().await;
+    let exchange = bench.rabbit.request_exchange.clone();
+    bench.rabbit.delete_exchange(&exchange).await;
+    let told = "the topology is not as it should be; requests are taken all the same";
+    let line = worker.logged(told).await;
+    assert!(line["error"].as_str().unwrap().contains(&exchange), "{line}");
+    // Whatever reaches the queue is served.
+    let request = Message {
+        routing_key: bench.rabbit.queue.clone(),
+        properties: lapin::BasicProperties::default().with_message_id("r-1".into()),
+        body: json!({ "userId": "ann" }).to_string().into(),
+    };
+    bench.rabbit.put(&bench.rabbit.queue, &request).await;
+    assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
+    assert_eq!((worker.lines("consuming").len(), worker.lines(told).len()), (1, 1));
 }
 
 #[tokio::test]
