@@ -2,26 +2,33 @@
 
 use std::{
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use reqwest::header::HeaderValue;
-use secrecy::ExposeSecret;
-use tokio::task::spawn_blocking;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use crate::config::{ApiKey, read_api_key};
+
+/// How long the file may take to be read. It may lie somewhere slow, or be one that never ends.
+const READ_LIMIT: Duration = Duration::from_secs(1);
 
 /// The key as it is sent, and where it is read again.
 pub(super) struct Key {
     header: Mutex<HeaderValue>,
     file: Option<PathBuf>,
+    /// One thread at a time reads: one that hangs cannot be ended, and must not become many.
+    reader: Arc<Semaphore>,
 }
 
 impl Key {
     /// `None` where it cannot be sent as a header, which the settings have checked.
     pub(super) fn new(key: &ApiKey) -> Option<Self> {
         let header = header(key.value.expose_secret())?;
-        Some(Self { header: Mutex::new(header), file: key.file.clone() })
+        let reader = Arc::new(Semaphore::new(1));
+        Some(Self { header: Mutex::new(header), file: key.file.clone(), reader })
     }
 
     /// The key as the `Authorization` header carries it.
@@ -33,9 +40,9 @@ impl Key {
     /// stays.
     pub(super) async fn reload(&self) {
         let Some(file) = self.file.clone() else { return };
-        // The file may lie somewhere slow.
-        let read = spawn_blocking(move || read_api_key(&file)).await;
-        let read = read.unwrap_or_else(|_| Err("could not be read".to_owned()));
+        let read = timeout(READ_LIMIT, self.read(file)).await;
+        let read =
+            read.unwrap_or_else(|_| Err("names a file that takes too long to read".to_owned()));
         match read.map(|key| header(key.expose_secret())) {
             Ok(Some(new)) => {
                 let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,10 +57,47 @@ impl Key {
             }
         }
     }
+
+    async fn read(&self, file: PathBuf) -> Result<SecretString, String> {
+        let turn = Arc::clone(&self.reader).acquire_owned().await;
+        let read = spawn_blocking(move || {
+            let _turn = turn;
+            read_api_key(&file)
+        });
+        read.await.unwrap_or_else(|_| Err("names a file that cannot be read".to_owned()))
+    }
 }
 
 fn header(key: &str) -> Option<HeaderValue> {
     let mut header = HeaderValue::from_bytes(key.as_bytes()).ok()?;
     header.set_sensitive(true);
     Some(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_end_is_no_key() {
+        let error = read_api_key(std::path::Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error, "names a file that is too large");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_to_its_end_holds_nobody_up() {
+        let path = std::env::temp_dir().join(format!("handoff-{}", uuid::Uuid::new_v4()));
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let key = Key::new(&ApiKey { value: "k".into(), file: Some(path.clone()) }).unwrap();
+        let reload = async {
+            key.reload().await;
+            key.reload().await;
+        };
+        let ended = timeout(Duration::from_secs(5), reload).await.is_ok();
+        // Sets free whoever reads.
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(ended, "still reading");
+    }
 }
