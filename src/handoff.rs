@@ -138,11 +138,11 @@ impl Handoff {
         let mut made_after = None;
         let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
         let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
+        // Should there be no link, we will want to call.
+        tries.expect(Call::Token);
         loop {
             job.still_ours()?;
             let claimed = Instant::now();
-            // Should there be no link, we will want to call.
-            tries.expect(Call::Token);
             match self.cache.claim(keys, &stamp, &want).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
@@ -165,6 +165,7 @@ impl Handoff {
                         want = Want::OtherThan(newest);
                     }
                     made_after = Some(claimed);
+                    tries.forgo();
                     self.pause(job, pauses.next()).await?;
                 }
                 Err(unclaimed) => return self.make_without_cache(job, tries, unclaimed).await,

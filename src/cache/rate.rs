@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::{Cache, CacheError, scripts};
 use crate::config::RateLimit;
 
-/// The bucket. It holds half the limit's number and fills evenly, so that no window of the limit's
-/// length sees more than one and a half times the number.
+/// The bucket. It holds half the limit's number, at least one, and fills evenly. So a window of the
+/// limit's length sees one and a half times the number, or twice where calls are made a little after
+/// they were granted.
 #[derive(Clone)]
 pub struct SharedCalls {
     cache: Cache,

@@ -104,6 +104,7 @@ impl Handoff {
             let CallError::Transient { .. } = error else { return Err(Stopped::Call(error)) };
             let Some(delay) = tries.next_delay() else { return Err(Stopped::Call(error)) };
             tracing::debug!(request_id, %error, ?delay, "trying again");
+            tries.forgo();
             self.pause(job, delay).await?;
         }
     }
@@ -143,6 +144,11 @@ impl Tries<'_> {
     /// A call is to come, most likely.
     pub(super) fn expect(&mut self, call: Call) {
         self.ticket.expect(call);
+    }
+
+    /// No call is to come soon.
+    pub(super) fn forgo(&mut self) {
+        self.ticket.forgo();
     }
 
     /// How long to wait before the next try, or `None` where the budget is spent.

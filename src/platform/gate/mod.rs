@@ -126,9 +126,6 @@ impl Gate {
 
     /// Waits until a call would be let through.
     async fn until_open(&self, caller: Caller, call: Call) {
-        if self.lets_through(caller, call).is_ok() {
-            return;
-        }
         let _held = (caller != TENDER).then(|| self.hold());
         let mut changed = self.changed.subscribe();
         while let Err(until) = self.lets_through(caller, call) {
@@ -183,19 +180,27 @@ impl Drop for Held<'_> {
 }
 
 impl<'a> Ticket<'a> {
-    /// Asks for leave to make a call soon, so that it need not be waited for then. Where it is not
-    /// used, somebody else has it.
+    /// Asks for leave to make a call soon, so that it need not be waited for then.
     pub fn expect(&mut self, call: Call) {
         if self.leave.is_none() {
             self.leave = self.gate.rate.as_ref().map(|rate| rate.ask(call));
         }
     }
 
+    /// No call is to come soon: somebody else shall have the leave.
+    pub fn forgo(&mut self) {
+        self.leave = None;
+    }
+
     /// Waits until a call may be made.
     pub async fn pass(&mut self, call: Call) -> Pass<'a> {
         let (gate, caller) = (self.gate, self.caller);
         loop {
-            gate.until_open(caller, call).await;
+            if gate.lets_through(caller, call).is_err() {
+                // Leave is not saved up: all that is held would use it at once.
+                self.forgo();
+                gate.until_open(caller, call).await;
+            }
             self.expect(call);
             if let Some(leave) = &mut self.leave {
                 leave.granted().await;

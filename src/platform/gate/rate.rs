@@ -20,8 +20,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{config::RateLimit, session::Call};
 
 /// Leave that is older is asked for anew, so that what was granted in one window is not used in the
-/// next.
+/// next. It is at most half of the limit's window, but never too short to be used at all.
 const FRESH: Duration = Duration::from_millis(500);
+const LEAST_FRESH: Duration = Duration::from_millis(25);
 /// Longest time until the shared bucket is asked again: it may be back, or hold more than it said.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a replica on its own may make up for after having been held up.
@@ -96,8 +97,9 @@ pub struct Rate {
     _clerk: AbortOnDropHandle<()>,
 }
 
-#[derive(Default)]
 struct Desk {
+    /// How old leave may be when it is used.
+    fresh: Duration,
     waiting: Mutex<Waiting>,
     asked: Notify,
     returned: Notify,
@@ -108,8 +110,8 @@ struct Waiting {
     /// In the order they are served: those that have a token first.
     sessions: VecDeque<oneshot::Sender<Instant>>,
     tokens: VecDeque<oneshot::Sender<Instant>>,
-    /// Leave that was granted and not used.
-    unused: u32,
+    /// Leave that was not used, by when it was granted.
+    unused: Vec<Instant>,
 }
 
 /// Leave for one call: asked for, granted, and then used, or else given back.
@@ -123,7 +125,7 @@ pub(super) struct Leave {
 impl Rate {
     /// Starts to serve those who will ask.
     pub fn new(limit: RateLimit, shared: Shared, replicas: Arc<Replicas>) -> Self {
-        let desk = Arc::new(Desk::default());
+        let desk = Arc::new(Desk::new(limit));
         let share = Share { every: limit.per / limit.count, replicas, next: None };
         let clerk = tokio::spawn(serve(Arc::clone(&desk), shared, share));
         Self { desk, _clerk: AbortOnDropHandle::new(clerk) }
@@ -145,11 +147,11 @@ impl Leave {
     pub(super) async fn granted(&mut self) {
         loop {
             if let Some(asked) = &mut self.asked {
-                // The desk lives as long as the worker; should it go all the same, nobody limits.
+                // Whoever waits is answered; should that ever fail, nobody limits.
                 self.granted = Some(asked.await.unwrap_or_else(|_| Instant::now()));
                 self.asked = None;
             }
-            match self.granted.is_some_and(|granted| granted.elapsed() < FRESH) {
+            match self.granted.is_some_and(|granted| self.desk.is_fresh(granted)) {
                 true => return,
                 false => {
                     self.give_back();
@@ -167,8 +169,8 @@ impl Leave {
 
     fn give_back(&mut self) {
         let late = self.asked.take().and_then(|mut asked| asked.try_recv().ok());
-        if self.granted.take().or(late).is_some() {
-            self.desk.waiting().unused += 1;
+        if let Some(granted) = self.granted.take().or(late) {
+            self.desk.waiting().unused.push(granted);
             self.desk.asked.notify_one();
             self.desk.returned.notify_one();
         }
@@ -182,6 +184,26 @@ impl Drop for Leave {
 }
 
 impl Desk {
+    fn new(limit: RateLimit) -> Self {
+        let fresh = FRESH.min(limit.per / 2).max(LEAST_FRESH);
+        let (asked, returned) = (Notify::new(), Notify::new());
+        Self { fresh, waiting: Mutex::default(), asked, returned }
+    }
+
+    fn is_fresh(&self, granted: Instant) -> bool {
+        granted.elapsed() < self.fresh
+    }
+
+    /// Hands on what was not used and is still fresh. Returns how much is left over, and how many wait.
+    fn hand_on(&self) -> (usize, u32) {
+        let mut waiting = self.waiting();
+        let (fresh, old): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut waiting.unused).into_iter().partition(|at| self.is_fresh(*at));
+        waiting.grant(fresh);
+        let left_over = std::mem::take(&mut waiting.unused).len() + old.len();
+        (left_over, waiting.count())
+    }
+
     fn queue(&self, call: Call) -> oneshot::Receiver<Instant> {
         let (grant, asked) = oneshot::channel();
         let mut waiting = self.waiting();
@@ -208,31 +230,26 @@ impl Waiting {
         u32::try_from(self.sessions.len() + self.tokens.len()).unwrap_or(u32::MAX)
     }
 
-    /// Grants so many calls to those who wait; what is left over is unused.
-    fn grant(&mut self, mut calls: u32) {
-        while calls > 0 {
-            let Some(next) = self.sessions.pop_front().or_else(|| self.tokens.pop_front()) else {
-                break;
-            };
-            calls -= u32::from(next.send(Instant::now()).is_ok());
+    /// Grants leave to those who wait; what is left over is unused.
+    fn grant(&mut self, leave: impl IntoIterator<Item = Instant>) {
+        for granted in leave {
+            let mut waiting = std::iter::from_fn(|| {
+                self.sessions.pop_front().or_else(|| self.tokens.pop_front())
+            });
+            if !waiting.any(|next| next.send(granted).is_ok()) {
+                self.unused.push(granted);
+            }
         }
-        self.unused += calls;
     }
 }
 
 /// Serves those who wait. Never ends.
 async fn serve(desk: Arc<Desk>, shared: Shared, mut share: Share) {
     loop {
-        let (wanted, unused) = {
-            let mut waiting = desk.waiting();
-            let unused = std::mem::take(&mut waiting.unused);
-            waiting.grant(unused);
-            let unused = std::mem::take(&mut waiting.unused);
-            (waiting.count(), unused)
-        };
-        if unused > 0 {
+        let (left_over, wanted) = desk.hand_on();
+        if left_over > 0 {
             // Lost if it cannot be reached, and then fewer calls are made than might be.
-            let _ = shared(-i64::from(unused)).await;
+            let _ = shared(-i64::try_from(left_over).unwrap_or(i64::MAX)).await;
         }
         if wanted == 0 {
             desk.asked.notified().await;
@@ -245,7 +262,7 @@ async fn serve(desk: Arc<Desk>, shared: Shared, mut share: Share) {
             }
             None => share.take(wanted, Instant::now()),
         };
-        desk.waiting().grant(granted.calls);
+        desk.waiting().grant(std::iter::repeat_n(Instant::now(), granted.calls as usize));
         if granted.calls < wanted {
             let pause = granted.wait.clamp(Duration::from_millis(1), LONGEST_PAUSE);
             // What is given back meanwhile is for those who wait.

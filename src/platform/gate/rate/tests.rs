@@ -1,6 +1,10 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::*;
+use super::{
+    super::{CallError, Gate},
+    *,
+};
+use crate::platform::error::Transient;
 
 const LIMIT: RateLimit = RateLimit { count: 10, per: Duration::from_secs(1) };
 
@@ -132,4 +136,59 @@ async fn leave_grows_stale() {
     early.granted().await;
     early.used();
     assert_eq!(left.load(Ordering::Relaxed), 0);
+}
+
+/// A bucket as Redis keeps it: it gains ten calls a second and holds five.
+fn filling() -> Shared {
+    let full = Arc::new(Mutex::new(Instant::now()));
+    Box::new(move |wanted| {
+        let full = Arc::clone(&full);
+        Box::pin(async move {
+            let (now, every) = (Instant::now(), Duration::from_millis(100));
+            let mut full = full.lock().unwrap();
+            *full = (*full).max(now);
+            let free = (now + every * 5 - *full).as_millis() as i64 / 100;
+            let granted = wanted.min(free);
+            *full = match u32::try_from(granted) {
+                Ok(granted) => *full + every * granted,
+                Err(_) => (*full - every * granted.unsigned_abs() as u32).max(now),
+            };
+            let wait = (*full + every).saturating_duration_since(now + every * 5);
+            Some(Granted { calls: granted.max(0) as u32, wait })
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_is_not_saved_up_while_the_gate_holds_calls_back() {
+    let rate = Rate::new(LIMIT, filling(), Arc::new(Replicas::default()));
+    let gate = Arc::new(Gate::new(Some(rate)));
+    let later = CallError::Transient {
+        call: Call::Token,
+        why: Transient::Timeout,
+        retry_after: Some(Duration::from_secs(60)),
+    };
+    let _ = gate.ticket("first").pass(Call::Token).await.report::<()>(Err(later));
+    let calls: Vec<_> = (0..100)
+        .map(|n| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move {
+                let mut ticket = gate.ticket(&n.to_string());
+                ticket.expect(Call::Token);
+                let pass = ticket.pass(Call::Token).await;
+                pass.report(Ok(())).unwrap();
+                Instant::now()
+            })
+        })
+        .collect();
+    let mut times = vec![];
+    for call in calls {
+        times.push(call.await.unwrap());
+    }
+    times.sort();
+    let within =
+        |from: Instant| times.iter().filter(|at| **at >= from && **at - from < LIMIT.per).count();
+    let most = times.iter().map(|from| within(*from)).max().unwrap();
+    assert!(most <= 20, "{most} in a second");
+    assert!(times[99] - times[0] < Duration::from_secs(11), "{:?}", times[99] - times[0]);
 }
