@@ -45,6 +45,13 @@ pub enum Transient {
     BrokenAnswer(&'static str),
 }
 
+impl Transient {
+    /// Whether the platform works, and only has had enough calls for now.
+    pub(super) fn is_rate_limit(&self) -> bool {
+        matches!(self, Self::Status(status) if *status == StatusCode::TOO_MANY_REQUESTS)
+    }
+}
+
 impl CallError {
     /// What a status other than success means.
     pub(super) fn from_status(
@@ -91,7 +98,7 @@ impl CallError {
             Self::Transient { why, .. } => match why {
                 Transient::Connection | Transient::Tls(_) => "connection_error",
                 Transient::Timeout => "timeout",
-                Transient::Status(status) if status.as_u16() == 429 => "rate_limited",
+                why if why.is_rate_limit() => "rate_limited",
                 Transient::Status(status) if status.is_redirection() => "redirected",
                 Transient::Status(_) => "unavailable",
                 Transient::BrokenAnswer(_) => "broken_answer",

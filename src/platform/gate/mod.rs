@@ -238,12 +238,19 @@ impl Pass<'_> {
     pub(super) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, Failed> {
         self.reported = true;
         let met = met(&answer);
-        let (change, held) = {
+        let (first, change, held) = {
             let (mut state, now) = (self.gate.state(), Instant::now());
+            let first = !state.asked_to_wait(now);
             let change = state.report(self.caller, self.call, met, now);
-            (change, state.holds(self.call, now))
+            (first, change, state.holds(self.call, now))
         };
-        tell(met, change, answer.as_ref().err());
+        if let Met::Later(wait) | Met::Away(wait) = met
+            && first
+        {
+            let seconds = wait.as_secs();
+            tracing::info!(seconds, "the platform asks to be left alone; requests are held");
+        }
+        tell(change, answer.as_ref().err());
         if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
             self.gate.changed.send_replace(());
         }
@@ -251,13 +258,9 @@ impl Pass<'_> {
     }
 }
 
-fn tell(met: Met, change: Option<Change>, error: Option<&CallError>) {
+fn tell(change: Option<Change>, error: Option<&CallError>) {
     // There is one, but for the change that a good answer brings.
     let error = error.map(tracing::field::display);
-    if let Met::Later(wait) = met {
-        let seconds = wait.as_secs();
-        tracing::info!(seconds, "the platform asks to be left alone; requests are held");
-    }
     match change {
         Some(Change::Shut(Why::Down(_))) => {
             tracing::error!(error, "the platform fails for everyone; requests are held");
@@ -286,8 +289,14 @@ fn met<T>(answer: &Result<T, CallError>) -> Met {
     match answer {
         Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => Met::Life,
         Err(CallError::Refused(_)) => Met::Refusal,
-        Err(CallError::Transient { retry_after: Some(wait), .. }) if *wait > Duration::ZERO => {
-            Met::Later(*wait)
+        Err(CallError::Transient { retry_after: Some(wait), why, .. })
+            if *wait > Duration::ZERO =>
+        {
+            if why.is_rate_limit() {
+                Met::Later(*wait)
+            } else {
+                Met::Away(*wait)
+            }
         }
         Err(CallError::Transient { .. }) => Met::Failure,
     }

@@ -36,8 +36,10 @@ pub(super) enum Met {
     Life,
     /// A failure that may pass.
     Failure,
-    /// The wish to be left alone for a while.
+    /// The wish to be left alone for a while, of a platform that works.
     Later(Duration),
+    /// The same of one that fails.
+    Away(Duration),
     /// A refusal that is not about the request.
     Refusal,
 }
@@ -149,10 +151,13 @@ impl State {
         match met {
             Met::Life => self.life(caller, call, now),
             Met::Later(wait) => {
-                self.later_until = self.later_until.max(Some(now + wait));
-                self.proof = 0;
+                self.leave_alone(wait, now);
                 self.left(caller);
                 None
+            }
+            Met::Away(wait) => {
+                self.leave_alone(wait, now);
+                self.failure(caller, call, now)
             }
             Met::Failure => self.failure(caller, call, now),
             Met::Refusal => self.refusal(caller, now),
@@ -196,6 +201,11 @@ impl State {
             self.rows = Default::default();
         }
         self.shut.take_if(|shut| shut.is_opened_by(caller, call)).map(|_| Change::Opened)
+    }
+
+    fn leave_alone(&mut self, wait: Duration, now: Instant) {
+        self.later_until = self.later_until.max(Some(now + wait));
+        self.proof = 0;
     }
 
     fn failure(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {

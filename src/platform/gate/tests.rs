@@ -245,6 +245,27 @@ fn nobody_calls_before_the_time_the_platform_asked_for() {
 }
 
 #[test]
+fn a_platform_that_fails_and_names_a_time_is_down_all_the_same() {
+    let mut gate = Scene::new();
+    let mut calls = 0;
+    for caller in (1..=500).cycle().take(6_000) {
+        if gate.enters(caller, Token) {
+            gate.report(caller, Token, Met::Away(Duration::from_secs(1)));
+            calls += 1;
+        }
+        gate.later(10);
+    }
+    assert_eq!(gate.state.shut(), Some(Why::Down(Token)));
+    assert!(calls < 30, "{calls} in a minute");
+    // One that works, and has enough, is not.
+    let mut gate = Scene::new();
+    for caller in 1..=20 {
+        let pause = Duration::from_secs(1);
+        assert_eq!(gate.later(1_000).call(caller, Token, Met::Later(pause)), None);
+    }
+}
+
+#[test]
 fn few_call_before_anybody_has_been_answered() {
     let mut gate = Scene::new();
     let went = (1..=100).filter(|caller| gate.enters(*caller, Token)).count();
