@@ -181,9 +181,10 @@ impl Run {
             tracing::info!(queue = self.broker.queue, ?pace, "consuming");
             let began = Instant::now();
             let deliveries = TaskTracker::new();
+            let lost = CancellationToken::new();
             let headcount = attached.headcount();
             let end = tokio::select! {
-                end = self.consume(&mut attached, pace, &deliveries) => end,
+                end = self.consume(&mut attached, pace, &deliveries, &lost) => end,
                 end = self.count_replicas(headcount) => match end {},
             };
             self.health.set_consuming(false);
@@ -192,6 +193,9 @@ impl Run {
                 End::Past => pace = Pace::Full,
                 End::Fault(fault) => {
                     tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
+                    if !attached.is_whole() {
+                        lost.cancel();
+                    }
                     let at_once = began.elapsed() < STEADY;
                     // Who breaks it once is likely to have been delivered just before.
                     if fault.is_unreadable()
@@ -255,7 +259,13 @@ impl Run {
     }
 
     /// Takes deliveries until there is a reason not to.
-    async fn consume(&self, attached: &mut Attached, pace: Pace, deliveries: &TaskTracker) -> End {
+    async fn consume(
+        &self,
+        attached: &mut Attached,
+        pace: Pace,
+        deliveries: &TaskTracker,
+        lost: &CancellationToken,
+    ) -> End {
         let mut fault = std::pin::pin!(attached.fault());
         let pulse = &self.health.pulse;
         let mut taken = 0;
@@ -278,8 +288,9 @@ impl Run {
             };
             taken += 1;
             let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
+            let lost = lost.clone();
             self.tasks.spawn(deliveries.track_future(async move {
-                processor.process(delivery, publisher).await;
+                processor.process(delivery, publisher, lost).await;
                 drop(slot);
             }));
         }

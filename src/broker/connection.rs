@@ -183,6 +183,11 @@ impl Attached {
         Headcount(self.publisher.clone())
     }
 
+    /// Whether what was delivered can still be answered. If not, RabbitMQ delivers it again.
+    pub fn is_whole(&self) -> bool {
+        self.consumer.is_open() && self.publishing.status().connected()
+    }
+
     /// Takes no more deliveries and hands back what was fetched ahead. What is in flight can still be
     /// settled.
     pub async fn stop_consuming(&mut self) {

@@ -69,6 +69,11 @@ impl Consumer {
         }
     }
 
+    /// Whether its deliveries can still be settled.
+    pub(super) fn is_open(&self) -> bool {
+        self.channel.status().connected()
+    }
+
     /// Takes no more, and hands back what was fetched ahead.
     pub async fn stop(&mut self) {
         if self.ended {

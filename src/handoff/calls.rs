@@ -14,7 +14,7 @@ use crate::{
 /// A token that waited longer than this at the gate is looked at again before it is used.
 const HELD_LONG: Duration = Duration::from_secs(1);
 
-/// How long the gate is waited for during a shutdown.
+/// How long the gate is waited for by whoever had better not wait.
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A delivery's tries to reach the platform: one budget and one place at the gate for all its calls.
@@ -109,7 +109,7 @@ impl Handoff {
         }
     }
 
-    /// Waits at the gate, unless the worker shuts down or the request is not ours any more.
+    /// Waits at the gate, for as long as there is a point in it.
     async fn pass<'a>(
         &self,
         job: &Job<'_>,
@@ -120,14 +120,17 @@ impl Handoff {
         tokio::select! {
             biased;
             pass = job.while_ours(tries.ticket.pass(kind)) => pass,
-            () = self.no_time_to_wait() => Err(Failure::Interrupted),
+            () = self.no_time_to_wait(job) => Err(Failure::Interrupted),
         }
     }
 
-    /// Waits until the worker shuts down and the gate would take long: what is in flight is finished,
-    /// what is held is not.
-    async fn no_time_to_wait(&self) {
-        self.draining.cancelled().await;
+    /// Waits until the worker shuts down, or has lost the request, and the gate would take long: what
+    /// is in flight is finished, what is held is not.
+    async fn no_time_to_wait(&self, job: &Job<'_>) {
+        tokio::select! {
+            () = self.draining.cancelled() => {}
+            () = job.lost.cancelled() => {}
+        }
         let _ = timeout(MOMENT, self.platform.gate().until_holding()).await;
     }
 

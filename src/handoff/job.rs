@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cache::Stamp,
@@ -21,6 +22,8 @@ pub struct Job<'a> {
     pub trace: &'a TraceContext,
     /// When it goes back to RabbitMQ, should it still be waiting for the platform.
     pub hold_until: Instant,
+    /// RabbitMQ has taken it back, for it lost us: it is delivered again.
+    pub lost: &'a CancellationToken,
 }
 
 /// Why a request was not served this time.

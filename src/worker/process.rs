@@ -48,17 +48,28 @@ enum Verdict {
 }
 
 impl Processor {
-    /// Sees a delivery through. Whatever happens, it is settled after, or its channel is gone.
-    pub(super) async fn process(&self, delivery: Delivery, publisher: Publisher) {
+    /// Sees a delivery through. Whatever happens, it is settled after, or its channel is gone, which
+    /// `lost` tells.
+    pub(super) async fn process(
+        &self,
+        delivery: Delivery,
+        publisher: Publisher,
+        lost: CancellationToken,
+    ) {
         let _in_flight = self.metrics.in_flight();
-        let processed = AssertUnwindSafe(self.see_through(&delivery, &publisher));
+        let processed = AssertUnwindSafe(self.see_through(&delivery, &publisher, &lost));
         if processed.catch_unwind().await.is_err() {
             // Not in serving the request, then: that is caught further in, and is a failed attempt.
             delivery.reject().await;
         }
     }
 
-    async fn see_through(&self, delivery: &Delivery, publisher: &Publisher) {
+    async fn see_through(
+        &self,
+        delivery: &Delivery,
+        publisher: &Publisher,
+        lost: &CancellationToken,
+    ) {
         let started = Instant::now();
         let mut envelope = Envelope::read(delivery);
         let Decoded { id, request } = decode_request(
@@ -69,7 +80,7 @@ impl Processor {
         envelope.request_id = id.unwrap_or(envelope.request_id);
 
         let verdict = match &request {
-            Ok(request) => self.serve(request, &envelope, publisher).await,
+            Ok(request) => self.serve(request, &envelope, publisher, lost).await,
             Err(invalid) => Verdict::failed(ReasonCode::InvalidRequest, invalid.message.clone()),
         };
         let heard = match &verdict {
@@ -102,11 +113,12 @@ impl Processor {
         request: &Request,
         envelope: &Envelope,
         publisher: &Publisher,
+        lost: &CancellationToken,
     ) -> Verdict {
         let Envelope { request_id, trace, attempts, .. } = envelope;
         let correlation_id = envelope.correlation_id();
         let hold_until = Instant::now() + self.hold_limit;
-        let job = Job { request, request_id, correlation_id, trace, hold_until };
+        let job = Job { request, request_id, correlation_id, trace, hold_until, lost };
         let serving = AssertUnwindSafe(self.handoff.serve(&job, publisher)).catch_unwind();
         let served = tokio::select! {
             served = serving => served,

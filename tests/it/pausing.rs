@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Answer, Bench, Platform, TempFile, Worker,
+    Answer, Bench, Flow, Platform, Proxy, TempFile, Worker,
     platform::{API_KEY, Call, held, well},
     rabbit::{table, text},
     until,
@@ -274,6 +274,25 @@ async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() 
         "handed back once, at the end"
     );
     assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 0);
+}
+
+#[tokio::test]
+async fn what_is_held_is_let_go_when_rabbitmq_is_lost() {
+    let mut bench = Bench::with(Platform::scripted(away).await).await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
+    bench.set("AMQP_URL", &format!("{url}?heartbeat=1")).set("CONCURRENCY", "3");
+    let worker = bench.worker().await;
+    publish(&bench, 0, 3).await;
+    worker.logged(DOWN).await;
+    proxy.both(Flow::Waits);
+    worker.logged("lost RabbitMQ; reconnecting").await;
+    proxy.both(Flow::Passes);
+    // Nobody waits in a place that RabbitMQ has given away: whoever comes next needs it.
+    until("they are let go", async || worker.lines("handed back, or to be redelivered").len() == 3)
+        .await;
+    bench.platform.now(well);
+    served(&mut bench, 3).await;
 }
 
 #[tokio::test]
