@@ -19,6 +19,9 @@ const MOMENT: Duration = Duration::from_secs(1);
 
 /// A delivery's tries to reach the platform: one budget and one place at the gate for all its calls.
 pub(super) struct Tries<'a> {
+    began: Instant,
+    /// How much of the time since then was spent at the gate.
+    held: Duration,
     schedule: RetrySchedule,
     ticket: Ticket<'a>,
 }
@@ -43,7 +46,8 @@ impl Handoff {
     /// A fresh budget, and a place at the gate.
     pub(super) fn tries(&self, job: &Job<'_>) -> Tries<'_> {
         let ticket = self.platform.gate().ticket(job.request_id.as_str());
-        Tries { schedule: self.retry.start(), ticket }
+        let (began, held) = (Instant::now(), Duration::ZERO);
+        Tries { began, held, schedule: self.retry.start(), ticket }
     }
 
     /// Gets a token.
@@ -83,7 +87,7 @@ impl Handoff {
         loop {
             let came = Instant::now();
             let pass = self.pass(job, tries, kind).await?;
-            tries.schedule.extend(came.elapsed());
+            tries.was_held(came.elapsed());
             if !is_good(came.elapsed()) {
                 return Err(Stopped::Stale);
             }
@@ -97,7 +101,7 @@ impl Handoff {
             };
             let request_id = job.request_id.short();
             if held {
-                tries.schedule.extend(called.elapsed());
+                tries.was_held(called.elapsed());
                 tracing::debug!(request_id, %error, "held until the platform takes calls again");
                 continue;
             }
@@ -105,7 +109,13 @@ impl Handoff {
             let Some(delay) = tries.next_delay() else { return Err(Stopped::Call(error)) };
             tracing::debug!(request_id, %error, ?delay, "trying again");
             tries.forgo();
-            self.pause(job, delay).await?;
+            match self.pause(job, delay).await {
+                // It has had its time: that ends the attempt as the end of its budget would.
+                Err(Failure::Postponed) if !tries.was_mostly_held() => {
+                    return Err(Stopped::Call(error));
+                }
+                paused => paused?,
+            }
         }
     }
 
@@ -147,6 +157,16 @@ impl Tries<'_> {
     /// A call is to come, most likely.
     pub(super) fn expect(&mut self, call: Call) {
         self.ticket.expect(call);
+    }
+
+    /// Time at the gate does not count.
+    fn was_held(&mut self, time: Duration) {
+        self.held += time;
+        self.schedule.extend(time);
+    }
+
+    fn was_mostly_held(&self) -> bool {
+        self.held > self.began.elapsed() / 2
     }
 
     /// No call is to come soon.

@@ -277,6 +277,23 @@ async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() 
 }
 
 #[tokio::test]
+async fn a_budget_longer_than_a_request_may_be_kept_is_spent_all_the_same() {
+    let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("RETRY_DELAYS", "100ms").set("RETRY_BUDGET", "1h");
+    bench.worker().await.stop().await;
+    let mut settings = bench.in_process();
+    settings.worker.hold_limit = Duration::from_millis(300);
+    let (listener, stop) =
+        (tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
+    let worker = tokio::spawn(handoff::worker::run(settings, listener, stop.clone()));
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "retries_exhausted");
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn what_is_held_is_let_go_when_rabbitmq_is_lost() {
     let mut bench = Bench::with(Platform::scripted(away).await).await;
     let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
