@@ -103,6 +103,12 @@ impl State {
         self.asked_to_wait(now) || self.shut.as_ref().is_some_and(|shut| shut.holds(call))
     }
 
+    /// Calls under way.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> u32 {
+        self.under_way
+    }
+
     /// What somebody who wants to call has to do.
     pub(super) fn ruling(&self, caller: Caller, call: Call, now: Instant) -> Ruling {
         if let Some(until) = self.later_until.filter(|until| *until > now) {

@@ -1,3 +1,5 @@
+mod storm;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
