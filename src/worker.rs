@@ -77,9 +77,9 @@ pub async fn run(
     }
     let probes =
         tokio::spawn(health::serve(listener, Arc::clone(&health), checks(&cache, &platform)));
-    let tender = {
+    let prober = {
         let platform = Arc::clone(&platform);
-        tokio::spawn(async move { platform.tend().await })
+        tokio::spawn(async move { platform.probe_when_idle().await })
     };
     cache.wait_connected(CACHE_WARM_UP).await;
 
@@ -109,7 +109,7 @@ pub async fn run(
         replicas,
     };
     run.until_shutdown().await;
-    tender.abort();
+    prober.abort();
     probes.abort();
     Ok(())
 }

@@ -185,7 +185,7 @@ impl Attached {
 
     /// Whether what was delivered can still be answered. If not, RabbitMQ delivers it again.
     pub fn is_whole(&self) -> bool {
-        self.consumer.is_open() && self.publishing.status().connected()
+        self.consumer.is_open() && self.publishing.inner.status().connected()
     }
 
     /// Takes no more deliveries and hands back what was fetched ahead. What is in flight can still be

@@ -107,11 +107,11 @@ impl Platform {
     }
 
     /// Finds out whether the platform works again while no request is there to do so. Never ends.
-    pub async fn tend(&self) {
+    pub async fn probe_when_idle(&self) {
         loop {
-            self.gate.until_forsaken().await;
-            let mut tender = self.gate.tender();
-            let pass = tender.pass(Call::Token).await;
+            self.gate.until_unattended().await;
+            let mut ticket = self.gate.idle_ticket();
+            let pass = ticket.pass(Call::Token).await;
             if pass.is_probe() {
                 // What it met is noted at the gate.
                 let _ = self.token(pass, &TraceContext::continued(None, None)).await;

@@ -19,6 +19,8 @@ const READ_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct Key {
     header: Mutex<HeaderValue>,
     file: Option<PathBuf>,
+    /// What was wrong with the file when it was read last; told once.
+    told: Mutex<Option<String>>,
     /// One thread at a time reads: one that hangs cannot be ended, and must not become many.
     reader: Arc<Semaphore>,
 }
@@ -28,7 +30,8 @@ impl Key {
     pub(super) fn new(key: &ApiKey) -> Option<Self> {
         let header = header(key.value.expose_secret())?;
         let reader = Arc::new(Semaphore::new(1));
-        Some(Self { header: Mutex::new(header), file: key.file.clone(), reader })
+        let (header, told) = (Mutex::new(header), Mutex::default());
+        Some(Self { header, file: key.file.clone(), told, reader })
     }
 
     /// The key as the `Authorization` header carries it.
@@ -43,6 +46,11 @@ impl Key {
         let read = timeout(READ_LIMIT, self.read(file)).await;
         let read =
             read.unwrap_or_else(|_| Err("names a file that takes too long to read".to_owned()));
+        let wrong = read.as_ref().err().cloned();
+        let told_before = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *told, wrong.clone()) == wrong
+        };
         match read.map(|key| header(key.expose_secret())) {
             Ok(Some(new)) => {
                 let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,6 +60,7 @@ impl Key {
             }
             // One that passed for a header value is one.
             Ok(None) => {}
+            Err(_) if told_before => {}
             Err(why) => {
                 tracing::warn!("HANDOFF_IDV_API_KEY_FILE {why}; the former API key stays in use")
             }
@@ -81,7 +90,7 @@ mod tests {
     #[test]
     fn a_file_without_end_is_no_key() {
         let error = read_api_key(std::path::Path::new("/dev/zero")).unwrap_err();
-        assert_eq!(error, "names a file that is too large");
+        assert_eq!(error, "names a file of more than 64 KiB");
     }
 
     #[tokio::test]

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use self::{
-    rate::Leave,
-    state::{Caller, Change, Met, Ruling, State},
+    rate::Permit,
+    state::{Caller, Change, Decision, Met, State},
 };
 pub use self::{
     rate::{Granted, Rate, Replicas, Shared},
@@ -35,7 +35,7 @@ use super::error::CallError;
 use crate::session::Call;
 
 /// Calls where no request is there to do so.
-const TENDER: Caller = 0;
+const IDLE: Caller = 0;
 
 /// Decides who may call the platform, and when.
 pub struct Gate {
@@ -50,7 +50,7 @@ pub struct Gate {
 pub struct Ticket<'a> {
     gate: &'a Gate,
     caller: Caller,
-    leave: Option<Leave>,
+    permit: Option<Permit>,
 }
 
 /// A call that brought nothing.
@@ -83,15 +83,15 @@ impl Gate {
     pub fn ticket(&self, request_id: &str) -> Ticket<'_> {
         let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, request_id.as_bytes());
         // Half of the hash tells requests apart well enough.
-        self.ticket_of(id.as_u64_pair().0.max(TENDER + 1))
+        self.ticket_of(id.as_u64_pair().0.max(IDLE + 1))
     }
 
-    pub(super) fn tender(&self) -> Ticket<'_> {
-        self.ticket_of(TENDER)
+    pub(super) fn idle_ticket(&self) -> Ticket<'_> {
+        self.ticket_of(IDLE)
     }
 
     fn ticket_of(&self, caller: Caller) -> Ticket<'_> {
-        Ticket { gate: self, caller, leave: None }
+        Ticket { gate: self, caller, permit: None }
     }
 
     /// Why only a probe can open the gate, if it is so. That the platform asked to wait is no such
@@ -116,7 +116,7 @@ impl Gate {
     }
 
     /// Waits until the gate is shut and holds no request, so that none would find out when to open it.
-    pub(super) async fn until_forsaken(&self) {
+    pub(super) async fn until_unattended(&self) {
         let mut changed = self.changed.subscribe();
         while self.shut().is_none() || self.held.load(Ordering::Relaxed) > 0 {
             // Never closed: the sender is ours.
@@ -126,7 +126,7 @@ impl Gate {
 
     /// Waits until a call would be let through.
     async fn until_open(&self, caller: Caller, call: Call) {
-        let _held = (caller != TENDER).then(|| self.hold());
+        let _held = (caller != IDLE).then(|| self.hold());
         let mut changed = self.changed.subscribe();
         while let Err(until) = self.lets_through(caller, call) {
             let later = async {
@@ -144,10 +144,10 @@ impl Gate {
 
     /// Until when not, where it is known.
     fn lets_through(&self, caller: Caller, call: Call) -> Result<(), Option<Instant>> {
-        match self.state().ruling(caller, call, Instant::now()) {
-            Ruling::Go | Ruling::Probe => Ok(()),
-            Ruling::WaitUntil(until) => Err(Some(until)),
-            Ruling::Wait => Err(None),
+        match self.state().decide(caller, call, Instant::now()) {
+            Decision::Go | Decision::Probe => Ok(()),
+            Decision::WaitUntil(until) => Err(Some(until)),
+            Decision::Wait => Err(None),
         }
     }
 
@@ -182,14 +182,14 @@ impl Drop for Held<'_> {
 impl<'a> Ticket<'a> {
     /// Asks for leave to make a call soon, so that it need not be waited for then.
     pub fn expect(&mut self, call: Call) {
-        if self.leave.is_none() {
-            self.leave = self.gate.rate.as_ref().map(|rate| rate.ask(call));
+        if self.permit.is_none() {
+            self.permit = self.gate.rate.as_ref().map(|rate| rate.ask(call));
         }
     }
 
     /// No call is to come soon: somebody else shall have the leave.
     pub fn forgo(&mut self) {
-        self.leave = None;
+        self.permit = None;
     }
 
     /// Waits until a call may be made.
@@ -202,18 +202,18 @@ impl<'a> Ticket<'a> {
                 gate.until_open(caller, call).await;
             }
             self.expect(call);
-            if let Some(leave) = &mut self.leave {
-                leave.granted().await;
+            if let Some(permit) = &mut self.permit {
+                permit.granted().await;
             }
             // It may have been shut meanwhile.
             let (mut state, now) = (gate.state(), Instant::now());
-            let ruling = state.ruling(caller, call, now);
-            if let Ruling::Go | Ruling::Probe = ruling {
-                state.enter(caller, ruling, now);
-                if let Some(leave) = self.leave.take() {
-                    leave.used();
+            let decision = state.decide(caller, call, now);
+            if let Decision::Go | Decision::Probe = decision {
+                state.enter(caller, decision, now);
+                if let Some(permit) = self.permit.take() {
+                    permit.used();
                 }
-                let probe = ruling == Ruling::Probe;
+                let probe = decision == Decision::Probe;
                 return Pass { gate, caller, call, probe, reported: false };
             }
         }
@@ -222,7 +222,7 @@ impl<'a> Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if self.gate.state().left(self.caller) {
+        if self.gate.state().forget(self.caller) {
             self.gate.changed.send_replace(());
         }
     }
@@ -254,7 +254,7 @@ impl Pass<'_> {
         if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
             self.gate.changed.send_replace(());
         }
-        answer.map_err(|error| Failed { held: held && met != Met::Life, error })
+        answer.map_err(|error| Failed { held: held && met != Met::Success, error })
     }
 }
 
@@ -287,7 +287,7 @@ impl Drop for Pass<'_> {
 
 fn met<T>(answer: &Result<T, CallError>) -> Met {
     match answer {
-        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => Met::Life,
+        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => Met::Success,
         Err(CallError::Refused(_)) => Met::Refusal,
         Err(CallError::Transient { retry_after: Some(wait), why, .. })
             if *wait > Duration::ZERO =>

@@ -4,6 +4,8 @@
 //! While the bucket cannot be reached, each replica keeps to its own share. Who has a token goes before
 //! who wants one: better some people served than all half-way.
 
+mod share;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,6 +19,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::share::Replicas;
+use self::share::Share;
 use crate::{config::RateLimit, session::Call};
 
 /// Leave that is older is asked for anew, so that what was granted in one window is not used in the
@@ -25,14 +29,6 @@ const FRESH: Duration = Duration::from_millis(500);
 const LEAST_FRESH: Duration = Duration::from_millis(25);
 /// Longest time until the shared bucket is asked again: it may be back, or hold more than it said.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// What a replica on its own may make up for after having been held up.
-const CATCH_UP: Duration = Duration::from_millis(20);
-
-/// How old a count of the replicas may be before another is asked for, how old it may be at all, and
-/// how long it is waited for.
-const RECOUNT: Duration = Duration::from_secs(1);
-const COUNT_LIMIT: Duration = Duration::from_secs(3);
-const COUNT_WAIT: Duration = Duration::from_millis(20);
 
 /// What the shared bucket gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,57 +43,13 @@ pub struct Granted {
 /// negative. `None` while it cannot be reached.
 pub type Shared = Box<dyn Fn(i64) -> BoxFuture<'static, Option<Granted>> + Send + Sync>;
 
-/// How many replicas there are, by the last count: at least this one.
-#[derive(Debug, Default)]
-pub struct Replicas {
-    count: Mutex<Count>,
-    wanted: Notify,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    replicas: u32,
-    at: Option<Instant>,
-    /// Since when a new count is waited for.
-    wanted_since: Option<Instant>,
-}
-
-impl Replicas {
-    /// There are so many now.
-    pub fn set(&self, replicas: u32) {
-        *self.count() = Count { replicas, at: Some(Instant::now()), wanted_since: None };
-    }
-
-    /// Waits until somebody wants to know.
-    pub async fn wanted(&self) {
-        self.wanted.notified().await;
-    }
-
-    /// `None` while it is worth waiting for a new count.
-    fn get(&self, now: Instant) -> Option<u32> {
-        let mut count = self.count();
-        let age = count.at.map(|at| now - at);
-        if age.is_none_or(|age| age > RECOUNT) {
-            count.wanted_since.get_or_insert(now);
-            self.wanted.notify_one();
-        }
-        let in_vain = count.wanted_since.is_some_and(|since| now - since > COUNT_LIMIT);
-        let known = in_vain || age.is_some_and(|age| age <= COUNT_LIMIT);
-        known.then_some(count.replicas.max(1))
-    }
-
-    fn count(&self) -> MutexGuard<'_, Count> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Gives leave for calls, within the limit.
 pub struct Rate {
-    desk: Arc<Desk>,
-    _clerk: AbortOnDropHandle<()>,
+    queue: Arc<Queue>,
+    _dispatcher: AbortOnDropHandle<()>,
 }
 
-struct Desk {
+struct Queue {
     /// How old leave may be when it is used.
     fresh: Duration,
     waiting: Mutex<Waiting>,
@@ -115,8 +67,8 @@ struct Waiting {
 }
 
 /// Leave for one call: asked for, granted, and then used, or else given back.
-pub(super) struct Leave {
-    desk: Arc<Desk>,
+pub(super) struct Permit {
+    queue: Arc<Queue>,
     call: Call,
     asked: Option<oneshot::Receiver<Instant>>,
     granted: Option<Instant>,
@@ -125,21 +77,21 @@ pub(super) struct Leave {
 impl Rate {
     /// Starts to serve those who will ask.
     pub fn new(limit: RateLimit, shared: Shared, replicas: Arc<Replicas>) -> Self {
-        let desk = Arc::new(Desk::new(limit));
-        let share = Share { every: limit.per / limit.count, replicas, next: None };
-        let clerk = tokio::spawn(serve(Arc::clone(&desk), shared, share));
-        Self { desk, _clerk: AbortOnDropHandle::new(clerk) }
+        let queue = Arc::new(Queue::new(limit));
+        let share = Share::new(limit, replicas);
+        let dispatcher = tokio::spawn(serve(Arc::clone(&queue), shared, share));
+        Self { queue, _dispatcher: AbortOnDropHandle::new(dispatcher) }
     }
 
     /// Asks for leave.
-    pub(super) fn ask(&self, call: Call) -> Leave {
-        Leave { desk: Arc::clone(&self.desk), call, asked: None, granted: None }.queue()
+    pub(super) fn ask(&self, call: Call) -> Permit {
+        Permit { queue: Arc::clone(&self.queue), call, asked: None, granted: None }.queue()
     }
 }
 
-impl Leave {
+impl Permit {
     fn queue(mut self) -> Self {
-        self.asked = Some(self.desk.queue(self.call));
+        self.asked = Some(self.queue.queue(self.call));
         self
     }
 
@@ -151,11 +103,11 @@ impl Leave {
                 self.granted = Some(asked.await.unwrap_or_else(|_| Instant::now()));
                 self.asked = None;
             }
-            match self.granted.is_some_and(|granted| self.desk.is_fresh(granted)) {
+            match self.granted.is_some_and(|granted| self.queue.is_fresh(granted)) {
                 true => return,
                 false => {
                     self.give_back();
-                    self.asked = Some(self.desk.queue(self.call));
+                    self.asked = Some(self.queue.queue(self.call));
                 }
             }
         }
@@ -170,20 +122,20 @@ impl Leave {
     fn give_back(&mut self) {
         let late = self.asked.take().and_then(|mut asked| asked.try_recv().ok());
         if let Some(granted) = self.granted.take().or(late) {
-            self.desk.waiting().unused.push(granted);
-            self.desk.asked.notify_one();
-            self.desk.returned.notify_one();
+            self.queue.waiting().unused.push(granted);
+            self.queue.asked.notify_one();
+            self.queue.returned.notify_one();
         }
     }
 }
 
-impl Drop for Leave {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.give_back();
     }
 }
 
-impl Desk {
+impl Queue {
     fn new(limit: RateLimit) -> Self {
         let fresh = FRESH.min(limit.per / 2).max(LEAST_FRESH);
         let (asked, returned) = (Notify::new(), Notify::new());
@@ -231,8 +183,8 @@ impl Waiting {
     }
 
     /// Grants leave to those who wait; what is left over is unused.
-    fn grant(&mut self, leave: impl IntoIterator<Item = Instant>) {
-        for granted in leave {
+    fn grant(&mut self, permits: impl IntoIterator<Item = Instant>) {
+        for granted in permits {
             let mut waiting = std::iter::from_fn(|| {
                 self.sessions.pop_front().or_else(|| self.tokens.pop_front())
             });
@@ -244,57 +196,30 @@ impl Waiting {
 }
 
 /// Serves those who wait. Never ends.
-async fn serve(desk: Arc<Desk>, shared: Shared, mut share: Share) {
+async fn serve(queue: Arc<Queue>, shared: Shared, mut share: Share) {
     loop {
-        let (left_over, wanted) = desk.hand_on();
+        let (left_over, wanted) = queue.hand_on();
         if left_over > 0 {
             // Lost if it cannot be reached, and then fewer calls are made than might be.
             let _ = shared(-i64::try_from(left_over).unwrap_or(i64::MAX)).await;
         }
         if wanted == 0 {
-            desk.asked.notified().await;
+            queue.asked.notified().await;
             continue;
         }
         let granted = match shared(wanted.into()).await {
             Some(granted) => {
-                share.next = None;
+                share.end();
                 granted
             }
             None => share.take(wanted, Instant::now()),
         };
-        desk.waiting().grant(std::iter::repeat_n(Instant::now(), granted.calls as usize));
+        queue.waiting().grant(std::iter::repeat_n(Instant::now(), granted.calls as usize));
         if granted.calls < wanted {
             let pause = granted.wait.clamp(Duration::from_millis(1), LONGEST_PAUSE);
             // What is given back meanwhile is for those who wait.
-            let _ = timeout(pause, desk.returned.notified()).await;
+            let _ = timeout(pause, queue.returned.notified()).await;
         }
-    }
-}
-
-/// What one replica may do on its own.
-struct Share {
-    /// All replicas together.
-    every: Duration,
-    replicas: Arc<Replicas>,
-    /// When the next call may be made. `None`: not on its own yet. It then begins with nothing, since
-    /// what there was may have been used up together.
-    next: Option<Instant>,
-}
-
-impl Share {
-    fn take(&mut self, wanted: u32, now: Instant) -> Granted {
-        let Some(replicas) = self.replicas.get(now) else {
-            return Granted { calls: 0, wait: COUNT_WAIT };
-        };
-        let every = (self.every * replicas).max(Duration::from_nanos(1));
-        let mut next = self.next.unwrap_or(now + every).max(now - CATCH_UP);
-        let mut calls = 0;
-        while calls < wanted && next <= now {
-            calls += 1;
-            next += every;
-        }
-        self.next = Some(next);
-        Granted { calls, wait: next.saturating_duration_since(now) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::state::{Caller, Ruling};
+use super::state::{Caller, Decision};
 use crate::session::Call;
 
 /// The pauses between probes of a platform that is down: the first, the longest. Without jitter, since
@@ -34,7 +34,7 @@ pub(super) struct Shut {
     next_probe: Instant,
     /// Those that find out. Usually one: a probe that is not answered does not keep the next back.
     probes: HashSet<Caller>,
-    /// Who probed in vain last, and how often in a row.
+    /// Who probed in vain last, and how often in a streak.
     failed: Option<(Caller, u32)>,
 }
 
@@ -54,30 +54,46 @@ impl Shut {
         self.why != Why::Refused || call == Call::Token
     }
 
-    pub(super) fn ruling(&self, caller: Caller, now: Instant) -> Ruling {
+    pub(super) fn decide(&self, caller: Caller, now: Instant) -> Decision {
         let failed_last = self.failed.is_some_and(|(last, _)| last == caller);
         let next_probe = self.next_probe + if failed_last { AFTER_YOU } else { Duration::ZERO };
         match next_probe <= now {
-            _ if self.probes.contains(&caller) => Ruling::Go,
-            true => Ruling::Probe,
-            false => Ruling::WaitUntil(next_probe),
+            _ if self.probes.contains(&caller) => Decision::Go,
+            true => Decision::Probe,
+            false => Decision::WaitUntil(next_probe),
         }
     }
 
-    pub(super) fn probes(&mut self, caller: Caller, now: Instant) {
+    pub(super) fn start_probe(&mut self, caller: Caller, now: Instant) {
         self.probes.insert(caller);
         self.pause = (self.pause * 2).min(self.why.pauses().1);
         self.next_probe = now + self.pause;
     }
 
     /// Somebody's call failed. Whether the gate is shut for one request alone.
-    pub(super) fn failed(&mut self, caller: Caller) -> bool {
-        if !self.probes.remove(&caller) {
+    pub(super) fn failed(&mut self, caller: Caller, now: Instant) -> bool {
+        if !self.refused(caller) {
             return false;
         }
-        let before = self.failed.filter(|(last, _)| *last == caller).map_or(0, |(_, times)| times);
-        self.failed = Some((caller, before + 1));
-        self.why != Why::Refused && caller != super::TENDER && before + 1 >= ALONE
+        if self.why == Why::Refused {
+            // Something is being done about it: it is looked at again soon.
+            self.pause = self.why.pauses().0;
+            self.next_probe = now + self.pause;
+            return false;
+        }
+        let alone = self.failed.is_some_and(|(last, times)| last == caller && times >= ALONE);
+        alone && caller != super::IDLE
+    }
+
+    /// A probe was refused, or failed. Whether it was one.
+    pub(super) fn refused(&mut self, caller: Caller) -> bool {
+        let probe = self.probes.remove(&caller);
+        if probe {
+            let before =
+                self.failed.filter(|(last, _)| *last == caller).map_or(0, |(_, times)| times);
+            self.failed = Some((caller, before + 1));
+        }
+        probe
     }
 
     /// Whether a good answer shows that what was wrong is mended.
@@ -87,11 +103,11 @@ impl Shut {
             Why::Refused => call == Call::Token && self.probes.contains(&caller),
             // Who makes sessions has given tokens. The tender makes none: nobody waits for one, so
             // the next to come may find out.
-            Why::Down(needed) => call == needed || call == Call::Session || caller == super::TENDER,
+            Why::Down(needed) => call == needed || call == Call::Session || caller == super::IDLE,
         }
     }
 
-    pub(super) fn left(&mut self, caller: Caller) -> bool {
+    pub(super) fn forget(&mut self, caller: Caller) -> bool {
         self.probes.remove(&caller)
     }
 }

@@ -12,7 +12,7 @@ const FAILURES: u32 = 5;
 /// … if they are those of so many requests: one that always fails proves nothing.
 const REQUESTS: usize = 3;
 /// Failures this far apart are no row: with so little to do, they may well be one request's.
-const ROW_ENDS: Duration = Duration::from_secs(60);
+const STREAK_ENDS: Duration = Duration::from_secs(60);
 
 /// Calls at once while nothing shows that the platform answers: when it does not, few have asked in
 /// vain.
@@ -26,6 +26,9 @@ const PROOF_ENDS: Duration = Duration::from_millis(100);
 /// A platform that says nothing at all for this long is slow, rather than away: then all may call.
 const SLOW: Duration = Duration::from_millis(500);
 
+/// Who is asked again to call later lets others go first for a tenth of that time, and at least so long.
+const LEAST_TURN: Duration = Duration::from_secs(1);
+
 /// Who calls: a number for the request, the same whenever it is delivered.
 pub(super) type Caller = u64;
 
@@ -33,7 +36,7 @@ pub(super) type Caller = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
     /// A platform that works, whatever it thinks of the request.
-    Life,
+    Success,
     /// A failure that may pass.
     Failure,
     /// The wish to be left alone for a while, of a platform that works.
@@ -46,7 +49,7 @@ pub(super) enum Met {
 
 /// The answer to whoever wants to call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ruling {
+pub(super) enum Decision {
     Go,
     /// Go as one that finds out whether the platform works again.
     Probe,
@@ -68,9 +71,11 @@ pub(super) enum Change {
 #[derive(Default)]
 pub(super) struct State {
     later_until: Option<Instant>,
+    /// Whose call was told so last, and until when that one waits.
+    told: Option<(Caller, Instant)>,
     shut: Option<Shut>,
     /// By call: one may work while the other does not.
-    rows: [Row; 2],
+    streaks: [Streak; 2],
     under_way: u32,
     /// Good answers that vouch for the next, and the latest.
     proof: u32,
@@ -81,7 +86,7 @@ pub(super) struct State {
 
 /// Failures without a success between.
 #[derive(Default)]
-struct Row {
+struct Streak {
     failures: u32,
     callers: HashSet<Caller>,
     last: Option<Instant>,
@@ -110,29 +115,30 @@ impl State {
     }
 
     /// What somebody who wants to call has to do.
-    pub(super) fn ruling(&self, caller: Caller, call: Call, now: Instant) -> Ruling {
-        if let Some(until) = self.later_until.filter(|until| *until > now) {
-            return Ruling::WaitUntil(until);
+    pub(super) fn decide(&self, caller: Caller, call: Call, now: Instant) -> Decision {
+        let own = self.told.filter(|(told, _)| *told == caller).map(|(_, until)| until);
+        if let Some(until) = self.later_until.max(own).filter(|until| *until > now) {
+            return Decision::WaitUntil(until);
         }
         match &self.shut {
-            Some(shut) if shut.holds(call) => shut.ruling(caller, now),
-            _ if self.under_way < self.window(now) => Ruling::Go,
+            Some(shut) if shut.holds(call) => shut.decide(caller, now),
+            _ if self.under_way < self.window(now) => Decision::Go,
             _ => match self.silent_since {
-                Some(since) if self.failures() == 0 => Ruling::WaitUntil(since + SLOW),
-                _ => Ruling::Wait,
+                Some(since) if self.failures() == 0 => Decision::WaitUntil(since + SLOW),
+                _ => Decision::Wait,
             },
         }
     }
 
     /// A call goes on its way, as ruled: with `Go` or as a `Probe`.
-    pub(super) fn enter(&mut self, caller: Caller, ruling: Ruling, now: Instant) {
+    pub(super) fn enter(&mut self, caller: Caller, decision: Decision, now: Instant) {
         if self.is_idle(now) {
             self.proof = 0;
         }
         self.under_way += 1;
         self.silent_since.get_or_insert(now);
-        if let (Ruling::Probe, Some(shut)) = (ruling, &mut self.shut) {
-            shut.probes(caller, now);
+        if let (Decision::Probe, Some(shut)) = (decision, &mut self.shut) {
+            shut.start_probe(caller, now);
         }
     }
 
@@ -155,14 +161,14 @@ impl State {
         self.abandoned();
         self.silent_since = (self.under_way > 0).then_some(now);
         match met {
-            Met::Life => self.life(caller, call, now),
+            Met::Success => self.success(caller, call, now),
             Met::Later(wait) => {
-                self.leave_alone(wait, now);
-                self.left(caller);
+                self.leave_alone(caller, wait, now);
+                self.forget(caller);
                 None
             }
             Met::Away(wait) => {
-                self.leave_alone(wait, now);
+                self.leave_alone(caller, wait, now);
                 self.failure(caller, call, now)
             }
             Met::Failure => self.failure(caller, call, now),
@@ -172,8 +178,8 @@ impl State {
 
     /// A request is done with, or gives up: should it have been a probe, somebody else may be it.
     /// Whether it was.
-    pub(super) fn left(&mut self, caller: Caller) -> bool {
-        self.shut.as_mut().is_some_and(|shut| shut.left(caller))
+    pub(super) fn forget(&mut self, caller: Caller) -> bool {
+        self.shut.as_mut().is_some_and(|shut| shut.forget(caller))
     }
 
     /// Calls that may be under way at once.
@@ -191,52 +197,58 @@ impl State {
 
     /// Of the call that fails most.
     fn failures(&self) -> u32 {
-        self.rows.iter().map(|row| row.failures).max().unwrap_or_default()
+        self.streaks.iter().map(|streak| streak.failures).max().unwrap_or_default()
     }
 
     fn is_idle(&self, now: Instant) -> bool {
         self.under_way == 0 && self.last_good.is_none_or(|last| now - last > PROOF_ENDS)
     }
 
-    fn life(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+    fn success(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
         self.last_good = Some(now);
         self.proof = self.proof.saturating_add(1);
-        self.rows[call as usize] = Row::default();
+        self.streaks[call as usize] = Streak::default();
         if call == Call::Session {
             // Who makes sessions has given tokens.
-            self.rows = Default::default();
+            self.streaks = Default::default();
         }
         self.shut.take_if(|shut| shut.is_opened_by(caller, call)).map(|_| Change::Opened)
     }
 
-    fn leave_alone(&mut self, wait: Duration, now: Instant) {
-        self.later_until = self.later_until.max(Some(now + wait));
+    fn leave_alone(&mut self, caller: Caller, wait: Duration, now: Instant) {
+        let until = now + wait;
+        // Where it is the same one that is told so again, it may be about that one alone: others
+        // shall get their turn between.
+        let again = self.told.is_some_and(|(told, _)| told == caller);
+        let turn = if again { (wait / 10).max(LEAST_TURN) } else { Duration::ZERO };
+        self.told = Some((caller, until + turn));
+        self.later_until = self.later_until.max(Some(until));
         self.proof = 0;
     }
 
     fn failure(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
         if let Some(shut) = &mut self.shut {
             // Where it is always the same one that fails, the platform may be well: it is tried anew.
-            let alone = shut.failed(caller);
+            let alone = shut.failed(caller, now);
             return self.shut.take_if(|_| alone).map(|_| Change::Doubted);
         }
-        let row = &mut self.rows[call as usize];
-        if row.last.is_some_and(|last| now - last > ROW_ENDS) {
-            *row = Row::default();
+        let streak = &mut self.streaks[call as usize];
+        if streak.last.is_some_and(|last| now - last > STREAK_ENDS) {
+            *streak = Streak::default();
         }
-        row.last = Some(now);
-        row.failures = row.failures.saturating_add(1);
-        if row.callers.len() < REQUESTS {
-            row.callers.insert(caller);
+        streak.last = Some(now);
+        streak.failures = streak.failures.saturating_add(1);
+        if streak.callers.len() < REQUESTS {
+            streak.callers.insert(caller);
         }
-        let down = row.failures >= FAILURES && row.callers.len() >= REQUESTS;
+        let down = streak.failures >= FAILURES && streak.callers.len() >= REQUESTS;
         down.then(|| self.shut_for(Why::Down(call), now))
     }
 
     fn refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
         match &mut self.shut {
             Some(shut) if shut.why() == Why::Refused => {
-                shut.failed(caller);
+                shut.refused(caller);
                 None
             }
             // It is up again, then, but refuses us.
@@ -245,7 +257,7 @@ impl State {
     }
 
     fn shut_for(&mut self, why: Why, now: Instant) -> Change {
-        self.rows = Default::default();
+        self.streaks = Default::default();
         self.proof = 0;
         self.shut = Some(Shut::new(why, now));
         Change::Shut(why)

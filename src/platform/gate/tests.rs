@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::{
-    TENDER,
+    IDLE,
     shut::Why,
-    state::{Caller, Change, Met, Ruling, State},
+    state::{Caller, Change, Decision, Met, State},
 };
 use crate::session::Call::{self, Session, Token};
 
@@ -28,16 +28,16 @@ impl Scene {
         self
     }
 
-    fn ruling(&self, caller: Caller, call: Call) -> Ruling {
-        self.state.ruling(caller, call, self.now)
+    fn decide(&self, caller: Caller, call: Call) -> Decision {
+        self.state.decide(caller, call, self.now)
     }
 
     /// Enters if it may. Whether it did.
     fn enters(&mut self, caller: Caller, call: Call) -> bool {
-        let ruling = self.ruling(caller, call);
-        let goes = matches!(ruling, Ruling::Go | Ruling::Probe);
+        let decision = self.decide(caller, call);
+        let goes = matches!(decision, Decision::Go | Decision::Probe);
         if goes {
-            self.state.enter(caller, ruling, self.now);
+            self.state.enter(caller, decision, self.now);
         }
         goes
     }
@@ -48,7 +48,7 @@ impl Scene {
 
     /// One whole call, which must be let through.
     fn call(&mut self, caller: Caller, call: Call, met: Met) -> Option<Change> {
-        assert!(self.enters(caller, call), "{caller} is held at {:?}", self.ruling(caller, call));
+        assert!(self.enters(caller, call), "{caller} is held at {:?}", self.decide(caller, call));
         self.report(caller, call, met)
     }
 
@@ -77,14 +77,14 @@ fn a_good_answer_begins_a_new_row() {
         gate.call(caller, Session, Met::Failure);
     }
     // That tokens are given says nothing about sessions.
-    gate.call(5, Token, Met::Life);
+    gate.call(5, Token, Met::Success);
     assert_eq!(gate.call(5, Session, Met::Failure), Some(Change::Shut(Why::Down(Session))));
 
     let mut gate = Scene::new();
     for caller in 1..=4 {
         gate.call(caller, Token, Met::Failure);
     }
-    gate.call(5, Session, Met::Life);
+    gate.call(5, Session, Met::Success);
     assert_eq!(gate.call(5, Token, Met::Failure), None);
 }
 
@@ -100,15 +100,15 @@ fn failures_far_apart_are_no_row() {
 fn one_at_a_time_finds_out_and_all_follow_a_good_answer() {
     let mut gate = Scene::new();
     gate.shut(Token);
-    assert!(matches!(gate.ruling(1, Token), Ruling::WaitUntil(_)));
+    assert!(matches!(gate.decide(1, Token), Decision::WaitUntil(_)));
     gate.later(1_000);
-    assert_eq!(gate.ruling(1, Token), Ruling::Probe);
+    assert_eq!(gate.decide(1, Token), Decision::Probe);
     assert!(gate.enters(1, Token));
     assert!(!gate.enters(2, Token), "one is at it");
     assert_eq!(gate.report(1, Token, Met::Failure), None);
     gate.later(3_000);
     assert!(gate.enters(2, Token));
-    assert_eq!(gate.report(2, Token, Met::Life), Some(Change::Opened));
+    assert_eq!(gate.report(2, Token, Met::Success), Some(Change::Opened));
     assert!(gate.enters(3, Token));
 }
 
@@ -117,9 +117,9 @@ fn who_probes_goes_on_with_its_next_call() {
     let mut gate = Scene::new();
     gate.shut(Session);
     gate.later(1_000);
-    assert_eq!(gate.call(1, Token, Met::Life), None, "sessions are what is missing");
+    assert_eq!(gate.call(1, Token, Met::Success), None, "sessions are what is missing");
     assert!(!gate.enters(2, Token));
-    assert_eq!(gate.call(1, Session, Met::Life), Some(Change::Opened));
+    assert_eq!(gate.call(1, Session, Met::Success), Some(Change::Opened));
 }
 
 #[test]
@@ -128,8 +128,8 @@ fn who_probed_in_vain_lets_others_go_first() {
     gate.shut(Token);
     gate.later(750);
     gate.call(1, Token, Met::Failure);
-    let Ruling::WaitUntil(others) = gate.ruling(2, Token) else { panic!("too early") };
-    let Ruling::WaitUntil(own) = gate.ruling(1, Token) else { panic!("too early") };
+    let Decision::WaitUntil(others) = gate.decide(2, Token) else { panic!("too early") };
+    let Decision::WaitUntil(own) = gate.decide(1, Token) else { panic!("too early") };
     assert!(own > others);
 }
 
@@ -140,8 +140,8 @@ fn a_probe_that_gives_up_makes_room() {
     gate.later(750);
     assert!(gate.enters(1, Token));
     gate.state.abandoned();
-    assert!(gate.state.left(1));
-    assert!(!gate.state.left(1));
+    assert!(gate.state.forget(1));
+    assert!(!gate.state.forget(1));
     assert!(gate.later(3_000).enters(2, Token));
 }
 
@@ -151,7 +151,7 @@ fn a_probe_that_is_not_answered_does_not_keep_the_next_back() {
     gate.shut(Token);
     assert!(gate.later(750).enters(1, Token));
     assert!(gate.later(3_000).enters(2, Token));
-    assert_eq!(gate.report(1, Token, Met::Life), Some(Change::Opened));
+    assert_eq!(gate.report(1, Token, Met::Success), Some(Change::Opened));
 }
 
 #[test]
@@ -186,9 +186,9 @@ fn without_requests_a_token_shows_enough() {
     let mut gate = Scene::new();
     gate.shut(Session);
     for _ in 0..5 {
-        assert_eq!(gate.later(3_100).call(TENDER, Token, Met::Failure), None);
+        assert_eq!(gate.later(3_100).call(IDLE, Token, Met::Failure), None);
     }
-    assert_eq!(gate.later(3_100).call(TENDER, Token, Met::Life), Some(Change::Opened));
+    assert_eq!(gate.later(3_100).call(IDLE, Token, Met::Success), Some(Change::Opened));
 }
 
 #[test]
@@ -196,14 +196,14 @@ fn a_refused_token_shuts_it_at_once_and_only_a_later_token_opens_it() {
     let mut gate = Scene::new();
     assert!(gate.enters(1, Token) && gate.enters(2, Token));
     assert_eq!(gate.report(1, Token, Met::Refusal), Some(Change::Shut(Why::Refused)));
-    assert_eq!(gate.report(2, Token, Met::Life), None, "it was under way before");
+    assert_eq!(gate.report(2, Token, Met::Success), None, "it was under way before");
     assert!(!gate.enters(3, Token));
     // Who has a token goes on.
-    assert_eq!(gate.call(2, Session, Met::Life), None);
+    assert_eq!(gate.call(2, Session, Met::Success), None);
     for _ in 0..10 {
         assert_eq!(gate.later(31_000).call(1, Token, Met::Refusal), None, "told once");
     }
-    assert_eq!(gate.later(31_000).call(1, Token, Met::Life), Some(Change::Opened));
+    assert_eq!(gate.later(31_000).call(1, Token, Met::Success), Some(Change::Opened));
 }
 
 #[test]
@@ -233,14 +233,14 @@ fn a_platform_that_is_back_but_refuses_us_is_another_matter() {
 #[test]
 fn nobody_calls_before_the_time_the_platform_asked_for() {
     let mut gate = Scene::new();
-    gate.call(1, Token, Met::Life);
+    gate.call(1, Token, Met::Success);
     gate.call(1, Session, Met::Later(Duration::from_secs(20)));
     assert!(gate.state.asked_to_wait(gate.now) && gate.state.shut().is_none());
     for call in [Token, Session] {
-        assert!(matches!(gate.ruling(2, call), Ruling::WaitUntil(_)));
+        assert!(matches!(gate.decide(2, call), Decision::WaitUntil(_)));
     }
     // The longest wish counts.
-    gate.state.enter(3, Ruling::Go, gate.now);
+    gate.state.enter(3, Decision::Go, gate.now);
     gate.report(3, Token, Met::Later(Duration::from_secs(1)));
     assert!(!gate.later(19_000).enters(2, Token));
     assert!(gate.later(1_000).enters(2, Token));
@@ -268,15 +268,40 @@ fn a_platform_that_fails_and_names_a_time_is_down_all_the_same() {
 }
 
 #[test]
+fn one_that_is_always_asked_to_call_later_does_not_hold_up_the_others() {
+    let mut gate = Scene::new();
+    let later = Met::Later(Duration::from_secs(20));
+    gate.call(1, Session, later);
+    gate.later(20_000).call(1, Session, later);
+    gate.later(20_000);
+    assert!(!gate.enters(1, Session), "others first");
+    for caller in 2..100 {
+        gate.call(caller, Session, Met::Success);
+    }
+    assert!(gate.later(2_000).enters(1, Session));
+}
+
+#[test]
+fn a_refusing_platform_that_fails_is_looked_at_again_soon() {
+    let mut gate = Scene::new();
+    gate.call(1, Token, Met::Refusal);
+    for _ in 0..6 {
+        gate.later(31_000).call(1, Token, Met::Refusal);
+    }
+    gate.later(31_000).call(1, Token, Met::Failure);
+    assert_eq!(gate.later(1_100).call(1, Token, Met::Success), Some(Change::Opened));
+}
+
+#[test]
 fn few_call_before_anybody_has_been_answered() {
     let mut gate = Scene::new();
     let went = (1..=100).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 4);
-    gate.report(1, Token, Met::Life);
+    gate.report(1, Token, Met::Success);
     let went = (101..=200).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 3, "one in the place of the first, and two more");
     for caller in 2..=4 {
-        gate.report(caller, Token, Met::Life);
+        gate.report(caller, Token, Met::Success);
     }
     let went = (201..=300).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 100);
@@ -288,7 +313,7 @@ fn a_platform_that_is_slow_to_answer_is_called_by_all() {
     let went = (1..=100).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 4);
     assert!(!gate.later(400).enters(5, Token));
-    assert_eq!(gate.ruling(5, Token), Ruling::WaitUntil(gate.now + Duration::from_millis(100)));
+    assert_eq!(gate.decide(5, Token), Decision::WaitUntil(gate.now + Duration::from_millis(100)));
     let went = (5..=100).filter(|caller| gate.later(100).enters(*caller, Token)).count();
     assert_eq!(went, 96);
 }
@@ -327,10 +352,10 @@ proptest! {
             let call = if token { Token } else { Session };
             match what {
                 0 | 1 => if gate.enters(caller, call) { under_way.push((caller, call)) },
-                5 => { gate.state.left(caller); }
+                5 => { gate.state.forget(caller); }
                 _ => if let Some((caller, call)) = under_way.pop() {
                     let met = match (what, call) {
-                        (2, _) => Met::Life,
+                        (2, _) => Met::Success,
                         (3, Token) => Met::Refusal,
                         (3, Session) => Met::Later(Duration::from_secs(caller)),
                         _ => Met::Failure,

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::{
     super::{CallError, Gate},
+    share::COUNT_LIMIT,
     *,
 };
 use crate::platform::error::Transient;
@@ -42,9 +43,9 @@ async fn granted_within(rate: &Rate, wanted: usize, time: Duration) -> usize {
     let mut granted = 0;
     let _ = timeout(time, async {
         for _ in 0..wanted {
-            let mut leave = rate.ask(Call::Token);
-            leave.granted().await;
-            leave.used();
+            let mut permit = rate.ask(Call::Token);
+            permit.granted().await;
+            permit.used();
             granted += 1;
         }
     })
