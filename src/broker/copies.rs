@@ -1,6 +1,6 @@
 //! Copies: what a message takes along to the retry queues and the dead queue.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use lapin::{
     BasicProperties,
@@ -14,11 +14,11 @@ pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
 /// On every copy: the deliveries that were tried before it.
 pub(super) const ATTEMPT: &str = "x-handoff-attempt";
 /// On dead letters: the reason's code.
-const REASON: &str = "x-handoff-reason";
+pub(super) const REASON: &str = "x-handoff-reason";
 /// On dead letters: the reason for people.
-const DETAIL: &str = "x-handoff-detail";
+pub(super) const DETAIL: &str = "x-handoff-detail";
 /// On dead letters: when, as RFC 3339.
-const FAILED_AT: &str = "x-handoff-failed-at";
+pub(super) const FAILED_AT: &str = "x-handoff-failed-at";
 
 /// Longest request id that is written on a copy, in bytes. A longer one stands in the body alone.
 const MAX_REQUEST_ID: usize = 4 * 1024;
@@ -83,6 +83,24 @@ pub(super) fn dead_letter(
     headers.insert(DETAIL.into(), text(reason.detail));
     headers.insert(FAILED_AT.into(), text(&format_date_time(reason.failed_at)));
     properties(of, headers)
+}
+
+/// The properties of a dead letter that is to be tried as if it had never been.
+pub(super) fn replay_copy(of: &BasicProperties, frame_max: usize) -> BasicProperties {
+    let none = FieldTable::default();
+    let headers = kept(of.headers().as_ref().unwrap_or(&none), frame_max);
+    properties(of, without(&headers, ATTEMPT))
+}
+
+/// The properties as they are, for a copy that takes the message's place in its queue.
+pub(super) fn same_copy(of: &BasicProperties) -> BasicProperties {
+    let none = FieldTable::default();
+    properties(of, without(of.headers().as_ref().unwrap_or(&none), "x-delivery-count"))
+}
+
+fn without(headers: &FieldTable, name: &str) -> FieldTable {
+    let entries = headers.inner().iter().filter(|(key, _)| key.as_str() != name);
+    entries.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>().into()
 }
 
 fn headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> FieldTable {

@@ -26,6 +26,11 @@ impl Delivery {
         Self { inner }
     }
 
+    pub(super) fn without_body(mut self) -> Self {
+        self.inner.data = Vec::new();
+        self
+    }
+
     /// The body as it was published.
     pub fn body(&self) -> &[u8] {
         &self.inner.data
@@ -100,11 +105,13 @@ impl Delivery {
         let _ = timeout(SETTLE_LIMIT, self.inner.acker.reject(back)).await;
     }
 
-    pub(super) fn properties(&self) -> &BasicProperties {
+    /// All properties, as they came.
+    pub fn properties(&self) -> &BasicProperties {
         &self.inner.properties
     }
 
-    fn headers(&self) -> Option<&FieldTable> {
+    /// All headers.
+    pub fn headers(&self) -> Option<&FieldTable> {
         self.inner.properties.headers().as_ref()
     }
 }

@@ -3,6 +3,7 @@
 mod connection;
 mod consumer;
 mod copies;
+mod dead_queue;
 mod delivery;
 mod error;
 mod publisher;
@@ -15,6 +16,7 @@ pub use self::{
     connection::{Attached, Connection, Headcount, Role, connect},
     consumer::Consumer,
     copies::{DeadReason, Tried},
+    dead_queue::{DeadLetter, DeadQueue},
     delivery::Delivery,
     error::BrokerError,
     publisher::{PublishError, Publisher, bounded},

@@ -114,7 +114,11 @@ impl Topology {
     /// # Errors
     /// The queue does not exist, or the connection is lost.
     pub async fn traffic(&self, connection: &Connection) -> Result<Traffic, BrokerError> {
-        let name = short(self.request_queue())?;
+        self.look(connection, self.request_queue()).await
+    }
+
+    async fn look(&self, connection: &Connection, queue: &str) -> Result<Traffic, BrokerError> {
+        let name = short(queue)?;
         let look = async {
             let channel = connection.create_channel().await?;
             let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
@@ -122,11 +126,19 @@ impl Topology {
             channel.close(200, "done".into()).await?;
             Ok(Traffic { messages: queue.message_count(), consumers: queue.consumer_count() })
         };
-        let doing = "look at the request queue";
+        let doing = format!("look at the queue `{queue}`");
         timeout(DECLARE_LIMIT, look)
             .await
-            .map_err(|_| BrokerError::timeout(doing))?
-            .map_err(|error| BrokerError::during(doing, &error))
+            .map_err(|_| BrokerError::timeout(&doing))?
+            .map_err(|error| BrokerError::during(&doing, &error))
+    }
+
+    /// How many messages the dead queue holds, which must exist.
+    ///
+    /// # Errors
+    /// The queue does not exist, or the connection is lost.
+    pub async fn dead_letters(&self, connection: &Connection) -> Result<u32, BrokerError> {
+        Ok(self.look(connection, &self.dead_queue).await?.messages)
     }
 
     /// Declares everything, or, where declaring is off, checks that it exists.

@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod dead_letters;
 mod demo;
 mod qr;
 mod request;
@@ -28,6 +29,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Request(request::RequestArgs),
     Sandbox(sandbox::SandboxArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
 }
 
 /// Why a command did not do what it was asked to.
@@ -100,5 +102,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Demo(args) => demo::run(args).await,
         Command::Request(args) => request::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
+        Command::DeadLetters(args) => dead_letters::run(args).await,
     }
 }

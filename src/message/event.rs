@@ -183,6 +183,11 @@ pub fn format_date_time(at: SystemTime) -> String {
         .unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
 }
 
+/// Reads what [`format_date_time`] writes, and any other RFC 3339 date.
+pub fn parse_date_time(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
+}
+
 fn date_time<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format_date_time(*at))
 }

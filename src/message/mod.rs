@@ -8,7 +8,10 @@ mod request;
 mod trace_context;
 
 pub use self::{
-    event::{Event, EventBody, FAILED, FailedReason, READY, ReasonCode, format_date_time},
+    event::{
+        Event, EventBody, FAILED, FailedReason, READY, ReasonCode, format_date_time,
+        parse_date_time,
+    },
     request::{Decoded, Invalid, Metadata, REQUESTED, Request, RequestId, decode_request},
     trace_context::TraceContext,
 };

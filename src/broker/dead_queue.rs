@@ -1,0 +1,224 @@
+//! The dead queue, as an operator looks through it: take all, settle some, leave the rest as it was.
+//!
+//! A dead letter that is looked at is held, unsettled, until the end; whatever happens to the process,
+//! RabbitMQ then has it again. A newer RabbitMQ counts how often, and drops what has come back too
+//! often from a queue with nowhere to pass it on to: so one that is about to is put back as a copy.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use lapin::{
+    Channel, Connection,
+    options::{BasicGetOptions, BasicNackOptions},
+    types::{AMQPValue, FieldTable},
+};
+use tokio::time::timeout;
+
+use super::{
+    BrokerError, Delivery, PublishError, Publisher, Role, Topology, connect,
+    copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
+    topology::short,
+};
+use crate::{config::BrokerConfig, message::decode_request};
+
+/// Limit of one step.
+const STEP_LIMIT: Duration = Duration::from_secs(10);
+/// Times a dead letter may have come back before it is put back as a copy: half of what a newer
+/// RabbitMQ allows by default.
+const COMES_BACK: u64 = 10;
+
+/// The dead queue, and what of it is held.
+pub struct DeadQueue {
+    connection: Arc<Connection>,
+    channel: Channel,
+    publisher: Publisher,
+    /// How many were there at first, less those that were taken. What comes meanwhile is left alone.
+    left: u32,
+    last: Option<u64>,
+}
+
+/// A dead letter that is held.
+pub struct DeadLetter {
+    delivery: Delivery,
+}
+
+impl DeadQueue {
+    /// Connects, and looks how many there are.
+    ///
+    /// # Errors
+    /// The first thing that does not work.
+    pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
+        let connection = Arc::new(connect(&config.url, Role::Client).await?);
+        let topology = Arc::new(Topology::new(config));
+        let left = topology.dead_letters(&connection).await?;
+        let doing = "open a channel";
+        let channel = timeout(STEP_LIMIT, connection.create_channel())
+            .await
+            .map_err(|_| BrokerError::timeout(doing))?
+            .map_err(|error| BrokerError::during(doing, &error))?;
+        let publisher = Publisher::new(Arc::clone(&connection), topology, 1);
+        Ok(Self { connection, channel, publisher, left, last: None })
+    }
+
+    /// How many are still to come.
+    pub fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// The next one. `None` where there are no more than were there at first.
+    ///
+    /// # Errors
+    /// The connection is lost, or the queue is gone.
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        let doing = "take a message from the dead queue";
+        let queue = short(self.publisher.topology().dead_queue())?;
+        let got = timeout(STEP_LIMIT, self.channel.basic_get(queue, BasicGetOptions::default()))
+            .await
+            .map_err(|_| BrokerError::timeout(doing))?
+            .map_err(|error| BrokerError::during(doing, &error))?;
+        self.left = if got.is_some() { left } else { 0 };
+        Ok(got.map(|message| {
+            self.last = Some(message.delivery.delivery_tag);
+            DeadLetter { delivery: Delivery::new(message.delivery) }
+        }))
+    }
+
+    /// Sends a dead letter to the request queue again, as if it had never been tried. It leaves the dead
+    /// queue only once RabbitMQ has confirmed the copy.
+    ///
+    /// # Errors
+    /// It could not be sent, or may not have been. It is still dead then.
+    pub async fn replay(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        let copy = replay_copy(letter.delivery.properties(), self.publisher.frame_max());
+        let queue = self.publisher.topology().request_queue();
+        self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
+        match letter.delivery.ack().await {
+            true => Ok(()),
+            false => Err(PublishError::Disconnected),
+        }
+    }
+
+    /// Leaves a dead letter where it was.
+    ///
+    /// # Errors
+    /// It had come back so often that it was put back as a copy, and that failed. It is still there.
+    pub async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        if letter.comes_back() < COMES_BACK {
+            return Ok(());
+        }
+        let copy = same_copy(letter.delivery.properties());
+        let queue = self.publisher.topology().dead_queue();
+        self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
+        letter.delivery.ack().await;
+        Ok(())
+    }
+
+    /// Drops a dead letter for good.
+    ///
+    /// # Errors
+    /// The connection is lost, and the dead letter is still there.
+    pub async fn discard(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        match letter.delivery.ack().await {
+            true => Ok(()),
+            false => Err(PublishError::Disconnected),
+        }
+    }
+
+    /// Puts back what is held, and closes.
+    pub async fn close(self) {
+        let back = async {
+            if let Some(last) = self.last {
+                let all = BasicNackOptions { multiple: true, requeue: true };
+                let _ = self.channel.basic_nack(last, all).await;
+            }
+            let _ = self.connection.close(200, "done".into()).await;
+        };
+        // Past the limit, the end of the connection does the same.
+        let _ = timeout(STEP_LIMIT, back).await;
+    }
+}
+
+impl DeadLetter {
+    /// The request's id: as the worker noted it, as the body says, or the message's own.
+    pub fn request_id(&self) -> Option<String> {
+        let delivery = &self.delivery;
+        let noted = delivery.copied_request_id().map(str::to_owned);
+        noted
+            .or_else(|| {
+                let decoded = decode_request(delivery.body(), usize::MAX, Some("any"));
+                decoded.id.map(|id| id.as_str().to_owned())
+            })
+            .or_else(|| delivery.message_id().map(str::to_owned))
+    }
+
+    /// Why it is dead: a `reason.code`, or what RabbitMQ says that moved it here.
+    pub fn reason(&self) -> Option<String> {
+        self.text(REASON).or_else(|| match self.death()?.inner().get("reason")? {
+            AMQPValue::LongString(reason) => Some(reason.to_string()),
+            _ => None,
+        })
+    }
+
+    /// The same for people, where the worker said it.
+    pub fn detail(&self) -> Option<String> {
+        self.text(DETAIL)
+    }
+
+    /// Attempts that were made.
+    pub fn attempts(&self) -> u32 {
+        self.delivery.tried_before()
+    }
+
+    /// When it came here.
+    pub fn failed_at(&self) -> Option<SystemTime> {
+        if let Some(text) = self.text(FAILED_AT) {
+            return crate::message::parse_date_time(&text);
+        }
+        match self.death()?.inner().get("time")? {
+            AMQPValue::Timestamp(seconds) => {
+                SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same without the bytes of its body, for holding many.
+    #[must_use]
+    pub fn without_body(self) -> Self {
+        Self { delivery: self.delivery.without_body() }
+    }
+
+    /// The message behind it.
+    pub fn message(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let text = self.delivery.header(name)?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// RabbitMQ's note on the last move.
+    fn death(&self) -> Option<&FieldTable> {
+        match self.delivery.headers()?.inner().get("x-death")? {
+            AMQPValue::FieldArray(deaths) => match deaths.as_slice().first()? {
+                AMQPValue::FieldTable(death) => Some(death),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// How often it has come back to this queue.
+    fn comes_back(&self) -> u64 {
+        let count =
+            self.delivery.headers().and_then(|headers| headers.inner().get("x-delivery-count"));
+        match count {
+            Some(AMQPValue::LongLongInt(count)) => u64::try_from(*count).unwrap_or(0),
+            _ => 0,
+        }
+    }
+}

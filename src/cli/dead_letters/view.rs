@@ -1,0 +1,171 @@
+//! Dead letters for people and for programs.
+
+use std::time::SystemTime;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use lapin::types::AMQPValue;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::CliError;
+use crate::{broker::DeadLetter, message::format_date_time};
+
+/// What a list says of a dead letter. No personal data.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Row {
+    request_id: Option<String>,
+    reason: Option<String>,
+    attempts: u32,
+    failed_at: Option<String>,
+    age_seconds: Option<u64>,
+    detail: Option<String>,
+}
+
+impl Row {
+    pub(super) fn of(letter: &DeadLetter) -> Self {
+        let failed_at = letter.failed_at();
+        let age = failed_at.and_then(|at| SystemTime::now().duration_since(at).ok());
+        Self {
+            request_id: letter.request_id(),
+            reason: letter.reason(),
+            attempts: letter.attempts(),
+            failed_at: failed_at.map(format_date_time),
+            age_seconds: age.map(|age| age.as_secs()),
+            detail: letter.detail(),
+        }
+    }
+
+    pub(super) fn json(&self) -> Result<String, CliError> {
+        serde_json::to_string(self).map_err(CliError::failed)
+    }
+
+    fn cells(&self) -> [String; 5] {
+        let text = |text: &Option<String>| text.as_deref().map_or("-".to_owned(), printable);
+        [
+            text(&self.request_id),
+            text(&self.reason),
+            self.attempts.to_string(),
+            self.age_seconds.map_or("-".to_owned(), age),
+            text(&self.detail),
+        ]
+    }
+}
+
+/// Rows under headings, in columns as wide as need be.
+pub(super) fn table(rows: &[Row]) -> String {
+    let headings = ["REQUEST ID", "REASON", "ATTEMPTS", "AGE", "DETAIL"].map(str::to_owned);
+    let lines: Vec<_> = std::iter::once(headings).chain(rows.iter().map(Row::cells)).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    let widths: Vec<_> = (0..5).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |cells: &[String; 5]| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    lines.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A dead letter whole: what a list says, its properties and headers, and the request that it was.
+pub(super) fn json_of_message(letter: &DeadLetter, pretty: bool) -> Result<String, CliError> {
+    let message = letter.message();
+    let properties = message.properties();
+    let text = |text: &Option<lapin::types::ShortString>| {
+        text.as_ref().map(|text| Value::from(text.as_str()))
+    };
+    let fields = [
+        ("contentType", text(properties.content_type())),
+        ("correlationId", text(properties.correlation_id())),
+        ("messageId", text(properties.message_id())),
+        ("type", text(properties.kind())),
+        ("appId", text(properties.app_id())),
+        ("replyTo", text(properties.reply_to())),
+        ("timestamp", message.published_at().map(|at| format_date_time(at).into())),
+        ("priority", properties.priority().map(Value::from)),
+        ("deliveryMode", properties.delivery_mode().map(Value::from)),
+    ];
+    let properties: Map<_, _> =
+        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    let headers = message.headers().map(|headers| table_json(headers.inner().iter()));
+    let mut whole = serde_json::to_value(Row::of(letter)).map_err(CliError::failed)?;
+    whole["properties"] = properties.into();
+    whole["headers"] = headers.unwrap_or_default();
+    match std::str::from_utf8(message.body()) {
+        Ok(text) => {
+            whole["body"] = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        }
+        Err(_) => whole["bodyBase64"] = BASE64_STANDARD.encode(message.body()).into(),
+    }
+    match pretty {
+        true => serde_json::to_string_pretty(&whole),
+        false => serde_json::to_string(&whole),
+    }
+    .map_err(CliError::failed)
+}
+
+fn table_json<'a>(
+    entries: impl Iterator<Item = (&'a lapin::types::ShortString, &'a AMQPValue)>,
+) -> Value {
+    entries.map(|(name, value)| (name.as_str().to_owned(), value_json(value))).collect()
+}
+
+fn value_json(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(value) => json!(value),
+        AMQPValue::ShortShortInt(value) => json!(value),
+        AMQPValue::ShortShortUInt(value) => json!(value),
+        AMQPValue::ShortInt(value) => json!(value),
+        AMQPValue::ShortUInt(value) => json!(value),
+        AMQPValue::LongInt(value) => json!(value),
+        AMQPValue::LongUInt(value) => json!(value),
+        AMQPValue::LongLongInt(value) => json!(value),
+        AMQPValue::Float(value) => json!(value),
+        AMQPValue::Double(value) => json!(value),
+        AMQPValue::ShortString(text) => json!(text.as_str()),
+        AMQPValue::LongString(text) => json!(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(value_json).collect(),
+        AMQPValue::FieldTable(table) => table_json(table.inner().iter()),
+        AMQPValue::Timestamp(seconds) => json!(seconds),
+        AMQPValue::ByteArray(bytes) => json!(BASE64_STANDARD.encode(bytes.as_slice())),
+        AMQPValue::DecimalValue(value) => json!(format!("{value:?}")),
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+/// Text without anything that a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn age(seconds: u64) -> String {
+    match seconds {
+        ..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, detail: Option<&str>) -> Row {
+        Row {
+            request_id: Some(id.to_owned()),
+            reason: Some("platform_rejected".to_owned()),
+            attempts: 1,
+            failed_at: None,
+            age_seconds: Some(7_300),
+            detail: detail.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_table_has_columns_and_obeys_nobody() {
+        let table = table(&[row("é-1", None), row("\u{1b}[2Jorder-7781", Some("why"))]);
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines[0].find("REASON"), lines[1].replace('é', "e").find("platform_rejected"));
+        assert_eq!(lines[1], "é-1              platform_rejected  1         2h   -");
+        assert!(!table.contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,255 @@
+//! `handoff dead-letters`.
+
+use std::{collections::HashSet, process::Output, time::Duration};
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, ShortString},
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Bench, Message,
+    rabbit::{table, text},
+    until,
+    worker::{Settings, command},
+};
+
+fn dead(bench: &Bench) -> String {
+    format!("{}.dead", bench.rabbit.queue)
+}
+
+/// The settings that the command reads.
+fn settings(bench: &Bench) -> Settings {
+    let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
+    let names = names.map(|name| format!("HANDOFF_{name}"));
+    let read = bench.settings.iter().filter(|(name, _)| names.contains(name));
+    read.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+async fn run(bench: &Bench, arguments: &[&str]) -> Output {
+    let arguments = [&["dead-letters"], arguments].concat();
+    command(&arguments, &settings(bench)).output().await.unwrap()
+}
+
+fn rows(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout.clone()).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ids(rows: &[Value]) -> Vec<&str> {
+    let mut ids: Vec<_> = rows.iter().map(|row| row["requestId"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// A dead letter as a worker leaves it.
+fn letter(id: &str, reason: &str, failed_at: &str) -> Message {
+    let headers = table(&[
+        ("mine", text("kept")),
+        ("x-handoff-request-id", text(id)),
+        ("x-handoff-attempt", AMQPValue::LongLongInt(5)),
+        ("x-handoff-reason", text(reason)),
+        ("x-handoff-detail", text("why it failed")),
+        ("x-handoff-failed-at", text(failed_at)),
+    ]);
+    let properties = BasicProperties::default()
+        .with_message_id(ShortString::from(id))
+        .with_delivery_mode(2)
+        .with_headers(headers);
+    let body = json!({ "userId": format!("user of {id}") }).to_string().into_bytes();
+    Message { routing_key: String::new(), properties, body }
+}
+
+/// With a topology, and these dead letters.
+async fn bench(letters: &[(&str, &str, &str)]) -> Bench {
+    let bench = Bench::new().await;
+    bench.worker().await.stop().await;
+    for (id, reason, failed_at) in letters {
+        bench.rabbit.put(&dead(&bench), &letter(id, reason, failed_at)).await;
+    }
+    bench
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_shown_and_chosen() {
+    let recent = handoff::message::format_date_time(std::time::SystemTime::now());
+    let bench = bench(&[
+        ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
+        ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
+        ("c", "platform_rejected", &recent),
+    ])
+    .await;
+    let all = rows(&run(&bench, &["list"]).await);
+    assert_eq!(ids(&all), ["a", "b", "c"]);
+    let first = all.iter().find(|row| row["requestId"] == "a").unwrap();
+    assert_eq!(
+        (&first["reason"], &first["attempts"], &first["failedAt"], &first["detail"]),
+        (
+            &json!("retries_exhausted"),
+            &json!(5),
+            &json!("2020-01-31T12:00:00Z"),
+            &json!("why it failed")
+        )
+    );
+    assert!(first["ageSeconds"].as_u64().unwrap() > 5 * 365 * 86_400);
+    assert!(!first.to_string().contains("user of"), "a list holds no personal data");
+    for (arguments, chosen) in [
+        (&["--reason", "platform_rejected"][..], &["b", "c"][..]),
+        (&["--older-than", "1h"], &["a", "b"]),
+        (&["--older-than", "1h", "--reason", "platform_rejected"], &["b"]),
+        (&["a", "c"], &["a", "c"]),
+        (&["--all"], &["a", "b", "c"]),
+    ] {
+        let rows = rows(&run(&bench, &[&["list"], arguments].concat()).await);
+        assert_eq!(ids(&rows), chosen, "{arguments:?}");
+    }
+    let shown = &rows(&run(&bench, &["show", "b"]).await)[0];
+    assert_eq!(shown["body"], json!({ "userId": "user of b" }));
+    assert_eq!(
+        (&shown["headers"]["mine"], &shown["properties"]["messageId"]),
+        (&json!("kept"), &json!("b"))
+    );
+    let missing = run(&bench, &["show", "b", "x"]).await;
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("not in the dead queue: x"));
+    // Looking leaves everything where it was.
+    assert_eq!(bench.rabbit.depth(&dead(&bench)).await, 3);
+}
+
+#[tokio::test]
+async fn what_happens_to_them_has_to_be_chosen() {
+    let bench = bench(&[]).await;
+    for action in ["replay", "drop"] {
+        let output = run(&bench, &[action]).await;
+        assert_eq!(output.status.code(), Some(2), "{action}");
+        let output = run(&bench, &[action, "--all", "--reason", "x"]).await;
+        assert_eq!(output.status.code(), Some(2), "{action}");
+    }
+    // On a queue that is not there, nothing is made.
+    let mut bench = bench;
+    bench.set("QUEUE", "nowhere");
+    let output = run(&bench, &["list"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.dead"));
+}
+
+#[tokio::test]
+async fn what_is_replayed_begins_anew_while_a_worker_runs() {
+    let mut bench = bench(&[
+        ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
+        ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
+    ])
+    .await;
+    let worker = bench.worker().await;
+    let dry = run(&bench, &["replay", "--reason", "retries_exhausted", "--dry-run"]).await;
+    assert_eq!(ids(&rows(&dry)), ["a"]);
+    assert_eq!(bench.rabbit.depth(&dead(&bench)).await, 2);
+    let output = run(&bench, &["replay", "a"]).await;
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "1 dead letter sent to the request queue\n"
+    );
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["requestId"], event.routing_key.as_str()),
+        (&json!("a"), "handoff.ready")
+    );
+    assert_eq!(worker.logged("request finished").await["attempt"], 1);
+    assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["b"]);
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_gone() {
+    let bench = bench(&[
+        ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
+        ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
+    ])
+    .await;
+    // Not on a terminal: nothing is asked.
+    let output = run(&bench, &["drop", "--reason", "platform_rejected"]).await;
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "1 dead letter dropped\n");
+    assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["a"]);
+    assert_eq!(bench.rabbit.depth(&bench.rabbit.queue.clone()).await, 0);
+}
+
+#[tokio::test]
+async fn a_request_that_rabbitmq_gave_up_on_says_so() {
+    let bench = bench(&[]).await;
+    let body = json!({ "specversion": "1.0", "id": "event-1", "source": "/s", "type": "verification.requested",
+        "data": { "userId": "ann" } });
+    let expiring = BasicProperties::default().with_expiration("1".into());
+    bench.rabbit.publish(body.to_string(), expiring).await;
+    until("it is dead", async || bench.rabbit.depth(&dead(&bench)).await == 1).await;
+    let row = &rows(&run(&bench, &["list"]).await)[0];
+    assert_eq!((&row["requestId"], &row["reason"]), (&json!("event-1"), &json!("expired")));
+    assert!(row["ageSeconds"].as_u64().unwrap() < 60, "{row}");
+}
+
+#[tokio::test]
+async fn looking_again_and_again_does_not_wear_them_out() {
+    let bench = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
+    for _ in 0..15 {
+        assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["a"]);
+    }
+    let letter = bench.rabbit.take(&dead(&bench)).await;
+    assert_eq!(letter.text("mine"), "kept");
+    assert_eq!(letter.text("x-handoff-reason"), "retries_exhausted");
+    let count = letter.header("x-delivery-count").cloned();
+    assert!(matches!(count, Some(AMQPValue::LongLongInt(..=11)) | None), "{count:?}");
+}
+
+#[tokio::test]
+async fn a_replay_that_is_killed_loses_none_and_leaves_none_twice() {
+    let mut bench = bench(&[]).await;
+    let all: Vec<_> = (0..1_000).map(|n| format!("r-{n}")).collect();
+    for (n, id) in all.iter().enumerate() {
+        let reason = if n % 2 == 0 { "retries_exhausted" } else { "platform_rejected" };
+        bench.rabbit.put(&dead(&bench), &letter(id, reason, "2020-01-31T12:00:00Z")).await;
+    }
+    let _worker = bench.worker().await;
+    let arguments = ["dead-letters", "replay", "--reason", "retries_exhausted", "--rate", "200/s"];
+    let mut replay = command(&arguments, &settings(&bench)).spawn().unwrap();
+    let mut served: HashSet<_> = HashSet::new();
+    for event in bench.rabbit.events(100).await {
+        served.insert(event.data()["requestId"].as_str().unwrap().to_owned());
+    }
+    replay.kill().await.unwrap();
+    until("what it held is back", async || bench.rabbit.depth(&dead(&bench)).await >= 500).await;
+    let output = run(&bench, &arguments[1..4]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // One that was confirmed and not acked when it was killed has come twice, as one event.
+    while served.len() < 500 {
+        let event = bench.rabbit.event().await;
+        assert_eq!(event.routing_key, "handoff.ready");
+        served.insert(event.data()["requestId"].as_str().unwrap().to_owned());
+    }
+    let left = rows(&run(&bench, &["list"]).await);
+    assert!(left.iter().all(|row| row["reason"] == "platform_rejected"));
+    let mut left = ids(&left);
+    assert_eq!(left.len(), 500);
+    left.dedup();
+    assert_eq!(left.len(), 500, "none twice");
+    assert!(left.iter().all(|id| !served.contains(*id)));
+}
+
+#[tokio::test]
+async fn a_replay_keeps_its_rate_and_heeds_an_interruption() {
+    let bench = bench(&[]).await;
+    for n in 0..20 {
+        let letter = letter(&format!("r-{n}"), "retries_exhausted", "2020-01-31T12:00:00Z");
+        bench.rabbit.put(&dead(&bench), &letter).await;
+    }
+    let arguments = ["dead-letters", "replay", "--all", "--rate", "1/h"];
+    let mut command = command(&arguments, &settings(&bench));
+    let replay = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("one is sent", async || bench.rabbit.depth(&bench.rabbit.queue.clone()).await == 1).await;
+    crate::support::worker::signal(&replay, "INT");
+    let output = tokio::time::timeout(Duration::from_secs(10), replay.wait_with_output()).await;
+    let output = output.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("interrupted; 1 dead letter sent to the request queue"), "{stderr}");
+    assert_eq!(bench.rabbit.depth(&dead(&bench)).await, 19);
+}
