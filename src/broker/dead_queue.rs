@@ -10,14 +10,14 @@ use std::{
 };
 
 use lapin::{
-    Channel, Connection,
+    Channel,
     options::{BasicGetOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::time::timeout;
 
 use super::{
-    BrokerError, Delivery, PublishError, Publisher, Role, Topology, connect,
+    BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology, connect,
     copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     topology::short,
 };
@@ -31,7 +31,7 @@ const COMES_BACK: u64 = 10;
 
 /// The dead queue, and what of it is held.
 pub struct DeadQueue {
-    connection: Arc<Connection>,
+    connection: Connection,
     channel: Channel,
     publisher: Publisher,
     /// How many were there at first, less those that were taken. What comes meanwhile is left alone.
@@ -50,15 +50,15 @@ impl DeadQueue {
     /// # Errors
     /// The first thing that does not work.
     pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = Arc::new(connect(&config.url, Role::Client).await?);
+        let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
-        let left = topology.dead_letters(&connection).await?;
+        let left = topology.dead_letters(connection.get()).await?;
         let doing = "open a channel";
-        let channel = timeout(STEP_LIMIT, connection.create_channel())
+        let channel = timeout(STEP_LIMIT, connection.get().create_channel())
             .await
             .map_err(|_| BrokerError::timeout(doing))?
             .map_err(|error| BrokerError::during(doing, &error))?;
-        let publisher = Publisher::new(Arc::clone(&connection), topology, 1);
+        let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1);
         Ok(Self { connection, channel, publisher, left, last: None })
     }
 
@@ -134,10 +134,10 @@ impl DeadQueue {
                 let all = BasicNackOptions { multiple: true, requeue: true };
                 let _ = self.channel.basic_nack(last, all).await;
             }
-            let _ = self.connection.close(200, "done".into()).await;
         };
         // Past the limit, the end of the connection does the same.
         let _ = timeout(STEP_LIMIT, back).await;
+        self.connection.close().await;
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    time::{Interval, MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -95,10 +98,20 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
     };
     let (config, log) = BrokerConfig::read(settings)?;
     logs::init(&log);
-    let interrupted = signals::shutdown().map_err(CliError::failed)?;
-    let queue = DeadQueue::open(&config).await.map_err(CliError::failed)?;
+    let signals = signals::listen().map_err(CliError::failed)?;
+    let interrupted = signals.shutdown.clone();
+    signals.obey(go(&args.action, &config, chosen, interrupted)).await
+}
+
+async fn go(
+    action: &Action,
+    config: &BrokerConfig,
+    chosen: &Chosen,
+    interrupted: CancellationToken,
+) -> Result<(), CliError> {
+    let queue = DeadQueue::open(config).await.map_err(CliError::failed)?;
     let mut pass = Pass { queue, chosen, interrupted, missing: chosen.ids() };
-    let done = match &args.action {
+    let done = match action {
         Action::List(_) => pass.list().await,
         Action::Show(_) => pass.show().await,
         Action::Replay(ReplayArgs { dry_run: true, .. })
@@ -207,7 +220,7 @@ impl Pass<'_> {
         if letters.is_empty() {
             return told(Ok(()), 0, "dropped");
         }
-        if !yes && stdin().is_terminal() && !confirmed(letters.len())? {
+        if !yes && stdin().is_terminal() && !confirmed(letters.len()).await? {
             return Err(CliError::Failed("nothing was dropped".to_owned()));
         }
         let (bar, mut dropped) = (progress(self.queue.left(), "dropped"), 0_u64);
@@ -239,11 +252,13 @@ fn told(ended: Result<(), CliError>, count: u64, what: &str) -> Result<(), CliEr
     }
 }
 
-fn confirmed(count: usize) -> Result<bool, CliError> {
+/// Asks, without keeping the connection's sign of life from being given.
+async fn confirmed(count: usize) -> Result<bool, CliError> {
     eprint!("Drop {count} for good? There is no way back. [y/N] ");
     stderr().flush().map_err(CliError::failed)?;
     let mut answer = String::new();
-    stdin().read_line(&mut answer).map_err(CliError::failed)?;
+    let mut lines = BufReader::new(tokio::io::stdin());
+    lines.read_line(&mut answer).await.map_err(CliError::failed)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
