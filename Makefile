@@ -38,6 +38,10 @@ test-rabbitmq4: ## Run the tests with RabbitMQ 4, from a folder that is made for
 test-image: ## Build the image, and try it out with docker-compose.yml
 	scripts/test-image
 
+.PHONY: check-snippets
+check-snippets: build ## Run the programs of docs/integrating.md against the demo
+	@scripts/with-services scripts/check-snippets $(HANDOFF)
+
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and, where it is installed, shellcheck
 	cargo fmt --check
