@@ -28,6 +28,7 @@ mod platform_faults;
 mod rate;
 mod redis_faults;
 mod retries;
+mod rights;
 mod secrets;
 mod shutdown;
 mod tls;

@@ -1,0 +1,103 @@
+//! The rights that docs/security.md gives to each are enough for each.
+
+use futures_util::StreamExt;
+use lapin::{
+    BasicProperties, Confirmation, Connection, ConnectionProperties, options::*, types::FieldTable,
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Bench, Node, Platform,
+    bench::{redis, redis_cmd},
+    soon,
+    worker::{Settings, Worker},
+};
+
+const GUIDE: &str = include_str!("../../docs/security.md");
+
+/// The arguments of a line in the guide's shell blocks, without their quotes.
+fn arguments(line: &str) -> Vec<String> {
+    line.split(' ').map(|argument| argument.trim_matches('\'').to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_least_rights_suffice() {
+    let (rabbitmq, redis_node) = tokio::join!(Node::rabbitmq(), Node::redis());
+    let grants: Vec<_> = GUIDE
+        .lines()
+        .filter_map(|line| line.strip_prefix("rabbitmqctl "))
+        .filter(|line| line.starts_with("set_permissions"))
+        .map(arguments)
+        .collect();
+    assert_eq!(grants.len(), 3);
+    for grant in &grants {
+        rabbitmq.ctl(&["add_user", &grant[1], "secret"]).await;
+        rabbitmq.ctl(&grant.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    let acl = GUIDE.lines().find(|line| line.starts_with("ACL SETUSER")).unwrap();
+    let mut command = redis_cmd("ACL");
+    for argument in &arguments(acl)[1..] {
+        command.arg(argument);
+    }
+    let mut admin = redis(&redis_node.url).await;
+    command.query_async::<()>(&mut admin).await.unwrap();
+
+    // Everything by its default name.
+    let bench = Bench::on_own_rabbitmq(Platform::well().await, &rabbitmq).await;
+    let amqp = |user: &str| rabbitmq.url.replace("guest:guest", &format!("{user}:secret"));
+    let named = ["QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "KEY_PREFIX"];
+    let named = named.map(|name| format!("HANDOFF_{name}"));
+    let mut settings: Settings = bench.settings.clone();
+    settings.retain(|name, _| !named.contains(name));
+    settings.insert("HANDOFF_AMQP_URL".to_owned(), amqp("handoff"));
+    let redis_url = redis_node.url.replace("redis://", "redis://handoff:password@");
+    settings.insert("HANDOFF_REDIS_URL".to_owned(), redis_url);
+    settings.insert("HANDOFF_IDV_RATE_LIMIT".to_owned(), "1000/1s".to_owned());
+    let worker = Worker::consuming(&settings).await;
+
+    let listener =
+        Connection::connect(&amqp("notifications"), ConnectionProperties::default()).await.unwrap();
+    let hears = listener.create_channel().await.unwrap();
+    let none = FieldTable::default;
+    hears
+        .queue_declare("notifications".into(), QueueDeclareOptions::durable(), none())
+        .await
+        .unwrap();
+    let binding = QueueBindOptions::default();
+    hears
+        .queue_bind("notifications".into(), "handoff".into(), "handoff.*".into(), binding, none())
+        .await
+        .unwrap();
+    let mut events = hears
+        .basic_consume("notifications".into(), "".into(), BasicConsumeOptions::default(), none())
+        .await
+        .unwrap();
+
+    let shop = Connection::connect(&amqp("shop"), ConnectionProperties::default()).await.unwrap();
+    let asks = shop.create_channel().await.unwrap();
+    asks.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    // A good one, one that is reused, and one that goes to the dead queue.
+    for body in [json!({ "userId": "ann" }), json!({ "userId": "ann" }), json!({ "userId": 7 })] {
+        let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let (exchange, key) = ("verification".into(), "verification.requested".into());
+        let body = body.to_string();
+        let confirm = asks
+            .basic_publish(exchange, key, mandatory, body.as_bytes(), BasicProperties::default())
+            .await
+            .unwrap();
+        assert!(matches!(confirm.await.unwrap(), Confirmation::Ack(None)));
+    }
+    let mut kinds = Vec::new();
+    for _ in 0..3 {
+        let event = soon("an event", events.next()).await.unwrap().unwrap();
+        let event: Value = serde_json::from_slice(&event.data).unwrap();
+        kinds.push(event["type"].as_str().unwrap().to_owned());
+    }
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["handoff.failed", "handoff.ready", "handoff.ready"]);
+    worker.finished(3).await;
+    assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
+    assert_eq!(bench.platform.session_calls().len(), 1);
+    let (_, ready) = worker.page("/readyz").await;
+    assert!(ready.contains(r#""redis":"ok""#), "{ready}");
+}
