@@ -165,7 +165,7 @@ mod tests {
         let table = table(&[row("é-1", None), row("\u{1b}[2Jorder-7781", Some("why"))]);
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[0].find("REASON"), lines[1].replace('é', "e").find("platform_rejected"));
-        assert_eq!(lines[1], "é-1              platform_rejected  1         2h   -");
+        assert_eq!(lines[1], "é-1             platform_rejected  1         2h   -");
         assert!(!table.contains('\u{1b}'));
     }
 }
