@@ -180,11 +180,19 @@ impl Handoff {
         lease: Lease,
         tries: &mut Tries<'_>,
     ) -> Result<Option<Session>, Failure> {
+        let request_id = job.request_id.short();
         match beside(self.make(job, Some(&lease), tries), lease.keep_alive()).await {
             Ok(session) => match lease.store(&session).await {
-                Ok(Stored::Fenced) => Ok(None),
+                Ok(Stored::Yes) => Ok(Some(session)),
+                Ok(Stored::Fenced) => {
+                    tracing::debug!(request_id, "the lease was lost; the successor's link counts");
+                    Ok(None)
+                }
                 // Not stored, the link is good all the same.
-                Ok(Stored::Yes) | Err(_) => Ok(Some(session)),
+                Err(why) => {
+                    tracing::debug!(request_id, %why, "the link could not be stored");
+                    Ok(Some(session))
+                }
             },
             Err(NotMade { failure, bad_token }) => {
                 lease.release(bad_token).await;
@@ -200,7 +208,8 @@ impl Handoff {
         tries: &mut Tries<'_>,
         unclaimed: Unclaimed,
     ) -> Result<Obtained, Failure> {
-        tracing::debug!(why = %unclaimed.why(), "serving a request without the cache");
+        let request_id = job.request_id.short();
+        tracing::debug!(request_id, why = %unclaimed.why(), "serving a request without the cache");
         let made = self.make(job, None, tries).await;
         let session = made.map_err(|not_made| not_made.failure)?;
         // Redis may be back by now. If not, this is made up for when it is.
