@@ -244,6 +244,9 @@ impl Handoff {
                 }
                 // It was held for so long that its token is of little use by now.
                 Err(Stopped::Stale) => token = self.token(job, tries).await?,
+                // That says nothing about the request. Each time a try has failed before, so that the
+                // budget limits this.
+                Err(Stopped::Used) => token = self.token(job, tries).await?,
                 Err(stopped) => return Err(stopped.into()),
             }
         }

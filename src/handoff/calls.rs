@@ -34,6 +34,9 @@ pub(super) enum Stopped {
     Failure(Failure),
     /// The token is about to end.
     Stale,
+    /// The token was refused, but an earlier try with it failed: it may well have made a session whose
+    /// id never reached us.
+    Used,
 }
 
 /// Why no session was made, and whether the token is to blame.
@@ -84,6 +87,7 @@ impl Handoff {
         is_good: impl Fn(Duration) -> bool,
         call: impl Fn(Pass<'a>) -> F,
     ) -> Result<T, Stopped> {
+        let mut repeated = false;
         loop {
             let came = Instant::now();
             let pass = self.pass(job, tries, kind).await?;
@@ -99,6 +103,10 @@ impl Handoff {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
+            if repeated && matches!(error, CallError::Unauthorized) {
+                return Err(Stopped::Used);
+            }
+            repeated = true;
             let request_id = job.request_id.short();
             if held {
                 tries.was_held(called.elapsed());
@@ -190,8 +198,9 @@ impl From<Stopped> for NotMade {
     fn from(stopped: Stopped) -> Self {
         let (failure, bad_token) = match stopped {
             Stopped::Failure(failure) => (failure, false),
-            // Told before a session is asked for, and then another token is.
+            // Both are told of a session call alone, and then another token is asked for.
             Stopped::Stale => (Failure::Transient("its token is about to end".to_owned()), false),
+            Stopped::Used => (Failure::Transient("its token has been used".to_owned()), true),
             Stopped::Call(error) => match error {
                 CallError::Rejected(_) => (Failure::Rejected(error.to_string()), false),
                 CallError::Unauthorized => (Failure::Rejected(error.to_string()), true),

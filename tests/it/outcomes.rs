@@ -410,6 +410,28 @@ async fn a_refused_token_is_replaced_once() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_used_by_a_call_whose_answer_was_lost_is_no_rejection() {
+    let used = std::sync::Mutex::new(std::collections::HashSet::new());
+    // A token serves one session, and three times the answer is lost behind a proxy.
+    let script = move |call: &Call| {
+        if call.is_token() {
+            return well(call);
+        }
+        let mut used = used.lock().unwrap();
+        match (used.insert(call.header("authorization")), used.len()) {
+            (false, _) => Answer::status(401),
+            (true, ..4) => Answer::status(503),
+            (true, _) => well(call),
+        }
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    assert_eq!(bench.platform.token_calls().len(), 4);
+}
+
+#[tokio::test]
 async fn a_token_refused_twice_is_a_rejection() {
     let script = |call: &Call| match call.is_token() {
         true => well(call),
