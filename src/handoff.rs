@@ -168,7 +168,12 @@ impl Handoff {
                     tries.forgo();
                     self.pause(job, pauses.next()).await?;
                 }
-                Err(unclaimed) => return self.make_without_cache(job, tries, unclaimed).await,
+                Err(unclaimed) => {
+                    let made = self.make_without_cache(job, tries, unclaimed).await?;
+                    if let Some(session) = made {
+                        return Ok(Obtained::new(session));
+                    }
+                }
             }
         }
     }
@@ -194,27 +199,31 @@ impl Handoff {
                     Ok(Some(session))
                 }
             },
-            Err(NotMade { failure, bad_token }) => {
+            Err(NotMade { failure, bad_token, .. }) => {
                 lease.release(bad_token).await;
                 Err(failure)
             }
         }
     }
 
-    /// Makes a session without a lease: Redis did not answer the claim.
+    /// Makes a session without a lease: Redis did not answer the claim. `None` where that took so long
+    /// that Redis is back.
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
         tries: &mut Tries<'_>,
         unclaimed: Unclaimed,
-    ) -> Result<Obtained, Failure> {
+    ) -> Result<Option<Session>, Failure> {
         let request_id = job.request_id.short();
         tracing::debug!(request_id, why = %unclaimed.why(), "serving a request without the cache");
-        let made = self.make(job, None, tries).await;
-        let session = made.map_err(|not_made| not_made.failure)?;
+        let session = match self.make(job, None, tries).await {
+            Ok(session) => session,
+            Err(NotMade { outdated: true, .. }) => return Ok(None),
+            Err(NotMade { failure, .. }) => return Err(failure),
+        };
         // Redis may be back by now. If not, this is made up for when it is.
         let _ = unclaimed.store(&session, job.request.renew).await;
-        Ok(Obtained::new(session))
+        Ok(Some(session))
     }
 
     /// Asks the platform for a token, unless an earlier try has left one, and with it for a session.
@@ -226,7 +235,7 @@ impl Handoff {
     ) -> Result<Session, NotMade> {
         let mut token = match lease.and_then(Lease::stored_token) {
             Some(token) => token,
-            None => self.token(job, tries).await?,
+            None => self.token(job, lease, tries).await?,
         };
         let mut renewed = false;
         loop {
@@ -240,13 +249,13 @@ impl Handoff {
                 Ok(id) => return Ok(Session { token, id }),
                 Err(Stopped::Call(CallError::Unauthorized)) if !renewed => {
                     renewed = true;
-                    token = self.token(job, tries).await?;
+                    token = self.token(job, lease, tries).await?;
                 }
                 // It was held for so long that its token is of little use by now.
-                Err(Stopped::Stale) => token = self.token(job, tries).await?,
+                Err(Stopped::Stale) => token = self.token(job, lease, tries).await?,
                 // That says nothing about the request. Each time a try has failed before, so that the
                 // budget limits this.
-                Err(Stopped::Used) => token = self.token(job, tries).await?,
+                Err(Stopped::Used) => token = self.token(job, lease, tries).await?,
                 Err(stopped) => return Err(stopped.into()),
             }
         }

@@ -6,12 +6,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Failure, Handoff, Job};
 use crate::{
+    cache::Lease,
     platform::{CallError, Failed, Pass, SessionCall, Ticket},
     retry::RetrySchedule,
     session::{Call, Token},
 };
 
-/// A token that waited longer than this at the gate is looked at again before it is used.
+/// After so long at the gate it is looked at again whether a call makes sense.
 const HELD_LONG: Duration = Duration::from_secs(1);
 
 /// How long the gate is waited for by whoever had better not wait.
@@ -34,6 +35,8 @@ pub(super) enum Stopped {
     Failure(Failure),
     /// The token is about to end.
     Stale,
+    /// It was tried without Redis, which is back: by now there may be a link there.
+    Outdated,
     /// The token was refused, but an earlier try with it failed: it may well have made a session whose
     /// id never reached us.
     Used,
@@ -43,6 +46,8 @@ pub(super) enum Stopped {
 pub(super) struct NotMade {
     pub(super) failure: Failure,
     pub(super) bad_token: bool,
+    /// Redis should be asked again first.
+    pub(super) outdated: bool,
 }
 
 impl Handoff {
@@ -53,14 +58,22 @@ impl Handoff {
         Tries { began, held, schedule: self.retry.start(), ticket }
     }
 
-    /// Gets a token.
+    /// Gets a token. Without a lease, no longer than Redis is away.
     pub(super) async fn token(
         &self,
         job: &Job<'_>,
+        lease: Option<&Lease>,
         tries: &mut Tries<'_>,
     ) -> Result<Token, NotMade> {
         let call = |pass| self.platform.token(pass, job.trace);
-        Ok(self.retrying(job, tries, Call::Token, |_| true, call).await?)
+        let check = |held, repeated| {
+            let late = repeated || held >= HELD_LONG;
+            match late && lease.is_none() && self.cache.is_well() {
+                true => Err(Stopped::Outdated),
+                false => Ok(()),
+            }
+        };
+        Ok(self.retrying(job, tries, Call::Token, check, call).await?)
     }
 
     /// Starts a session, and returns its id.
@@ -73,8 +86,11 @@ impl Handoff {
         let Job { request, request_id, trace, .. } = *job;
         let session = SessionCall { request, request_id, trace };
         let call = |pass| self.platform.session(pass, session, token);
-        let is_good = |held: Duration| held < HELD_LONG || self.cache.is_worth_keeping(token);
-        self.retrying(job, tries, Call::Session, is_good, call).await
+        let check = |held, _| match held >= HELD_LONG && !self.cache.is_worth_keeping(token) {
+            true => Err(Stopped::Stale),
+            false => Ok(()),
+        };
+        self.retrying(job, tries, Call::Session, check, call).await
     }
 
     /// Repeats a call while that may help, within the delivery's budget. Time at the gate, and a
@@ -84,7 +100,7 @@ impl Handoff {
         job: &Job<'_>,
         tries: &mut Tries<'a>,
         kind: Call,
-        is_good: impl Fn(Duration) -> bool,
+        check: impl Fn(Duration, bool) -> Result<(), Stopped>,
         call: impl Fn(Pass<'a>) -> F,
     ) -> Result<T, Stopped> {
         let mut repeated = false;
@@ -92,9 +108,7 @@ impl Handoff {
             let came = Instant::now();
             let pass = self.pass(job, tries, kind).await?;
             tries.was_held(came.elapsed());
-            if !is_good(came.elapsed()) {
-                return Err(Stopped::Stale);
-            }
+            check(came.elapsed(), repeated)?;
             if kind == Call::Token {
                 tries.expect(Call::Session);
             }
@@ -196,9 +210,11 @@ impl From<Failure> for Stopped {
 
 impl From<Stopped> for NotMade {
     fn from(stopped: Stopped) -> Self {
+        let outdated = matches!(stopped, Stopped::Outdated);
         let (failure, bad_token) = match stopped {
             Stopped::Failure(failure) => (failure, false),
-            // Both are told of a session call alone, and then another token is asked for.
+            // Before these become failures, something else is tried: another token, or Redis.
+            Stopped::Outdated => (Failure::Transient("Redis is back".to_owned()), false),
             Stopped::Stale => (Failure::Transient("its token is about to end".to_owned()), false),
             Stopped::Used => (Failure::Transient("its token has been used".to_owned()), true),
             Stopped::Call(error) => match error {
@@ -210,6 +226,6 @@ impl From<Stopped> for NotMade {
                 }
             },
         };
-        Self { failure, bad_token }
+        Self { failure, bad_token, outdated }
     }
 }

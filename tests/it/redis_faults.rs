@@ -225,3 +225,38 @@ async fn a_redis_that_is_full_shows_as_degraded() {
     bench.rabbit.event().await;
     assert!(!worker.page("/readyz").await.1.contains("degraded"));
 }
+
+#[tokio::test]
+async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
+    let answer = Opening::closed();
+    let script = {
+        let answer = answer.clone();
+        move |call: &Call| match (call.is_token(), call.nth) {
+            (true, 0) => Answer::status(503).once(&answer),
+            _ => well(call),
+        }
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let direct = bench.settings["HANDOFF_REDIS_URL"].clone();
+    let proxy = Proxy::to(&direct).await;
+    bench.set("REDIS_URL", &proxy.url(&direct)).set("CONCURRENCY", "1");
+    let alone = bench.worker().await;
+    proxy.both(Flow::Waits);
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.platform.called(1).await;
+    // Meanwhile another worker makes the link.
+    bench.set("REDIS_URL", &direct);
+    let _other = bench.worker().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-2");
+    alone.logged("no connection to Redis: requests are served without the cache").await;
+    proxy.both(Flow::Passes);
+    alone.logged("Redis is back").await;
+    answer.open();
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["requestId"], &event.data()["reused"]),
+        (&json!("r-1"), &json!(true))
+    );
+    assert_eq!(bench.platform.session_calls().len(), 1);
+}
