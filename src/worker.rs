@@ -2,19 +2,23 @@
 
 mod envelope;
 mod process;
+mod width;
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::process::Processor;
+use self::{
+    process::Processor,
+    width::{Step, Width},
+};
 use crate::{
-    broker::{Attached, BrokerError, Headcount},
+    broker::{Attached, BrokerError, Delivery, Headcount},
     cache::{Cache, CacheError, SharedCalls},
     config::{BrokerConfig, Settings},
     handoff::Handoff,
@@ -28,6 +32,8 @@ use crate::{
 const CACHE_WARM_UP: Duration = Duration::from_secs(1);
 /// A connection that lasted this long was no failure to connect.
 const STEADY: Duration = Duration::from_secs(1);
+/// How long such a message waits for those in flight to be done.
+const CLEARING: Duration = Duration::from_secs(5);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -154,12 +160,17 @@ struct Run {
     replicas: Option<Arc<Replicas>>,
 }
 
+/// A place among those in flight. The semaphore is never closed, so there is always one in it.
+type Slot = Result<OwnedSemaphorePermit, AcquireError>;
+
 /// Why consuming came to an end.
 enum End {
     Fault(BrokerError),
     Shutdown,
     /// What was to be taken with care is taken.
     Past,
+    /// A delivery that may do harm came together with others.
+    Suspect(Box<Delivery>, Slot),
 }
 
 /// How much is asked of RabbitMQ at a time.
@@ -176,7 +187,7 @@ impl Run {
     async fn until_shutdown(self) {
         let mut pace = Pace::Full;
         let mut delays = connect_delays();
-        while let Some(mut attached) = self.attach(pace).await {
+        while let Some(mut attached) = self.attach().await {
             self.health.set_consuming(true);
             tracing::info!(queue = self.broker.queue, ?pace, "consuming");
             let began = Instant::now();
@@ -191,6 +202,10 @@ impl Run {
             match end {
                 End::Shutdown => return self.drain_beating(Some(attached)).await,
                 End::Past => pace = Pace::Full,
+                End::Suspect(delivery, slot) => {
+                    let alone = self.alone(*delivery, slot, &mut attached, &deliveries, &lost);
+                    self.health.pulse.beating(alone).await;
+                }
                 End::Fault(fault) => {
                     tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
                     if !attached.is_whole() {
@@ -227,12 +242,11 @@ impl Run {
     }
 
     /// Connects, however long it takes. `None` on shutdown.
-    async fn attach(&self, pace: Pace) -> Option<Attached> {
-        let prefetch = if pace == Pace::Full { self.prefetch } else { 1 };
+    async fn attach(&self) -> Option<Attached> {
         let mut delays = connect_delays();
         let mut told = None;
         while !self.shutdown.is_cancelled() {
-            let attach = Attached::attach(&self.broker, prefetch);
+            let attach = Attached::attach(&self.broker, self.prefetch);
             let attached = tokio::select! {
                 attached = self.health.pulse.beating(attach) => attached,
                 () = self.shutdown.cancelled() => break,
@@ -269,6 +283,7 @@ impl Run {
         let mut fault = std::pin::pin!(attached.fault());
         let pulse = &self.health.pulse;
         let mut taken = 0;
+        let mut width = Width::new(self.prefetch);
         while pace == Pace::Full || taken < self.prefetch {
             // The permit first: what is not taken yet may go to another replica.
             let slot = tokio::select! {
@@ -287,19 +302,77 @@ impl Run {
                 () = sleep(STEADY), if pace == Pace::Careful => break,
             };
             taken += 1;
-            let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
-            let lost = lost.clone();
-            self.tasks.spawn(deliveries.track_future(async move {
-                processor.process(delivery, publisher, lost).await;
-                drop(slot);
-            }));
+            let next = width.after(delivery.came_back());
+            if next == Step::Alone && pace == Pace::Full {
+                return End::Suspect(Box::new(delivery), slot);
+            }
+            self.process(delivery, slot, attached, deliveries, lost);
+            if pace == Pace::Full
+                && let Step::Widen { to, when_settled } = next
+            {
+                if when_settled && let Some(end) = self.settled(deliveries, &mut fault).await {
+                    return end;
+                }
+                if let Err(fault) = attached.consumer.widen(to).await {
+                    return End::Fault(fault);
+                }
+            }
         }
         // The last one may still be at work on this connection.
+        self.settled(deliveries, &mut fault).await.unwrap_or(End::Past)
+    }
+
+    /// Waits until these are settled, or there is a reason to wait no longer.
+    async fn settled(
+        &self,
+        deliveries: &TaskTracker,
+        fault: &mut (impl Future<Output = BrokerError> + Unpin),
+    ) -> Option<End> {
+        deliveries.close();
+        let end = tokio::select! {
+            () = self.health.pulse.beating(deliveries.wait()) => None,
+            fault = fault => Some(End::Fault(fault)),
+            () = self.shutdown.cancelled() => Some(End::Shutdown),
+        };
+        deliveries.reopen();
+        end
+    }
+
+    fn process(
+        &self,
+        delivery: Delivery,
+        slot: Slot,
+        attached: &Attached,
+        deliveries: &TaskTracker,
+        lost: &CancellationToken,
+    ) {
+        let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
+        let lost = lost.clone();
+        self.tasks.spawn(deliveries.track_future(async move {
+            processor.process(delivery, publisher, lost).await;
+            drop(slot);
+        }));
+    }
+
+    /// Processes a delivery that may kill the worker while as little else as may be is in its hands.
+    async fn alone(
+        &self,
+        delivery: Delivery,
+        slot: Slot,
+        attached: &mut Attached,
+        deliveries: &TaskTracker,
+        lost: &CancellationToken,
+    ) {
+        attached.stop_consuming().await;
         deliveries.close();
         tokio::select! {
-            () = pulse.beating(deliveries.wait()) => End::Past,
-            fault = &mut fault => End::Fault(fault),
-            () = self.shutdown.cancelled() => End::Shutdown,
+            _ = timeout(CLEARING, deliveries.wait()) => {}
+            () = self.shutdown.cancelled() => {}
+        }
+        self.process(delivery, slot, attached, deliveries, lost);
+        tokio::select! {
+            () = deliveries.wait() => {}
+            () = self.shutdown.cancelled() => {}
         }
     }
 

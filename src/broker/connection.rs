@@ -130,15 +130,15 @@ impl Attached {
     ///
     /// # Errors
     /// The first thing that does not work. Nothing of it is left behind.
-    pub async fn attach(config: &BrokerConfig, prefetch: u16) -> Result<Self, BrokerError> {
+    pub async fn attach(config: &BrokerConfig, concurrency: u16) -> Result<Self, BrokerError> {
         // One after the other: where there is no answer, one attempt is enough to find out.
         let publishing = connect(&config.url, Role::Publisher).await?;
         let consuming = connect(&config.url, Role::Consumer).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(publishing.get()).await?;
-        let consumer = Consumer::start(consuming.get(), &config.queue, prefetch).await?;
+        let consumer = Consumer::start(consuming.get(), &config.queue).await?;
         let publisher =
-            Publisher::new(Arc::clone(publishing.get()), Arc::clone(&topology), prefetch);
+            Publisher::new(Arc::clone(publishing.get()), Arc::clone(&topology), concurrency);
         Ok(Self { consuming, publishing, topology, consumer, publisher })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, time::Duration};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use lapin::{
     Channel, Connection,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
@@ -18,6 +18,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// A subscription to the request queue.
 pub struct Consumer {
     channel: Channel,
+    queue: ShortString,
     tag: ShortString,
     /// RabbitMQ has ended the subscription: there is nothing to stop any more.
     ended: bool,
@@ -25,32 +26,34 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Subscribes. At most `prefetch` deliveries are unsettled at any time.
-    pub(super) async fn start(
-        connection: &Connection,
-        queue: &str,
-        prefetch: u16,
-    ) -> Result<Self, BrokerError> {
-        let doing = format!("consume from the queue `{queue}`");
-        let start = async {
+    /// Subscribes, for one delivery at a time until [`Self::widen`].
+    pub(super) async fn start(connection: &Connection, queue: &str) -> Result<Self, BrokerError> {
+        let queue = short(queue).unwrap_or_default();
+        let (channel, consumer) = step(&queue, async {
             let channel = connection.create_channel().await?;
-            // Per consumer, not per channel: newer brokers refuse the latter.
-            channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
-            let consumer = channel
-                .basic_consume(
-                    short(queue).unwrap_or_default(),
-                    ShortString::default(), // RabbitMQ makes up a tag
-                    BasicConsumeOptions::default(),
-                    FieldTable::default(),
-                )
-                .await?;
+            let consumer = subscribe(&channel, &queue, 1).await?;
             Ok((channel, consumer))
-        };
-        let (channel, consumer) = timeout(STEP_LIMIT, start)
-            .await
-            .map_err(|_| BrokerError::timeout(&doing))?
-            .map_err(|error| BrokerError::during(&doing, &error))?;
-        Ok(Self { channel, tag: consumer.tag(), ended: false, deliveries: Box::pin(consumer) })
+        })
+        .await?;
+        let tag = consumer.tag();
+        Ok(Self { channel, queue, tag, ended: false, deliveries: Box::pin(consumer) })
+    }
+
+    /// From now on, at most `prefetch` deliveries are unsettled at any time, those before not counted.
+    ///
+    /// # Errors
+    /// The channel broke, or the queue is gone.
+    pub async fn widen(&mut self, prefetch: u16) -> Result<(), BrokerError> {
+        let wider = step(&self.queue, async {
+            self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
+            subscribe(&self.channel, &self.queue, prefetch).await
+        })
+        .await?;
+        self.tag = wider.tag();
+        // What the former subscription has brought still comes, first.
+        let former = std::mem::replace(&mut self.deliveries, Box::pin(stream::empty()));
+        self.deliveries = Box::pin(former.chain(wider));
+        Ok(())
     }
 
     /// The next delivery. An empty queue lets this wait; only a fault ends it.
@@ -92,4 +95,27 @@ impl Consumer {
         // Past the limit, closing the connection hands the rest back.
         let _ = timeout(STEP_LIMIT, stop).await;
     }
+}
+
+async fn subscribe(
+    channel: &Channel,
+    queue: &ShortString,
+    prefetch: u16,
+) -> lapin::Result<lapin::Consumer> {
+    // Per consumer, not per channel: newer brokers refuse the latter.
+    channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+    let tag = ShortString::default(); // RabbitMQ makes one up
+    let options = BasicConsumeOptions::default();
+    channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await
+}
+
+async fn step<T>(
+    queue: &ShortString,
+    step: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    let doing = format!("consume from the queue `{queue}`");
+    timeout(STEP_LIMIT, step)
+        .await
+        .map_err(|_| BrokerError::timeout(&doing))?
+        .map_err(|error| BrokerError::during(&doing, &error))
 }

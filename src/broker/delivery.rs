@@ -15,6 +15,8 @@ use super::copies::{ATTEMPT, REQUEST_ID};
 /// Limit of settling. The library can lose an acknowledgement that meets the end of its connection, and
 /// would let us wait for ever.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// What RabbitMQ itself counts, and compares with the delivery limit.
+const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// One message from the request queue, unsettled.
 pub struct Delivery {
@@ -61,7 +63,17 @@ impl Delivery {
 
     /// How many deliveries of this request were tried before this one.
     pub fn tried_before(&self) -> u32 {
-        let count = match self.headers().and_then(|headers| headers.inner().get(ATTEMPT)) {
+        self.number(ATTEMPT)
+    }
+
+    /// How often it came back unsettled, as far as RabbitMQ counts that, which depends on its version:
+    /// a sign that it may do harm, and no more than that.
+    pub fn came_back(&self) -> u32 {
+        self.number(DELIVERY_COUNT)
+    }
+
+    fn number(&self, header: &str) -> u32 {
+        let count = match self.headers().and_then(|headers| headers.inner().get(header)) {
             Some(AMQPValue::ShortShortInt(n)) => i64::from(*n),
             Some(AMQPValue::ShortShortUInt(n)) => i64::from(*n),
             Some(AMQPValue::ShortInt(n)) => i64::from(*n),

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bench, Flow, Node, Platform, Proxy,
+    Answer, Bench, Flow, Node, Opening, Platform, Proxy,
     bench::{redis, redis_cmd},
-    platform::held,
+    platform::{Call, held, well},
     until,
 };
 
