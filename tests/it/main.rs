@@ -19,6 +19,7 @@ mod browser;
 mod cache;
 mod commands;
 mod configuration;
+mod crash;
 mod dead_letters;
 mod dependencies;
 mod hostile;

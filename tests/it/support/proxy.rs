@@ -64,6 +64,11 @@ impl Proxy {
         url.to_string()
     }
 
+    /// What the client says waits, or passes.
+    pub fn requests(&self, flow: Flow) {
+        self.shared.requests.send_replace(flow);
+    }
+
     /// What the server says waits, or passes.
     pub fn replies(&self, flow: Flow) {
         self.shared.replies.send_replace(flow);
@@ -120,9 +125,11 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
             let (from_server, to_server) = server.into_split();
             // When one side ends, so does the other.
             tokio::select! {
+                // First: what waits does not pass on the way out.
+                biased;
+                _ = cuts.changed() => {}
                 () = carry(from_client, to_server, shared.requests.subscribe(), Some(&shared)) => {}
                 () = carry(from_server, to_client, shared.replies.subscribe(), None) => {}
-                _ = cuts.changed() => {}
             }
         });
     }

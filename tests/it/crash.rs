@@ -1,0 +1,312 @@
+//! Workers that are killed: what their requests find when they come again, as ARCHITECTURE.md has it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use lapin::BasicProperties;
+use serde_json::json;
+
+use crate::support::{
+    Bench, Flow, Opening, Platform, Proxy, Worker,
+    platform::{Call, held, well},
+    rabbit::{table, text},
+    until,
+};
+
+/// What Redis knows of a person, by the names in the reference.
+fn key(bench: &Bench, user: &str, what: &str) -> String {
+    let mut named = (user.len() as u64).to_be_bytes().to_vec();
+    named.extend_from_slice(format!("{user}default-workflow").as_bytes());
+    let hash = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, &named));
+    format!("{}:{{{hash}}}:{what}", bench.name)
+}
+
+async fn keys(bench: &Bench) -> HashSet<String> {
+    bench.cached().await.into_iter().map(|(key, ..)| key).collect()
+}
+
+#[tokio::test]
+async fn four_kills_in_three_hundred_requests_lose_none_and_double_only_calls_under_way() {
+    let platform = Platform::scripted(|call: &Call| {
+        // Slow enough for some to be under way at any time.
+        well(call).after(Duration::from_millis(20))
+    });
+    let mut bench = Bench::with(platform.await).await;
+    let mut worker = bench.worker().await;
+    for n in 0..300 {
+        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+    }
+    let mut heard = Vec::new();
+    // By user: the kills during a session call or before Redis had its link, and those of them that
+    // came before Redis had the token.
+    let mut doubled: HashMap<String, (usize, usize)> = HashMap::new();
+    for _ in 0..4 {
+        heard.extend(bench.rabbit.events(50).await);
+        worker.kill().await;
+        let keys = keys(&bench).await;
+        let calls = bench.platform.session_calls();
+        for n in 0..300 {
+            let user = format!("user-{n}");
+            let has = |what| keys.contains(&key(&bench, &user, what));
+            if calls.iter().any(|call| call.user_is(&user)) && !has("link") {
+                let (calls, tokens) = doubled.entry(user.clone()).or_default();
+                *calls += 1;
+                *tokens += usize::from(!has("token"));
+            }
+        }
+        worker = bench.worker().await;
+    }
+    let mut ids: HashSet<String> = HashSet::new();
+    loop {
+        ids.extend(heard.drain(..).map(|event| {
+            assert_eq!(event.routing_key, "handoff.ready");
+            event.data()["requestId"].to_string()
+        }));
+        if ids.len() == 300 {
+            break;
+        }
+        heard.push(bench.rabbit.event().await);
+    }
+    worker.stop().await;
+    for queue in [&bench.rabbit.queue, &format!("{}.dead", bench.rabbit.queue)] {
+        assert_eq!(bench.rabbit.depth(queue).await, 0, "{queue}");
+    }
+
+    let calls = bench.platform.session_calls();
+    for n in 0..300 {
+        let user = format!("user-{n}");
+        let calls: Vec<_> = calls.iter().filter(|call| call.user_is(&user)).collect();
+        let (doubled, tokens) = doubled.get(&user).copied().unwrap_or_default();
+        assert!((1..=1 + doubled).contains(&calls.len()), "{user}: {doubled}, {calls:?}");
+        // A platform that heeds the key makes even fewer.
+        let keys: HashSet<_> = calls.iter().map(|call| call.header("idempotency-key")).collect();
+        assert!(keys.len() <= 1 + tokens, "{user}: {tokens}, {calls:?}");
+    }
+}
+
+/// Which user's call this is, a token call included: users have their own trace.
+fn trace_of(user: &str) -> String {
+    format!("00-{:0>32}-00f067aa0ba902b7-01", hex(user))
+}
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn ask(bench: &Bench, user: &str) {
+    let properties = BasicProperties::default()
+        .with_message_id(format!("r-{user}").into())
+        .with_headers(table(&[("traceparent", text(&trace_of(user)))]));
+    bench.rabbit.publish(json!({ "userId": user }).to_string(), properties).await;
+}
+
+/// How often a user's token and session were asked for.
+fn calls_for(bench: &Bench, user: &str) -> (usize, usize) {
+    let calls = bench.platform.calls();
+    let calls: Vec<_> =
+        calls.iter().filter(|call| call.header("traceparent") == trace_of(user)).collect();
+    let tokens = calls.iter().filter(|call| call.is_token()).count();
+    (tokens, calls.len() - tokens)
+}
+
+#[tokio::test]
+async fn a_kill_costs_at_each_step_what_is_documented() {
+    let mut bench = Bench::new().await;
+    let to_platform = Proxy::to(&bench.platform.url).await;
+    let to_rabbit = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+    let (idv, amqp) =
+        (to_platform.url(&bench.platform.url), to_rabbit.url(&bench.settings["HANDOFF_AMQP_URL"]));
+    bench.set("IDV_URL", &idv).set("AMQP_URL", &amqp);
+    let (never, token) = (Opening::closed(), Opening::closed());
+    bench.platform.now({
+        let (never, token) = (never.clone(), token.clone());
+        move |call| {
+            let whose = call.header("traceparent");
+            let is = |user| whose == trace_of(user);
+            match call.is_token() {
+                true if is("token") => well(call).once(&never),
+                true if is("between") => well(call).once(&token),
+                false if is("session") => well(call).once(&never),
+                _ => well(call),
+            }
+        }
+    });
+    let worker = bench.worker().await;
+    ask(&bench, "token").await;
+    ask(&bench, "session").await;
+    bench.platform.called(3).await;
+    // From here RabbitMQ does not hear the worker any more, but the worker hears RabbitMQ.
+    to_rabbit.requests(Flow::Waits);
+    ask(&bench, "stored").await;
+    until("the link is stored", async || {
+        keys(&bench).await.contains(&key(&bench, "stored", "link"))
+    })
+    .await;
+    ask(&bench, "between").await;
+    bench.platform.called(6).await;
+    // The platform does not hear of the session call either.
+    to_platform.requests(Flow::Waits);
+    token.open();
+    until("the tokens are stored", async || {
+        let keys = keys(&bench).await;
+        ["between", "session"].iter().all(|user| keys.contains(&key(&bench, user, "token")))
+    })
+    .await;
+    worker.kill().await;
+    for proxy in [&to_rabbit, &to_platform] {
+        proxy.cut();
+        proxy.requests(Flow::Passes);
+    }
+    bench.platform.now(well);
+
+    let _successor = bench.worker().await;
+    for event in bench.rabbit.events(4).await {
+        let (user, reused) = (&event.data()["userId"], &event.data()["reused"]);
+        assert_eq!(event.routing_key, "handoff.ready");
+        assert_eq!(*reused, *user == "stored", "{user}");
+    }
+    assert_eq!(calls_for(&bench, "token"), (2, 1), "one token was for nothing");
+    assert_eq!(calls_for(&bench, "between"), (1, 1), "the token was stored");
+    assert_eq!(calls_for(&bench, "session"), (1, 2), "the call is repeated");
+    assert_eq!(calls_for(&bench, "stored"), (1, 1), "the link was stored");
+    let repeated = bench.platform.session_calls();
+    let repeated: Vec<_> = repeated.iter().filter(|call| call.user_is("session")).collect();
+    for header in ["authorization", "idempotency-key"] {
+        assert_eq!(repeated[0].header(header), repeated[1].header(header));
+    }
+}
+
+#[tokio::test]
+async fn a_kill_after_the_event_repeats_it_under_the_same_id() {
+    for confirmed in [false, true] {
+        let mut bench = Bench::new().await;
+        let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+        let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
+        bench.set("AMQP_URL", &url);
+        let (session, script) = held(|call| !call.is_token());
+        bench.platform.now(script);
+        let worker = bench.worker().await;
+        // One before, so that a channel to publish on is there.
+        ask(&bench, "bob").await;
+        bench.platform.called(2).await;
+        session.open();
+        bench.rabbit.event().await;
+        worker.logged("request finished").await;
+
+        let (session, script) = held(|call| !call.is_token());
+        bench.platform.now(script);
+        ask(&bench, "ann").await;
+        bench.platform.called(4).await;
+        // The event goes out, its confirm does not come back …
+        proxy.replies(Flow::Waits);
+        session.open();
+        let first = bench.rabbit.event().await;
+        if confirmed {
+            // … or it does, and it is the ack that goes nowhere.
+            proxy.requests(Flow::Waits);
+            proxy.replies(Flow::Passes);
+            worker.logged_times("request finished", 2).await;
+        }
+        worker.kill().await;
+        proxy.cut();
+        proxy.both(Flow::Passes);
+
+        let _successor = bench.worker().await;
+        let second = bench.rabbit.event().await;
+        assert_eq!(first.json()["id"], second.json()["id"]);
+        assert_eq!(first.data()["url"], second.data()["url"]);
+        assert_eq!(
+            (&first.data()["reused"], &second.data()["reused"]),
+            (&json!(false), &json!(true))
+        );
+        assert_eq!(calls_for(&bench, "ann"), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
+    let (answer, script) = held(|call| !call.is_token() && call.nth == 0);
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    // With one place each, what comes second goes to the second worker.
+    bench.set("CONCURRENCY", "1").set("IDV_TIMEOUT", "1m");
+    let stalled = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.platform.called(2).await;
+    // Nothing is on its way from Redis any more: it has the token, and its worker has read so.
+    until("the token is stored", async || {
+        keys(&bench).await.contains(&key(&bench, "ann", "token"))
+    })
+    .await;
+    stalled.page("/livez").await;
+    stalled.signal("STOP");
+    let successor = bench.worker().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    // As soon as the lease has ended.
+    let second = bench.rabbit.event().await;
+    assert_eq!(second.data()["requestId"], "r-2");
+    assert_eq!(second.data()["sessionId"], "session-1");
+    let link = bench.cached().await;
+
+    answer.open();
+    stalled.signal("CONT");
+    let first = bench.rabbit.event().await;
+    assert_eq!(first.data()["requestId"], "r-1");
+    let unchanged: Vec<_> =
+        bench.cached().await.into_iter().map(|(key, value, _)| (key, value)).collect();
+    let link: Vec<_> = link.into_iter().map(|(key, value, _)| (key, value)).collect();
+    assert_eq!(link, unchanged);
+    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
+    let third = bench.rabbit.event().await;
+    for event in [&first, &third] {
+        assert_eq!(event.data()["url"], second.data()["url"]);
+        assert_eq!(event.data()["reused"], true);
+    }
+    assert_eq!(bench.platform.session_calls().len(), 2);
+    successor.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_kills_every_worker_ends_in_the_dead_queue_and_takes_nobody_along() {
+    let never = Opening::closed();
+    let platform = Platform::scripted(move |call: &Call| {
+        match call.header("traceparent") == trace_of("poison") {
+            true => well(call).once(&never),
+            // Nobody is served while it kills one worker after another.
+            false => well(call).after(Duration::from_millis(150)),
+        }
+    });
+    let mut bench = Bench::with(platform.await).await;
+    // For the queue to be there, and its limit.
+    bench.worker().await.stop().await;
+    for user in ["ann", "bob", "poison", "cat", "dan"] {
+        ask(&bench, user).await;
+    }
+    let dead = format!("{}.dead", bench.rabbit.queue);
+    let mut lives = 0;
+    let survivor = loop {
+        // A cache of its own, so that no lease of the one before holds it up.
+        let prefix = format!("{}:{lives}", bench.name);
+        bench.set("KEY_PREFIX", &prefix);
+        let worker = Worker::start(&bench.settings);
+        lives += 1;
+        tokio::select! {
+            () = until("it is taken", async || calls_for(&bench, "poison").0 == lives) => {}
+            () = until("it is dead", async || bench.rabbit.depth(&dead).await > 0) => break worker,
+        }
+        worker.kill().await;
+    };
+    // Taken 21 times at most; older brokers count it as well when it is handed back.
+    assert!((15..=22).contains(&lives), "{lives}");
+    let letter = bench.rabbit.dead_letter().await;
+    assert_eq!(letter.json()["userId"], "poison");
+    assert_eq!(letter.text("x-first-death-reason"), "delivery_limit");
+    assert!(letter.header("x-handoff-reason").is_none());
+    let events = bench.rabbit.events(4).await;
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    survivor.stop().await;
+    assert_eq!(bench.rabbit.depth(&dead).await, 0, "nobody else");
+}
