@@ -34,6 +34,11 @@ test: tools ## Run the tests, with a real RabbitMQ, Redis and browser
 test-rabbitmq4: ## Run the tests with RabbitMQ 4, from a folder that is made for it (as root)
 	root=$$(scripts/rabbitmq4-root) && HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test
 
+.PHONY: chaos
+chaos: tools ## Break everything at random for minutes; ARGS='--seed 7 --minutes 5'
+	cargo test --locked --test chaos --no-run
+	scripts/with-services cargo test --quiet --locked --test chaos -- $(ARGS)
+
 .PHONY: test-image
 test-image: ## Build the image, and try it out with docker-compose.yml
 	scripts/test-image
