@@ -199,6 +199,7 @@ impl Handoff {
                     Ok(Some(session))
                 }
             },
+            Err(NotMade { outdated: true, .. }) => Ok(None),
             Err(NotMade { failure, bad_token, .. }) => {
                 lease.release(bad_token).await;
                 Err(failure)
@@ -239,7 +240,7 @@ impl Handoff {
         };
         let mut renewed = false;
         loop {
-            let call = self.start_session(job, &token, tries);
+            let call = self.start_session(job, &token, lease, tries);
             let started = match lease {
                 // Kept for a successor, should we die now; nobody waits for that.
                 Some(lease) => beside(call, lease.save_token(&token)).await,

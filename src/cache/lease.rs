@@ -1,6 +1,10 @@
 //! The right to make a session: ours while we live, and gone soon after we do not.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use tokio::time::sleep;
 
@@ -32,6 +36,7 @@ pub struct Lease {
     /// The newest link at the time of the claim.
     newest: Stamp,
     token: Option<Token>,
+    lost: AtomicBool,
 }
 
 impl fmt::Debug for Lease {
@@ -42,7 +47,7 @@ impl fmt::Debug for Lease {
 
 impl Lease {
     pub(super) fn new(claimant: Claimant, newest: Stamp, token: Option<Token>) -> Self {
-        Self { claimant, newest, token }
+        Self { claimant, newest, token, lost: AtomicBool::new(false) }
     }
 
     /// The newest link at the time of the claim, which would not do.
@@ -53,6 +58,11 @@ impl Lease {
     /// A token that an earlier try got and made no session with, if there is one.
     pub fn stored_token(&self) -> Option<Token> {
         self.token.clone()
+    }
+
+    /// Whether Redis has said that the lease is ours no longer: somebody else may have gone ahead.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Extends the lease again and again. Never ends: run it beside the work, and drop it after.
@@ -66,8 +76,10 @@ impl Lease {
     pub(super) async fn extend(&self) {
         let mut script = scripts::EXTEND.key(&self.claimant.keys.lease);
         script.arg(&self.claimant.holder).arg(millis(LEASE));
-        // Lost or unreachable, it is told when the link is to be stored.
-        let _ = self.claimant.cache.run::<bool>(&script).await;
+        // Where Redis cannot be reached, that is told when the link is to be stored.
+        if let Ok(false) = self.claimant.cache.run::<bool>(&script).await {
+            self.lost.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The same lease once more, to do late with what was to be done with it before.
@@ -76,7 +88,8 @@ impl Lease {
         let Claimant { cache, keys, holder, stamp } = &self.claimant;
         let (cache, keys) = (cache.clone(), keys.clone());
         let claimant = Claimant { cache, keys, holder: holder.clone(), stamp: stamp.clone() };
-        Self { claimant, newest: self.newest.clone(), token: self.token.clone() }
+        let (newest, token) = (self.newest.clone(), self.token.clone());
+        Self { claimant, newest, token, lost: AtomicBool::new(false) }
     }
 
     /// Keeps a token for whoever comes after a crash.

@@ -35,7 +35,7 @@ pub(super) enum Stopped {
     Failure(Failure),
     /// The token is about to end.
     Stale,
-    /// It was tried without Redis, which is back: by now there may be a link there.
+    /// Redis is back, or has said that the lease is lost: by now there may be a link there.
     Outdated,
     /// The token was refused, but an earlier try with it failed: it may well have made a session whose
     /// id never reached us.
@@ -58,7 +58,7 @@ impl Handoff {
         Tries { began, held, schedule: self.retry.start(), ticket }
     }
 
-    /// Gets a token. Without a lease, no longer than Redis is away.
+    /// Gets a token, for as long as the lease is ours, or without one for as long as Redis is away.
     pub(super) async fn token(
         &self,
         job: &Job<'_>,
@@ -68,10 +68,11 @@ impl Handoff {
         let call = |pass| self.platform.token(pass, job.trace);
         let check = |held, repeated| {
             let late = repeated || held >= HELD_LONG;
-            match late && lease.is_none() && self.cache.is_well() {
-                true => Err(Stopped::Outdated),
-                false => Ok(()),
-            }
+            let outdated = match lease {
+                Some(lease) => lease.is_lost(),
+                None => late && self.cache.is_well(),
+            };
+            if outdated { Err(Stopped::Outdated) } else { Ok(()) }
         };
         Ok(self.retrying(job, tries, Call::Token, check, call).await?)
     }
@@ -81,12 +82,14 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         token: &Token,
+        lease: Option<&Lease>,
         tries: &mut Tries<'_>,
     ) -> Result<String, Stopped> {
         let Job { request, request_id, trace, .. } = *job;
         let session = SessionCall { request, request_id, trace };
         let call = |pass| self.platform.session(pass, session, token);
         let check = |held, _| match held >= HELD_LONG && !self.cache.is_worth_keeping(token) {
+            _ if lease.is_some_and(Lease::is_lost) => Err(Stopped::Outdated),
             true => Err(Stopped::Stale),
             false => Ok(()),
         };
@@ -214,7 +217,7 @@ impl From<Stopped> for NotMade {
         let (failure, bad_token) = match stopped {
             Stopped::Failure(failure) => (failure, false),
             // Before these become failures, something else is tried: another token, or Redis.
-            Stopped::Outdated => (Failure::Transient("Redis is back".to_owned()), false),
+            Stopped::Outdated => (Failure::Transient("Redis should be asked".to_owned()), false),
             Stopped::Stale => (Failure::Transient("its token is about to end".to_owned()), false),
             Stopped::Used => (Failure::Transient("its token has been used".to_owned()), true),
             Stopped::Call(error) => match error {

@@ -11,7 +11,7 @@ use lapin::BasicProperties;
 use serde_json::json;
 
 use crate::support::{
-    Bench, Flow, Opening, Platform, Proxy, Worker,
+    Answer, Bench, Flow, Opening, Platform, Proxy, Worker,
     platform::{Call, held, well},
     rabbit::{table, text},
     until,
@@ -227,6 +227,13 @@ async fn a_kill_after_the_event_repeats_it_under_the_same_id() {
     }
 }
 
+/// Waits until nothing is on its way from Redis any more: it has the token, and the worker has read so.
+async fn token_is_stored(bench: &Bench, worker: &Worker) {
+    let stored = async || keys(bench).await.contains(&key(bench, "ann", "token"));
+    until("the token is stored", stored).await;
+    worker.page("/livez").await;
+}
+
 #[tokio::test]
 async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
     let (answer, script) = held(|call| !call.is_token() && call.nth == 0);
@@ -236,12 +243,7 @@ async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
     let stalled = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.platform.called(2).await;
-    // Nothing is on its way from Redis any more: it has the token, and its worker has read so.
-    until("the token is stored", async || {
-        keys(&bench).await.contains(&key(&bench, "ann", "token"))
-    })
-    .await;
-    stalled.page("/livez").await;
+    token_is_stored(&bench, &stalled).await;
     stalled.signal("STOP");
     let successor = bench.worker().await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
@@ -267,6 +269,36 @@ async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
     }
     assert_eq!(bench.platform.session_calls().len(), 2);
     successor.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stalled_past_its_lease_begins_nothing_more() {
+    let answer = Opening::closed();
+    let script = {
+        let answer = answer.clone();
+        move |call: &Call| match (call.is_token(), call.nth) {
+            (false, 0) => Answer::status(503).once(&answer),
+            _ => well(call),
+        }
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("CONCURRENCY", "1").set("IDV_TIMEOUT", "1m");
+    let stalled = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.platform.called(2).await;
+    token_is_stored(&bench, &stalled).await;
+    stalled.signal("STOP");
+    let _successor = bench.worker().await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    let second = bench.rabbit.event().await;
+    assert_eq!(second.data()["requestId"], "r-2");
+
+    answer.open();
+    stalled.signal("CONT");
+    let first = bench.rabbit.event().await;
+    assert_eq!(first.data()["url"], second.data()["url"]);
+    assert_eq!(first.data()["reused"], true);
+    assert_eq!(bench.platform.session_calls().len(), 2);
 }
 
 #[tokio::test]
