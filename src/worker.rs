@@ -363,6 +363,7 @@ impl Run {
         deliveries: &TaskTracker,
         lost: &CancellationToken,
     ) {
+        let fault = attached.fault();
         attached.stop_consuming().await;
         deliveries.close();
         tokio::select! {
@@ -373,6 +374,8 @@ impl Run {
         tokio::select! {
             () = deliveries.wait() => {}
             () = self.shutdown.cancelled() => {}
+            // What was delivered by it comes again: it is not to be kept here.
+            _ = fault => lost.cancel(),
         }
     }
 

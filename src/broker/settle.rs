@@ -11,6 +11,9 @@ use super::{
 };
 use crate::retry::Delays;
 
+/// How often a delivery may have come back before it is handed back as a copy: half the limit.
+const COMES_BACK: u32 = 10;
+
 /// What is to become of a delivery.
 #[derive(Clone, Copy, Debug)]
 pub enum Settlement<'a> {
@@ -30,8 +33,8 @@ pub enum Settlement<'a> {
         /// And why.
         reason: DeadReason<'a>,
     },
-    /// Somebody else shall have it.
-    HandBack,
+    /// Somebody else shall have it. With what a copy says, should there be need of one.
+    HandBack(Tried<'a>),
     /// It goes to the end of the request queue. Handing it back would count towards the delivery limit.
     Postpone {
         /// What its copy says.
@@ -61,7 +64,13 @@ pub async fn settle(
     let frame_max = publisher.frame_max();
     let (queue, properties) = match settlement {
         Settlement::Done => return acked(delivery).await,
-        Settlement::HandBack => {
+        // An older RabbitMQ counts what is handed back towards the delivery limit: one that came back
+        // often goes by way of a copy, whose count begins anew.
+        Settlement::HandBack(tried) if delivery.came_back() >= COMES_BACK => (
+            publisher.topology().request_queue(),
+            retry_copy(delivery.properties(), tried, frame_max),
+        ),
+        Settlement::HandBack(_) => {
             delivery.hand_back().await;
             return Settled::Back;
         }
@@ -81,6 +90,10 @@ pub async fn settle(
     let copied =
         until_confirmed(stop, || publisher.publish("", queue, properties.clone(), delivery.body()));
     match copied.await {
+        Ok(()) if matches!(settlement, Settlement::HandBack(_)) => {
+            delivery.ack().await;
+            Settled::Back
+        }
         Ok(()) => acked(delivery).await,
         Err(_) => {
             delivery.hand_back().await;

@@ -189,13 +189,12 @@ impl Processor {
         publisher: &Publisher,
     ) -> Settled {
         let tried = Tried { request_id: envelope.request_id.as_str(), attempts: envelope.attempts };
+        // As if this delivery had not been.
+        let untried = Tried { attempts: envelope.attempts.saturating_sub(1), ..tried };
         let settlement = match verdict {
             Verdict::Served(_) => Settlement::Done,
-            Verdict::HandBack => Settlement::HandBack,
-            Verdict::Postpone => {
-                let attempts = envelope.attempts.saturating_sub(1);
-                Settlement::Postpone { tried: Tried { attempts, ..tried } }
-            }
+            Verdict::HandBack => Settlement::HandBack(untried),
+            Verdict::Postpone => Settlement::Postpone { tried: untried },
             Verdict::Retry(_, queue) => Settlement::Retry { queue, tried },
             // Nobody waits for an expired request, so nobody would want to replay it either.
             Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {

@@ -241,3 +241,21 @@ async fn rolling_restarts_lose_and_double_nothing() {
         worker.stop().await;
     }
 }
+
+#[tokio::test]
+async fn what_is_handed_back_again_and_again_is_not_given_up_on() {
+    let mut bench = Bench::with(Platform::scripted(|_| Answer::status(401)).await).await;
+    for life in 0..25 {
+        let worker = bench.worker().await;
+        if life == 0 {
+            bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+        }
+        until("it is held", async || worker.metric("handoff_in_flight").await == 1.0).await;
+        worker.stop().await;
+    }
+    bench.platform.now(well);
+    let worker = bench.worker().await;
+    assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
+    assert_eq!(worker.finished(1).await["attempt"], 1);
+    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 0);
+}
