@@ -1,0 +1,111 @@
+"""Asks a Prometheus that has scraped a real worker everything that the dashboard asks.
+
+    dashboard.py PROMETHEUS_URL DASHBOARD ALERTS REFERENCE
+
+A query that fails, or that answers nothing, fails the check: so does a metric that an alert is about
+and that nobody serves. Needs only Python.
+"""
+
+import json
+import math
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+# What may be empty, by a text in the query, and why.
+MAY_BE_EMPTY = {
+    "ALERTS{": "no alert should be firing",
+    "process_": "not every version of the worker tells them, and no system but Linux",
+}
+# What Grafana puts in for its variables.
+VARIABLES = {"$__rate_interval": "30s", "$job": ".*"}
+# Prometheus scrapes every second: what is not there by then does not come.
+SECONDS = 30
+
+
+def ask(url, path, **parameters):
+    query = urllib.parse.urlencode(parameters, doseq=True)
+    try:
+        with urllib.request.urlopen(f"{url}/api/v1/{path}?{query}", timeout=10) as answer:
+            answer = json.load(answer)
+    except urllib.error.HTTPError as error:
+        answer = json.load(error)
+    if answer["status"] != "success" or answer.get("warnings"):
+        raise ValueError(answer.get("error") or answer["warnings"])
+    return answer["data"]
+
+
+def queries(dashboard):
+    """Every query, by where it stands."""
+    for annotation in dashboard["annotations"]["list"]:
+        yield f"annotation {annotation['name']}", annotation["expr"]
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield f"{panel['title']} {target['refId']}", target["expr"]
+
+
+def answered(url, expression):
+    """Whether there is a number in the answer; a share of nothing is none."""
+    result = ask(url, "query", query=expression)["result"]
+    return any(math.isfinite(float(sample["value"][1])) for sample in result)
+
+
+def optional(text):
+    return any(part in text for part in MAY_BE_EMPTY)
+
+
+def metrics(text):
+    return set(re.findall(r"\b(?:handoff|rabbitmq|process)_[a-z_]+", text))
+
+
+def main(url, dashboard_path, alerts_path, reference_path):
+    with open(dashboard_path, encoding="utf-8") as file:
+        dashboard = json.load(file)
+    with open(alerts_path, encoding="utf-8") as file:
+        alerts = "\n".join(line for line in file if not line.lstrip().startswith("#"))
+    with open(reference_path, encoding="utf-8") as file:
+        documented = metrics(file.read())
+
+    wanted = {}
+    for place, expression in queries(dashboard):
+        for name, value in VARIABLES.items():
+            expression = expression.replace(name, value)
+        wanted[place] = expression
+    for variable in dashboard["templating"]["list"]:
+        found = re.fullmatch(r"label_values\((\w+), (\w+)\)", str(variable.get("definition", "")))
+        if found:
+            wanted[f"variable {variable['name']}"] = f"count by ({found[2]}) ({found[1]})"
+    for name in metrics(alerts):
+        wanted[f"metric {name} of an alert"] = f'{{__name__="{name}"}}'
+
+    faults = [
+        f"{name} is not in {reference_path}"
+        for name in sorted(metrics(" ".join(wanted.values()) + alerts))
+        if name.startswith("handoff_") and re.sub("_(bucket|count|sum)$", "", name) not in documented
+    ]
+    required = [place for place, expression in wanted.items() if not optional(expression)]
+    deadline = time.monotonic() + SECONDS
+    while True:
+        missing = []
+        for place, expression in wanted.items():
+            try:
+                empty = not answered(url, expression)
+            except ValueError as error:
+                faults.append(f"{place}: {error}: {expression}")
+                continue
+            if empty and place in required:
+                missing.append(f"{place}: nothing for {expression}")
+        if faults or not missing or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    for fault in faults + missing:
+        print(fault, file=sys.stderr)
+    print(f"{len(wanted)} queries asked, {len(required)} of which must have an answer", file=sys.stderr)
+    return 1 if faults or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
