@@ -47,6 +47,10 @@ test-image: ## Build the image, and try it out with docker-compose.yml
 check-snippets: build ## Run the programs of docs/integrating.md against the demo
 	@scripts/with-services scripts/check-snippets $(HANDOFF)
 
+.PHONY: check-deploy
+check-deploy: build ## Check what deploy/ holds: Kubernetes, alerts, dashboard, compose, systemd
+	scripts/check-deploy $(HANDOFF)
+
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and, where it is installed, shellcheck
 	cargo fmt --check

@@ -71,7 +71,7 @@ def deployment(manifests, reference):
     (port,) = container["ports"]
     yield settings["HANDOFF_HTTP_ADDR"] == f"0.0.0.0:{port['containerPort']}", "probes cannot reach HANDOFF_HTTP_ADDR"
     yield manifests["ConfigMap"]["metadata"]["name"] == container["envFrom"][0]["configMapRef"]["name"], "other settings"
-    yield found["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "no seccomp"
+    yield pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "no seccomp"
     yield pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"], "more rights than needed"
     security = container["securityContext"]
     yield security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"], "a container that can write"
@@ -129,9 +129,13 @@ def main(reference_path, alerts_path):
     for manifest in [*manifests, rule]:
         faults += [f"{manifest['kind']} {fault}" for fault in by_schema(manifest)]
     kinds = {manifest["kind"]: manifest for manifest in manifests}
-    checks = list(deployment(kinds, reference))
-    if "ScaledObject" in kinds:
-        checks += operators(kinds)
+    checks = []
+    try:
+        checks += deployment(kinds, reference)
+        if "ScaledObject" in kinds:
+            checks += operators(kinds)
+    except KeyError as missing:
+        faults.append(f"{missing} is missing")
     faults += [fault for holds, fault in checks if not holds]
     for fault in faults:
         print(fault, file=sys.stderr)
