@@ -47,6 +47,20 @@ def queries(dashboard):
             yield f"{panel['title']} {target['refId']}", target["expr"]
 
 
+def layout(dashboard):
+    """What Grafana would show wrongly without a word: panels of one number, or one upon another."""
+    taken = {}
+    for panel in dashboard["panels"]:
+        if [other["id"] for other in dashboard["panels"]].count(panel["id"]) > 1:
+            yield f"{panel['title']}: its id is another's, too"
+        place = panel["gridPos"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                if x >= 24 or taken.setdefault((x, y), panel["title"]) != panel["title"]:
+                    yield f"{panel['title']} does not fit at {x}, {y}"
+                    break
+
+
 def answered(url, expression):
     """Whether there is a number in the answer; a share of nothing is none."""
     result = ask(url, "query", query=expression)["result"]
@@ -81,7 +95,8 @@ def main(url, dashboard_path, alerts_path, reference_path):
     for name in metrics(alerts):
         wanted[f"metric {name} of an alert"] = f'{{__name__="{name}"}}'
 
-    faults = [
+    faults = list(layout(dashboard))
+    faults += [
         f"{name} is not in {reference_path}"
         for name in sorted(metrics(" ".join(wanted.values()) + alerts))
         if name.startswith("handoff_") and re.sub("_(bucket|count|sum)$", "", name) not in documented
