@@ -131,7 +131,13 @@ impl Handoff {
                 continue;
             }
             let CallError::Transient { .. } = error else { return Err(Stopped::Call(error)) };
-            let Some(delay) = tries.next_delay() else { return Err(Stopped::Call(error)) };
+            let Some(delay) = tries.next_delay() else {
+                if self.gate_shuts(kind, called).await {
+                    tries.was_held(called.elapsed());
+                    continue;
+                }
+                return Err(Stopped::Call(error));
+            };
             tracing::debug!(request_id, %error, ?delay, "trying again");
             tries.forgo();
             match self.pause(job, delay).await {
@@ -142,6 +148,13 @@ impl Handoff {
                 paused => paused?,
             }
         }
+    }
+
+    /// Waits a moment to see whether a failure was the first of many. Without that, the first to fail in
+    /// an outage would spend an attempt on it.
+    async fn gate_shuts(&self, kind: Call, began: Instant) -> bool {
+        let gate = self.platform.gate();
+        gate.may_shut(kind, began) && timeout(MOMENT, gate.until_holding()).await.is_ok()
     }
 
     /// Waits at the gate, for as long as there is a point in it.

@@ -85,6 +85,19 @@ async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
 }
 
 #[tokio::test]
+async fn an_outage_spends_no_attempt_even_where_there_is_no_budget() {
+    let mut bench = Bench::with(Platform::scripted(away).await).await;
+    bench.set("RETRY_BUDGET", "0s");
+    bench.worker().await.stop().await;
+    publish(&bench, 0, 20).await;
+    let worker = bench.worker().await;
+    worker.logged(DOWN).await;
+    bench.platform.now(well);
+    assert_eq!(served(&mut bench, 20).await.len(), 20);
+    assert_unspent(&bench, &worker).await;
+}
+
+#[tokio::test]
 async fn sessions_that_fail_for_everyone_are_an_outage_and_keep_their_tokens() {
     let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
     let mut bench = Bench::with(Platform::scripted(script).await).await;

@@ -56,10 +56,14 @@ async fn a_network_that_swallows_what_goes_to_the_platform_heals() {
     let proxy = Proxy::to(&platform.url).await;
     let mut bench = Bench::with(platform).await;
     let url = proxy.url(&bench.platform.url);
-    bench.set("IDV_URL", url.trim_end_matches('/')).set("IDV_TIMEOUT", "2s");
+    bench.set("IDV_URL", url.trim_end_matches('/'));
     let worker = bench.worker().await;
-    request(&bench, "before").await;
-    bench.rabbit.event().await;
+    for n in 0..64 {
+        request(&bench, &format!("before-{n}")).await;
+    }
+    bench.rabbit.events(64).await;
+    // The HTTP client keeps a connection for each call at a time, for a while.
+    let before = worker.holdings(proxy.addr).and_sockets(64);
     proxy.both(Flow::Waits);
     let cut = Instant::now();
     for n in 0..100 {
@@ -67,7 +71,7 @@ async fn a_network_that_swallows_what_goes_to_the_platform_heals() {
     }
     worker.logged("the platform fails for everyone; requests are held").await;
     // Long enough for what hangs to be given up; what comes after is held.
-    tokio::time::sleep(Duration::from_secs(6).saturating_sub(cut.elapsed())).await;
+    tokio::time::sleep(Duration::from_secs(20).saturating_sub(cut.elapsed())).await;
     proxy.both(Flow::Passes);
     let healed = Instant::now();
     bench.rabbit.event().await;
@@ -75,4 +79,5 @@ async fn a_network_that_swallows_what_goes_to_the_platform_heals() {
     let events = bench.rabbit.events(99).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     assert_eq!(worker.metric("handoff_requests_total{outcome=\"retried\"}").await, 0.0);
+    worker.holds_no_more_than(before, proxy.addr).await;
 }

@@ -115,6 +115,12 @@ impl Gate {
         }
     }
 
+    /// Whether a call that began then and failed may be one of those that soon shut the gate: then its
+    /// failure says nothing about its request.
+    pub fn may_shut(&self, call: Call, began: Instant) -> bool {
+        self.state().may_shut(call, began)
+    }
+
     /// Waits until the gate is shut and holds no request, so that none would find out when to open it.
     pub(super) async fn until_unattended(&self) {
         let mut changed = self.changed.subscribe();

@@ -108,6 +108,14 @@ impl State {
         self.asked_to_wait(now) || self.shut.as_ref().is_some_and(|shut| shut.holds(call))
     }
 
+    /// Whether a failure of a call that began then may be one of a streak that shuts the gate: others fail,
+    /// too, or are under way, and nobody has been answered well since.
+    pub(super) fn may_shut(&self, call: Call, began: Instant) -> bool {
+        let others_fail = self.streaks[call as usize].callers.len() > 1;
+        let nobody_answered = self.last_good.is_none_or(|last| last < began);
+        others_fail || (nobody_answered && self.under_way > 0)
+    }
+
     /// Calls under way.
     #[cfg(test)]
     pub(super) fn under_way(&self) -> u32 {

@@ -293,6 +293,23 @@ fn a_refusing_platform_that_fails_is_looked_at_again_soon() {
 }
 
 #[test]
+fn the_first_failures_of_an_outage_may_be_the_beginning_of_a_pause() {
+    let mut gate = Scene::new();
+    let began = gate.now;
+    gate.call(1, Session, Met::Failure);
+    assert!(!gate.state.may_shut(Session, began), "nobody else is there");
+    assert!(gate.later(1).enters(2, Session));
+    assert!(gate.state.may_shut(Session, began), "another call may fail, too");
+    gate.later(1).report(2, Session, Met::Success);
+    assert!(gate.enters(3, Session));
+    assert!(!gate.state.may_shut(Session, began), "others are served");
+    let began = gate.later(1).now;
+    gate.report(3, Session, Met::Failure);
+    gate.call(4, Session, Met::Failure);
+    assert!(gate.state.may_shut(Session, began), "others fail, too");
+}
+
+#[test]
 fn few_call_before_anybody_has_been_answered() {
     let mut gate = Scene::new();
     let went = (1..=100).filter(|caller| gate.enters(*caller, Token)).count();

@@ -27,6 +27,13 @@ pub struct Holdings {
     memory_kib: usize,
 }
 
+impl Holdings {
+    /// The same with more sockets, where a client may keep some for a while.
+    pub fn and_sockets(self, more: usize) -> Self {
+        Self { sockets: self.sockets + more, ..self }
+    }
+}
+
 /// A `handoff run` under test. Killed when it is dropped.
 pub struct Worker {
     child: Child,
