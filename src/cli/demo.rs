@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{CliError, qr, signals};
 use crate::{
     client::{Client, Received},
-    config::{BrokerConfig, DemoSettings, RunSettings, Settings},
+    config::{BrokerConfig, DEMO_LOG, DEMO_WORKFLOW, DemoSettings, RunSettings, Settings},
     health,
     message::READY,
     sandbox::{Options, Sandbox},
@@ -104,11 +104,11 @@ fn settings(given: DemoSettings, sandbox: &Sandbox) -> Result<Settings, CliError
         .with("HANDOFF_IDV_PUBLIC_URL", sandbox.url())
         .with("HANDOFF_IDV_API_KEY", Options::DEFAULT_API_KEY)
         .with("HANDOFF_IDV_ALLOW_HTTP", "false")
-        .or("HANDOFF_IDV_WORKFLOW_ID", "demo")
+        .or("HANDOFF_IDV_WORKFLOW_ID", DEMO_WORKFLOW)
         // Links of an earlier demo lead to a sandbox that is gone.
         .or("HANDOFF_KEY_PREFIX", format!("handoff-demo-{}", Uuid::new_v4().simple()))
         .or("HANDOFF_HTTP_ADDR", "127.0.0.1:0")
-        .or("HANDOFF_LOG", "warn");
+        .or("HANDOFF_LOG", DEMO_LOG);
     Ok(Settings::read(&RunSettings(given))?)
 }
 

@@ -14,7 +14,9 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 pub use self::{
-    table::{BrokerSettings, DemoSettings, Given, LoggingSettings, RunSettings},
+    table::{
+        BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoSettings, Given, LoggingSettings, RunSettings,
+    },
     units::{parse_duration, parse_rate},
     values::{is_header_value, is_loopback, read_api_key},
 };
@@ -151,6 +153,17 @@ impl Settings {
 }
 
 impl BrokerConfig {
+    /// What holds when nothing is given, whatever the environment says.
+    ///
+    /// # Errors
+    /// A default that is a mistake, which would be a slip in the table.
+    pub fn by_default() -> Result<Self, Mistakes> {
+        let given = Given::defaults();
+        let mut reader = read::Reader::new(&given);
+        let settings = read::broker(&mut reader);
+        reader.finish(settings)
+    }
+
     /// Reads what a command was given that only speaks to RabbitMQ.
     ///
     /// # Errors

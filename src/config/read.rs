@@ -10,9 +10,9 @@ use super::{
     table::{SETTINGS, Setting},
     units::{parse_duration, parse_rate},
     values::{
-        MAX_NAME, amqp_name, amqp_url, base_url, is_header_value, key_prefix, positive_duration,
-        read_secret_file, redis_url, retry_delays, seal_keys, whole_number, whole_seconds,
-        yes_or_no,
+        MAX_NAME, amqp_name, amqp_url, base_url, is_header_value, key_prefix, log_directives,
+        positive_duration, read_secret_file, redis_url, retry_delays, seal_keys, whole_number,
+        whole_seconds, yes_or_no,
     },
 };
 use crate::retry::RetryPolicy;
@@ -265,11 +265,7 @@ fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
 
 /// What is logged, and how.
 pub(super) fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
-    let directives =
-        reader.value("LOG", |text| match tracing_subscriber::EnvFilter::builder().parse(text) {
-            Ok(_) => Ok(text.to_owned()),
-            Err(_) => Err("must be tracing filter directives, such as info or info,handoff=debug"),
-        });
+    let directives = reader.value("LOG", log_directives);
     let format = reader.optional("LOG_FORMAT", |text| match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),

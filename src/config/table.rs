@@ -76,6 +76,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     row(Logging, "LOG_FORMAT", "text|json", None, "How log lines are written [default: text on a terminal, else json]"),
 ];
 
+/// What holds by default in the demo instead, as its help tells it.
+const DEMO: [(&str, &str); 4] = [
+    ("IDV_WORKFLOW_ID", DEMO_WORKFLOW),
+    ("KEY_PREFIX", "one of its own for each run"),
+    ("HTTP_ADDR", "any free port of this machine"),
+    ("LOG", DEMO_LOG),
+];
+/// The demo's workflow, unless another is given.
+pub const DEMO_WORKFLOW: &str = "demo";
+/// What the demo logs, unless told otherwise.
+pub const DEMO_LOG: &str = "warn";
+
 impl Setting {
     /// The environment variable: `HANDOFF_IDV_URL`.
     pub(super) fn variable(&self) -> String {
@@ -87,9 +99,11 @@ impl Setting {
         self.name.to_ascii_lowercase().replace('_', "-")
     }
 
-    fn args(&self) -> Vec<Arg> {
+    /// Its flags, with what holds by default: by itself, or in the command that is asked for help.
+    fn args(&self, defaults: &[(&str, &str)]) -> Vec<Arg> {
         let mut help = self.help.to_owned();
-        if let Some(default) = self.default {
+        let own = defaults.iter().find(|(name, _)| *name == self.name);
+        if let Some(default) = own.map(|(_, default)| *default).or(self.default) {
             help = format!("{help} [default: {default}]");
         }
         let arg = |flag: String, variable: String, value, help: String| {
@@ -122,6 +136,13 @@ pub struct Given {
 }
 
 impl Given {
+    /// What holds when nothing is given, whatever the environment says.
+    pub(super) fn defaults() -> Self {
+        let defaults = SETTINGS.iter().filter_map(|setting| Some((setting, setting.default?)));
+        defaults
+            .fold(Self::default(), |given, (setting, text)| given.with(&setting.variable(), text))
+    }
+
     /// What was given by flag or variable, under the name of the variable.
     ///
     /// An own flag, be it the value's or its file's, hides both variables.
@@ -184,7 +205,7 @@ impl Given {
 
 /// The settings a command takes, as clap arguments.
 macro_rules! given_for {
-    ($(#[$doc:meta])* $name:ident, $scopes:expr) => {
+    ($(#[$doc:meta])* $name:ident, $scopes:expr, $defaults:expr) => {
         $(#[$doc])*
         #[derive(Clone, Default)]
         pub struct $name(pub Given);
@@ -194,7 +215,7 @@ macro_rules! given_for {
                 SETTINGS
                     .iter()
                     .filter(|setting| $scopes.contains(&setting.scope))
-                    .flat_map(Setting::args)
+                    .flat_map(|setting| setting.args(&$defaults))
                     .fold(command, Command::arg)
             }
             fn augment_args_for_update(command: Command) -> Command {
@@ -216,17 +237,18 @@ macro_rules! given_for {
 
 given_for!(
     /// The settings of `handoff run`: all of them.
-    RunSettings, [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Logging]
+    RunSettings, [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Logging],
+    []
 );
 given_for!(
     /// The settings of `handoff demo`, which brings a platform of its own.
-    DemoSettings, [Scope::Broker, Scope::Worker, Scope::Logging]
+    DemoSettings, [Scope::Broker, Scope::Worker, Scope::Logging], DEMO
 );
 given_for!(
     /// The settings of commands that only speak to RabbitMQ.
-    BrokerSettings, [Scope::Broker, Scope::Logging]
+    BrokerSettings, [Scope::Broker, Scope::Logging], []
 );
 given_for!(
     /// The settings of commands that only log.
-    LoggingSettings, [Scope::Logging]
+    LoggingSettings, [Scope::Logging], []
 );

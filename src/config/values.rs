@@ -11,6 +11,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
 use secrecy::{SecretBox, SecretString};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::{Host, Url};
 
 use super::units::{parse_duration, parse_whole};
@@ -197,6 +198,25 @@ pub(super) fn retry_delays(text: &str) -> Result<Vec<RetryDelay>, String> {
             false => why,
         }
     })
+}
+
+/// A word that is no level is taken for the name of a part, and then all of that part is logged. Only
+/// our own parts are logged at all, so any other name is a slip, such as `warning` for `warn`.
+pub(super) fn log_directives(text: &str) -> Result<String, &'static str> {
+    if EnvFilter::builder().parse(text).is_err() {
+        return Err("must be tracing filter directives, such as info or info,handoff=debug");
+    }
+    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
+    let is_known = |word: &str| {
+        is_level(word) || word.contains(['=', '[', ']']) || word.starts_with(env!("CARGO_PKG_NAME"))
+    };
+    match text.split(',').map(str::trim).all(is_known) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("holds a word that is neither a level (error, warn, info, debug, trace, off) nor \
+                      a part of handoff with one, such as info,handoff::worker=debug")
+        }
+    }
 }
 
 pub(super) fn seal_keys(text: &str) -> Result<Vec<SecretBox<[u8; 32]>>, &'static str> {

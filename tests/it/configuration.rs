@@ -88,6 +88,9 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("SHUTDOWN_GRACE", "0s"),
         ("SHUTDOWN_GRACE", SECRET),
         ("LOG", "handoff=v4lue-that-nobody-may-see=x"),
+        ("LOG", SECRET),
+        ("LOG", "warning"),
+        ("LOG", "info,handoff::worker=debug,debgu"),
         ("LOG_FORMAT", "xml"),
     ];
     assert!(wrong.len() >= 40);
