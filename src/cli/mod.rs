@@ -1,7 +1,9 @@
 //! The command line: one file per command.
 
+mod completions;
 mod dead_letters;
 mod demo;
+mod man;
 mod qr;
 mod request;
 mod run;
@@ -30,6 +32,8 @@ enum Command {
     Request(request::RequestArgs),
     Sandbox(sandbox::SandboxArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// Why a command did not do what it was asked to.
@@ -103,5 +107,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Request(args) => request::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
