@@ -57,6 +57,10 @@ lint: tools ## Check the format, and run clippy and, where it is installed, shel
 	cargo clippy --locked --all-targets -- -D warnings
 	! command -v shellcheck >/dev/null || shellcheck -x scripts/* deploy/healthcheck .ci/run
 
+.PHONY: check-schema
+check-schema: ## Check docs/asyncapi.yaml by AsyncAPI's own parser (needs Node.js and npm)
+	scripts/check-schema docs/asyncapi.yaml
+
 .PHONY: doc
 doc: tools ## Build the documentation, private items included
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -17,6 +17,7 @@
 //! | [`tls`] | what is wrong with a TLS connection, in words of our own |
 //! | [`client`] | the other side of the queue: publish requests, hear events |
 //! | [`sandbox`] | the simulated platform |
+//! | [`schema`] | the AsyncAPI document |
 
 #![forbid(unsafe_code)]
 
@@ -33,6 +34,7 @@ pub mod message;
 pub mod platform;
 pub mod retry;
 pub mod sandbox;
+pub mod schema;
 pub mod session;
 pub mod single_flight;
 pub mod telemetry;

@@ -109,6 +109,27 @@ impl Topology {
         &self.exchanges[1].0
     }
 
+    /// The queues that requests wait in before they are tried again.
+    pub fn retry_queues(&self) -> &[String] {
+        &self.retry_queues
+    }
+
+    /// The arguments that a queue is declared with, text and numbers.
+    pub fn arguments(&self, queue: &str) -> serde_json::Value {
+        let queue = self.queues.iter().find(|one| one.name == queue);
+        let arguments = queue.into_iter().flat_map(|queue| queue.arguments.inner());
+        let json = arguments.map(|(name, value)| {
+            let value = match value {
+                AMQPValue::LongString(text) => text.to_string().into(),
+                AMQPValue::LongLongInt(number) => (*number).into(),
+                // There are no others.
+                _ => serde_json::Value::Null,
+            };
+            (name.to_string(), value)
+        });
+        json.collect::<serde_json::Map<_, _>>().into()
+    }
+
     /// What goes on at the request queue, which must exist.
     ///
     /// # Errors

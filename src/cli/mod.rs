@@ -8,6 +8,7 @@ mod qr;
 mod request;
 mod run;
 mod sandbox;
+mod schema;
 mod signals;
 mod usage;
 
@@ -32,6 +33,7 @@ enum Command {
     Request(request::RequestArgs),
     Sandbox(sandbox::SandboxArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -107,6 +109,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Request(args) => request::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

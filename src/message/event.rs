@@ -2,6 +2,7 @@
 
 use std::{fmt, time::SystemTime};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -17,7 +18,7 @@ pub const FAILED: &str = "handoff.failed";
 const EVENT_IDS: Uuid = Uuid::from_u128(0x6b1e_2f0c_8f4d_4f0b_9c55_0d6a_7e1b_34d2);
 
 /// Why a request was not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReasonCode {
     /// The request breaks a rule of the reference.
@@ -43,7 +44,7 @@ impl ReasonCode {
 }
 
 /// A reason for machines and for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FailedReason {
     /// For machines.
     pub code: ReasonCode,
@@ -52,7 +53,7 @@ pub struct FailedReason {
 }
 
 /// What an event says.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EventBody<'a> {
     /// The link.
@@ -70,6 +71,7 @@ pub enum EventBody<'a> {
         url: &'a str,
         /// When the link ends; never later than its token does.
         #[serde(serialize_with = "date_time")]
+        #[schemars(with = "String", extend("format" = "date-time"))]
         expires_at: SystemTime,
         /// Whether the link was made for another request, or by an earlier try of this one.
         reused: bool,
@@ -86,6 +88,7 @@ pub enum EventBody<'a> {
         /// Why.
         reason: &'a FailedReason,
         /// Deliveries that were tried, the last included.
+        #[schemars(range(min = 1))]
         attempts: u32,
     },
 }
@@ -152,17 +155,28 @@ impl fmt::Debug for Event {
     }
 }
 
-#[derive(Serialize)]
-struct Envelope<'a> {
+/// A CloudEvent 1.0 in structured mode.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Envelope<'a> {
+    #[schemars(extend("const" = "1.0"))]
     specversion: &'a str,
+    /// Made from request id and type alone: a repeat has the same.
+    #[schemars(extend("format" = "uuid"))]
     id: &'a str,
+    #[schemars(extend("const" = "/handoff"))]
     source: &'a str,
+    /// The event's type, which is its routing key, too.
     #[serde(rename = "type")]
     kind: &'a str,
+    /// The user id, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     subject: Option<&'a str>,
+    /// When the event was made.
     #[serde(serialize_with = "date_time")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
     time: SystemTime,
+    #[schemars(extend("const" = "application/json"))]
     datacontenttype: &'a str,
     data: &'a EventBody<'a>,
 }

@@ -5,6 +5,7 @@ mod cloud_event;
 mod decode;
 mod event;
 mod request;
+pub mod schema;
 mod trace_context;
 
 pub use self::{

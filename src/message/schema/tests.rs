@@ -1,0 +1,221 @@
+use std::time::{Duration, SystemTime};
+
+use jsonschema::Validator;
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::message::{Event, FailedReason, ReasonCode, decode_request};
+
+fn validator(schema: &Value) -> Validator {
+    jsonschema::draft7::options().should_validate_formats(true).build(schema).unwrap()
+}
+
+/// Whether the schemas take a body, and whether the reader does.
+fn verdicts(body: &Value) -> (bool, bool) {
+    let fits = [request(), request_in_cloud_event()].iter().any(|s| validator(s).is_valid(body));
+    let read = decode_request(body.to_string().as_bytes(), usize::MAX, Some("w"));
+    (fits, read.request.is_ok())
+}
+
+#[test]
+fn reader_and_schema_agree_on_the_rules_of_each_field() {
+    let long = |n: usize| "x".repeat(n);
+    let data = |field: &str, value: Value| {
+        let mut data = json!({ "userId": "ann" });
+        data[field] = value;
+        data
+    };
+    let good = [
+        data("userId", json!("é 佐藤")),
+        data("userId", json!(long(256))),
+        data("workflowId", json!(long(128))),
+        data("workflowId", json!("a\nb")),
+        data("metadata", json!({ "a": [1.5, null], "externalUserId": 7 })),
+        data("locale", json!("")),
+        data("renew", json!(true)),
+        data("expiresAt", json!("2030-01-31T12:00:00Z")),
+        data("expiresAt", json!("2030-01-31T12:00:00.123456+05:30")),
+        data("other", json!([])),
+        json!({ "userId": "u", "workflowId": null, "metadata": null, "locale": null, "renew": null,
+            "expiresAt": null, "specversion": null }),
+    ];
+    let bad = [
+        json!({}),
+        json!([]),
+        json!(null),
+        data("userId", json!(null)),
+        data("userId", json!("")),
+        data("userId", json!(7)),
+        data("userId", json!(long(257))),
+        data("userId", json!("a\u{0}")),
+        data("userId", json!("a\n")),
+        data("userId", json!("\u{7f}")),
+        data("userId", json!("\u{85}")),
+        data("workflowId", json!("")),
+        data("workflowId", json!(long(129))),
+        data("workflowId", json!(["w"])),
+        data("metadata", json!([])),
+        data("metadata", json!("{}")),
+        data("locale", json!(1)),
+        data("renew", json!("true")),
+        data("renew", json!(0)),
+        data("expiresAt", json!("2030-01-31")),
+        data("expiresAt", json!("2030-01-31T12:00:00")),
+        data("expiresAt", json!("2030-02-31T12:00:00Z")),
+        data("expiresAt", json!("soon")),
+        data("expiresAt", json!(1_900_000_000)),
+        data("specversion", json!("1.0")),
+    ];
+    for (bodies, right) in [(&good[..], true), (&bad[..], false)] {
+        for body in bodies {
+            assert_eq!(verdicts(body), (right, right), "{body}");
+        }
+    }
+}
+
+#[test]
+fn reader_and_schema_agree_on_the_envelope() {
+    let event = |field: &str, value: Value| {
+        let mut event = json!({ "specversion": "1.0", "id": "e", "source": "/s", "type": REQUESTED,
+            "data": { "userId": "ann" } });
+        event[field] = value;
+        event
+    };
+    assert_eq!(verdicts(&event("time", json!(7))), (true, true));
+    for (field, value) in [
+        ("specversion", json!("0.3")),
+        ("specversion", json!(1.0)),
+        ("id", json!("")),
+        ("id", json!(7)),
+        ("source", json!("")),
+        ("source", json!(null)),
+        ("type", json!("handoff.ready")),
+        ("data", json!(null)),
+        ("data", json!([])),
+        ("data", json!({ "userId": "" })),
+    ] {
+        let body = event(field, value);
+        assert_eq!(verdicts(&body), (false, false), "{body}");
+    }
+}
+
+fn some_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[ -~\u{80}-\u{9f}]{0,30}".prop_map(Value::from),
+        select(vec!["", "1.0", REQUESTED, "2030-01-31T12:00:00Z", "2030-01-31 12:00", "\u{85}"])
+            .prop_map(Value::from),
+        Just(json!({ "userId": "ann" })),
+        Just(json!([1])),
+    ]
+}
+
+fn some_body() -> impl Strategy<Value = Value> {
+    let key = select(vec![
+        "userId",
+        "workflowId",
+        "metadata",
+        "locale",
+        "renew",
+        "expiresAt",
+        "other",
+        "specversion",
+        "id",
+        "source",
+        "type",
+        "data",
+    ]);
+    let fields = vec((key, some_value()), 0..4);
+    let base = select(vec![
+        json!({}),
+        json!({ "userId": "ann" }),
+        json!({ "specversion": "1.0", "id": "e", "source": "/s", "type": REQUESTED, "data": { "userId": "u" } }),
+    ]);
+    (base, fields).prop_map(|(mut body, fields)| {
+        for (key, value) in fields {
+            body[key] = value;
+        }
+        body
+    })
+}
+
+proptest! {
+    #[test]
+    fn reader_and_schema_agree(body in some_body()) {
+        let (fits, read) = verdicts(&body);
+        prop_assert_eq!(fits, read, "{}", body);
+    }
+
+    #[test]
+    fn they_agree_on_every_date(text in "20[0-9]{2}-[0-3][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,9})?(Z|[+-][0-2][0-9]:[0-6][0-9])") {
+        let body = json!({ "userId": "ann", "expiresAt": text });
+        let (fits, read) = verdicts(&body);
+        prop_assert_eq!(fits, read, "{}", body);
+    }
+}
+
+#[test]
+fn what_the_schema_cannot_say_the_reader_still_refuses() {
+    for body in [
+        json!({ "userId": "é".repeat(129) }),
+        json!({ "userId": "u", "workflowId": "é".repeat(65) }),
+        json!({ "userId": "u", "metadata": { "k": "x".repeat(16_384) } }),
+    ] {
+        assert_eq!(verdicts(&body), (true, false));
+    }
+    // RFC 3339 lets a space stand for the `T`; those who check formats do not.
+    let spaced = json!({ "userId": "u", "expiresAt": "2030-01-31 12:00:00Z" });
+    assert_eq!(verdicts(&spaced), (false, true));
+}
+
+#[test]
+fn every_event_fits_its_schema_and_no_other() {
+    let reason = |code| FailedReason { code, message: "why".to_owned() };
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_446_504_611);
+    let ready = EventBody::Ready {
+        request_id: "r",
+        user_id: "ann",
+        workflow_id: "w",
+        session_id: "s",
+        url: "https://idv.example.com/capture?url=x",
+        expires_at: now,
+        reused: false,
+    };
+    let reasons = [
+        ReasonCode::InvalidRequest,
+        ReasonCode::RequestExpired,
+        ReasonCode::PlatformRejected,
+        ReasonCode::RetriesExhausted,
+    ]
+    .map(reason);
+    let failed =
+        reasons.iter().flat_map(|reason| {
+            [(None, None), (Some("ann"), Some("w"))].map(|(user_id, workflow_id)| {
+                EventBody::Failed { request_id: "r", user_id, workflow_id, reason, attempts: 1 }
+            })
+        });
+    let (as_ready, as_failed) = (validator(&super::ready()), validator(&super::failed()));
+    for body in std::iter::once(ready).chain(failed) {
+        let is_ready = body.kind() == READY;
+        let event: Value = serde_json::from_slice(&Event::new(&body, now).body).unwrap();
+        assert_eq!(as_ready.is_valid(&event), is_ready, "{event}");
+        assert_eq!(as_failed.is_valid(&event), !is_ready, "{event}");
+        // Nothing may be missing but the subject.
+        for key in event.as_object().unwrap().keys() {
+            let mut less = event.clone();
+            less.as_object_mut().unwrap().remove(key);
+            assert_eq!(
+                as_ready.is_valid(&less) || as_failed.is_valid(&less),
+                key == "subject",
+                "{key}"
+            );
+        }
+        for key in event["data"].as_object().unwrap().keys() {
+            let mut less = event.clone();
+            less["data"].as_object_mut().unwrap().remove(key);
+            assert!(!as_ready.is_valid(&less) && !as_failed.is_valid(&less), "{key}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Examples that are what they show: events come from the code that makes events.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::{
+    message::{
+        Event, EventBody, FailedReason, REQUESTED, ReasonCode, format_date_time, parse_date_time,
+    },
+    platform::handoff_url,
+};
+
+const REQUEST_ID: &str = "order-7781-verify";
+const USER: &str = "u-20418";
+const WORKFLOW: &str = "0b7c2f3e-5a41-4a0e-9a55-3d1f6c2b8e90";
+
+/// When everything here happens.
+fn now() -> SystemTime {
+    parse_date_time("2026-03-02T09:15:04.611Z").unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn later(minutes: u64) -> SystemTime {
+    now() + Duration::from_secs(60 * minutes)
+}
+
+fn data() -> Value {
+    json!({
+        "userId": USER,
+        "workflowId": WORKFLOW,
+        "metadata": { "plan": "gold" },
+        "locale": "de-AT",
+        "renew": false,
+        "expiresAt": format_date_time(later(15)),
+    })
+}
+
+fn trace_parent() -> Value {
+    json!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+}
+
+/// Requests that are bare.
+pub(super) fn request() -> Value {
+    let headers = json!({ "message_id": REQUEST_ID, "traceparent": trace_parent() });
+    json!([
+        { "name": "least", "summary": "All that is needed.", "headers": headers, "payload": { "userId": USER } },
+        { "name": "most", "summary": "With all there is.", "headers": headers, "payload": data() },
+    ])
+}
+
+/// A request in a CloudEvent.
+pub(super) fn request_in_cloud_event() -> Value {
+    json!([{
+        "name": "cloudEvent",
+        "summary": "As a CloudEvent in structured mode.",
+        "payload": {
+            "specversion": "1.0",
+            "type": REQUESTED,
+            "source": "/shop/checkout",
+            "id": REQUEST_ID,
+            "time": format_date_time(now()),
+            "data": data(),
+        },
+    }])
+}
+
+/// A link.
+pub(super) fn ready() -> Value {
+    let Ok(public) = Url::parse("https://idv.example.com") else { return Value::Null };
+    let url = handoff_url(&public, "Token tr-1+2/é", "65f1c0ffee0ddba11ca7beef");
+    let body = EventBody::Ready {
+        request_id: REQUEST_ID,
+        user_id: USER,
+        workflow_id: WORKFLOW,
+        session_id: "65f1c0ffee0ddba11ca7beef",
+        url: &url,
+        expires_at: later(60),
+        reused: false,
+    };
+    json!([example("ready", "A new link.", &body, now())])
+}
+
+/// One reason why there is none, and another.
+pub(super) fn failed() -> Value {
+    let exhausted = FailedReason {
+        code: ReasonCode::RetriesExhausted,
+        message:
+            "the last of 5 attempts failed: the platform answered the session call with status 503"
+                .to_owned(),
+    };
+    let invalid = FailedReason {
+        code: ReasonCode::InvalidRequest,
+        message: "`userId` is missing".to_owned(),
+    };
+    let failed = |known, reason, attempts| EventBody::Failed {
+        request_id: REQUEST_ID,
+        user_id: if known { Some(USER) } else { None },
+        workflow_id: if known { Some(WORKFLOW) } else { None },
+        reason,
+        attempts,
+    };
+    let (exhausted, invalid) = (failed(true, &exhausted, 5), failed(false, &invalid, 1));
+    json!([
+        example("retriesExhausted", "The platform was down for too long.", &exhausted, later(22)),
+        example("invalidRequest", "Nobody knows who it was for.", &invalid, now()),
+    ])
+}
+
+fn example(name: &str, summary: &str, body: &EventBody<'_>, at: SystemTime) -> Value {
+    let event = Event::new(body, at);
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    json!({
+        "name": name,
+        "summary": summary,
+        "headers": {
+            "message_id": event.id,
+            "correlation_id": REQUEST_ID,
+            "type": event.kind,
+            "timestamp": seconds,
+            "app_id": "handoff",
+            "traceparent": trace_parent(),
+        },
+        "payload": serde_json::from_slice::<Value>(&event.body).unwrap_or_default(),
+    })
+}
