@@ -17,6 +17,7 @@
 //! | [`tls`] | what is wrong with a TLS connection, in words of our own |
 //! | [`client`] | the other side of the queue: publish requests, hear events |
 //! | [`sandbox`] | the simulated platform |
+//! | [`doctor`] | what is wrong with the settings and the servers around a worker |
 //! | [`schema`] | the AsyncAPI document |
 
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod cache;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod handoff;

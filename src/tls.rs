@@ -5,9 +5,13 @@
 //! All three trust the same: the system's certificate authorities, or those that `SSL_CERT_FILE` and
 //! `SSL_CERT_DIR` name in their place.
 
+mod watch;
+
 use std::{error::Error, io, sync::Arc};
 
 use rustls::{CertificateError as Certificate, Error as Tls};
+
+pub(crate) use self::watch::Watch;
 
 const NO_AUTHORITY: &str = "no certificate authority is known: install the system's (ca-certificates), \
      or name a file with the right one in SSL_CERT_FILE";

@@ -6,6 +6,7 @@ mod copies;
 mod dead_queue;
 mod delivery;
 mod error;
+mod greeting;
 mod publisher;
 mod settle;
 mod socket;
@@ -19,7 +20,8 @@ pub use self::{
     dead_queue::{DeadLetter, DeadQueue},
     delivery::Delivery,
     error::BrokerError,
+    greeting::{Greeting, greeting},
     publisher::{PublishError, Publisher, bounded},
     settle::{Settled, Settlement, settle, until_confirmed},
-    topology::{Topology, Traffic},
+    topology::{Difference, Found, State, Survey, Topology, Traffic},
 };

@@ -1,5 +1,8 @@
 //! Exchanges and queues: what there must be, declared or checked, with the remedy where it is not so.
 
+mod difference;
+mod survey;
+
 use std::time::Duration;
 
 use lapin::{
@@ -9,6 +12,10 @@ use lapin::{
 };
 use tokio::time::timeout;
 
+pub use self::{
+    difference::Difference,
+    survey::{Found, State, Survey},
+};
 use super::{
     BrokerError,
     error::{Refusal, refusal},

@@ -11,6 +11,7 @@ mod pool;
 mod rate;
 mod scripts;
 mod seal;
+mod survey;
 mod value;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use self::{
     lease::{Lease, Stored},
     pool::CacheError,
     rate::SharedCalls,
+    survey::{Refused, Survey, survey},
 };
 use crate::{
     config::{CacheSettings, RateLimit},

@@ -32,7 +32,7 @@ use crate::{retry::Delays, tls};
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request. Unit
 /// tests are about other things, and must not fail where the machine is slow.
-const DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 250 });
+pub(super) const DEADLINE: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 250 });
 /// Limit of making a connection, name resolution and TLS included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How often an idle connection is asked whether it lives.
@@ -276,7 +276,7 @@ fn is_about_the_connection(error: &RedisError) -> bool {
 }
 
 /// The kind of error, and the code Redis gave: never its text, which may quote what was sent.
-fn describe(error: &RedisError) -> String {
+pub(super) fn describe(error: &RedisError) -> String {
     if let Some(trouble) = tls::trouble(error) {
         return trouble.to_owned();
     }

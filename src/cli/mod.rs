@@ -3,6 +3,7 @@
 mod completions;
 mod dead_letters;
 mod demo;
+mod doctor;
 mod man;
 mod qr;
 mod request;
@@ -33,6 +34,7 @@ enum Command {
     Request(request::RequestArgs),
     Sandbox(sandbox::SandboxArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Doctor(doctor::DoctorArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -109,6 +111,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Request(args) => request::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

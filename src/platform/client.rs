@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use aws_lc_rs::digest;
 use reqwest::{
     Client, Response,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use secrecy::ExposeSecret;
@@ -31,6 +31,11 @@ use crate::{
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
+
+#[derive(Serialize)]
+struct TokenBody {
+    ttl: u64,
+}
 
 /// What a session call is made with.
 #[derive(Clone, Copy)]
@@ -124,19 +129,31 @@ impl Platform {
     /// # Errors
     /// [`CallError::Transient`] or [`CallError::Refused`].
     pub async fn token(&self, pass: Pass<'_>, trace: &TraceContext) -> Result<Token, Failed> {
-        #[derive(Serialize)]
-        struct Body {
-            ttl: u64,
-        }
         if pass.is_probe() {
             self.key.reload().await;
         }
         let asked_at = SystemTime::now();
         let url = format!("{}/api/device/ephemeral", self.base);
-        let request = self.post(url, self.key.header(), &Body { ttl: self.token_ttl.as_secs() });
+        let request =
+            self.post(url, self.key.header(), &TokenBody { ttl: self.token_ttl.as_secs() });
         let answer = self.call(Call::Token, request, trace, answer::token).await;
         let token = pass.report(answer)?;
         Ok(Token { value: token.into(), expires_at: asked_at + self.token_ttl })
+    }
+
+    /// Asks for one token of the least life and drops it, past the gate: to see whether the key is good.
+    /// Also returns what time the platform says it is.
+    pub async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
+        let url = format!("{}/api/device/ephemeral", self.base);
+        let request = self.post(url, self.key.header(), &TokenBody { ttl: 1 });
+        match request.send().await {
+            Ok(response) => {
+                let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+                let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+                (answered(Call::Token, response, answer::token).await.map(drop), date)
+            }
+            Err(error) => (Err(CallError::from_transport(Call::Token, &error)), None),
+        }
     }
 
     /// Makes a session with a token, and returns the session's id.
@@ -213,8 +230,15 @@ async fn exchange(
     request: reqwest::RequestBuilder,
     read: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
-    let mut response =
-        request.send().await.map_err(|error| CallError::from_transport(call, &error))?;
+    let response = request.send().await.map_err(|error| CallError::from_transport(call, &error))?;
+    answered(call, response, read).await
+}
+
+async fn answered(
+    call: Call,
+    mut response: Response,
+    read: fn(&[u8]) -> Result<String, &'static str>,
+) -> Result<String, CallError> {
     let status = response.status();
     if !status.is_success() {
         return Err(CallError::from_status(call, status, retry_after(&response)));

@@ -19,7 +19,7 @@ pub fn init(settings: &LogSettings) {
         settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     // The settings were read by the same parser; should that ever differ, less is logged, not more.
     let filter = EnvFilter::builder().parse(&settings.directives).unwrap_or_else(|_| "info".into());
-    let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colours = terminal && colours_wanted();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(colours).boxed(),
@@ -29,6 +29,11 @@ pub fn init(settings: &LogSettings) {
     // Each command sets it once; a second call, as tests might make, leaves the first in place.
     let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).try_init();
     log_panics();
+}
+
+/// Whether colours are welcome, where there is a terminal to show them.
+pub fn colours_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// A panic's message may hold anything, so only its place is told.

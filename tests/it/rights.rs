@@ -10,7 +10,7 @@ use crate::support::{
     Bench, Node, Platform,
     bench::{redis, redis_cmd},
     soon,
-    worker::{Settings, Worker},
+    worker::{Settings, Worker, command},
 };
 
 const GUIDE: &str = include_str!("../../docs/security.md");
@@ -35,12 +35,12 @@ async fn the_least_rights_suffice() {
         rabbitmq.ctl(&grant.iter().map(String::as_str).collect::<Vec<_>>()).await;
     }
     let acl = GUIDE.lines().find(|line| line.starts_with("ACL SETUSER")).unwrap();
-    let mut command = redis_cmd("ACL");
+    let mut grant = redis_cmd("ACL");
     for argument in &arguments(acl)[1..] {
-        command.arg(argument);
+        grant.arg(argument);
     }
     let mut admin = redis(&redis_node.url).await;
-    command.query_async::<()>(&mut admin).await.unwrap();
+    grant.query_async::<()>(&mut admin).await.unwrap();
 
     // Everything by its default name.
     let bench = Bench::on_own_rabbitmq(Platform::well().await, &rabbitmq).await;
@@ -100,4 +100,13 @@ async fn the_least_rights_suffice() {
     assert_eq!(bench.platform.session_calls().len(), 1);
     let (_, ready) = worker.page("/readyz").await;
     assert!(ready.contains(r#""redis":"ok""#), "{ready}");
+    // Who has no more than that can still look for what is wrong.
+    settings.insert("HANDOFF_LOG".to_owned(), "warn".to_owned());
+    let output = command(&["doctor", "--json"], &settings).output().await.unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("all 8 exchanges and queues fit") && told.contains("INFO is refused"),
+        "{told}"
+    );
 }

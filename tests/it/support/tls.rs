@@ -1,6 +1,12 @@
 //! A certificate authority of a test's own, and TLS in front of servers that have none.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::{
@@ -59,9 +65,15 @@ impl Authority {
 
     /// A certificate for these names and addresses.
     pub fn issue(&self, names: &[&str]) -> Identity {
+        self.issue_for(names, Duration::from_secs(1_000 * 24 * 60 * 60))
+    }
+
+    /// One that ends after this time.
+    pub fn issue_for(&self, names: &[&str], life: Duration) -> Identity {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(names).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = (SystemTime::now() + life).into();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.der().to_vec(), key: key.serialize_der() }
     }

@@ -1,0 +1,228 @@
+//! Looking at the topology without changing it: what is there, whether it fits, what waits in it.
+//!
+//! AMQP has no way to read the arguments of a queue. But declaring what is there changes nothing: it is
+//! either as declared, or refused with what differs. So each object is first looked for, and only what
+//! was found is declared.
+
+use std::time::Duration;
+
+use lapin::{
+    BasicProperties, Channel, ExchangeKind,
+    options::{
+        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
+    },
+    types::FieldTable,
+};
+use tokio::time::{sleep, timeout};
+
+use super::{DECLARE_LIMIT, Difference, Queue, Topology, Traffic, short};
+use crate::{
+    broker::{
+        BrokerError, Connection, Role, bounded, connect,
+        error::{Refusal, refusal, why},
+    },
+    config::BrokerConfig,
+};
+
+/// How often to look whether RabbitMQ has blocked the connection.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// More than a queue can have.
+const MOST_DIFFERENCES: usize = 20;
+
+/// A connection to look around with.
+pub struct Survey {
+    connection: Connection,
+    topology: Topology,
+}
+
+/// An exchange or a queue, as it was found.
+pub struct Found {
+    /// Its name.
+    pub name: String,
+    /// Whether it is a queue, or else an exchange.
+    pub is_queue: bool,
+    /// How it compares with what it should be.
+    pub state: State,
+    /// What waits in a queue that is there, and who consumes.
+    pub traffic: Option<Traffic>,
+}
+
+/// How an object compares with what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is as it should be.
+    Fits,
+    /// It is not there.
+    Missing,
+    /// It is there, and differs.
+    Differs(Vec<Difference>),
+    /// It is there; whether it fits could not be told, in RabbitMQ's words.
+    Unknown(String),
+}
+
+impl Survey {
+    /// Connects.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
+        let connection = connect(&config.url, Role::Client).await?;
+        Ok(Self { connection, topology: Topology::new(config) })
+    }
+
+    /// The names of everything.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The virtual host.
+    pub fn vhost(&self) -> String {
+        self.connection.get().status().vhost().to_string()
+    }
+
+    /// Looks at every exchange and queue.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn objects(&self) -> Result<Vec<Found>, BrokerError> {
+        let mut objects = Vec::new();
+        for (name, _) in &self.topology.exchanges {
+            let state = self.exchange(name).await?;
+            objects.push(Found { name: name.clone(), is_queue: false, state, traffic: None });
+        }
+        for queue in &self.topology.queues {
+            let (state, traffic) = self.queue(queue).await?;
+            objects.push(Found { name: queue.name.clone(), is_queue: true, state, traffic });
+        }
+        Ok(objects)
+    }
+
+    /// Whether RabbitMQ takes messages: two are published that can reach no queue, and come back. A
+    /// RabbitMQ that is short of something takes the first of a connection, and no other.
+    ///
+    /// # Errors
+    /// It does not, or the user may not publish.
+    pub async fn takes_messages(&self) -> Result<(), BrokerError> {
+        let doing = "publish to the default exchange";
+        let publish = async {
+            let channel = self.connection.get().create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let nowhere = format!("handoff-doctor-{}", uuid::Uuid::new_v4().simple());
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            for _ in 0..2 {
+                let properties = BasicProperties::default();
+                channel
+                    .basic_publish("".into(), bounded(&nowhere), options, &[], properties)
+                    .await?
+                    .await?;
+            }
+            Ok(())
+        };
+        let blocked = async {
+            while !self.connection.get().status().blocked() {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        let published = async {
+            tokio::select! {
+                published = publish => published
+                    .map_err(|error: lapin::Error| BrokerError::during(doing, &error)),
+                () = blocked => {
+                    let why = "RabbitMQ blocks publishing: it is short of memory or disk";
+                    Err(BrokerError::new(why))
+                }
+            }
+        };
+        timeout(DECLARE_LIMIT, published).await.unwrap_or_else(|_| Err(BrokerError::timeout(doing)))
+    }
+
+    /// Closes the connection.
+    pub async fn close(self) {
+        self.connection.close().await;
+    }
+
+    async fn exchange(&self, name: &str) -> Result<State, BrokerError> {
+        let declare = async |passive| {
+            let channel = self.channel().await?;
+            let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+            let (name, kind) = (short(name)?, ExchangeKind::Topic);
+            self.ask(channel.exchange_declare(name, kind, options, FieldTable::default())).await
+        };
+        for passive in [true, false] {
+            if let Err(state) = declare(passive).await? {
+                return Ok(state);
+            }
+        }
+        Ok(State::Fits)
+    }
+
+    async fn queue(&self, queue: &Queue) -> Result<(State, Option<Traffic>), BrokerError> {
+        let (state, traffic) = self.declare(queue, true, queue.arguments.clone()).await?;
+        if state != State::Fits {
+            return Ok((state, None));
+        }
+        // RabbitMQ names one argument at a time. So what it names is taken over, and it is asked again.
+        let (mut arguments, mut all) = (queue.arguments.clone(), Vec::new());
+        for _ in 0..MOST_DIFFERENCES {
+            match self.declare(queue, false, arguments.clone()).await?.0 {
+                State::Differs(differences) => all.extend(differences),
+                State::Fits => break,
+                other if all.is_empty() => return Ok((other, traffic)),
+                _ => break,
+            }
+            if !all.last().is_some_and(|last: &Difference| last.adopt(&mut arguments)) {
+                break;
+            }
+        }
+        let state = if all.is_empty() { State::Fits } else { State::Differs(all) };
+        Ok((state, traffic))
+    }
+
+    async fn declare(
+        &self,
+        queue: &Queue,
+        passive: bool,
+        arguments: FieldTable,
+    ) -> Result<(State, Option<Traffic>), BrokerError> {
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
+        let declared = channel.queue_declare(short(&queue.name)?, options, arguments);
+        Ok(match self.ask(declared).await? {
+            Ok(found) => {
+                let (messages, consumers) = (found.message_count(), found.consumer_count());
+                (State::Fits, Some(Traffic { messages, consumers }))
+            }
+            Err(state) => (state, None),
+        })
+    }
+
+    /// One of its own for each question: a refusal closes it.
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        let doing = "open a channel";
+        timeout(DECLARE_LIMIT, self.connection.get().create_channel())
+            .await
+            .map_err(|_| BrokerError::timeout(doing))?
+            .map_err(|error| BrokerError::during(doing, &error))
+    }
+
+    /// The inner error is RabbitMQ's answer, the outer one that there was none.
+    async fn ask<T>(
+        &self,
+        question: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<Result<T, State>, BrokerError> {
+        let doing = "look at the topology";
+        let answer = timeout(DECLARE_LIMIT, question).await;
+        let error = match answer.map_err(|_| BrokerError::timeout(doing))? {
+            Ok(answer) => return Ok(Ok(answer)),
+            Err(error) => error,
+        };
+        if !self.connection.get().status().connected() {
+            return Err(BrokerError::during(doing, &error));
+        }
+        Ok(Err(match refusal(&error) {
+            Some(Refusal::NotFound) => State::Missing,
+            Some(Refusal::OtherArguments) => State::Differs(vec![Difference::read(&why(&error))]),
+            _ => State::Unknown(why(&error)),
+        }))
+    }
+}
