@@ -20,7 +20,7 @@ use self::{
     pick::{Choice, Chosen, pace},
     view::{Row, json_of_message, table},
 };
-use super::{CliError, signals};
+use super::{CliError, remedy, signals};
 use crate::{
     broker::{DeadLetter, DeadQueue},
     config::{BrokerConfig, BrokerSettings},
@@ -45,12 +45,18 @@ pub(super) struct DeadLettersArgs {
 #[derive(Subcommand)]
 enum Action {
     /// List them: a table on a terminal, else a JSON object a line
+    #[command(after_help = "Example:\n  handoff dead-letters list --older-than 1h")]
     List(ListArgs),
     /// Show them whole, with the request that they were; that holds personal data
+    #[command(after_help = "Example:\n  handoff dead-letters show order-7781")]
     Show(ListArgs),
     /// Send them to the request queue again, as if they had never been tried
+    #[command(after_help = "Examples:\n  \
+        handoff dead-letters replay order-7781\n  \
+        handoff dead-letters replay --reason platform_rejected --rate 10/s")]
     Replay(ReplayArgs),
     /// Drop them for good; asks first on a terminal
+    #[command(after_help = "Example:\n  handoff dead-letters drop --older-than 720h --dry-run")]
     Drop(DropArgs),
 }
 
@@ -109,7 +115,7 @@ async fn go(
     chosen: &Chosen,
     interrupted: CancellationToken,
 ) -> Result<(), CliError> {
-    let queue = DeadQueue::open(config).await.map_err(CliError::failed)?;
+    let queue = DeadQueue::open(config).await.map_err(remedy::broker)?;
     let mut pass = Pass { queue, chosen, interrupted, missing: chosen.ids() };
     let done = match action {
         Action::List(_) => pass.list().await,

@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod man;
 mod qr;
+mod remedy;
 mod request;
 mod run;
 mod sandbox;
@@ -22,6 +23,11 @@ use crate::config::Mistakes;
 /// Turns verification requests on RabbitMQ into short-lived identity-verification links.
 #[derive(Parser)]
 #[command(name = "handoff", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:\n  \
+    handoff demo                      # see it at work, on a RabbitMQ and a Redis of this machine\n  \
+    handoff doctor                    # what is wrong here?\n  \
+    handoff request --user ann --qr   # ask for a link\n\n\
+    Each command has more: handoff <command> --help")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{CliError, qr};
+use super::{CliError, qr, remedy};
 use crate::{
     client::{Client, Received, Requester},
     config::{BrokerConfig, BrokerSettings, parse_duration},
@@ -78,7 +78,7 @@ pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
     let (config, log) = BrokerConfig::read(&args.settings)?;
     let bodies = bodies(&args)?;
     logs::init(&log);
-    let mut client = Client::connect(&config).await.map_err(CliError::failed)?;
+    let mut client = Client::connect(&config).await.map_err(remedy::broker)?;
     let asked = ask(&mut client, bodies, &args).await;
     client.close().await;
     asked

@@ -34,4 +34,5 @@ mod rights;
 mod schema;
 mod secrets;
 mod shutdown;
+mod terminal;
 mod tls;

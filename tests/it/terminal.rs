@@ -1,0 +1,148 @@
+//! What a person at a terminal meets.
+
+use std::process::{Output, Stdio};
+
+use tokio::io::AsyncWriteExt;
+
+use crate::support::{
+    soon,
+    worker::{Settings, command},
+};
+
+const COMMANDS: [&str; 9] =
+    ["run", "demo", "request", "sandbox", "dead-letters", "doctor", "schema", "completions", "man"];
+
+async fn run(arguments: &[&str]) -> Output {
+    soon("the end", command(arguments, &Settings::new()).output()).await.unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Runs it on a terminal, and returns what that shows.
+async fn on_terminal(arguments: &str, settings: &[(&str, &str)]) -> String {
+    let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_handoff"));
+    let mut script = tokio::process::Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR").env("TERM", "xterm");
+    script.envs(settings.iter().copied()).stdin(Stdio::null());
+    text(&soon("the end", script.output()).await.unwrap().stdout)
+}
+
+#[tokio::test]
+async fn every_command_teaches_by_an_example() {
+    let all = text(&run(&["--help"]).await.stdout);
+    for command in COMMANDS {
+        assert!(all.contains(&format!("  {command} ")), "{command} is not in {all}");
+        let output = run(&[command, "--help"]).await;
+        assert!(output.status.success());
+        let help = text(&output.stdout);
+        let (_, examples) =
+            help.split_once("Example").unwrap_or_else(|| panic!("{command}: {help}"));
+        assert!(examples.contains(&format!("handoff {command}")), "{command}: {help}");
+    }
+    for command in ["list", "show", "replay", "drop"] {
+        let help = text(&run(&["dead-letters", command, "--help"]).await.stdout);
+        assert!(help.contains(&format!("handoff dead-letters {command}")), "{help}");
+    }
+    assert!(all.contains("handoff demo"), "{all}");
+}
+
+#[tokio::test]
+async fn the_demo_tells_its_own_defaults() {
+    let help = text(&run(&["demo", "--help"]).await.stdout);
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in [
+        "name none [default: demo]",
+        "Redis key [default: one of its own for each run]",
+        "served [default: any free port of this machine]",
+        "directives [default: warn]",
+        "token, in whole seconds [default: 1h]",
+    ] {
+        assert!(help.contains(words), "{words}: {help}");
+    }
+}
+
+#[tokio::test]
+async fn colours_are_for_terminals_that_want_them() {
+    let nowhere = "--amqp-url=amqp://127.0.0.1:1 --redis-url=redis://127.0.0.1:1 \
+                   --idv-url=http://127.0.0.1:1 --idv-api-key=k";
+    let doctor = format!("doctor {nowhere}");
+    for arguments in ["run --help", "no-such-command", &doctor] {
+        let shown = on_terminal(arguments, &[]).await;
+        assert!(shown.contains("\u{1b}["), "{arguments}: {shown:?}");
+        let shown = on_terminal(arguments, &[("NO_COLOR", "1")]).await;
+        assert!(!shown.contains("\u{1b}["), "{arguments}: {shown:?}");
+        let arguments: Vec<_> = arguments.split_whitespace().collect();
+        let Output { stdout, stderr, .. } = run(&arguments).await;
+        assert!(!stdout.contains(&0x1b) && !stderr.contains(&0x1b), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn completions_are_scripts_that_their_shell_can_read() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]).await;
+        assert!(output.status.success());
+        let script = text(&output.stdout);
+        for word in ["dead-letters", "idv-api-key-file", "probe"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let script = run(&["completions", "bash"]).await.stdout;
+    let mut bash = tokio::process::Command::new("bash");
+    let ask = "COMP_WORDS=(handoff dead-letters re) COMP_CWORD=2; _handoff handoff re dead-letters; \
+               echo \"${COMPREPLY[@]}\"";
+    let mut bash = bash.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = bash.stdin.take().unwrap();
+    stdin.write_all(&[&script[..], b"\n", ask.as_bytes()].concat()).await.unwrap();
+    drop(stdin);
+    let output = soon("bash", bash.wait_with_output()).await.unwrap();
+    assert_eq!(text(&output.stdout), "replay\n");
+    assert_eq!(run(&["completions", "tcsh"]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn there_is_a_page_for_each_command() {
+    for (arguments, title) in [
+        (&["man"][..], "handoff 1"),
+        (&["man", "run"], "handoff-run 1"),
+        (&["man", "dead-letters", "replay"], "handoff-dead-letters-replay 1"),
+    ] {
+        let output = run(arguments).await;
+        let page = text(&output.stdout);
+        assert!(output.status.success());
+        assert!(page.contains(&format!(".TH {title}")), "{arguments:?}: {page:.300}");
+        assert!(page.contains(".SH NAME") && page.contains("Example"), "{page:.600}");
+    }
+    let output = run(&["man", "fly"]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("no command"), "{}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn an_error_tells_the_cause_and_a_remedy() {
+    for (arguments, words) in [
+        (
+            &["request", "--user=ann", "--amqp-url=amqp://127.0.0.1:1"][..],
+            &["cannot connect to RabbitMQ", "connection refused", "handoff doctor"][..],
+        ),
+        (
+            &["dead-letters", "list", "--amqp-url=amqp://127.0.0.1:1"],
+            &["cannot connect to RabbitMQ", "connection refused", "handoff doctor"],
+        ),
+        (&["demo", "--amqp-url=amqp://127.0.0.1:1"], &["cannot connect to RabbitMQ", "make demo"]),
+        (
+            &["run", "--idv-url=http://127.0.0.1:1", "--idv-api-key=k", "--http-addr=192.0.2.1:1"],
+            &["192.0.2.1:1", "HANDOFF_HTTP_ADDR"],
+        ),
+        (&["request", "--file=/no/such"], &["--file", "No such file"]),
+    ] {
+        let output = run(arguments).await;
+        let told = text(&output.stderr);
+        for word in words {
+            assert!(told.contains(word), "{arguments:?}: {word} is not in {told}");
+        }
+        assert!(!output.status.success());
+    }
+}
