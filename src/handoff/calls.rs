@@ -154,7 +154,7 @@ impl Handoff {
     /// an outage would spend an attempt on it.
     async fn gate_shuts(&self, kind: Call, began: Instant) -> bool {
         let gate = self.platform.gate();
-        gate.may_shut(kind, began) && timeout(MOMENT, gate.until_holding()).await.is_ok()
+        timeout(gate.doubt(kind, began), gate.until_holding()).await.is_ok()
     }
 
     /// Waits at the gate, for as long as there is a point in it.

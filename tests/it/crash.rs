@@ -339,6 +339,8 @@ async fn a_request_that_kills_every_worker_ends_in_the_dead_queue_and_takes_nobo
     assert!(letter.header("x-handoff-reason").is_none());
     let events = bench.rabbit.events(4).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    // It may have been started a moment ago.
+    survivor.logged("consuming").await;
     survivor.stop().await;
     assert_eq!(bench.rabbit.depth(&dead).await, 0, "nobody else");
 }

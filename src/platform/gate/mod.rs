@@ -115,10 +115,10 @@ impl Gate {
         }
     }
 
-    /// Whether a call that began then and failed may be one of those that soon shut the gate: then its
-    /// failure says nothing about its request.
-    pub fn may_shut(&self, call: Call, began: Instant) -> bool {
-        self.state().may_shut(call, began)
+    /// For how long to wait and see whether a call that began then, and failed, is one of those that
+    /// shut the gate: then its failure says nothing about its request.
+    pub fn doubt(&self, call: Call, began: Instant) -> Duration {
+        self.state().doubt(call, began)
     }
 
     /// Waits until the gate is shut and holds no request, so that none would find out when to open it.

@@ -26,6 +26,9 @@ const PROOF_ENDS: Duration = Duration::from_millis(100);
 /// A platform that says nothing at all for this long is slow, rather than away: then all may call.
 const SLOW: Duration = Duration::from_millis(500);
 
+/// How long who has failed waits to see whether the others do.
+const DOUBT: Duration = Duration::from_secs(1);
+
 /// Who is asked again to call later lets others go first for a tenth of that time, and at least so long.
 const LEAST_TURN: Duration = Duration::from_secs(1);
 
@@ -108,12 +111,18 @@ impl State {
         self.asked_to_wait(now) || self.shut.as_ref().is_some_and(|shut| shut.holds(call))
     }
 
-    /// Whether a failure of a call that began then may be one of a streak that shuts the gate: others fail,
-    /// too, or are under way, and nobody has been answered well since.
-    pub(super) fn may_shut(&self, call: Call, began: Instant) -> bool {
+    /// For how long a failure of a call that began then may yet turn out to be one of a streak that shuts
+    /// the gate: long where others fail, too, or are under way; for a moment where there is nobody else,
+    /// since others may be about to come; not at all where somebody has been answered well since.
+    pub(super) fn doubt(&self, call: Call, began: Instant) -> Duration {
         let others_fail = self.streaks[call as usize].callers.len() > 1;
         let nobody_answered = self.last_good.is_none_or(|last| last < began);
-        others_fail || (nobody_answered && self.under_way > 0)
+        match (others_fail, nobody_answered) {
+            (true, _) => DOUBT,
+            (_, true) if self.under_way > 0 => DOUBT,
+            (_, true) => DOUBT / 4,
+            _ => Duration::ZERO,
+        }
     }
 
     /// Calls under way.

@@ -297,16 +297,17 @@ fn the_first_failures_of_an_outage_may_be_the_beginning_of_a_pause() {
     let mut gate = Scene::new();
     let began = gate.now;
     gate.call(1, Session, Met::Failure);
-    assert!(!gate.state.may_shut(Session, began), "nobody else is there");
+    let moment = gate.state.doubt(Session, began);
+    assert!(moment > Duration::ZERO, "others may be about to come");
     assert!(gate.later(1).enters(2, Session));
-    assert!(gate.state.may_shut(Session, began), "another call may fail, too");
+    assert!(gate.state.doubt(Session, began) > moment, "another call may fail, too");
     gate.later(1).report(2, Session, Met::Success);
     assert!(gate.enters(3, Session));
-    assert!(!gate.state.may_shut(Session, began), "others are served");
+    assert_eq!(gate.state.doubt(Session, began), Duration::ZERO, "others are served");
     let began = gate.later(1).now;
     gate.report(3, Session, Met::Failure);
     gate.call(4, Session, Met::Failure);
-    assert!(gate.state.may_shut(Session, began), "others fail, too");
+    assert!(gate.state.doubt(Session, began) > moment, "others fail, too");
 }
 
 #[test]
