@@ -19,6 +19,7 @@ use crate::{
     },
     config::BrokerConfig,
     message::{FAILED, READY, REQUESTED},
+    telemetry::metrics::Metrics,
 };
 
 /// Limit of setting up the subscription.
@@ -89,7 +90,10 @@ impl Client {
             .map_err(|_| BrokerError::timeout("subscribe to events"))?
             .map_err(|error| BrokerError::during("subscribe to events", &error))?;
         let request_exchange = topology.request_exchange().to_owned();
-        let publisher = Publisher::new(Arc::clone(connection.get()), topology, CONCURRENCY);
+        // Nobody scrapes a command.
+        let metrics = Metrics::new();
+        let publisher =
+            Publisher::new(Arc::clone(connection.get()), topology, CONCURRENCY, metrics);
         Ok(Self { connection, publisher, request_exchange, events })
     }
 

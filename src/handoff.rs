@@ -32,6 +32,7 @@ use crate::{
     retry::{Delays, RetryPolicy},
     session::{Call, Session},
     single_flight::{Joined, SingleFlight},
+    telemetry::metrics::Metrics,
 };
 
 /// Everything that serving a request takes.
@@ -41,6 +42,7 @@ pub struct Handoff {
     flights: SingleFlight<Result<Obtained, Failure>>,
     retry: RetryPolicy,
     public_url: Url,
+    metrics: Arc<Metrics>,
     draining: CancellationToken,
 }
 
@@ -68,9 +70,10 @@ impl Handoff {
         cache: Cache,
         retry: RetryPolicy,
         public_url: Url,
+        metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Self {
-        Self { platform, cache, flights: SingleFlight::new(), retry, public_url, draining }
+        Self { platform, cache, flights: SingleFlight::new(), retry, public_url, metrics, draining }
     }
 
     /// Serves one request: when this returns well, its event is confirmed.
@@ -140,6 +143,7 @@ impl Handoff {
         let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
         // Should there be no link, we will want to call.
         tries.expect(Call::Token);
+        let mut waited = LeaseWait::none(&self.metrics);
         loop {
             job.still_ours()?;
             let claimed = Instant::now();
@@ -149,6 +153,7 @@ impl Handoff {
                     return Ok(Obtained { session, reused: true, made_after });
                 }
                 Ok(Claim::Lease(lease)) => {
+                    waited.end();
                     // Should we be too slow and somebody else go ahead, theirs is the link that
                     // counts.
                     want = match job.request.renew {
@@ -165,10 +170,12 @@ impl Handoff {
                         want = Want::OtherThan(newest);
                     }
                     made_after = Some(claimed);
+                    waited.begin();
                     tries.forgo();
                     self.pause(job, pauses.next()).await?;
                 }
                 Err(unclaimed) => {
+                    waited.end();
                     let made = self.make_without_cache(job, tries, unclaimed).await?;
                     if let Some(session) = made {
                         return Ok(Obtained::new(session));
@@ -248,15 +255,19 @@ impl Handoff {
             };
             match started {
                 Ok(id) => return Ok(Session { token, id }),
-                Err(Stopped::Call(CallError::Unauthorized)) if !renewed => {
+                Err(Stopped::Call(error @ CallError::Unauthorized)) if !renewed => {
                     renewed = true;
+                    self.metrics.retried(Call::Session, error.label());
                     token = self.token(job, lease, tries).await?;
                 }
                 // It was held for so long that its token is of little use by now.
                 Err(Stopped::Stale) => token = self.token(job, lease, tries).await?,
                 // That says nothing about the request. Each time a try has failed before, so that the
                 // budget limits this.
-                Err(Stopped::Used) => token = self.token(job, lease, tries).await?,
+                Err(Stopped::Used) => {
+                    self.metrics.retried(Call::Session, CallError::Unauthorized.label());
+                    token = self.token(job, lease, tries).await?;
+                }
                 Err(stopped) => return Err(stopped.into()),
             }
         }
@@ -295,6 +306,34 @@ impl Obtained {
     fn new(session: Session) -> Self {
         let made_after = Some(Instant::now());
         Self { session: Arc::new(session), reused: false, made_after }
+    }
+}
+
+/// The time that a request waits for somebody else's lease, however the waiting ends.
+struct LeaseWait<'a> {
+    metrics: &'a Metrics,
+    since: Option<Instant>,
+}
+
+impl<'a> LeaseWait<'a> {
+    fn none(metrics: &'a Metrics) -> Self {
+        Self { metrics, since: None }
+    }
+
+    fn begin(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn end(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.metrics.lease_waited(since.elapsed());
+        }
+    }
+}
+
+impl Drop for LeaseWait<'_> {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -95,6 +95,7 @@ pub async fn run(
             cache,
             settings.worker.retry,
             settings.platform.public_url,
+            Arc::clone(&metrics),
             shutdown.clone(),
         ),
         metrics,
@@ -122,11 +123,11 @@ pub async fn run(
 
 /// What the probes ask.
 fn checks(cache: &Cache, platform: &Arc<Platform>) -> health::Checks {
-    let (cache, gate, holding) = (cache.clone(), Arc::clone(platform), Arc::clone(platform));
+    let (cache, gate, measured) = (cache.clone(), Arc::clone(platform), Arc::clone(platform));
     health::Checks {
         redis: Box::new(move || cache.is_well()),
         platform: Box::new(move || gate.gate().shut().is_none()),
-        paused: Box::new(move || holding.gate().is_holding()),
+        measure: Box::new(move || measured.gate().measure()),
     }
 }
 
@@ -187,7 +188,11 @@ impl Run {
     async fn until_shutdown(self) {
         let mut pace = Pace::Full;
         let mut delays = connect_delays();
+        let mut first = true;
         while let Some(mut attached) = self.attach().await {
+            if !std::mem::take(&mut first) {
+                self.processor.metrics.broker_reconnected();
+            }
             self.health.set_consuming(true);
             tracing::info!(queue = self.broker.queue, ?pace, "consuming");
             let began = Instant::now();
@@ -246,7 +251,8 @@ impl Run {
         let mut delays = connect_delays();
         let mut told = None;
         while !self.shutdown.is_cancelled() {
-            let attach = Attached::attach(&self.broker, self.prefetch);
+            let metrics = Arc::clone(&self.processor.metrics);
+            let attach = Attached::attach(&self.broker, self.prefetch, metrics);
             let attached = tokio::select! {
                 attached = self.health.pulse.beating(attach) => attached,
                 () = self.shutdown.cancelled() => break,

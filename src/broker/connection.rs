@@ -21,7 +21,7 @@ use super::{
     socket::{self, Socket},
     upkeep,
 };
-use crate::config::BrokerConfig;
+use crate::{config::BrokerConfig, telemetry::metrics::Metrics};
 
 /// Limit of the whole handshake: name resolution, TCP, TLS, AMQP. RabbitMQ has the same. A peer that
 /// says nothing at all is given up much sooner.
@@ -130,15 +130,23 @@ impl Attached {
     ///
     /// # Errors
     /// The first thing that does not work. Nothing of it is left behind.
-    pub async fn attach(config: &BrokerConfig, concurrency: u16) -> Result<Self, BrokerError> {
+    pub async fn attach(
+        config: &BrokerConfig,
+        concurrency: u16,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BrokerError> {
         // One after the other: where there is no answer, one attempt is enough to find out.
         let publishing = connect(&config.url, Role::Publisher).await?;
         let consuming = connect(&config.url, Role::Consumer).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(publishing.get()).await?;
         let consumer = Consumer::start(consuming.get(), &config.queue).await?;
-        let publisher =
-            Publisher::new(Arc::clone(publishing.get()), Arc::clone(&topology), concurrency);
+        let publisher = Publisher::new(
+            Arc::clone(publishing.get()),
+            Arc::clone(&topology),
+            concurrency,
+            metrics,
+        );
         Ok(Self { consuming, publishing, topology, consumer, publisher })
     }
 

@@ -21,7 +21,7 @@ use super::{
     copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     topology::short,
 };
-use crate::{config::BrokerConfig, message::decode_request};
+use crate::{config::BrokerConfig, message::decode_request, telemetry::metrics::Metrics};
 
 /// Limit of one step.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
@@ -58,7 +58,9 @@ impl DeadQueue {
             .await
             .map_err(|_| BrokerError::timeout(doing))?
             .map_err(|error| BrokerError::during(doing, &error))?;
-        let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1);
+        // Nobody scrapes a command.
+        let metrics = Metrics::new();
+        let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1, metrics);
         Ok(Self { connection, channel, publisher, left, last: None })
     }
 

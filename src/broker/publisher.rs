@@ -23,7 +23,10 @@ use super::{
     BrokerError, Topology, Traffic,
     error::{Refusal, refusal, why},
 };
-use crate::message::{Event, TraceContext};
+use crate::{
+    message::{Event, READY, TraceContext},
+    telemetry::metrics::{Metrics, Published},
+};
 
 /// Channels that publish at once. More gain nothing: RabbitMQ confirms in batches.
 const MAX_CHANNELS: u16 = 64;
@@ -50,6 +53,19 @@ pub enum PublishError {
     Disconnected,
 }
 
+impl PublishError {
+    /// The outcome's name in metrics.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Unroutable => "unroutable",
+            Self::Refused => "refused",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Failed(_) => "failed",
+            Self::Disconnected => "disconnected",
+        }
+    }
+}
+
 impl fmt::Display for PublishError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -73,13 +89,19 @@ struct Inner {
     topology: Arc<Topology>,
     idle: Mutex<Vec<Channel>>,
     turns: Semaphore,
+    metrics: Arc<Metrics>,
 }
 
 impl Publisher {
     /// No channel is opened before it is needed.
-    pub fn new(connection: Arc<Connection>, topology: Arc<Topology>, concurrency: u16) -> Self {
+    pub fn new(
+        connection: Arc<Connection>,
+        topology: Arc<Topology>,
+        concurrency: u16,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let turns = Semaphore::new(concurrency.clamp(1, MAX_CHANNELS).into());
-        Self(Arc::new(Inner { connection, topology, idle: Mutex::default(), turns }))
+        Self(Arc::new(Inner { connection, topology, idle: Mutex::default(), turns, metrics }))
     }
 
     /// The names it publishes to.
@@ -125,7 +147,35 @@ impl Publisher {
             .with_app_id("handoff".into())
             .with_headers(headers);
         let exchange = self.0.topology.event_exchange();
-        self.publish(exchange, event.kind, properties, &event.body).await
+        let kind = if event.kind == READY { Published::Ready } else { Published::Failed };
+        self.counted(kind, self.publish(exchange, event.kind, properties, &event.body)).await
+    }
+
+    /// Publishes a copy of a request into a queue.
+    ///
+    /// # Errors
+    /// RabbitMQ did not take it, or may not have.
+    pub(super) async fn copy(
+        &self,
+        kind: Published,
+        queue: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<(), PublishError> {
+        // The default exchange leads to the queue of the routing key's name.
+        self.counted(kind, self.publish("", queue, properties, body)).await
+    }
+
+    async fn counted(
+        &self,
+        kind: Published,
+        publish: impl Future<Output = Result<(), PublishError>>,
+    ) -> Result<(), PublishError> {
+        let began = Instant::now();
+        let published = publish.await;
+        let fault = published.as_ref().err().map(PublishError::label);
+        self.0.metrics.published(kind, fault, began.elapsed());
+        published
     }
 
     /// Publishes a message and waits until RabbitMQ has it. An exchange or queue that was deleted

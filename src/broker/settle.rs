@@ -9,7 +9,7 @@ use super::{
     Delivery, PublishError, Publisher,
     copies::{DeadReason, Tried, dead_letter, retry_copy},
 };
-use crate::retry::Delays;
+use crate::{retry::Delays, telemetry::metrics::Published};
 
 /// How often a delivery may have come back before it is handed back as a copy: half the limit.
 const COMES_BACK: u32 = 10;
@@ -62,11 +62,12 @@ pub async fn settle(
     stop: &CancellationToken,
 ) -> Settled {
     let frame_max = publisher.frame_max();
-    let (queue, properties) = match settlement {
+    let (kind, queue, properties) = match settlement {
         Settlement::Done => return acked(delivery).await,
         // An older RabbitMQ counts what is handed back towards the delivery limit: one that came back
         // often goes by way of a copy, whose count begins anew.
         Settlement::HandBack(tried) if delivery.came_back() >= COMES_BACK => (
+            Published::Postponed,
             publisher.topology().request_queue(),
             retry_copy(delivery.properties(), tried, frame_max),
         ),
@@ -75,20 +76,21 @@ pub async fn settle(
             return Settled::Back;
         }
         Settlement::Retry { queue, tried } => {
-            (queue, retry_copy(delivery.properties(), tried, frame_max))
+            (Published::Retry, queue, retry_copy(delivery.properties(), tried, frame_max))
         }
         Settlement::Postpone { tried } => (
+            Published::Postponed,
             publisher.topology().request_queue(),
             retry_copy(delivery.properties(), tried, frame_max),
         ),
         Settlement::DeadLetter { tried, reason } => (
+            Published::DeadLetter,
             publisher.topology().dead_queue(),
             dead_letter(delivery.properties(), tried, reason, frame_max),
         ),
     };
-    // The default exchange leads to the queue of the routing key's name.
     let copied =
-        until_confirmed(stop, || publisher.publish("", queue, properties.clone(), delivery.body()));
+        until_confirmed(stop, || publisher.copy(kind, queue, properties.clone(), delivery.body()));
     match copied.await {
         Ok(()) if matches!(settlement, Settlement::HandBack(_)) => {
             delivery.ack().await;

@@ -38,7 +38,7 @@ pub use self::{
 use crate::{
     config::{CacheSettings, RateLimit},
     session::{Session, Token},
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{Lookup, Metrics},
 };
 
 /// How long a lease outlives a holder that was killed. A live one extends it in time.
@@ -93,7 +93,7 @@ impl Cache {
     /// # Errors
     /// When the URL is none for Redis, which the settings have checked.
     pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
-        let pool = Pool::new(&settings.url)
+        let pool = Pool::new(&settings.url, Arc::clone(&metrics))
             .map_err(|error| CacheError::Failed(format!("{:?}", error.kind())))?;
         Ok(Self(Arc::new(Inner {
             pool,
@@ -154,11 +154,15 @@ impl Cache {
             let newest = Stamp::from_redis(newest);
             match answer.as_str() {
                 "link" => match self.read_link(keys, &value) {
-                    Some(session) => return Ok(Claim::Link(session)),
+                    Some(session) => {
+                        self.0.metrics.looked_up(Lookup::Hit);
+                        return Ok(Claim::Link(session));
+                    }
                     // Sealed with a key we do not have, or as good as ended: as if it were not there.
                     None => want = Want::OtherThan(newest),
                 },
                 "lease" => {
+                    self.0.metrics.looked_up(Lookup::Miss);
                     let token = self.read_token(keys, &value);
                     return Ok(Claim::Lease(Lease::new(claimant, newest, token)));
                 }

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{deferred::Deferred, scripts};
-use crate::{retry::Delays, tls};
+use crate::{retry::Delays, telemetry::metrics::Metrics, tls};
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request. Unit
 /// tests are about other things, and must not fail where the machine is slow.
@@ -94,7 +94,7 @@ struct Broken {
 
 impl Pool {
     /// Starts the keeper. Needs no Redis yet.
-    pub(super) fn new(url: &SecretString) -> Result<Self, RedisError> {
+    pub(super) fn new(url: &SecretString, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
         let limits = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_LIMIT))
             .set_response_timeout(Some(DEADLINE));
@@ -111,7 +111,7 @@ impl Pool {
         let (sender, current) = watch::channel(None);
         let broken = Arc::new(Broken::default());
         let deferred = Arc::new(Deferred::default());
-        let keeper = keep(pool, sender, Arc::clone(&broken), Arc::clone(&deferred));
+        let keeper = keep(pool, sender, Arc::clone(&broken), Arc::clone(&deferred), metrics);
         let keeper = tokio::spawn(keeper);
         Ok(Self {
             current,
@@ -207,6 +207,7 @@ async fn keep(
     offer: watch::Sender<Option<Numbered>>,
     broken: Arc<Broken>,
     deferred: Arc<Deferred>,
+    metrics: Arc<Metrics>,
 ) {
     let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
     let mut told_down = false;
@@ -223,6 +224,9 @@ async fn keep(
             }
         };
         delays.reset();
+        if number > 1 {
+            metrics.cache_reconnected();
+        }
         deferred.run(&connection).await;
         broken.refused.store(false, Ordering::Relaxed);
         offer.send_replace(Some((number, (*connection).clone())));

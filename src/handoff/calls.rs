@@ -127,6 +127,7 @@ impl Handoff {
             let request_id = job.request_id.short();
             if held {
                 tries.was_held(called.elapsed());
+                self.metrics.retried(kind, error.label());
                 tracing::debug!(request_id, %error, "held until the platform takes calls again");
                 continue;
             }
@@ -139,6 +140,7 @@ impl Handoff {
                 return Err(Stopped::Call(error));
             };
             tracing::debug!(request_id, %error, ?delay, "trying again");
+            self.metrics.retried(kind, error.label());
             tries.forgo();
             match self.pause(job, delay).await {
                 // It has had its time: that ends the attempt as the end of its budget would.

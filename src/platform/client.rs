@@ -99,7 +99,7 @@ impl Platform {
             })?,
             base: without_slash(&settings.url).to_owned(),
             key,
-            gate: Gate::new(rate),
+            gate: Gate::new(rate, Arc::clone(&metrics)),
             token_ttl: settings.token_ttl,
             timeout: settings.timeout,
             metrics,

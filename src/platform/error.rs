@@ -93,7 +93,7 @@ impl CallError {
     }
 
     /// The outcome's name in metrics.
-    pub(super) fn label(&self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         match self {
             Self::Transient { why, .. } => match why {
                 Transient::Connection | Transient::Tls(_) => "connection_error",

@@ -5,6 +5,7 @@
 //! no attempt and no call, and one of them at a time finds out whether the platform works again.
 //! `state` has the rules; behind them, `rate` keeps all replicas together within a limit.
 
+mod pauses;
 mod rate;
 mod shut;
 mod state;
@@ -12,7 +13,7 @@ mod state;
 use std::{
     fmt,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -32,7 +33,7 @@ pub use self::{
     shut::Why,
 };
 use super::error::CallError;
-use crate::session::Call;
+use crate::{session::Call, telemetry::metrics::Metrics};
 
 /// Calls where no request is there to do so.
 const IDLE: Caller = 0;
@@ -44,6 +45,7 @@ pub struct Gate {
     /// Tells those who are held that something may have changed.
     changed: watch::Sender<()>,
     held: AtomicUsize,
+    metrics: Arc<Metrics>,
 }
 
 /// A request on its way to the platform.
@@ -74,9 +76,9 @@ pub struct Pass<'a> {
 
 impl Gate {
     /// Open.
-    pub(super) fn new(rate: Option<Rate>) -> Self {
+    pub(super) fn new(rate: Option<Rate>, metrics: Arc<Metrics>) -> Self {
         let (state, held) = (Mutex::default(), AtomicUsize::new(0));
-        Self { state, rate, changed: watch::Sender::new(()), held }
+        Self { state, rate, changed: watch::Sender::new(()), held, metrics }
     }
 
     /// A ticket for the request with this id.
@@ -104,6 +106,12 @@ impl Gate {
     pub fn is_holding(&self) -> bool {
         let state = self.state();
         state.shut().is_some() || state.asked_to_wait(Instant::now())
+    }
+
+    /// Brings the metrics of pauses up to date.
+    pub fn measure(&self) {
+        let (holding, so_far) = (self.is_holding(), self.state().paused_for(Instant::now()));
+        self.metrics.platform_paused(holding, so_far);
     }
 
     /// Waits until calls are held back, and not for a moment only.
@@ -209,7 +217,9 @@ impl<'a> Ticket<'a> {
             }
             self.expect(call);
             if let Some(permit) = &mut self.permit {
+                let asked = Instant::now();
                 permit.granted().await;
+                gate.metrics.rate_waited(asked.elapsed());
             }
             // It may have been shut meanwhile.
             let (mut state, now) = (gate.state(), Instant::now());

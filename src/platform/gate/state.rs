@@ -4,8 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::shut::{Shut, Why};
-use crate::session::Call;
+use super::{
+    pauses::Pauses,
+    shut::{Shut, Why},
+};
+use crate::{session::Call, telemetry::metrics::PausedFor};
 
 /// Failures in a row after which the platform counts as down …
 const FAILURES: u32 = 5;
@@ -85,6 +88,7 @@ pub(super) struct State {
     last_good: Option<Instant>,
     /// Since when calls are under way and none has been answered.
     silent_since: Option<Instant>,
+    pauses: Pauses,
 }
 
 /// Failures without a success between.
@@ -123,6 +127,11 @@ impl State {
             (_, true) => DOUBT / 4,
             _ => Duration::ZERO,
         }
+    }
+
+    /// For how long calls were held back until now.
+    pub(super) fn paused_for(&mut self, now: Instant) -> PausedFor {
+        self.pauses.look(self.shut(), self.later_until, now)
     }
 
     /// Calls under way.
@@ -175,6 +184,7 @@ impl State {
         met: Met,
         now: Instant,
     ) -> Option<Change> {
+        self.paused_for(now);
         self.abandoned();
         self.silent_since = (self.under_way > 0).then_some(now);
         match met {

@@ -5,7 +5,7 @@ use super::{
     share::COUNT_LIMIT,
     *,
 };
-use crate::platform::error::Transient;
+use crate::{platform::error::Transient, telemetry::metrics::Metrics};
 
 const LIMIT: RateLimit = RateLimit { count: 10, per: Duration::from_secs(1) };
 
@@ -163,7 +163,7 @@ fn filling() -> Shared {
 #[tokio::test(start_paused = true)]
 async fn leave_is_not_saved_up_while_the_gate_holds_calls_back() {
     let rate = Rate::new(LIMIT, filling(), Arc::new(Replicas::default()));
-    let gate = Arc::new(Gate::new(Some(rate)));
+    let gate = Arc::new(Gate::new(Some(rate), Metrics::new()));
     let later = CallError::Transient {
         call: Call::Token,
         why: Transient::Timeout,

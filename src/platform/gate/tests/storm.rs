@@ -10,6 +10,7 @@ use crate::{
     config::RateLimit,
     platform::error::Transient,
     session::Call::{Session, Token},
+    telemetry::metrics::Metrics,
 };
 
 fn transient(retry_after: Option<Duration>) -> CallError {
@@ -39,7 +40,7 @@ async fn go(gate: &Gate, n: u64, well: bool, mut dice: StdRng) {
 }
 
 async fn storm(seed: u64, rate: Option<Rate>) {
-    let gate = Arc::new(Gate::new(rate));
+    let gate = Arc::new(Gate::new(rate, Metrics::new()));
     let mut dice = StdRng::seed_from_u64(seed);
     let mut requests = tokio::task::JoinSet::new();
     for n in 0..300 {

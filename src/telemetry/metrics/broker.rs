@@ -1,0 +1,88 @@
+//! What is counted of RabbitMQ.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use super::{
+    DURATIONS, Metrics,
+    labels::{KindOutcomeLabel, Published, resolved},
+};
+
+/// What a publish that RabbitMQ took over is called.
+const CONFIRMED: &str = "confirmed";
+
+#[derive(Debug)]
+pub(super) struct Broker {
+    publishes: Family<KindOutcomeLabel, Counter>,
+    /// The usual outcome, by kind.
+    confirmed: [Counter; 5],
+    confirm_time: Histogram,
+    connected: Gauge,
+    reconnects: Counter,
+}
+
+impl Broker {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let publishes = Family::<KindOutcomeLabel, Counter>::default();
+        let confirmed =
+            Published::ALL.map(|kind| KindOutcomeLabel { kind: kind.as_str(), outcome: CONFIRMED });
+        let broker = Self {
+            confirmed: resolved(&publishes, confirmed),
+            publishes: publishes.clone(),
+            confirm_time: Histogram::new(DURATIONS),
+            connected: Gauge::default(),
+            reconnects: Counter::default(),
+        };
+        registry.register(
+            "handoff_publishes",
+            "Messages published, repeats included, by kind and by what RabbitMQ made of them",
+            publishes,
+        );
+        registry.register(
+            "handoff_publish_confirm_seconds",
+            "From publishing a message to its confirm, or to giving it up",
+            broker.confirm_time.clone(),
+        );
+        registry.register(
+            "handoff_broker_connected",
+            "1 while consuming from RabbitMQ",
+            broker.connected.clone(),
+        );
+        registry.register(
+            "handoff_broker_reconnects",
+            "Connections to RabbitMQ made after the first",
+            broker.reconnects.clone(),
+        );
+        broker
+    }
+}
+
+impl Metrics {
+    /// A message was published, and RabbitMQ took it, or did not: `fault` comes from a fixed set.
+    pub fn published(&self, kind: Published, fault: Option<&'static str>, took: Duration) {
+        match fault {
+            None => {
+                self.broker.confirmed[kind as usize].inc();
+            }
+            Some(outcome) => {
+                let label = KindOutcomeLabel { kind: kind.as_str(), outcome };
+                self.broker.publishes.get_or_create(&label).inc();
+            }
+        }
+        self.broker.confirm_time.observe(took.as_secs_f64());
+    }
+
+    /// Consuming, or not.
+    pub fn broker_connected(&self, connected: bool) {
+        self.broker.connected.set(i64::from(connected));
+    }
+
+    /// There is a connection to RabbitMQ again.
+    pub fn broker_reconnected(&self) {
+        self.broker.reconnects.inc();
+    }
+}

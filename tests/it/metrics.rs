@@ -1,0 +1,206 @@
+//! What `/metrics` serves is what the reference lists, and tells what has happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use crate::support::{
+    Answer, Bench, Flow, Platform, Proxy, Worker,
+    platform::{Call, held, well},
+    until,
+};
+
+/// A metric's type, and the labels of its series.
+type Metric = (String, BTreeSet<String>);
+
+fn texts_in_backticks(text: &str) -> impl Iterator<Item = String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned)
+}
+
+/// What the table of the reference says.
+fn documented() -> BTreeMap<String, Metric> {
+    let reference = include_str!("../../docs/reference.md");
+    let section = reference.split_once("\n## Metrics\n").unwrap().1.split_once("\n## ").unwrap().0;
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        let kind = cells[1].trim().split(',').next().unwrap().to_owned();
+        let name = texts_in_backticks(cells[0]).next().unwrap();
+        (name, (kind, texts_in_backticks(cells[1]).collect()))
+    })
+    .collect()
+}
+
+/// What a page has, whatever the values. A series of a histogram goes by the histogram's name.
+fn served(page: &str) -> BTreeMap<String, Metric> {
+    let mut metrics = BTreeMap::<String, Metric>::new();
+    for line in page.lines() {
+        if let Some(declared) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = declared.split_once(' ').unwrap();
+            metrics.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new()));
+        }
+        if line.starts_with('#') {
+            continue;
+        }
+        let series = line.rsplit_once(' ').unwrap().0;
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| {
+            let name = name.strip_suffix(suffix)?;
+            metrics.contains_key(name).then_some(name)
+        });
+        let metric = metrics.get_mut(of_histogram.unwrap_or(name)).unwrap_or_else(|| {
+            panic!("{name} is not declared before its first series");
+        });
+        let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
+        let labels = labels.map(|label| label.split('=').next().unwrap().to_owned());
+        metric.1.extend(labels.filter(|label| label != "le"));
+    }
+    metrics
+}
+
+/// What happens to a request is in its user's name.
+fn script(call: &Call) -> Answer {
+    match call.body["metadata"]["externalUserId"].as_str() {
+        Some("rejected") => Answer::status(422),
+        Some("unlucky") => Answer::status(500),
+        Some("late") if call.nth == 0 => Answer::status(429).header("retry-after", "1"),
+        _ => well(call),
+    }
+}
+
+async fn request(bench: &mut Bench, id: &str, user: &str) -> String {
+    bench.rabbit.request(id, json!({ "userId": user })).await;
+    bench.rabbit.event().await.routing_key
+}
+
+/// Asserts a metric's value; a series that has not counted anything need not be there.
+async fn is(worker: &Worker, series: &str, value: f64) {
+    assert_eq!(worker.metric_or_zero(series).await, value, "{series}");
+}
+
+#[tokio::test]
+async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
+    bench.set("REDIS_URL", &url).set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
+    bench.set("IDV_RATE_LIMIT", "1000/1s");
+    let worker = bench.worker().await;
+
+    // One is asked to come later, one has its link twice, one fails, one fails and is tried again.
+    assert_eq!(request(&mut bench, "r-1", "late").await, "handoff.ready");
+    assert_eq!(request(&mut bench, "r-2", "ann").await, "handoff.ready");
+    assert_eq!(request(&mut bench, "r-3", "ann").await, "handoff.ready");
+    assert_eq!(request(&mut bench, "r-4", "rejected").await, "handoff.failed");
+    assert_eq!(request(&mut bench, "r-5", "unlucky").await, "handoff.failed");
+    let timestamp = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let properties = lapin::BasicProperties::default().with_timestamp(timestamp);
+    bench.rabbit.publish("not a request", properties).await;
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+    worker.finished(7).await;
+
+    let call = |call: &str, outcome: &str| {
+        format!("handoff_platform_calls_total{{call=\"{call}\",outcome=\"{outcome}\"}}")
+    };
+    let outcome = |outcome: &str| format!("handoff_requests_total{{outcome=\"{outcome}\"}}");
+    let published =
+        |kind: &str| format!("handoff_publishes_total{{kind=\"{kind}\",outcome=\"confirmed\"}}");
+    for (series, value) in [
+        (outcome("ready"), 2.0),
+        (outcome("reused"), 1.0),
+        (outcome("failed"), 3.0),
+        (outcome("retried"), 1.0),
+        (call("session", "ok"), 2.0),
+        (call("session", "rejected"), 1.0),
+        (call("session", "rate_limited"), 1.0),
+        (published("ready"), 3.0),
+        (published("failed"), 3.0),
+        (published("retry"), 1.0),
+        (published("dead_letter"), 3.0),
+        (published("postponed"), 0.0),
+        ("handoff_cache_lookups_total{result=\"hit\"}".to_owned(), 1.0),
+        ("handoff_cache_lookups_total{result=\"miss\"}".to_owned(), 5.0),
+        ("handoff_request_duration_seconds_count".to_owned(), 7.0),
+        ("handoff_publish_confirm_seconds_count".to_owned(), 10.0),
+        ("handoff_end_to_end_seconds_count".to_owned(), 1.0),
+        ("handoff_lease_wait_seconds_count".to_owned(), 0.0),
+        ("handoff_cache_errors_total".to_owned(), 0.0),
+        ("handoff_cache_reconnects_total".to_owned(), 0.0),
+        ("handoff_broker_reconnects_total".to_owned(), 0.0),
+        ("handoff_broker_connected".to_owned(), 1.0),
+        ("handoff_platform_paused".to_owned(), 0.0),
+        ("handoff_in_flight".to_owned(), 0.0),
+    ] {
+        is(&worker, &series, value).await;
+    }
+    let calls = (bench.platform.token_calls().len(), bench.platform.session_calls().len());
+    is(&worker, &call("token", "ok"), calls.0 as f64).await;
+    is(&worker, &call("session", "unavailable"), calls.1 as f64 - 4.0).await;
+    is(&worker, "handoff_rate_limit_wait_seconds_count", (calls.0 + calls.1) as f64).await;
+    // Both deliveries of the unlucky one end with a call that is not repeated.
+    let retries = |reason: &str| {
+        format!("handoff_platform_retries_total{{call=\"session\",reason=\"{reason}\"}}")
+    };
+    is(&worker, &retries("rate_limited"), 1.0).await;
+    is(&worker, &retries("unavailable"), calls.1 as f64 - 4.0 - 2.0).await;
+    let asked = "handoff_platform_paused_seconds_total{reason=\"asked_to_wait\"}";
+    let asked = worker.metric(asked).await;
+    assert!((0.9..1.1).contains(&asked), "{asked}");
+
+    // Without the cache, and with it again.
+    proxy.both(Flow::Vanishes);
+    assert_eq!(request(&mut bench, "r-6", "ann").await, "handoff.ready");
+    worker.finished(8).await;
+    worker.logged("no connection to Redis: requests are served without the cache").await;
+    assert!(worker.metric("handoff_cache_errors_total").await >= 1.0);
+    is(&worker, "handoff_cache_lookups_total{result=\"miss\"}", 5.0).await;
+    proxy.both(Flow::Passes);
+    worker.logged("Redis is back").await;
+    is(&worker, "handoff_cache_reconnects_total", 1.0).await;
+
+    let (_, page) = worker.page("/metrics").await;
+    assert_eq!(served(&page), documented());
+    let started = worker.metric("process_start_time_seconds").await;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!((0.0..120.0).contains(&(now - started)), "{started} at {now}");
+    assert!(worker.metric("process_resident_memory_bytes").await > 1e6);
+    if let Some(path) = std::env::var_os("HANDOFF_TEST_KEEP_METRICS") {
+        std::fs::write(path, page).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
+    let (opening, script) = held(|call| !call.is_token());
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    bench.set("CONCURRENCY", "1");
+    let workers = [bench.worker().await, bench.worker().await];
+    let sum =
+        async |series: &str| workers[0].metric(series).await + workers[1].metric(series).await;
+    // One makes the link, the other waits for it.
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    bench.platform.called(2).await;
+    until("both at work", async || sum("handoff_in_flight").await == 2.0).await;
+    // Nothing shows that it waits: it asks Redis at once, and then again and again.
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    opening.open();
+    bench.rabbit.events(2).await;
+    assert_eq!(sum("handoff_lease_wait_seconds_count").await, 1.0);
+    let waited = sum("handoff_lease_wait_seconds_sum").await;
+    assert!((0.1..5.0).contains(&waited), "{waited}");
+
+    // It takes a second until a platform that gives no tokens is asked again.
+    bench.platform.now(|_| Answer::status(403));
+    bench.rabbit.request("r-3", json!({ "userId": "bob" })).await;
+    bench.platform.called(3).await;
+    until("a pause", async || sum("handoff_platform_paused").await == 1.0).await;
+    bench.platform.now(well);
+    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    let paused = "handoff_platform_paused_seconds_total{reason=\"refused\"}";
+    let total = sum(paused).await;
+    assert!((0.9..5.0).contains(&total), "{total}");
+    assert_eq!(sum("handoff_platform_paused").await, 0.0);
+    assert_eq!(sum(paused).await, total, "it is over");
+    assert_eq!(sum("handoff_platform_paused_seconds_total{reason=\"down\"}").await, 0.0);
+}
