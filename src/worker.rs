@@ -25,7 +25,7 @@ use crate::{
     health::{self, Health},
     platform::{BadClient, Granted, Platform, Rate, Replicas, Shared},
     retry::Delays,
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Traces},
 };
 
 /// How long the first requests may wait for Redis when the worker starts.
@@ -99,6 +99,7 @@ pub async fn run(
             shutdown.clone(),
         ),
         metrics,
+        traces: Traces::from_env(),
         max_message_bytes: settings.worker.max_message_bytes,
         default_workflow: settings.worker.workflow_id,
         hold_limit: settings.worker.hold_limit,
@@ -407,9 +408,13 @@ impl Run {
             self.processor.overdue.cancel();
             let _ = timeout_at(end - closing / 2, self.tasks.wait()).await;
         }
-        if let Some(attached) = attached {
-            let _ = timeout_at(end, attached.close()).await;
-        }
+        let close = async {
+            if let Some(attached) = attached {
+                attached.close().await;
+            }
+        };
+        let flush = self.processor.traces.flush();
+        let _ = timeout_at(end, async { tokio::join!(close, flush) }).await;
         tracing::info!("stopped");
     }
 }

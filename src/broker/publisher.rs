@@ -24,8 +24,11 @@ use super::{
     error::{Refusal, refusal, why},
 };
 use crate::{
-    message::{Event, READY, TraceContext},
-    telemetry::metrics::{Metrics, Published},
+    message::{Event, READY},
+    telemetry::{
+        metrics::{Metrics, Published},
+        traces::Span,
+    },
 };
 
 /// Channels that publish at once. More gain nothing: RabbitMQ confirms in batches.
@@ -128,8 +131,11 @@ impl Publisher {
         &self,
         event: &Event,
         correlation_id: &str,
-        trace: &TraceContext,
+        span: &Span<'_>,
     ) -> Result<(), PublishError> {
+        let exchange = self.0.topology.event_exchange();
+        let mut span = span.event(exchange, event.kind, &event.id);
+        let trace = span.context();
         let mut headers = FieldTable::default();
         headers.insert("traceparent".into(), AMQPValue::LongString(trace.parent().into()));
         if let Some(state) = trace.state() {
@@ -146,9 +152,13 @@ impl Publisher {
             .with_timestamp(seconds)
             .with_app_id("handoff".into())
             .with_headers(headers);
-        let exchange = self.0.topology.event_exchange();
         let kind = if event.kind == READY { Published::Ready } else { Published::Failed };
-        self.counted(kind, self.publish(exchange, event.kind, properties, &event.body)).await
+        let publish = self.publish(exchange, event.kind, properties, &event.body);
+        let published = self.counted(kind, publish).await;
+        if let Err(error) = &published {
+            span.failed(error.label());
+        }
+        published
     }
 
     /// Publishes a copy of a request into a queue.

@@ -65,7 +65,7 @@ impl Handoff {
         lease: Option<&Lease>,
         tries: &mut Tries<'_>,
     ) -> Result<Token, NotMade> {
-        let call = |pass| self.platform.token(pass, job.trace);
+        let call = |pass| self.platform.token(pass, job.span);
         let check = |held, repeated| {
             let late = repeated || held >= HELD_LONG;
             let outdated = match lease {
@@ -85,8 +85,8 @@ impl Handoff {
         lease: Option<&Lease>,
         tries: &mut Tries<'_>,
     ) -> Result<String, Stopped> {
-        let Job { request, request_id, trace, .. } = *job;
-        let session = SessionCall { request, request_id, trace };
+        let Job { request, request_id, span, .. } = *job;
+        let session = SessionCall { request, request_id, span };
         let call = |pass| self.platform.session(pass, session, token);
         let check = |held, _| match held >= HELD_LONG && !self.cache.is_worth_keeping(token) {
             _ if lease.is_some_and(Lease::is_lost) => Err(Stopped::Outdated),

@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cache::Stamp,
-    message::{Request, RequestId, TraceContext},
+    message::{Request, RequestId},
+    telemetry::traces::Span,
 };
 
 /// A request on its way through the worker.
@@ -18,8 +19,8 @@ pub struct Job<'a> {
     pub request_id: &'a RequestId,
     /// What its event carries as `correlation_id`.
     pub correlation_id: &'a str,
-    /// The trace it belongs to.
-    pub trace: &'a TraceContext,
+    /// The span of its delivery.
+    pub span: &'a Span<'a>,
     /// When it goes back to RabbitMQ, should it still be waiting for the platform.
     pub hold_until: Instant,
     /// RabbitMQ has taken it back, for it lost us: it is delivered again.

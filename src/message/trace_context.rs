@@ -5,6 +5,8 @@
 pub struct TraceContext {
     parent: String,
     state: Option<String>,
+    /// It came with a message, so that there is a span it names.
+    continued: bool,
 }
 
 impl TraceContext {
@@ -12,14 +14,30 @@ impl TraceContext {
     pub fn continued(parent: Option<&[u8]>, state: Option<&[u8]>) -> Self {
         match parent.and_then(valid_parent) {
             // A state without its parent means nothing, so it goes when the parent does.
-            Some(parent) => Self { parent, state: state.and_then(valid_state) },
-            None => Self { parent: new_parent(), state: None },
+            Some(parent) => Self { parent, state: state.and_then(valid_state), continued: true },
+            None => Self { parent: new_parent(), state: None, continued: false },
         }
     }
 
     /// The `traceparent` header.
     pub fn parent(&self) -> &str {
         &self.parent
+    }
+
+    /// The same trace, continued from another span.
+    pub fn with_parent(&self, parent: String) -> Self {
+        Self { parent, state: self.state.clone(), continued: true }
+    }
+
+    /// Whether the headers named a trace.
+    pub fn is_continued(&self) -> bool {
+        self.continued
+    }
+
+    /// The ids of trace and span, and the flags, each as hexadecimal digits.
+    pub fn ids(&self) -> Option<(&str, &str, &str)> {
+        let mut parts = self.parent.split('-').skip(1);
+        Some((parts.next()?, parts.next()?, parts.next()?))
     }
 
     /// The `tracestate` header, if there is one.

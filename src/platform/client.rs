@@ -25,10 +25,15 @@ use crate::{
     message::{Request, RequestId, TraceContext},
     retry::parse_retry_after,
     session::{Call, Token},
-    telemetry::metrics::Metrics,
+    telemetry::{
+        metrics::Metrics,
+        traces::{Server, Span},
+    },
     tls,
 };
 
+const TOKEN_ROUTE: &str = "/api/device/ephemeral";
+const SESSION_ROUTE: &str = "/api/sessions";
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -44,14 +49,15 @@ pub struct SessionCall<'a> {
     pub request: &'a Request,
     /// Under which id; part of the idempotency key.
     pub request_id: &'a RequestId,
-    /// The trace it belongs to.
-    pub trace: &'a TraceContext,
+    /// The span of its delivery.
+    pub span: &'a Span<'a>,
 }
 
 /// The platform, ready to be called.
 pub struct Platform {
     http: Client,
     base: String,
+    server: Server,
     key: Key,
     gate: Gate,
     token_ttl: Duration,
@@ -98,6 +104,7 @@ impl Platform {
                 BadClient(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
             })?,
             base: without_slash(&settings.url).to_owned(),
+            server: Server::of(&settings.url),
             key,
             gate: Gate::new(rate, Arc::clone(&metrics)),
             token_ttl: settings.token_ttl,
@@ -119,7 +126,8 @@ impl Platform {
             let pass = ticket.pass(Call::Token).await;
             if pass.is_probe() {
                 // What it met is noted at the gate.
-                let _ = self.token(pass, &TraceContext::continued(None, None)).await;
+                let nobodys = Span::untraced(TraceContext::continued(None, None));
+                let _ = self.token(pass, &nobodys).await;
             }
         }
     }
@@ -128,15 +136,16 @@ impl Platform {
     ///
     /// # Errors
     /// [`CallError::Transient`] or [`CallError::Refused`].
-    pub async fn token(&self, pass: Pass<'_>, trace: &TraceContext) -> Result<Token, Failed> {
+    pub async fn token(&self, pass: Pass<'_>, span: &Span<'_>) -> Result<Token, Failed> {
         if pass.is_probe() {
             self.key.reload().await;
         }
         let asked_at = SystemTime::now();
-        let url = format!("{}/api/device/ephemeral", self.base);
+        let url = format!("{}{TOKEN_ROUTE}", self.base);
         let request =
             self.post(url, self.key.header(), &TokenBody { ttl: self.token_ttl.as_secs() });
-        let answer = self.call(Call::Token, request, trace, answer::token).await;
+        let span = span.call(Call::Token, TOKEN_ROUTE, &self.server);
+        let answer = self.call(Call::Token, request, span, answer::token).await;
         let token = pass.report(answer)?;
         Ok(Token { value: token.into(), expires_at: asked_at + self.token_ttl })
     }
@@ -172,9 +181,9 @@ impl Platform {
             #[serde(skip_serializing_if = "Option::is_none")]
             locale: Option<&'a str>,
         }
-        let SessionCall { request, request_id, trace } = call;
+        let SessionCall { request, request_id, span } = call;
         let workflow = encode_component(&request.workflow_id);
-        let url = format!("{}/api/sessions?workflowId={workflow}", self.base);
+        let url = format!("{}{SESSION_ROUTE}?workflowId={workflow}", self.base);
         let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
         else {
             let error = CallError::broken(Call::Token, "a token that no header can carry");
@@ -186,7 +195,8 @@ impl Platform {
         let http = self
             .post(url, authorization, &body)
             .header("Idempotency-Key", idempotency_key(request_id, token));
-        pass.report(self.call(Call::Session, http, trace, answer::session_id).await)
+        let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
+        pass.report(self.call(Call::Session, http, span, answer::session_id).await)
     }
 
     fn post(
@@ -210,17 +220,23 @@ impl Platform {
         &self,
         call: Call,
         mut request: reqwest::RequestBuilder,
-        trace: &TraceContext,
+        mut span: Span<'_>,
         read: fn(&[u8]) -> Result<String, &'static str>,
     ) -> Result<String, CallError> {
-        request = request.header("traceparent", trace.parent());
-        if let Some(state) = trace.state() {
+        request = request.header("traceparent", span.context().parent());
+        if let Some(state) = span.context().state() {
             request = request.header("tracestate", state);
         }
         let start = Instant::now();
-        let answer = exchange(call, request, read).await;
+        let answer = exchange(call, request, &mut span, read).await;
         let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
         self.metrics.called(call, outcome, start.elapsed());
+        if let Err(error) = &answer {
+            match error.status() {
+                Some(status) => span.failed(status.to_string()),
+                None => span.failed(outcome),
+            }
+        }
         answer
     }
 }
@@ -228,9 +244,11 @@ impl Platform {
 async fn exchange(
     call: Call,
     request: reqwest::RequestBuilder,
+    span: &mut Span<'_>,
     read: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
     let response = request.send().await.map_err(|error| CallError::from_transport(call, &error))?;
+    span.answered(response.status().as_u16());
     answered(call, response, read).await
 }
 

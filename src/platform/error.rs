@@ -92,6 +92,17 @@ impl CallError {
         Self::Transient { call, why, retry_after: None }
     }
 
+    /// The status that says so, where it is one.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Transient { why: Transient::Status(status), .. }
+            | Self::Rejected(status)
+            | Self::Refused(status) => Some(status.as_u16()),
+            Self::Unauthorized => Some(StatusCode::UNAUTHORIZED.as_u16()),
+            Self::Transient { .. } => None,
+        }
+    }
+
     /// The outcome's name in metrics.
     pub fn label(&self) -> &'static str {
         match self {

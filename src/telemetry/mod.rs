@@ -1,4 +1,5 @@
-//! What the worker tells about itself: logs and metrics.
+//! What the worker tells about itself: logs, metrics and traces.
 
 pub mod logs;
 pub mod metrics;
+pub mod traces;

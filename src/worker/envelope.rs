@@ -3,13 +3,15 @@
 use crate::{
     broker::Delivery,
     message::{RequestId, TraceContext},
+    telemetry::traces::{Span, Traces},
 };
 
 /// What is known of a delivery before its body is.
 pub(super) struct Envelope {
     pub(super) request_id: RequestId,
     correlation_id: Option<String>,
-    pub(super) trace: TraceContext,
+    /// The span of the delivery, or at least the trace it belongs to.
+    pub(super) span: Span<'static>,
     /// Deliveries tried, this one included.
     pub(super) attempts: u32,
 }
@@ -17,16 +19,15 @@ pub(super) struct Envelope {
 impl Envelope {
     /// The message's own id comes first, then what an earlier copy was given. A body that has an id
     /// of its own overrules both.
-    pub(super) fn read(delivery: &Delivery) -> Self {
+    pub(super) fn read(delivery: &Delivery, queue: &str, traces: &Traces) -> Self {
         let known = delivery.message_id().or_else(|| delivery.copied_request_id());
         let request_id = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned);
+        let trace =
+            TraceContext::continued(delivery.header("traceparent"), delivery.header("tracestate"));
         Self {
             request_id: RequestId::new(request_id),
             correlation_id: delivery.correlation_id().map(str::to_owned),
-            trace: TraceContext::continued(
-                delivery.header("traceparent"),
-                delivery.header("tracestate"),
-            ),
+            span: traces.delivery(trace, queue),
             attempts: delivery.tried_before().saturating_add(1),
         }
     }

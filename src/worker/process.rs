@@ -21,13 +21,17 @@ use crate::{
     message::{
         Decoded, Event, EventBody, FailedReason, Invalid, ReasonCode, Request, decode_request,
     },
-    telemetry::metrics::{Metrics, Outcome},
+    telemetry::{
+        metrics::{Metrics, Outcome},
+        traces::Traces,
+    },
 };
 
 /// What every delivery is processed with.
 pub(super) struct Processor {
     pub(super) handoff: Handoff,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) traces: Traces,
     pub(super) max_message_bytes: usize,
     pub(super) default_workflow: Option<String>,
     /// How long a request is held while the platform takes no calls.
@@ -71,13 +75,15 @@ impl Processor {
         lost: &CancellationToken,
     ) {
         let started = Instant::now();
-        let mut envelope = Envelope::read(delivery);
+        let queue = publisher.topology().request_queue();
+        let mut envelope = Envelope::read(delivery, queue, &self.traces);
         let Decoded { id, request } = decode_request(
             delivery.body(),
             self.max_message_bytes,
             self.default_workflow.as_deref(),
         );
         envelope.request_id = id.unwrap_or(envelope.request_id);
+        envelope.span.of_request(&envelope.request_id, envelope.attempts);
 
         let verdict = match &request {
             Ok(request) => self.serve(request, &envelope, publisher, lost).await,
@@ -91,7 +97,7 @@ impl Processor {
                     Ok(heard) => heard,
                     Err(_) => {
                         delivery.hand_back().await;
-                        return self.record(&verdict, &envelope, Settled::Back, started);
+                        return self.record(&verdict, envelope, Settled::Back, started);
                     }
                 }
             }
@@ -104,7 +110,7 @@ impl Processor {
             self.metrics.told(end_to_end);
         }
         let settled = self.settle(delivery, &verdict, &envelope, publisher).await;
-        self.record(&verdict, &envelope, settled, started);
+        self.record(&verdict, envelope, settled, started);
     }
 
     /// Serves a request and decides what its end means for the delivery.
@@ -115,10 +121,10 @@ impl Processor {
         publisher: &Publisher,
         lost: &CancellationToken,
     ) -> Verdict {
-        let Envelope { request_id, trace, attempts, .. } = envelope;
+        let Envelope { request_id, span, attempts, .. } = envelope;
         let correlation_id = envelope.correlation_id();
         let hold_until = Instant::now() + self.hold_limit;
-        let job = Job { request, request_id, correlation_id, trace, hold_until, lost };
+        let job = Job { request, request_id, correlation_id, span, hold_until, lost };
         let serving = AssertUnwindSafe(self.handoff.serve(&job, publisher)).catch_unwind();
         let served = tokio::select! {
             served = serving => served,
@@ -168,7 +174,7 @@ impl Processor {
         };
         let event = Event::new(&body, SystemTime::now());
         until_confirmed(&self.overdue, || async {
-            match publisher.event(&event, envelope.correlation_id(), &envelope.trace).await {
+            match publisher.event(&event, envelope.correlation_id(), &envelope.span).await {
                 Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
                     let request_id = envelope.request_id.short();
@@ -210,8 +216,9 @@ impl Processor {
     }
 
     /// One line and one count for each delivery that is done with.
-    fn record(&self, verdict: &Verdict, envelope: &Envelope, settled: Settled, started: Instant) {
-        let request_id = envelope.request_id.short();
+    fn record(&self, verdict: &Verdict, envelope: Envelope, settled: Settled, started: Instant) {
+        let Envelope { request_id, mut span, .. } = envelope;
+        let request_id = request_id.short();
         let (outcome, reason, detail) = match verdict {
             _ if settled == Settled::Back => {
                 return tracing::debug!(request_id, "handed back, or to be redelivered");
@@ -230,6 +237,10 @@ impl Processor {
         };
         let took = started.elapsed();
         self.metrics.settled(outcome, took);
+        span.ended(outcome.as_str());
+        if let Some(kind) = reason.or((outcome == Outcome::Retried).then_some("transient")) {
+            span.failed(kind);
+        }
         let (outcome, attempt) = (outcome.as_str(), envelope.attempts);
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
@@ -239,6 +250,7 @@ impl Processor {
             duration_ms,
             reason,
             detail,
+            trace_id = span.trace_id(),
             "request finished"
         );
     }

@@ -37,3 +37,4 @@ mod secrets;
 mod shutdown;
 mod terminal;
 mod tls;
+mod traces;

@@ -14,7 +14,7 @@ use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Message, Platform, Worker,
+    Answer, Bench, Collector, Message, Platform, Worker,
     bench::{redis, redis_cmd},
     platform::{API_KEY, Call, well},
     required_env, soon,
@@ -122,6 +122,11 @@ async fn talkative(sealed: bool) -> Bench {
 
 async fn served_and_failed_in_every_way(sealed: bool) {
     let mut bench = talkative(sealed).await;
+    let collector = Collector::well().await;
+    for (name, value) in [("ENDPOINT", collector.url.as_str()), ("HEADERS", "x-key=nobody-may-see")]
+    {
+        bench.settings.insert(format!("OTEL_EXPORTER_OTLP_{name}"), value.into());
+    }
     let mut redis = redis(&required_env("HANDOFF_REDIS_URL")).await;
     let name = bench.name.clone();
     let acl = |verb: &str| redis_cmd("ACL").arg(verb).arg(&name).clone();
@@ -190,6 +195,9 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     bench.platform.called(calls + 1).await;
 
     let printed = assert_tells_nothing(worker).await;
+    let spans = collector.spans();
+    assert!(spans.iter().filter(|span| span.failed).count() > 20, "{spans:?}");
+    assert_silent("a span", &format!("{spans:?}"));
     for outcome in ["ready", "reused", "failed", "retried"] {
         assert!(printed.contains(&format!(r#""outcome":"{outcome}""#)), "{outcome}: {printed}");
     }

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod browser;
+pub mod collector;
 pub mod node;
 pub mod platform;
 pub mod proxy;
@@ -12,6 +13,7 @@ pub mod worker;
 
 pub use bench::Bench;
 pub use browser::Browser;
+pub use collector::Collector;
 pub use node::Node;
 pub use platform::{Answer, Opening, Platform};
 pub use proxy::{Flow, Proxy};
