@@ -25,7 +25,11 @@ use crate::{
     health::{self, Health},
     platform::{BadClient, Granted, Platform, Rate, Replicas, Shared},
     retry::Delays,
-    telemetry::{metrics::Metrics, traces::Traces},
+    telemetry::{
+        metrics::Metrics,
+        quota::{Outage, Quota},
+        traces::Traces,
+    },
 };
 
 /// How long the first requests may wait for Redis when the worker starts.
@@ -36,6 +40,9 @@ const STEADY: Duration = Duration::from_secs(1);
 const CLEARING: Duration = Duration::from_secs(5);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
+
+static LOST: Quota = Quota::new("lost RabbitMQ; reconnecting", 12);
+static NOT_CONSUMING: Quota = Quota::new("not consuming", 12);
 
 /// Why the worker did not start.
 #[derive(Debug)]
@@ -190,12 +197,17 @@ impl Run {
         let mut pace = Pace::Full;
         let mut delays = connect_delays();
         let mut first = true;
+        let mut outage = Outage::none(&LOST);
+        let mut told = None;
         while let Some(mut attached) = self.attach().await {
             if !std::mem::take(&mut first) {
                 self.processor.metrics.broker_reconnected();
             }
             self.health.set_consuming(true);
-            tracing::info!(queue = self.broker.queue, ?pace, "consuming");
+            let (told_lost, told_pace) = (outage.is_over(), told.replace(pace));
+            if told_lost || told_pace != Some(pace) {
+                tracing::info!(queue = self.broker.queue, ?pace, "consuming");
+            }
             let began = Instant::now();
             let deliveries = TaskTracker::new();
             let lost = CancellationToken::new();
@@ -213,7 +225,9 @@ impl Run {
                     self.health.pulse.beating(alone).await;
                 }
                 End::Fault(fault) => {
-                    tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
+                    if outage.goes_on() {
+                        tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
+                    }
                     if !attached.is_whole() {
                         lost.cancel();
                     }
@@ -251,6 +265,7 @@ impl Run {
     async fn attach(&self) -> Option<Attached> {
         let mut delays = connect_delays();
         let mut told = None;
+        let mut outage = Outage::none(&NOT_CONSUMING);
         while !self.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.processor.metrics);
             let attach = Attached::attach(&self.broker, self.prefetch, metrics);
@@ -263,9 +278,12 @@ impl Run {
                 Err(error) => {
                     // Each fault is told once, not with every try.
                     if told.as_ref() != Some(&error) {
-                        tracing::error!(%error, "not consuming; trying again until it works");
-                        told = Some(error);
+                        outage.is_over();
                     }
+                    if outage.goes_on() {
+                        tracing::error!(%error, "not consuming; trying again until it works");
+                    }
+                    told = Some(error);
                 }
             }
             self.pause(delays.next()).await;

@@ -21,7 +21,15 @@ use super::{
     socket::{self, Socket},
     upkeep,
 };
-use crate::{config::BrokerConfig, telemetry::metrics::Metrics};
+use crate::{
+    config::BrokerConfig,
+    telemetry::{
+        metrics::Metrics,
+        quota::{Outage, Quota},
+    },
+};
+
+static BLOCKED: Quota = Quota::new("RabbitMQ blocks publishing", 3);
 
 /// Limit of the whole handshake: name resolution, TCP, TLS, AMQP. RabbitMQ has the same. A peer that
 /// says nothing at all is given up much sooner.
@@ -161,6 +169,7 @@ impl Attached {
             upkeep::look_after(Arc::clone(&self.topology), Arc::clone(self.consuming.get()));
         async move {
             let mut upkeep = std::pin::pin!(upkeep);
+            let mut blocked = Outage::none(&BLOCKED);
             let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
                 tokio::select! {
@@ -169,10 +178,12 @@ impl Attached {
                         Some(Event::Error(error)) => if !connected() {
                             return BrokerError::broke("the connection broke", &error);
                         },
-                        Some(Event::ConnectionBlocked(_)) => {
+                        Some(Event::ConnectionBlocked(_)) => if blocked.goes_on() {
                             tracing::warn!("RabbitMQ blocks publishing: it is short of memory or disk");
                         }
-                        Some(Event::ConnectionUnblocked) => tracing::info!("RabbitMQ takes messages again"),
+                        Some(Event::ConnectionUnblocked) => if blocked.is_over() {
+                            tracing::info!("RabbitMQ takes messages again");
+                        },
                         Some(_) => {}
                         None => return BrokerError::new("the connection is gone"),
                     },

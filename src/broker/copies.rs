@@ -7,7 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use crate::message::format_date_time;
+use crate::{message::format_date_time, telemetry::quota::Quota};
 
 /// On every copy: the request's id.
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
@@ -137,6 +137,8 @@ fn properties(from: &BasicProperties, headers: FieldTable) -> BasicProperties {
     to
 }
 
+static TOO_LARGE: Quota = Quota::new("headers too large for one frame", 1);
+
 /// The producer's headers, as they were.
 ///
 /// Unlike a body, they must go into one AMQP frame. Where they do not, together with what is still to
@@ -162,7 +164,7 @@ fn kept(headers: &FieldTable, frame_max: usize) -> FieldTable {
         kept.insert(name.clone(), value.clone());
     }
     let dropped = entries.len() - kept.inner().len();
-    if dropped > 0 {
+    if dropped > 0 && TOO_LARGE.allows() {
         tracing::warn!(dropped, "headers too large for one frame are not on the copy of a message");
     }
     kept

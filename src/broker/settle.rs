@@ -9,7 +9,12 @@ use super::{
     Delivery, PublishError, Publisher,
     copies::{DeadReason, Tried, dead_letter, retry_copy},
 };
-use crate::{retry::Delays, telemetry::metrics::Published};
+use crate::{
+    retry::Delays,
+    telemetry::{metrics::Published, quota::Quota},
+};
+
+static NOT_TAKEN: Quota = Quota::new("RabbitMQ did not take a message", 1);
 
 /// How often a delivery may have come back before it is handed back as a copy: half the limit.
 const COMES_BACK: u32 = 10;
@@ -127,7 +132,7 @@ pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
             Err(PublishError::Disconnected) => return Err(PublishError::Disconnected),
             Err(error) => error,
         };
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut told, true) && NOT_TAKEN.allows() {
             tracing::warn!(%error, "RabbitMQ did not take a message; offering it again until it does");
         }
         tokio::select! {

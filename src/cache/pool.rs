@@ -28,7 +28,16 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{deferred::Deferred, scripts};
-use crate::{retry::Delays, telemetry::metrics::Metrics, tls};
+use crate::{
+    retry::Delays,
+    telemetry::{
+        metrics::Metrics,
+        quota::{Outage, Quota},
+    },
+    tls,
+};
+
+static AWAY: Quota = Quota::new("no connection to Redis", 3);
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request. Unit
 /// tests are about other things, and must not fail where the machine is slow.
@@ -210,13 +219,13 @@ async fn keep(
     metrics: Arc<Metrics>,
 ) {
     let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
-    let mut told_down = false;
+    let mut outage = Outage::none(&AWAY);
     for number in 1.. {
         let connection = loop {
             match connect(&pool).await {
                 Ok(connection) => break connection,
                 Err(why) => {
-                    if !std::mem::replace(&mut told_down, true) {
+                    if outage.goes_on() {
                         tracing::warn!(%why, "no connection to Redis: requests are served without the cache");
                     }
                     sleep(delays.next()).await;
@@ -230,7 +239,7 @@ async fn keep(
         deferred.run(&connection).await;
         broken.refused.store(false, Ordering::Relaxed);
         offer.send_replace(Some((number, (*connection).clone())));
-        if std::mem::take(&mut told_down) {
+        if outage.is_over() {
             tracing::info!("Redis is back");
         }
         tokio::select! {

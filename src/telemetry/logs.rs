@@ -7,7 +7,10 @@ use tracing_subscriber::{
     EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
+use super::quota::Quota;
 use crate::config::{LogFormat, LogSettings};
+
+static PANICS: Quota = Quota::new("panicked", 10);
 
 /// Sends log lines to stderr from here on, and panics to the log.
 ///
@@ -40,6 +43,8 @@ pub fn colours_wanted() -> bool {
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, "panicked; the message is withheld, since it may hold a secret");
+        if PANICS.allows() {
+            tracing::error!(place, "panicked; the message is withheld, since it may hold a secret");
+        }
     }));
 }

@@ -23,9 +23,12 @@ use crate::{
     },
     telemetry::{
         metrics::{Metrics, Outcome},
+        quota::Quota,
         traces::Traces,
     },
 };
+
+static UNHEARD: Quota = Quota::new("no queue is bound to take `handoff.failed`", 1);
 
 /// What every delivery is processed with.
 pub(super) struct Processor {
@@ -178,7 +181,9 @@ impl Processor {
                 Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
                     let request_id = envelope.request_id.short();
-                    tracing::warn!(request_id, "no queue is bound to take `handoff.failed`");
+                    if UNHEARD.allows() {
+                        tracing::warn!(request_id, "no queue is bound to take `handoff.failed`");
+                    }
                     Ok(false)
                 }
                 Err(error) => Err(error),

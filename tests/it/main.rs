@@ -24,6 +24,7 @@ mod dead_letters;
 mod dependencies;
 mod doctor;
 mod hostile;
+mod logs;
 mod metrics;
 mod outcomes;
 mod pausing;

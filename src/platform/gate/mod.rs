@@ -5,6 +5,7 @@
 //! no attempt and no call, and one of them at a time finds out whether the platform works again.
 //! `state` has the rules; behind them, `rate` keeps all replicas together within a limit.
 
+mod news;
 mod pauses;
 mod rate;
 mod shut;
@@ -25,8 +26,9 @@ use tokio::{
 };
 
 use self::{
+    news::News,
     rate::Permit,
-    state::{Caller, Change, Decision, Met, State},
+    state::{Caller, Decision, Met, State},
 };
 pub use self::{
     rate::{Granted, Rate, Replicas, Shared},
@@ -46,6 +48,7 @@ pub struct Gate {
     changed: watch::Sender<()>,
     held: AtomicUsize,
     metrics: Arc<Metrics>,
+    news: Mutex<News>,
 }
 
 /// A request on its way to the platform.
@@ -78,7 +81,7 @@ impl Gate {
     /// Open.
     pub(super) fn new(rate: Option<Rate>, metrics: Arc<Metrics>) -> Self {
         let (state, held) = (Mutex::default(), AtomicUsize::new(0));
-        Self { state, rate, changed: watch::Sender::new(()), held, metrics }
+        Self { state, rate, changed: watch::Sender::new(()), held, metrics, news: Mutex::default() }
     }
 
     /// A ticket for the request with this id.
@@ -168,6 +171,10 @@ impl Gate {
     fn hold(&self) -> Held<'_> {
         self.held.fetch_add(1, Ordering::Relaxed);
         Held(self)
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state is whole after every step, so a panic elsewhere does not spoil it.
@@ -263,32 +270,13 @@ impl Pass<'_> {
         if let Met::Later(wait) | Met::Away(wait) = met
             && first
         {
-            let seconds = wait.as_secs();
-            tracing::info!(seconds, "the platform asks to be left alone; requests are held");
+            news::asked_to_wait(wait);
         }
-        tell(change, answer.as_ref().err());
+        self.gate.news().tell(change, answer.as_ref().err());
         if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
             self.gate.changed.send_replace(());
         }
         answer.map_err(|error| Failed { held: held && met != Met::Success, error })
-    }
-}
-
-fn tell(change: Option<Change>, error: Option<&CallError>) {
-    // There is one, but for the change that a good answer brings.
-    let error = error.map(tracing::field::display);
-    match change {
-        Some(Change::Shut(Why::Down(_))) => {
-            tracing::error!(error, "the platform fails for everyone; requests are held");
-        }
-        Some(Change::Shut(Why::Refused)) => {
-            tracing::error!(error, "the platform gives no tokens; requests are held");
-        }
-        Some(Change::Opened) => tracing::info!("the platform answers again; requests go on"),
-        Some(Change::Doubted) => {
-            tracing::info!(error, "the platform fails for one request alone; requests go on");
-        }
-        None => {}
     }
 }
 

@@ -1,0 +1,189 @@
+//! Troubles that come again and again are told a few times, and then counted.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until},
+};
+
+/// What was not told is told as a number after this long.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// How often one kind of trouble is told within a minute. What comes beyond that is counted, and told
+/// in one line at the minute's end.
+#[derive(Debug)]
+pub struct Quota {
+    what: &'static str,
+    most: u32,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    ends: Option<Instant>,
+    told: u32,
+    untold: u64,
+}
+
+impl Quota {
+    /// So many a minute of what goes by this name.
+    pub const fn new(what: &'static str, most: u32) -> Self {
+        Self { what, most, window: Mutex::new(Window { ends: None, told: 0, untold: 0 }) }
+    }
+
+    /// It has happened again. Whether to tell it.
+    pub fn allows(&'static self) -> bool {
+        let (told, ends) = self.window().one_more(self.most, Instant::now());
+        // Outside of the runtime, where nothing can be told later, the count waits for the next time.
+        if let (Some(ends), Ok(runtime)) = (ends, Handle::try_current()) {
+            runtime.spawn(async move {
+                sleep_until(ends).await;
+                self.sum_up();
+            });
+        }
+        told
+    }
+
+    /// It goes on. Whether to tell it by now.
+    fn allows_late(&'static self) -> bool {
+        let free = self.window().is_free(self.most, Instant::now());
+        free && self.allows()
+    }
+
+    fn sum_up(&self) {
+        let times = std::mem::take(&mut self.window().untold);
+        if times > 0 {
+            let (what, seconds) = (self.what, WINDOW.as_secs());
+            tracing::warn!(what, times, seconds, "told before, and not each time since");
+        }
+    }
+
+    /// The window is whole after every step, so a panic elsewhere does not spoil it.
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    /// Whether to tell it, and until when to count if this is the first that is counted.
+    fn one_more(&mut self, most: u32, now: Instant) -> (bool, Option<Instant>) {
+        if self.ends.is_none_or(|ends| ends <= now) {
+            self.ends = Some(now + WINDOW);
+            self.told = 0;
+        }
+        if self.told < most {
+            self.told += 1;
+            return (true, None);
+        }
+        self.untold += 1;
+        (false, self.ends.filter(|_| self.untold == 1))
+    }
+
+    fn is_free(&self, most: u32, now: Instant) -> bool {
+        self.told < most || self.ends.is_none_or(|ends| ends <= now)
+    }
+}
+
+/// Something that is well or is not. Its end is told if its beginning was, and a beginning that was not
+/// told at once is told later if it lasts.
+#[derive(Debug)]
+pub struct Outage {
+    quota: &'static Quota,
+    begun: bool,
+    told: bool,
+}
+
+impl Outage {
+    /// All is well.
+    pub const fn none(quota: &'static Quota) -> Self {
+        Self { quota, begun: false, told: false }
+    }
+
+    /// It is not well: now, or still. Whether to tell it.
+    pub fn goes_on(&mut self) -> bool {
+        let begun = std::mem::replace(&mut self.begun, true);
+        let tell = match (begun, self.told) {
+            (false, _) => self.quota.allows(),
+            (true, false) => self.quota.allows_late(),
+            (true, true) => false,
+        };
+        self.told |= tell;
+        tell
+    }
+
+    /// It is well. Whether to tell it.
+    pub fn is_over(&mut self) -> bool {
+        self.begun = false;
+        std::mem::take(&mut self.told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use tokio::time::advance;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Log {
+        type Writer = Self;
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_told_is_counted_and_told_in_one_line() {
+        static QUOTA: Quota = Quota::new("it went wrong", 2);
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().json().with_writer(log.clone()).finish();
+        let _log = tracing::subscriber::set_default(subscriber);
+        let told = || (0..10_000).filter(|_| QUOTA.allows()).count();
+        assert_eq!(told(), 2);
+        advance(WINDOW / 2).await;
+        assert_eq!(told(), 0);
+        tokio::time::sleep(WINDOW).await;
+        let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        assert!(lines.contains(r#""what":"it went wrong","times":19998,"seconds":60"#), "{lines}");
+        assert_eq!(told(), 2, "a minute later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_flaps_is_told_now_and_then_and_what_lasts_is_told_once() {
+        static QUOTA: Quota = Quota::new("it is away", 3);
+        let mut outage = Outage::none(&QUOTA);
+        let mut told = Vec::new();
+        for _ in 0..120 {
+            told.push((outage.goes_on(), outage.goes_on(), outage.is_over(), outage.is_over()));
+            advance(Duration::from_secs(1)).await;
+        }
+        let lines = told.iter().filter(|told| **told == (true, false, true, false)).count();
+        let silent = told.iter().filter(|told| **told == (false, false, false, false)).count();
+        assert_eq!((lines, silent), (6, 114));
+
+        let told = (0..3).filter(|_| QUOTA.allows()).count();
+        assert_eq!((told, outage.goes_on()), (3, false), "too much was told before");
+        advance(WINDOW).await;
+        assert!(outage.goes_on() && !outage.goes_on() && outage.is_over());
+    }
+}
