@@ -1,6 +1,7 @@
 //! The run: take deliveries, serve them side by side, settle each, and end in good order.
 
 mod envelope;
+mod news;
 mod process;
 mod width;
 
@@ -14,6 +15,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    news::{News, Tries},
     process::Processor,
     width::{Step, Width},
 };
@@ -25,11 +27,7 @@ use crate::{
     health::{self, Health},
     platform::{BadClient, Granted, Platform, Rate, Replicas, Shared},
     retry::Delays,
-    telemetry::{
-        metrics::Metrics,
-        quota::{Outage, Quota},
-        traces::Traces,
-    },
+    telemetry::{metrics::Metrics, traces::Traces},
 };
 
 /// How long the first requests may wait for Redis when the worker starts.
@@ -40,9 +38,6 @@ const STEADY: Duration = Duration::from_secs(1);
 const CLEARING: Duration = Duration::from_secs(5);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
-
-static LOST: Quota = Quota::new("lost RabbitMQ; reconnecting", 12);
-static NOT_CONSUMING: Quota = Quota::new("not consuming", 12);
 
 /// Why the worker did not start.
 #[derive(Debug)]
@@ -197,17 +192,13 @@ impl Run {
         let mut pace = Pace::Full;
         let mut delays = connect_delays();
         let mut first = true;
-        let mut outage = Outage::none(&LOST);
-        let mut told = None;
+        let mut news = News::none();
         while let Some(mut attached) = self.attach().await {
             if !std::mem::take(&mut first) {
                 self.processor.metrics.broker_reconnected();
             }
             self.health.set_consuming(true);
-            let (told_lost, told_pace) = (outage.is_over(), told.replace(pace));
-            if told_lost || told_pace != Some(pace) {
-                tracing::info!(queue = self.broker.queue, ?pace, "consuming");
-            }
+            news.consuming(&self.broker.queue, pace);
             let began = Instant::now();
             let deliveries = TaskTracker::new();
             let lost = CancellationToken::new();
@@ -219,15 +210,17 @@ impl Run {
             self.health.set_consuming(false);
             match end {
                 End::Shutdown => return self.drain_beating(Some(attached)).await,
-                End::Past => pace = Pace::Full,
+                End::Past => {
+                    news.done();
+                    pace = Pace::Full;
+                }
                 End::Suspect(delivery, slot) => {
+                    news.done();
                     let alone = self.alone(*delivery, slot, &mut attached, &deliveries, &lost);
                     self.health.pulse.beating(alone).await;
                 }
                 End::Fault(fault) => {
-                    if outage.goes_on() {
-                        tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
-                    }
+                    news.lost(&fault);
                     if !attached.is_whole() {
                         lost.cancel();
                     }
@@ -264,8 +257,7 @@ impl Run {
     /// Connects, however long it takes. `None` on shutdown.
     async fn attach(&self) -> Option<Attached> {
         let mut delays = connect_delays();
-        let mut told = None;
-        let mut outage = Outage::none(&NOT_CONSUMING);
+        let mut tries = Tries::none();
         while !self.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.processor.metrics);
             let attach = Attached::attach(&self.broker, self.prefetch, metrics);
@@ -275,16 +267,7 @@ impl Run {
             };
             match attached {
                 Ok(attached) => return Some(attached),
-                Err(error) => {
-                    // Each fault is told once, not with every try.
-                    if told.as_ref() != Some(&error) {
-                        outage.is_over();
-                    }
-                    if outage.goes_on() {
-                        tracing::error!(%error, "not consuming; trying again until it works");
-                    }
-                    told = Some(error);
-                }
+                Err(error) => tries.failed(error),
             }
             self.pause(delays.next()).await;
         }
