@@ -83,6 +83,9 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
     let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
+    let amqp = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+    let amqp_url = amqp.url(&bench.settings["HANDOFF_AMQP_URL"]);
+    bench.set("AMQP_URL", &amqp_url);
     bench.set("REDIS_URL", &url).set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
     bench.set("IDV_RATE_LIMIT", "1000/1s");
     let worker = bench.worker().await;
@@ -157,6 +160,9 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     proxy.both(Flow::Passes);
     worker.logged("Redis is back").await;
     is(&worker, "handoff_cache_reconnects_total", 1.0).await;
+    amqp.cut();
+    worker.logged_times("consuming", 2).await;
+    is(&worker, "handoff_broker_reconnects_total", 1.0).await;
 
     let (_, page) = worker.page("/metrics").await;
     assert_eq!(served(&page), documented());

@@ -11,10 +11,11 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Collector, Platform,
+    Answer, Authority, Bench, Collector, Platform, TlsFront,
     collector::Span,
     platform::{Call, well},
     rabbit::{table, text},
+    tls::secured,
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -228,4 +229,29 @@ async fn a_collector_that_is_dead_hangs_or_refuses_slows_and_stops_nobody() {
         assert!(!printed.contains("nobody-may-see"), "{printed}");
     }
     assert!(hanging.exports() > 0);
+}
+
+#[tokio::test]
+async fn a_collector_behind_tls_is_trusted_as_the_environment_says() {
+    let collector = Collector::well().await;
+    let authority = Authority::new();
+    let front = TlsFront::of(&collector.url, &authority.issue(&["127.0.0.1"])).await;
+    let mut bench = traced(Platform::well().await, &collector).await;
+    let url = secured(&collector.url, front.port());
+    bench.settings.insert("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url);
+    bench.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());
+    let stranger = bench.worker().await;
+    request(&bench, "r-1", "ann", &[]).await;
+    bench.rabbit.event().await;
+    stranger.logged(REFUSED).await;
+    stranger.stop().await;
+    assert_eq!(collector.exports(), 0);
+
+    bench.settings.insert("OTEL_EXPORTER_OTLP_CERTIFICATE".into(), authority.file());
+    let worker = bench.worker().await;
+    request(&bench, "r-2", "bob", &[]).await;
+    bench.rabbit.event().await;
+    collector.exported(1).await;
+    worker.stop().await;
+    assert_eq!(collector.spans().len(), 4);
 }
