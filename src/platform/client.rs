@@ -153,7 +153,7 @@ impl Platform {
     /// Asks for one token of the least life and drops it, past the gate: to see whether the key is good.
     /// Also returns what time the platform says it is.
     pub async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
-        let url = format!("{}/api/device/ephemeral", self.base);
+        let url = format!("{}{TOKEN_ROUTE}", self.base);
         let request = self.post(url, self.key.header(), &TokenBody { ttl: 1 });
         match request.send().await {
             Ok(response) => {
