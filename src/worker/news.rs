@@ -1,6 +1,6 @@
 //! What the log tells of the connection to RabbitMQ.
 
-use super::Pace;
+use super::run::Pace;
 use crate::{
     broker::BrokerError,
     telemetry::quota::{Outage, Quota},

@@ -1,0 +1,313 @@
+//! The loop around the connection: connect, consume, reconnect, drain.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    news::{News, Tries},
+    process::Processor,
+    width::{Step, Width},
+};
+use crate::{
+    broker::{Attached, BrokerError, Delivery, Headcount},
+    config::BrokerConfig,
+    health::Health,
+    platform::Replicas,
+    retry::Delays,
+};
+
+/// A connection that lasted this long was no failure to connect.
+const STEADY: Duration = Duration::from_secs(1);
+/// How long such a message waits for those in flight to be done.
+const CLEARING: Duration = Duration::from_secs(5);
+/// Kept back from the grace period to close the connections in.
+const CLOSING: Duration = Duration::from_secs(1);
+
+fn connect_delays() -> Delays {
+    // Short to the end: back soon once RabbitMQ is, and a try costs it little.
+    Delays::between(Duration::from_millis(250), Duration::from_secs(1))
+}
+
+/// The loop around the connection.
+pub(super) struct Run {
+    pub(super) processor: Arc<Processor>,
+    pub(super) broker: BrokerConfig,
+    pub(super) prefetch: u16,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) tasks: TaskTracker,
+    pub(super) health: Arc<Health>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) grace: Duration,
+    /// Counted where they share a limit.
+    pub(super) replicas: Option<Arc<Replicas>>,
+}
+
+/// A place among those in flight. The semaphore is never closed, so there is always one in it.
+type Slot = Result<OwnedSemaphorePermit, AcquireError>;
+
+/// Why consuming came to an end.
+enum End {
+    Fault(BrokerError),
+    Shutdown,
+    /// What was to be taken with care is taken.
+    Past,
+    /// A delivery that may do harm came together with others.
+    Suspect(Box<Delivery>, Slot),
+}
+
+/// How much is asked of RabbitMQ at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    Full,
+    /// One message at a time, for as many as may have been in our hands when one of them broke the
+    /// connection: so that one alone is counted each time, and soon goes to the dead queue, rather
+    /// than all that were delivered together with it.
+    Careful,
+}
+
+impl Run {
+    pub(super) async fn until_shutdown(self) {
+        let mut pace = Pace::Full;
+        let mut delays = connect_delays();
+        let mut first = true;
+        let mut news = News::none();
+        while let Some(mut attached) = self.attach().await {
+            if !std::mem::take(&mut first) {
+                self.processor.metrics.broker_reconnected();
+            }
+            self.health.set_consuming(true);
+            news.consuming(&self.broker.queue, pace);
+            let began = Instant::now();
+            let deliveries = TaskTracker::new();
+            let lost = CancellationToken::new();
+            let headcount = attached.headcount();
+            let end = tokio::select! {
+                end = self.consume(&mut attached, pace, &deliveries, &lost) => end,
+                end = self.count_replicas(headcount) => match end {},
+            };
+            self.health.set_consuming(false);
+            match end {
+                End::Shutdown => return self.drain_beating(Some(attached)).await,
+                End::Past => {
+                    news.done();
+                    pace = Pace::Full;
+                }
+                End::Suspect(delivery, slot) => {
+                    news.done();
+                    let alone = self.alone(*delivery, slot, &mut attached, &deliveries, &lost);
+                    self.health.pulse.beating(alone).await;
+                }
+                End::Fault(fault) => {
+                    news.lost(&fault);
+                    if !attached.is_whole() {
+                        lost.cancel();
+                    }
+                    let at_once = began.elapsed() < STEADY;
+                    // Who breaks it once is likely to have been delivered just before.
+                    if fault.is_unreadable()
+                        || (fault.is_break() && at_once && !deliveries.is_empty())
+                    {
+                        pace = Pace::Careful;
+                    }
+                    if !at_once {
+                        delays.reset();
+                    } else if !fault.is_unreadable() {
+                        self.pause(delays.next()).await;
+                    }
+                }
+            }
+            tokio::spawn(retire(attached, deliveries));
+        }
+        self.drain_beating(None).await;
+    }
+
+    /// Counts those who consume along with us, whenever somebody wants to know. Never ends.
+    async fn count_replicas(&self, headcount: Headcount) -> Infallible {
+        let Some(replicas) = &self.replicas else { return std::future::pending().await };
+        loop {
+            if let Ok(consumers) = headcount.take().await {
+                replicas.set(consumers);
+            }
+            replicas.wanted().await;
+        }
+    }
+
+    /// Connects, however long it takes. `None` on shutdown.
+    async fn attach(&self) -> Option<Attached> {
+        let mut delays = connect_delays();
+        let mut tries = Tries::none();
+        while !self.shutdown.is_cancelled() {
+            let metrics = Arc::clone(&self.processor.metrics);
+            let attach = Attached::attach(&self.broker, self.prefetch, metrics);
+            let attached = tokio::select! {
+                attached = self.health.pulse.beating(attach) => attached,
+                () = self.shutdown.cancelled() => break,
+            };
+            match attached {
+                Ok(attached) => return Some(attached),
+                Err(error) => tries.failed(error),
+            }
+            self.pause(delays.next()).await;
+        }
+        None
+    }
+
+    /// Waits, but not into a shutdown.
+    async fn pause(&self, delay: Duration) {
+        let _ = timeout(delay, self.shutdown.cancelled()).await;
+        self.health.pulse.beat();
+    }
+
+    /// Takes deliveries until there is a reason not to.
+    async fn consume(
+        &self,
+        attached: &mut Attached,
+        pace: Pace,
+        deliveries: &TaskTracker,
+        lost: &CancellationToken,
+    ) -> End {
+        let mut fault = std::pin::pin!(attached.fault());
+        let pulse = &self.health.pulse;
+        let mut taken = 0;
+        let mut width = Width::new(self.prefetch);
+        while pace == Pace::Full || taken < self.prefetch {
+            // The permit first: what is not taken yet may go to another replica.
+            let slot = tokio::select! {
+                slot = pulse.beating(Arc::clone(&self.slots).acquire_owned()) => slot,
+                fault = &mut fault => return End::Fault(fault),
+                () = self.shutdown.cancelled() => return End::Shutdown,
+            };
+            let delivery = tokio::select! {
+                delivery = pulse.beating(attached.consumer.next()) => match delivery {
+                    Ok(delivery) => delivery,
+                    Err(fault) => return End::Fault(fault),
+                },
+                fault = &mut fault => return End::Fault(fault),
+                () = self.shutdown.cancelled() => return End::Shutdown,
+                // Nothing waits: so nothing waits that does harm.
+                () = sleep(STEADY), if pace == Pace::Careful => break,
+            };
+            taken += 1;
+            let next = width.after(delivery.came_back());
+            if next == Step::Alone && pace == Pace::Full {
+                return End::Suspect(Box::new(delivery), slot);
+            }
+            self.process(delivery, slot, attached, deliveries, lost);
+            if pace == Pace::Full
+                && let Step::Widen { to, when_settled } = next
+            {
+                if when_settled && let Some(end) = self.settled(deliveries, &mut fault).await {
+                    return end;
+                }
+                if let Err(fault) = attached.consumer.widen(to).await {
+                    return End::Fault(fault);
+                }
+            }
+        }
+        // The last one may still be at work on this connection.
+        self.settled(deliveries, &mut fault).await.unwrap_or(End::Past)
+    }
+
+    /// Waits until these are settled, or there is a reason to wait no longer.
+    async fn settled(
+        &self,
+        deliveries: &TaskTracker,
+        fault: &mut (impl Future<Output = BrokerError> + Unpin),
+    ) -> Option<End> {
+        deliveries.close();
+        let end = tokio::select! {
+            () = self.health.pulse.beating(deliveries.wait()) => None,
+            fault = fault => Some(End::Fault(fault)),
+            () = self.shutdown.cancelled() => Some(End::Shutdown),
+        };
+        deliveries.reopen();
+        end
+    }
+
+    fn process(
+        &self,
+        delivery: Delivery,
+        slot: Slot,
+        attached: &Attached,
+        deliveries: &TaskTracker,
+        lost: &CancellationToken,
+    ) {
+        let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
+        let lost = lost.clone();
+        self.tasks.spawn(deliveries.track_future(async move {
+            processor.process(delivery, publisher, lost).await;
+            drop(slot);
+        }));
+    }
+
+    /// Processes a delivery that may kill the worker while as little else as may be is in its hands.
+    async fn alone(
+        &self,
+        delivery: Delivery,
+        slot: Slot,
+        attached: &mut Attached,
+        deliveries: &TaskTracker,
+        lost: &CancellationToken,
+    ) {
+        let fault = attached.fault();
+        attached.stop_consuming().await;
+        deliveries.close();
+        tokio::select! {
+            _ = timeout(CLEARING, deliveries.wait()) => {}
+            () = self.shutdown.cancelled() => {}
+        }
+        self.process(delivery, slot, attached, deliveries, lost);
+        tokio::select! {
+            () = deliveries.wait() => {}
+            () = self.shutdown.cancelled() => {}
+            // What was delivered by it comes again: it is not to be kept here.
+            _ = fault => lost.cancel(),
+        }
+    }
+
+    async fn drain_beating(self, attached: Option<Attached>) {
+        let health = Arc::clone(&self.health);
+        health.pulse.beating(self.drain(attached)).await;
+    }
+
+    /// Finishes what is in flight, hands back what does not finish in time, and closes.
+    async fn drain(self, mut attached: Option<Attached>) {
+        tracing::info!(in_flight = self.tasks.len(), "shutting down");
+        self.tasks.close();
+        let end = Instant::now() + self.grace;
+        let closing = CLOSING.min(self.grace / 4);
+        let stop = async {
+            if let Some(attached) = &mut attached {
+                attached.stop_consuming().await;
+            }
+        };
+        let finish = async { tokio::join!(stop, self.tasks.wait()) };
+        if timeout_at(end - closing, finish).await.is_err() {
+            tracing::warn!(in_flight = self.tasks.len(), "out of time; handing back what is left");
+            self.processor.overdue.cancel();
+            let _ = timeout_at(end - closing / 2, self.tasks.wait()).await;
+        }
+        let close = async {
+            if let Some(attached) = attached {
+                attached.close().await;
+            }
+        };
+        let flush = self.processor.traces.flush();
+        let _ = timeout_at(end, async { tokio::join!(close, flush) }).await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Keeps connections that are of no more use to new deliveries until the old ones are settled, as far
+/// as they can be: where only the queue is gone, a link can still be told.
+async fn retire(mut attached: Attached, deliveries: TaskTracker) {
+    deliveries.close();
+    attached.stop_consuming().await;
+    deliveries.wait().await;
+    attached.close().await;
+}
