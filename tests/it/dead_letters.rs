@@ -7,11 +7,12 @@ use lapin::{
     types::{AMQPValue, ShortString},
 };
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{
     Bench, Message,
     rabbit::{table, text},
-    until,
+    soon, until,
     worker::{Settings, command},
 };
 
@@ -252,4 +253,29 @@ async fn a_replay_keeps_its_rate_and_heeds_an_interruption() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("interrupted; 1 dead letter sent to the request queue"), "{stderr}");
     until("the rest is back", async || bench.rabbit.depth(&dead(&bench)).await == 19).await;
+}
+
+#[tokio::test]
+async fn on_a_terminal_dropping_is_asked_about() {
+    let bench = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
+    // `script` gives the command a terminal, and hands on what is typed.
+    let typed = async |answer: &str| {
+        let line = format!("{} dead-letters drop --all", env!("CARGO_BIN_EXE_handoff"));
+        let mut command = tokio::process::Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).envs(settings(&bench)).kill_on_drop(true);
+        let piped = std::process::Stdio::piped;
+        let mut child = command.stdin(piped()).stdout(piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        let output = soon("its end", child.wait_with_output()).await.unwrap();
+        drop(stdin);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (status, said) = typed("n").await;
+    assert!(said.contains("Drop 1 for good?") && said.contains("nothing was dropped"), "{said}");
+    assert_eq!(status, Some(1));
+    until("it is back", async || bench.rabbit.depth(&dead(&bench)).await == 1).await;
+    let (status, said) = typed("y").await;
+    assert!(said.contains("1 dead letter dropped"), "{said}");
+    assert_eq!((status, bench.rabbit.depth(&dead(&bench)).await), (Some(0), 0));
 }
