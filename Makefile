@@ -22,7 +22,7 @@ build: tools ## Build the program
 	cargo build --locked
 
 # Tests wait more than they work, so more of them run at once than there are cores.
-export RUST_TEST_THREADS ?= 8
+export RUST_TEST_THREADS ?= 6
 
 # Built first, so that the services run no longer than the tests.
 .PHONY: test

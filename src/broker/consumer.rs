@@ -49,6 +49,7 @@ impl Consumer {
             subscribe(&self.channel, &self.queue, prefetch).await
         })
         .await?;
+        tracing::debug!(prefetch, "fetching more at a time");
         self.tag = wider.tag();
         // What the former subscription has brought still comes, first.
         let former = std::mem::replace(&mut self.deliveries, Box::pin(stream::empty()));

@@ -23,6 +23,8 @@ use crate::{
 
 /// A connection that lasted this long was no failure to connect.
 const STEADY: Duration = Duration::from_secs(1);
+/// A queue that brings nothing for so long is empty.
+const QUIET: Duration = Duration::from_millis(200);
 /// How long such a message waits for those in flight to be done.
 const CLEARING: Duration = Duration::from_secs(5);
 /// Kept back from the grace period to close the connections in.
@@ -191,6 +193,14 @@ impl Run {
                 () = self.shutdown.cancelled() => return End::Shutdown,
                 // Nothing waits: so nothing waits that does harm.
                 () = sleep(STEADY), if pace == Pace::Careful => break,
+                () = sleep(QUIET), if pace == Pace::Full && width.is_new() => {
+                    if let Some(full) = width.quiet()
+                        && let Err(fault) = attached.consumer.widen(full).await
+                    {
+                        return End::Fault(fault);
+                    }
+                    continue;
+                }
             };
             taken += 1;
             let next = width.after(delivery.came_back());

@@ -2,7 +2,7 @@
 //!
 //! RabbitMQ counts how often a message came back and, when that was too often, moves it to the dead
 //! queue. A message that kills every worker must not take along those that were fetched together with
-//! it, life after life. So the first is fetched alone. If it came back often, and so the next, more are
+//! it, life after life. So the first is fetched alone, where any waits. If it came back often, and so the next, more are
 //! fetched only as those before are settled: twice as many each time, since older brokers count
 //! messages that were merely handed back, too, and there may be many of those.
 
@@ -37,6 +37,20 @@ impl Width {
         Self { now: 1, full, taken: 0, trusting: false }
     }
 
+    /// Nothing waits, and so nothing that kills workers: how many may be fetched at a time now, if that is
+    /// more than before.
+    pub(super) fn quiet(&mut self) -> Option<u16> {
+        self.is_new().then(|| {
+            self.now = self.full;
+            self.full
+        })
+    }
+
+    /// Whether nothing was taken yet, and more might be.
+    pub(super) fn is_new(&self) -> bool {
+        self.now < self.full && self.now == 1 && self.taken == 0
+    }
+
     /// A delivery was taken that came back so often before.
     pub(super) fn after(&mut self, came_back: u32) -> Step {
         let suspect = came_back >= SUSPECT;
@@ -69,6 +83,15 @@ mod tests {
         assert_eq!(width.after(SUSPECT - 1), Step::Same);
         assert_eq!(width.after(SUSPECT), Step::Alone);
         assert_eq!(Width::new(1).after(0), Step::Same);
+    }
+
+    #[test]
+    fn where_nothing_waits_everything_may_come() {
+        let mut width = Width::new(64);
+        assert_eq!((width.quiet(), width.quiet()), (Some(64), None));
+        assert_eq!(width.after(0), Step::Same);
+        assert_eq!(width.after(SUSPECT), Step::Alone);
+        assert_eq!(Width::new(1).quiet(), None);
     }
 
     #[test]

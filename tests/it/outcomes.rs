@@ -204,16 +204,26 @@ async fn a_renewal_takes_no_old_link_from_those_it_comes_together_with() {
 
 #[tokio::test]
 async fn sixty_requests_at_once_over_three_workers_make_one_session() {
-    let script = |call: &_| well(call).after(Duration::from_millis(300));
+    let (opening, script) = held(|call| !call.is_token());
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("CONCURRENCY", "20");
     let workers = [bench.worker().await, bench.worker().await, bench.worker().await];
+    for worker in &workers {
+        worker.logged("fetching more at a time").await;
+    }
     let requests = (0..60).map(|n| {
         let data = json!({ "userId": "ann", "renew": n % 2 == 1 });
         let rabbit = &bench.rabbit;
         async move { rabbit.request(&format!("r-{n}"), data).await }
     });
     futures_util::future::join_all(requests).await;
+    // All are there before the session is: a renewal that came after it would make another.
+    crate::support::until("all are in flight", async || {
+        let in_flight = workers.iter().map(|worker| worker.metric("handoff_in_flight"));
+        futures_util::future::join_all(in_flight).await.iter().sum::<f64>() == 60.0
+    })
+    .await;
+    opening.open();
     let events = bench.rabbit.events(60).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     let made = events.iter().filter(|event| event.data()["reused"] == false).count();

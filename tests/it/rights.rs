@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Bench, Node, Platform,
     bench::{redis, redis_cmd},
-    soon,
+    soon, until,
     worker::{Settings, Worker, command},
 };
 
@@ -54,6 +54,12 @@ async fn the_least_rights_suffice() {
     settings.insert("HANDOFF_REDIS_URL".to_owned(), redis_url);
     settings.insert("HANDOFF_IDV_RATE_LIMIT".to_owned(), "1000/1s".to_owned());
     let worker = Worker::consuming(&settings).await;
+    // The queue is empty, so nothing in it kills workers: the prefetch is what it is set to.
+    until("the prefetch is 64", async || {
+        let consumers = rabbitmq.ctl(&["list_consumers", "queue_name", "prefetch_count"]).await;
+        consumers.lines().any(|line| line == "verification.requested\t64")
+    })
+    .await;
 
     let listener =
         Connection::connect(&amqp("notifications"), ConnectionProperties::default()).await.unwrap();

@@ -53,12 +53,13 @@ impl Node {
         self.run(&["thaw"]).await;
     }
 
-    /// `rabbitmqctl` against it.
-    pub async fn ctl(&self, arguments: &[&str]) {
+    /// `rabbitmqctl` against it. Returns what it says.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
         let mut ctl = Command::new(&self.script);
         let output = ctl.arg("ctl").arg(&self.dir).args(arguments).output().await.unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     async fn run(&self, command: &[&str]) -> String {
