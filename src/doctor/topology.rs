@@ -89,7 +89,7 @@ pub(super) fn unseen(vhost: &str, topology: &Topology, greeting: Option<&Greetin
     .costs("a policy can drop requests early; an event that nobody is bound to take is a failed attempt")
     .mend(format!(
         "see that no policy sets message-ttl, expires, max-length or a lower delivery-limit, that a queue is \
-         bound to `{}` for each event, and `{}` to `{}`, and that consumer_timeout is above 16 min",
+         bound to `{}` for each event, and `{}` to `{}`, and that consumer_timeout is above 17 min",
         topology.event_exchange(),
         topology.request_queue(),
         topology.request_exchange(),
