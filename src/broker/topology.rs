@@ -155,10 +155,15 @@ impl Topology {
             Ok(Traffic { messages: queue.message_count(), consumers: queue.consumer_count() })
         };
         let doing = format!("look at the queue `{queue}`");
-        timeout(DECLARE_LIMIT, look)
-            .await
-            .map_err(|_| BrokerError::timeout(&doing))?
-            .map_err(|error| BrokerError::during(&doing, &error))
+        timeout(DECLARE_LIMIT, look).await.map_err(|_| BrokerError::timeout(&doing))?.map_err(
+            |error| match refusal(&error) {
+                Some(Refusal::NotFound) => BrokerError::new(format!(
+                    "cannot {doing}: it does not exist; a worker declares it when it starts, or \
+                     HANDOFF_QUEUE names another"
+                )),
+                _ => BrokerError::during(&doing, &error),
+            },
+        )
     }
 
     /// How many messages the dead queue holds, which must exist.

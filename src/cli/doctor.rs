@@ -92,7 +92,7 @@ fn page(checks: &[Check], colours: bool) -> String {
     }
     let (findings, hints) = (count(checks, Verdict::Finding), count(checks, Verdict::Hint));
     let well = checks.len() - findings - hints;
-    page + &format!("{findings} findings, {hints} hints, {well} ok\n")
+    page + &format!("findings: {findings}, hints: {hints}, ok: {well}\n")
 }
 
 fn count(checks: &[Check], verdict: Verdict) -> usize {

@@ -167,14 +167,14 @@ fn requests(traffic: Traffic, settings: &Settings) -> Check {
                 .costs("links come late")
                 .mend("start more workers; handoff_platform_calls_total says whether the platform holds them up")
         }
-        _ => Check::ok("consumers", format!("{consumers} take requests; {messages} wait")),
+        _ => Check::ok("consumers", format!("consumers: {consumers}; requests that wait: {messages}")),
     }
 }
 
 fn dead_letters(count: u32) -> Check {
     match count {
         0 => Check::ok("dead letters", "there are none"),
-        n => Check::hint("dead letters", format!("{n} requests could not be served"))
+        n => Check::hint("dead letters", format!("requests that could not be served: {n}"))
             .costs("these people have no link")
             .mend("look at them, then replay or drop them")
             .run("handoff dead-letters list"),

@@ -99,7 +99,7 @@ async fn where_all_is_well_there_is_no_finding_and_no_call() {
     let output = command(&["doctor"], &bench.settings).output().await.unwrap();
     let page = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    assert!(page.contains("\n0 findings, ") && !page.contains('\u{1b}'), "{page}");
+    assert!(page.contains("\nfindings: 0, ") && !page.contains('\u{1b}'), "{page}");
     assert!(page.contains("\n                              $ export HANDOFF_CACHE_KEY"), "{page}");
 }
 
