@@ -2,7 +2,7 @@
 //!
 //! What `handoff request` and `handoff demo` are made of, and a pattern for a producer of your own.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use lapin::{
@@ -11,19 +11,17 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use serde::Deserialize;
-use tokio::time::timeout;
 
 use crate::{
     broker::{
-        BrokerError, Connection, PublishError, Publisher, Role, Topology, Traffic, bounded, connect,
+        BrokerError, Connection, PublishError, Publisher, Role, Topology, Traffic, bounded,
+        connect, step,
     },
     config::BrokerConfig,
     message::{FAILED, READY, REQUESTED},
     telemetry::metrics::Metrics,
 };
 
-/// Limit of setting up the subscription.
-const SETUP_LIMIT: Duration = Duration::from_secs(10);
 /// Requests published at once.
 const CONCURRENCY: u16 = 64;
 
@@ -85,10 +83,8 @@ impl Client {
         let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(connection.get()).await?;
-        let events = timeout(SETUP_LIMIT, subscribe(connection.get(), topology.event_exchange()))
-            .await
-            .map_err(|_| BrokerError::timeout("subscribe to events"))?
-            .map_err(|error| BrokerError::during("subscribe to events", &error))?;
+        let subscribed = subscribe(connection.get(), topology.event_exchange());
+        let events = step("subscribe to events", subscribed).await?;
         let request_exchange = topology.request_exchange().to_owned();
         // Nobody scrapes a command.
         let metrics = Metrics::new();

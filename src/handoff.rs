@@ -206,8 +206,8 @@ impl Handoff {
                     Ok(Some(session))
                 }
             },
-            Err(NotMade { outdated: true, .. }) => Ok(None),
-            Err(NotMade { failure, bad_token, .. }) => {
+            Err(NotMade::Outdated) => Ok(None),
+            Err(NotMade::Failed { failure, bad_token }) => {
                 lease.release(bad_token).await;
                 Err(failure)
             }
@@ -226,8 +226,8 @@ impl Handoff {
         tracing::debug!(request_id, why = %unclaimed.why(), "serving a request without the cache");
         let session = match self.make(job, None, tries).await {
             Ok(session) => session,
-            Err(NotMade { outdated: true, .. }) => return Ok(None),
-            Err(NotMade { failure, .. }) => return Err(failure),
+            Err(NotMade::Outdated) => return Ok(None),
+            Err(NotMade::Failed { failure, .. }) => return Err(failure),
         };
         // Redis may be back by now. If not, this is made up for when it is.
         let _ = unclaimed.store(&session, job.request.renew).await;

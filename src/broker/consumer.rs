@@ -1,6 +1,6 @@
 //! Deliveries, as RabbitMQ hands them out.
 
-use std::{pin::Pin, time::Duration};
+use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt, stream};
 use lapin::{
@@ -10,10 +10,11 @@ use lapin::{
 };
 use tokio::time::timeout;
 
-use super::{BrokerError, Delivery, topology::short};
-
-/// Limit of one step of starting or stopping.
-const STEP_LIMIT: Duration = Duration::from_secs(10);
+use super::{
+    BrokerError, Delivery,
+    step::{STEP_LIMIT, step},
+    topology::short,
+};
 
 /// A subscription to the request queue.
 pub struct Consumer {
@@ -29,7 +30,7 @@ impl Consumer {
     /// Subscribes, for one delivery at a time until [`Self::widen`].
     pub(super) async fn start(connection: &Connection, queue: &str) -> Result<Self, BrokerError> {
         let queue = short(queue).unwrap_or_default();
-        let (channel, consumer) = step(&queue, async {
+        let (channel, consumer) = step(&doing(&queue), async {
             let channel = connection.create_channel().await?;
             let consumer = subscribe(&channel, &queue, 1).await?;
             Ok((channel, consumer))
@@ -44,7 +45,7 @@ impl Consumer {
     /// # Errors
     /// The channel broke, or the queue is gone.
     pub async fn widen(&mut self, prefetch: u16) -> Result<(), BrokerError> {
-        let wider = step(&self.queue, async {
+        let wider = step(&doing(&self.queue), async {
             self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
             subscribe(&self.channel, &self.queue, prefetch).await
         })
@@ -110,13 +111,6 @@ async fn subscribe(
     channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await
 }
 
-async fn step<T>(
-    queue: &ShortString,
-    step: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, BrokerError> {
-    let doing = format!("consume from the queue `{queue}`");
-    timeout(STEP_LIMIT, step)
-        .await
-        .map_err(|_| BrokerError::timeout(&doing))?
-        .map_err(|error| BrokerError::during(&doing, &error))
+fn doing(queue: &ShortString) -> String {
+    format!("consume from the queue `{queue}`")
 }

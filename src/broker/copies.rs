@@ -20,6 +20,9 @@ pub(super) const DETAIL: &str = "x-handoff-detail";
 /// On dead letters: when, as RFC 3339.
 pub(super) const FAILED_AT: &str = "x-handoff-failed-at";
 
+/// What RabbitMQ itself counts, and compares with the delivery limit.
+pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
+
 /// Longest request id that is written on a copy, in bytes. A longer one stands in the body alone.
 const MAX_REQUEST_ID: usize = 4 * 1024;
 
@@ -33,7 +36,7 @@ const BROKERS: [&str; 8] = [
     "x-last-death-exchange",
     "x-last-death-queue",
     "x-last-death-reason",
-    "x-delivery-count",
+    DELIVERY_COUNT,
 ];
 /// Where else the producer wanted the message to go. It has been there.
 const ROUTING: [&str; 2] = ["CC", "BCC"];
@@ -95,7 +98,7 @@ pub(super) fn replay_copy(of: &BasicProperties, frame_max: usize) -> BasicProper
 /// The properties as they are, for a copy that takes the message's place in its queue.
 pub(super) fn same_copy(of: &BasicProperties) -> BasicProperties {
     let none = FieldTable::default();
-    properties(of, without(of.headers().as_ref().unwrap_or(&none), "x-delivery-count"))
+    properties(of, without(of.headers().as_ref().unwrap_or(&none), DELIVERY_COUNT))
 }
 
 fn without(headers: &FieldTable, name: &str) -> FieldTable {

@@ -19,15 +19,11 @@ use tokio::time::timeout;
 use super::{
     BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology, connect,
     copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
+    delivery::OFTEN,
+    step::{STEP_LIMIT, open_channel, step},
     topology::short,
 };
 use crate::{config::BrokerConfig, message::decode_request, telemetry::metrics::Metrics};
-
-/// Limit of one step.
-const STEP_LIMIT: Duration = Duration::from_secs(10);
-/// Times a dead letter may have come back before it is put back as a copy: half of what a newer
-/// RabbitMQ allows by default.
-const COMES_BACK: u64 = 10;
 
 /// The dead queue, and what of it is held.
 pub struct DeadQueue {
@@ -53,11 +49,7 @@ impl DeadQueue {
         let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         let left = topology.dead_letters(connection.get()).await?;
-        let doing = "open a channel";
-        let channel = timeout(STEP_LIMIT, connection.get().create_channel())
-            .await
-            .map_err(|_| BrokerError::timeout(doing))?
-            .map_err(|error| BrokerError::during(doing, &error))?;
+        let channel = open_channel(connection.get()).await?;
         // Nobody scrapes a command.
         let metrics = Metrics::new();
         let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1, metrics);
@@ -75,12 +67,9 @@ impl DeadQueue {
     /// The connection is lost, or the queue is gone.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
-        let doing = "take a message from the dead queue";
         let queue = short(self.publisher.topology().dead_queue())?;
-        let got = timeout(STEP_LIMIT, self.channel.basic_get(queue, BasicGetOptions::default()))
-            .await
-            .map_err(|_| BrokerError::timeout(doing))?
-            .map_err(|error| BrokerError::during(doing, &error))?;
+        let get = self.channel.basic_get(queue, BasicGetOptions::default());
+        let got = step("take a message from the dead queue", get).await?;
         self.left = if got.is_some() { left } else { 0 };
         Ok(got.map(|message| {
             self.last = Some(message.delivery.delivery_tag);
@@ -108,7 +97,7 @@ impl DeadQueue {
     /// # Errors
     /// It had come back so often that it was put back as a copy, and that failed. It is still there.
     pub async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        if letter.comes_back() < COMES_BACK {
+        if letter.delivery.came_back() < OFTEN {
             return Ok(());
         }
         let copy = same_copy(letter.delivery.properties());
@@ -211,16 +200,6 @@ impl DeadLetter {
                 _ => None,
             },
             _ => None,
-        }
-    }
-
-    /// How often it has come back to this queue.
-    fn comes_back(&self) -> u64 {
-        let count =
-            self.delivery.headers().and_then(|headers| headers.inner().get("x-delivery-count"));
-        match count {
-            Some(AMQPValue::LongLongInt(count)) => u64::try_from(*count).unwrap_or(0),
-            _ => 0,
         }
     }
 }

@@ -7,16 +7,16 @@ use lapin::{
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-
 use tokio::time::timeout;
 
-use super::copies::{ATTEMPT, REQUEST_ID};
+use super::copies::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID};
 
 /// Limit of settling. The library can lose an acknowledgement that meets the end of its connection, and
 /// would let us wait for ever.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-/// What RabbitMQ itself counts, and compares with the delivery limit.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+/// A message that came back so often is half-way to the delivery limit: ours on the request queue, and
+/// what a newer RabbitMQ puts on any quorum queue.
+pub const OFTEN: u32 = 10;
 
 /// One message from the request queue, unsettled.
 pub struct Delivery {

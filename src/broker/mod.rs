@@ -10,15 +10,17 @@ mod greeting;
 mod publisher;
 mod settle;
 mod socket;
+mod step;
 mod topology;
 mod upkeep;
 
+pub(crate) use self::step::step;
 pub use self::{
     connection::{Attached, Connection, Headcount, Role, connect},
     consumer::Consumer,
     copies::{DeadReason, Tried},
     dead_queue::{DeadLetter, DeadQueue},
-    delivery::Delivery,
+    delivery::{Delivery, OFTEN},
     error::BrokerError,
     greeting::{Greeting, greeting},
     publisher::{PublishError, Publisher, bounded},

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Delivery, PublishError, Publisher,
     copies::{DeadReason, Tried, dead_letter, retry_copy},
+    delivery::OFTEN,
 };
 use crate::{
     retry::Delays,
@@ -15,9 +16,6 @@ use crate::{
 };
 
 static NOT_TAKEN: Quota = Quota::new("RabbitMQ did not take a message", 1);
-
-/// How often a delivery may have come back before it is handed back as a copy: half the limit.
-const COMES_BACK: u32 = 10;
 
 /// What is to become of a delivery.
 #[derive(Clone, Copy, Debug)]
@@ -69,21 +67,16 @@ pub async fn settle(
     let frame_max = publisher.frame_max();
     let (kind, queue, properties) = match settlement {
         Settlement::Done => return acked(delivery).await,
-        // An older RabbitMQ counts what is handed back towards the delivery limit: one that came back
-        // often goes by way of a copy, whose count begins anew.
-        Settlement::HandBack(tried) if delivery.came_back() >= COMES_BACK => (
-            Published::Postponed,
-            publisher.topology().request_queue(),
-            retry_copy(delivery.properties(), tried, frame_max),
-        ),
-        Settlement::HandBack(_) => {
+        Settlement::HandBack(_) if delivery.came_back() < OFTEN => {
             delivery.hand_back().await;
             return Settled::Back;
         }
         Settlement::Retry { queue, tried } => {
             (Published::Retry, queue, retry_copy(delivery.properties(), tried, frame_max))
         }
-        Settlement::Postpone { tried } => (
+        // An older RabbitMQ counts what is handed back towards the delivery limit: one that came back
+        // often goes by way of a copy, whose count begins anew.
+        Settlement::HandBack(tried) | Settlement::Postpone { tried } => (
             Published::Postponed,
             publisher.topology().request_queue(),
             retry_copy(delivery.properties(), tried, frame_max),

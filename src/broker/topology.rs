@@ -3,8 +3,6 @@
 mod difference;
 mod survey;
 
-use std::time::Duration;
-
 use lapin::{
     Channel, Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -19,11 +17,10 @@ pub use self::{
 use super::{
     BrokerError,
     error::{Refusal, refusal},
+    step::{STEP_LIMIT, open_channel},
 };
 use crate::{config::BrokerConfig, message::REQUESTED};
 
-/// Limit of declaring one object.
-const DECLARE_LIMIT: Duration = Duration::from_secs(10);
 /// Redeliveries after which RabbitMQ itself moves a request to the dead queue: the way out for one
 /// that keeps killing the worker.
 const DELIVERY_LIMIT: i64 = 20;
@@ -155,7 +152,7 @@ impl Topology {
             Ok(Traffic { messages: queue.message_count(), consumers: queue.consumer_count() })
         };
         let doing = format!("look at the queue `{queue}`");
-        timeout(DECLARE_LIMIT, look).await.map_err(|_| BrokerError::timeout(&doing))?.map_err(
+        timeout(STEP_LIMIT, look).await.map_err(|_| BrokerError::timeout(&doing))?.map_err(
             |error| match refusal(&error) {
                 Some(Refusal::NotFound) => BrokerError::new(format!(
                     "cannot {doing}: it does not exist; a worker declares it when it starts, or \
@@ -179,11 +176,7 @@ impl Topology {
     /// # Errors
     /// The first object that is not as it must be, by name, with the remedy.
     pub async fn ensure(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let doing = "open a channel";
-        let channel = timeout(DECLARE_LIMIT, connection.create_channel())
-            .await
-            .map_err(|_| BrokerError::timeout(doing))?
-            .map_err(|error| BrokerError::during(doing, &error))?;
+        let channel = open_channel(connection).await?;
         for (name, setting) in &self.exchanges {
             self.exchange(&channel, name, setting).await?;
         }
@@ -194,7 +187,7 @@ impl Topology {
             self.bind(&channel).await?;
         }
         // Unanswered or not, the channel is not used again.
-        let _ = timeout(DECLARE_LIMIT, channel.close(200, "done".into())).await;
+        let _ = timeout(STEP_LIMIT, channel.close(200, "done".into())).await;
         Ok(())
     }
 
@@ -248,7 +241,7 @@ impl Topology {
         declared: impl Future<Output = lapin::Result<T>>,
     ) -> Result<(), BrokerError> {
         let doing = if self.declare { "declare" } else { "check" };
-        let error = match timeout(DECLARE_LIMIT, declared).await {
+        let error = match timeout(STEP_LIMIT, declared).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => return Err(BrokerError::timeout(&format!("{doing} {what}"))),

@@ -42,12 +42,12 @@ pub(super) enum Stopped {
     Used,
 }
 
-/// Why no session was made, and whether the token is to blame.
-pub(super) struct NotMade {
-    pub(super) failure: Failure,
-    pub(super) bad_token: bool,
+/// Why no session was made.
+pub(super) enum NotMade {
+    /// It did not work out. Whether the token is to blame.
+    Failed { failure: Failure, bad_token: bool },
     /// Redis should be asked again first.
-    pub(super) outdated: bool,
+    Outdated,
 }
 
 impl Handoff {
@@ -124,20 +124,20 @@ impl Handoff {
                 return Err(Stopped::Used);
             }
             repeated = true;
+            let delay = match error {
+                _ if held => None,
+                CallError::Transient { .. } => tries.next_delay(),
+                _ => return Err(Stopped::Call(error)),
+            };
             let request_id = job.request_id.short();
-            if held {
+            let Some(delay) = delay else {
+                if !held && !self.gate_shuts(kind, called).await {
+                    return Err(Stopped::Call(error));
+                }
                 tries.was_held(called.elapsed());
                 self.metrics.retried(kind, error.label());
                 tracing::debug!(request_id, %error, "held until the platform takes calls again");
                 continue;
-            }
-            let CallError::Transient { .. } = error else { return Err(Stopped::Call(error)) };
-            let Some(delay) = tries.next_delay() else {
-                if self.gate_shuts(kind, called).await {
-                    tries.was_held(called.elapsed());
-                    continue;
-                }
-                return Err(Stopped::Call(error));
             };
             tracing::debug!(request_id, %error, ?delay, "trying again");
             self.metrics.retried(kind, error.label());
@@ -228,11 +228,10 @@ impl From<Failure> for Stopped {
 
 impl From<Stopped> for NotMade {
     fn from(stopped: Stopped) -> Self {
-        let outdated = matches!(stopped, Stopped::Outdated);
         let (failure, bad_token) = match stopped {
+            Stopped::Outdated => return Self::Outdated,
             Stopped::Failure(failure) => (failure, false),
-            // Before these become failures, something else is tried: another token, or Redis.
-            Stopped::Outdated => (Failure::Transient("Redis should be asked".to_owned()), false),
+            // Before these become failures, another token is tried.
             Stopped::Stale => (Failure::Transient("its token is about to end".to_owned()), false),
             Stopped::Used => (Failure::Transient("its token has been used".to_owned()), true),
             Stopped::Call(error) => match error {
@@ -244,6 +243,6 @@ impl From<Stopped> for NotMade {
                 }
             },
         };
-        Self { failure, bad_token, outdated }
+        Self::Failed { failure, bad_token }
     }
 }

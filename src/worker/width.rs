@@ -6,8 +6,10 @@
 //! fetched only as those before are settled: twice as many each time, since older brokers count
 //! messages that were merely handed back, too, and there may be many of those.
 
-/// A message that came back so often, half as often as it may, may be one that kills workers.
-const SUSPECT: u32 = 10;
+use crate::broker::OFTEN;
+
+/// A message that came back so often may be one that kills workers.
+const SUSPECT: u32 = OFTEN;
 
 /// How many deliveries are fetched at a time.
 #[derive(Debug)]

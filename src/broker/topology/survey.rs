@@ -15,11 +15,12 @@ use lapin::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{DECLARE_LIMIT, Difference, Queue, Topology, Traffic, short};
+use super::{Difference, Queue, Topology, Traffic, short};
 use crate::{
     broker::{
         BrokerError, Connection, Role, bounded, connect,
         error::{Refusal, refusal, why},
+        step::{STEP_LIMIT, open_channel},
     },
     config::BrokerConfig,
 };
@@ -133,7 +134,7 @@ impl Survey {
                 }
             }
         };
-        timeout(DECLARE_LIMIT, published).await.unwrap_or_else(|_| Err(BrokerError::timeout(doing)))
+        timeout(STEP_LIMIT, published).await.unwrap_or_else(|_| Err(BrokerError::timeout(doing)))
     }
 
     /// Closes the connection.
@@ -198,11 +199,7 @@ impl Survey {
 
     /// One of its own for each question: a refusal closes it.
     async fn channel(&self) -> Result<Channel, BrokerError> {
-        let doing = "open a channel";
-        timeout(DECLARE_LIMIT, self.connection.get().create_channel())
-            .await
-            .map_err(|_| BrokerError::timeout(doing))?
-            .map_err(|error| BrokerError::during(doing, &error))
+        open_channel(self.connection.get()).await
     }
 
     /// The inner error is RabbitMQ's answer, the outer one that there was none.
@@ -211,7 +208,7 @@ impl Survey {
         question: impl Future<Output = lapin::Result<T>>,
     ) -> Result<Result<T, State>, BrokerError> {
         let doing = "look at the topology";
-        let answer = timeout(DECLARE_LIMIT, question).await;
+        let answer = timeout(STEP_LIMIT, question).await;
         let error = match answer.map_err(|_| BrokerError::timeout(doing))? {
             Ok(answer) => return Ok(Ok(answer)),
             Err(error) => error,

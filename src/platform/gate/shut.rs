@@ -34,7 +34,7 @@ pub(super) struct Shut {
     next_probe: Instant,
     /// Those that find out. Usually one: a probe that is not answered does not keep the next back.
     probes: HashSet<Caller>,
-    /// Who probed in vain last, and how often in a streak.
+    /// Who probed in vain last, and how often in a row.
     failed: Option<(Caller, u32)>,
 }
 
@@ -101,7 +101,7 @@ impl Shut {
         match self.why {
             // One that was under way when the key was refused shows nothing.
             Why::Refused => call == Call::Token && self.probes.contains(&caller),
-            // Who makes sessions has given tokens. The tender makes none: nobody waits for one, so
+            // Who makes sessions has given tokens. An idle probe makes none: nobody waits for one, so
             // the next to come may find out.
             Why::Down(needed) => call == needed || call == Call::Session || caller == super::IDLE,
         }

@@ -14,7 +14,7 @@ use crate::{session::Call, telemetry::metrics::PausedFor};
 const FAILURES: u32 = 5;
 /// … if they are those of so many requests: one that always fails proves nothing.
 const REQUESTS: usize = 3;
-/// Failures this far apart are no row: with so little to do, they may well be one request's.
+/// Failures this far apart are not in a row: with so little to do, they may well be one request's.
 const STREAK_ENDS: Duration = Duration::from_secs(60);
 
 /// Calls at once while nothing shows that the platform answers: when it does not, few have asked in
@@ -156,7 +156,7 @@ impl State {
         }
     }
 
-    /// A call goes on its way, as ruled: with `Go` or as a `Probe`.
+    /// A call goes on its way, as decided: with `Go` or as a `Probe`.
     pub(super) fn enter(&mut self, caller: Caller, decision: Decision, now: Instant) {
         if self.is_idle(now) {
             self.proof = 0;
@@ -217,7 +217,7 @@ impl State {
             _ if proof >= PROOF => u32::MAX,
             0 if slow => u32::MAX,
             0 => UNPROVEN + GROWTH * proof,
-            // No more than would make the row complete.
+            // No more than would complete the streak.
             failures => FAILURES.saturating_sub(failures).clamp(1, UNPROVEN),
         }
     }
@@ -234,10 +234,10 @@ impl State {
     fn success(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
         self.last_good = Some(now);
         self.proof = self.proof.saturating_add(1);
-        self.streaks[call as usize] = Streak::default();
-        if call == Call::Session {
+        match call {
             // Who makes sessions has given tokens.
-            self.streaks = Default::default();
+            Call::Session => self.streaks = Default::default(),
+            Call::Token => self.streaks[call as usize] = Streak::default(),
         }
         self.shut.take_if(|shut| shut.is_opened_by(caller, call)).map(|_| Change::Opened)
     }
