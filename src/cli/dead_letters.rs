@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     time::{Interval, MissedTickBehavior, interval},
@@ -20,7 +20,7 @@ use self::{
     pick::{Choice, Chosen, pace},
     view::{Row, json_of_message, table},
 };
-use super::{CliError, remedy, signals};
+use super::{CliError, progress::bar, remedy, say, signals};
 use crate::{
     broker::{DeadLetter, DeadQueue},
     config::{BrokerConfig, BrokerSettings},
@@ -173,13 +173,13 @@ impl Pass<'_> {
             let row = Row::of(&letter);
             match on_terminal {
                 true => rows.push(row),
-                false => print(&row.json()?)?,
+                false => say(row.json()?)?,
             }
             self.keep(&letter).await?;
         }
         match on_terminal {
             true if rows.is_empty() => eprintln!("no dead letters"),
-            true => print(&table(&rows))?,
+            true => say(table(&rows))?,
             false => {}
         }
         Ok(())
@@ -187,7 +187,7 @@ impl Pass<'_> {
 
     async fn show(&mut self) -> Result<(), CliError> {
         while let Some(letter) = self.next().await? {
-            print(&json_of_message(&letter, stdout().is_terminal())?)?;
+            say(json_of_message(&letter, stdout().is_terminal())?)?;
             self.keep(&letter).await?;
         }
         Ok(())
@@ -275,18 +275,6 @@ fn paced(every: Duration) -> Interval {
     pace
 }
 
-fn print(line: &str) -> Result<(), CliError> {
-    writeln!(stdout(), "{line}").map_err(CliError::failed)
-}
-
-/// A bar, where somebody looks at it.
 fn progress(most: u32, what: &str) -> ProgressBar {
-    if !stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(most.into());
-    match ProgressStyle::with_template(&format!("{{bar:30}} {{pos}} {what}, {{elapsed}} gone")) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    bar(most.into(), &format!("{{bar:30}} {{pos}} {what}, {{elapsed}} gone"))
 }

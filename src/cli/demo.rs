@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    io::Write,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
-use super::{CliError, qr, remedy, signals};
+use super::{CliError, qr, remedy, say, signals};
 use crate::{
     client::{Client, Received},
     config::{BrokerConfig, DEMO_LOG, DEMO_WORKFLOW, DemoSettings, RunSettings, Settings},
@@ -265,8 +264,4 @@ fn what_next(broker: &BrokerConfig, sandbox: &Sandbox, probes: &str) -> String {
          {handoff} request --user eve\n\n\
          What else the simulated platform can do is on its page, {sandbox}\n"
     )
-}
-
-fn say(what: impl std::fmt::Display) -> Result<(), CliError> {
-    writeln!(std::io::stdout(), "{what}").map_err(CliError::failed)
 }

@@ -5,6 +5,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod man;
+mod progress;
 mod qr;
 mod remedy;
 mod request;
@@ -14,7 +15,11 @@ mod schema;
 mod signals;
 mod usage;
 
-use std::{fmt, process::ExitCode};
+use std::{
+    fmt,
+    io::{Write, stdout},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -122,4 +127,9 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// Prints a result, and a line's end.
+fn say(what: impl fmt::Display) -> Result<(), CliError> {
+    writeln!(stdout(), "{what}").map_err(CliError::failed)
 }

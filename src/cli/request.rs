@@ -1,20 +1,15 @@
 //! `handoff request`: publish requests and wait for their events.
 
-use std::{
-    collections::HashSet,
-    io::{IsTerminal, Write},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{CliError, qr, remedy};
+use super::{CliError, progress::bar, qr, remedy, say};
 use crate::{
     client::{Client, Received, Requester},
     config::{BrokerConfig, BrokerSettings, parse_duration},
@@ -198,23 +193,18 @@ async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Resu
 }
 
 fn show(event: &Received, with_qr: bool) -> Result<(), CliError> {
-    writeln!(std::io::stdout(), "{}", event.json).map_err(CliError::failed)?;
+    say(&event.json)?;
     if with_qr && let Some(url) = &event.data.url {
         eprintln!("{}\n{url}", qr::for_terminal(url));
     }
     Ok(())
 }
 
-/// A bar for many requests, where somebody looks at it.
+/// A bar, for many requests.
 fn progress(total: usize, many: bool) -> ProgressBar {
-    if !many || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(total as u64);
-    let template = "{bar:30} {pos}/{len} events, {elapsed} gone, {eta} to go";
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+    match many {
+        true => bar(total as u64, "{bar:30} {pos}/{len} events, {elapsed} gone, {eta} to go"),
+        false => ProgressBar::hidden(),
     }
 }
 

@@ -180,8 +180,8 @@ async fn rubbish_in_redis_counts_as_absent() {
     assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
 }
 
-#[tokio::test]
-async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
+/// With Redis behind a proxy, and a platform that answers each call as soon as it is told.
+async fn watched() -> (Bench, Proxy, Opening, Opening) {
     let mut bench = Bench::new().await;
     let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
     let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
@@ -191,6 +191,12 @@ async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
         let (token, session) = (token.clone(), session.clone());
         move |call| well(call).once(if call.is_token() { &token } else { &session })
     });
+    (bench, proxy, token, session)
+}
+
+#[tokio::test]
+async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
+    let (mut bench, proxy, token, session) = watched().await;
     let _worker = bench.worker().await;
     proxy.take_sent();
 
@@ -209,15 +215,7 @@ async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
 
 #[tokio::test]
 async fn nobody_waits_for_the_token_to_be_stored() {
-    let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    bench.set("REDIS_URL", &url);
-    let (token, session) = (Opening::closed(), Opening::closed());
-    bench.platform.now({
-        let (token, session) = (token.clone(), session.clone());
-        move |call| well(call).once(if call.is_token() { &token } else { &session })
-    });
+    let (mut bench, proxy, token, session) = watched().await;
     let _worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.platform.called(1).await;

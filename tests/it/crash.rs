@@ -11,7 +11,7 @@ use lapin::BasicProperties;
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Opening, Platform, Proxy, Worker,
+    Answer, Bench, Flow, Message, Opening, Platform, Proxy, Worker,
     platform::{Call, held, well},
     rabbit::{table, text},
     until,
@@ -234,22 +234,28 @@ async fn token_is_stored(bench: &Bench, worker: &Worker) {
     worker.page("/livez").await;
 }
 
-#[tokio::test]
-async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
-    let (answer, script) = held(|call| !call.is_token() && call.nth == 0);
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
+/// A worker that is stalled in its session call, the one that takes over, and what that one told.
+async fn stalled_and_succeeded(bench: &mut Bench) -> (Worker, Worker, Message) {
     // With one place each, what comes second goes to the second worker.
     bench.set("CONCURRENCY", "1").set("IDV_TIMEOUT", "1m");
     let stalled = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.platform.called(2).await;
-    token_is_stored(&bench, &stalled).await;
+    token_is_stored(bench, &stalled).await;
     stalled.signal("STOP");
     let successor = bench.worker().await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     // As soon as the lease has ended.
     let second = bench.rabbit.event().await;
     assert_eq!(second.data()["requestId"], "r-2");
+    (stalled, successor, second)
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
+    let (answer, script) = held(|call| !call.is_token() && call.nth == 0);
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let (stalled, successor, second) = stalled_and_succeeded(&mut bench).await;
     assert_eq!(second.data()["sessionId"], "session-1");
     let link = bench.cached().await;
 
@@ -282,16 +288,7 @@ async fn a_worker_that_was_stalled_past_its_lease_begins_nothing_more() {
         }
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("CONCURRENCY", "1").set("IDV_TIMEOUT", "1m");
-    let stalled = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(2).await;
-    token_is_stored(&bench, &stalled).await;
-    stalled.signal("STOP");
-    let _successor = bench.worker().await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    let second = bench.rabbit.event().await;
-    assert_eq!(second.data()["requestId"], "r-2");
+    let (stalled, _successor, second) = stalled_and_succeeded(&mut bench).await;
 
     answer.open();
     stalled.signal("CONT");
