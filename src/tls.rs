@@ -39,6 +39,16 @@ pub fn trouble(error: &(dyn Error + 'static)) -> Option<&'static str> {
     None
 }
 
+/// What keeps a connection from being made, or broke it: TLS, or else the kind of error.
+pub(crate) fn on_the_way(error: &io::Error) -> String {
+    match (trouble(error), error.kind().to_string()) {
+        (Some(trouble), _) => trouble.to_owned(),
+        // Names that no resolver knows have no kind of their own.
+        (None, kind) if kind == "uncategorized error" => "the host was not found".to_owned(),
+        (None, kind) => kind,
+    }
+}
+
 fn words(error: &Tls) -> &'static str {
     match error {
         Tls::InvalidCertificate(why) => match why {

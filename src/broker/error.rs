@@ -1,6 +1,6 @@
 //! What can go wrong with RabbitMQ, told with the remedy and without the URL.
 
-use std::fmt;
+use std::{fmt, io};
 
 use lapin::{
     ErrorKind,
@@ -89,13 +89,10 @@ pub(super) fn why(error: &lapin::Error) -> String {
             }
             _ => error.get_message().to_string(),
         },
-        ErrorKind::IOError(error) => match (tls::trouble(&**error), error.kind().to_string()) {
-            (Some(trouble), _) => trouble.to_owned(),
-            // Names that no resolver knows have no kind of their own.
-            (None, kind) if kind == "uncategorized error" => "the host was not found".to_owned(),
-            (None, kind) if kind == "timed out" => "RabbitMQ did not answer in time".to_owned(),
-            (None, kind) => kind,
-        },
+        ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut => {
+            "RabbitMQ did not answer in time".to_owned()
+        }
+        ErrorKind::IOError(error) => tls::on_the_way(error),
         ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),
         ErrorKind::ParsingError(_) => {
             "RabbitMQ sent what cannot be read (properties that are not UTF-8?)".to_owned()

@@ -308,12 +308,8 @@ pub(super) fn describe(error: &RedisError) -> String {
 /// What happened on the way, or before there was one.
 fn io_trouble(error: &RedisError) -> String {
     let shared = error.source().and_then(|source| source.downcast_ref::<tls::Shared>());
-    match shared.and_then(|shared| shared.downcast_ref::<io::Error>()).map(io::Error::kind) {
-        // Names that no resolver knows have no kind of their own.
-        Some(kind) if kind.to_string() == "uncategorized error" => {
-            "the host was not found".to_owned()
-        }
-        Some(kind) => kind.to_string(),
+    match shared.and_then(|shared| shared.downcast_ref::<io::Error>()) {
+        Some(error) => tls::on_the_way(error),
         None => "TLS cannot be set up: can all be read that SSL_CERT_FILE and SSL_CERT_DIR name?"
             .to_owned(),
     }

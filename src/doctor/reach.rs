@@ -1,9 +1,6 @@
 //! The way to a server: name, TCP, TLS. No more than that is said.
 
-use std::{
-    io,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -36,26 +33,18 @@ pub(super) async fn reach(url: &Url, default_port: u16) -> Result<Reached, Strin
     let secure = matches!(url.scheme(), "https" | "amqps" | "rediss");
     let start = Instant::now();
     let way = async {
-        let tcp = TcpStream::connect((host, port)).await.map_err(|error| why(&error))?;
+        let tcp =
+            TcpStream::connect((host, port)).await.map_err(|error| tls::on_the_way(&error))?;
         if !secure {
             let stream: Box<dyn Stream> = Box::new(tcp);
             return Ok((stream, None));
         }
         let watch = Watch::new()?;
-        let stream = watch.connect(host, tcp).await.map_err(|error| why(&error))?;
+        let stream = watch.connect(host, tcp).await.map_err(|error| tls::on_the_way(&error))?;
         let stream: Box<dyn Stream> = Box::new(stream);
         Ok((stream, watch.ends()))
     };
     let (stream, certified_until) =
         timeout(REACH_LIMIT, way).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))?;
     Ok(Reached { stream, took: start.elapsed(), certified_until })
-}
-
-fn why(error: &io::Error) -> String {
-    match (tls::trouble(error), error.kind().to_string()) {
-        (Some(trouble), _) => trouble.to_owned(),
-        // Names that no resolver knows have no kind of their own.
-        (None, kind) if kind == "uncategorized error" => "the host was not found".to_owned(),
-        (None, kind) => kind,
-    }
 }
