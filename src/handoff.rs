@@ -265,6 +265,7 @@ impl Handoff {
                 // That says nothing about the request. Each time a try has failed before, so that the
                 // budget limits this.
                 Err(Stopped::Used) => {
+                    renewed = true;
                     self.metrics.retried(Call::Session, CallError::Unauthorized.label());
                     token = self.token(job, lease, tries).await?;
                 }

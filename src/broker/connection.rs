@@ -39,6 +39,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Seconds without a sign of life after which RabbitMQ is asked for one; twice that ends it.
 const HEARTBEAT: &str = "10";
 
+/// How often it is looked at whether a connection still stands.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// What a connection is for, as RabbitMQ's management page shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -188,7 +191,7 @@ impl Attached {
                         None => return BrokerError::new("the connection is gone"),
                     },
                     // Should an event ever be missed, this is noticed all the same.
-                    () = sleep(Duration::from_secs(1)) => if !connected() {
+                    () = sleep(LOOK_EVERY) => if !connected() {
                         return BrokerError::new("the connection is closed");
                     },
                     forgotten = &mut upkeep => return forgotten,
@@ -200,6 +203,13 @@ impl Attached {
     /// Counts those who consume from the request queue.
     pub fn headcount(&self) -> Headcount {
         Headcount(self.publisher.clone())
+    }
+
+    /// Waits until what was delivered cannot be answered any more.
+    pub async fn until_broken(&mut self) {
+        while self.is_whole() {
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Whether what was delivered can still be answered. If not, RabbitMQ delivers it again.

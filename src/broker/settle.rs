@@ -87,8 +87,9 @@ pub async fn settle(
             dead_letter(delivery.properties(), tried, reason, frame_max),
         ),
     };
-    let copied =
-        until_confirmed(stop, || publisher.copy(kind, queue, properties.clone(), delivery.body()));
+    let copied = until_confirmed(stop, u32::MAX, || {
+        publisher.copy(kind, queue, properties.clone(), delivery.body())
+    });
     match copied.await {
         Ok(()) if matches!(settlement, Settlement::HandBack(_)) => {
             delivery.ack().await;
@@ -109,24 +110,30 @@ async fn acked(delivery: &Delivery) -> Settled {
     }
 }
 
-/// Publishes until it is confirmed, the connection is gone, or `stop` comes.
+/// Publishes until it is confirmed, so many times at most, or until the connection is gone or `stop`
+/// comes.
 ///
 /// # Errors
 /// The last error, when it gave up.
 pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
     stop: &CancellationToken,
+    tries: u32,
     publish: impl Fn() -> F,
 ) -> Result<T, PublishError> {
     let mut delays = Delays::between(Duration::from_millis(200), Duration::from_secs(5));
-    let mut told = false;
+    let mut tried = 0;
     loop {
         let error = match publish().await {
             Ok(done) => return Ok(done),
             Err(PublishError::Disconnected) => return Err(PublishError::Disconnected),
             Err(error) => error,
         };
-        if !std::mem::replace(&mut told, true) && NOT_TAKEN.allows() {
-            tracing::warn!(%error, "RabbitMQ did not take a message; offering it again until it does");
+        tried += 1;
+        if tried == 1 && NOT_TAKEN.allows() {
+            tracing::warn!(%error, "RabbitMQ did not take a message; offering it again");
+        }
+        if tried >= tries {
+            return Err(error);
         }
         tokio::select! {
             () = sleep(delays.next()) => {}

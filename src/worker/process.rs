@@ -29,6 +29,9 @@ use crate::{
 };
 
 static UNHEARD: Quota = Quota::new("no queue is bound to take `handoff.failed`", 1);
+static UNTAKEN: Quota = Quota::new("`handoff.failed` was not taken", 1);
+/// How often `handoff.failed` is offered: over a second or two where it is refused at once.
+const TELL_TRIES: u32 = 4;
 
 /// What every delivery is processed with.
 pub(super) struct Processor {
@@ -112,7 +115,7 @@ impl Processor {
         {
             self.metrics.told(end_to_end);
         }
-        let settled = self.settle(delivery, &verdict, &envelope, publisher).await;
+        let settled = self.settle(delivery, &verdict, heard, &envelope, publisher).await;
         self.record(&verdict, envelope, settled, started);
     }
 
@@ -155,8 +158,8 @@ impl Processor {
         }
     }
 
-    /// Publishes `handoff.failed`, and returns whether a queue took it. That none is bound holds nothing
-    /// up.
+    /// Publishes `handoff.failed`, and returns whether a queue took it. That none does holds nothing up:
+    /// the dead letter tells of it then.
     async fn tell_failed(
         &self,
         reason: &FailedReason,
@@ -176,7 +179,7 @@ impl Processor {
             attempts: envelope.attempts,
         };
         let event = Event::new(&body, SystemTime::now());
-        until_confirmed(&self.overdue, || async {
+        let told = until_confirmed(&self.overdue, TELL_TRIES, || async {
             match publisher.event(&event, envelope.correlation_id(), &envelope.span).await {
                 Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
@@ -188,14 +191,24 @@ impl Processor {
                 }
                 Err(error) => Err(error),
             }
-        })
-        .await
+        });
+        match told.await {
+            Err(error) if error != PublishError::Disconnected && !self.overdue.is_cancelled() => {
+                if UNTAKEN.allows() {
+                    let request_id = envelope.request_id.short();
+                    tracing::warn!(request_id, %error, "`handoff.failed` was not taken");
+                }
+                Ok(false)
+            }
+            told => told,
+        }
     }
 
     async fn settle(
         &self,
         delivery: &Delivery,
         verdict: &Verdict,
+        heard: bool,
         envelope: &Envelope,
         publisher: &Publisher,
     ) -> Settled {
@@ -207,8 +220,9 @@ impl Processor {
             Verdict::HandBack => Settlement::HandBack(untried),
             Verdict::Postpone => Settlement::Postpone { tried: untried },
             Verdict::Retry(_, queue) => Settlement::Retry { queue, tried },
-            // Nobody waits for an expired request, so nobody would want to replay it either.
-            Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) => {
+            // Nobody waits for an expired request, so nobody would want to replay it either. But if
+            // nobody has heard of its end, it leaves a trace.
+            Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) if heard => {
                 Settlement::Done
             }
             Verdict::Fail(FailedReason { code, message }) => {

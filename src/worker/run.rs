@@ -25,7 +25,8 @@ use crate::{
 const STEADY: Duration = Duration::from_secs(1);
 /// A queue that brings nothing for so long is empty.
 const QUIET: Duration = Duration::from_millis(200);
-/// How long such a message waits for those in flight to be done.
+/// How long a message that may do harm, or those beside it, are waited for. One that is held for the
+/// platform takes longer, and does none meanwhile.
 const CLEARING: Duration = Duration::from_secs(5);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -106,9 +107,6 @@ impl Run {
                 }
                 End::Fault(fault) => {
                     news.lost(&fault);
-                    if !attached.is_whole() {
-                        lost.cancel();
-                    }
                     let at_once = began.elapsed() < STEADY;
                     // Who breaks it once is likely to have been delivered just before.
                     if fault.is_unreadable()
@@ -123,7 +121,7 @@ impl Run {
                     }
                 }
             }
-            tokio::spawn(retire(attached, deliveries));
+            tokio::spawn(retire(attached, deliveries, lost));
         }
         self.drain_beating(None).await;
     }
@@ -195,9 +193,9 @@ impl Run {
                 () = sleep(STEADY), if pace == Pace::Careful => break,
                 () = sleep(QUIET), if pace == Pace::Full && width.is_new() => {
                     if let Some(full) = width.quiet()
-                        && let Err(fault) = attached.consumer.widen(full).await
+                        && let Some(end) = self.widen(attached, full, &mut fault).await
                     {
-                        return End::Fault(fault);
+                        return end;
                     }
                     continue;
                 }
@@ -214,8 +212,8 @@ impl Run {
                 if when_settled && let Some(end) = self.settled(deliveries, &mut fault).await {
                     return end;
                 }
-                if let Err(fault) = attached.consumer.widen(to).await {
-                    return End::Fault(fault);
+                if let Some(end) = self.widen(attached, to, &mut fault).await {
+                    return end;
                 }
             }
         }
@@ -223,7 +221,21 @@ impl Run {
         self.settled(deliveries, &mut fault).await.unwrap_or(End::Past)
     }
 
-    /// Waits until these are settled, or there is a reason to wait no longer.
+    /// Has more fetched at a time, unless there is a reason not to.
+    async fn widen(
+        &self,
+        attached: &mut Attached,
+        to: u16,
+        fault: &mut (impl Future<Output = BrokerError> + Unpin),
+    ) -> Option<End> {
+        tokio::select! {
+            widened = attached.consumer.widen(to) => widened.err().map(End::Fault),
+            fault = fault => Some(End::Fault(fault)),
+            () = self.shutdown.cancelled() => Some(End::Shutdown),
+        }
+    }
+
+    /// Waits until these are settled, for a while, or there is a reason to wait no longer.
     async fn settled(
         &self,
         deliveries: &TaskTracker,
@@ -231,7 +243,7 @@ impl Run {
     ) -> Option<End> {
         deliveries.close();
         let end = tokio::select! {
-            () = self.health.pulse.beating(deliveries.wait()) => None,
+            _ = self.health.pulse.beating(timeout(CLEARING, deliveries.wait())) => None,
             fault = fault => Some(End::Fault(fault)),
             () = self.shutdown.cancelled() => Some(End::Shutdown),
         };
@@ -273,10 +285,9 @@ impl Run {
         }
         self.process(delivery, slot, attached, deliveries, lost);
         tokio::select! {
-            () = deliveries.wait() => {}
+            _ = timeout(CLEARING, deliveries.wait()) => {}
             () = self.shutdown.cancelled() => {}
-            // What was delivered by it comes again: it is not to be kept here.
-            _ = fault => lost.cancel(),
+            _ = fault => {}
         }
     }
 
@@ -314,10 +325,17 @@ impl Run {
 }
 
 /// Keeps connections that are of no more use to new deliveries until the old ones are settled, as far
-/// as they can be: where only the queue is gone, a link can still be told.
-async fn retire(mut attached: Attached, deliveries: TaskTracker) {
+/// as they can be: where only the queue is gone, a link can still be told. Where they cannot, they are
+/// lost to us: RabbitMQ delivers them again, and they are not to be kept here.
+async fn retire(mut attached: Attached, deliveries: TaskTracker, lost: CancellationToken) {
     deliveries.close();
-    attached.stop_consuming().await;
+    if attached.is_whole() {
+        attached.stop_consuming().await;
+    }
+    tokio::select! {
+        () = deliveries.wait() => {}
+        () = attached.until_broken() => lost.cancel(),
+    }
     deliveries.wait().await;
     attached.close().await;
 }

@@ -481,3 +481,30 @@ async fn settings_come_from_files_and_flags_too() {
     );
     assert_eq!(bench.platform.calls()[0].header("authorization"), API_KEY);
 }
+
+#[tokio::test]
+async fn an_expired_request_of_which_nobody_hears_leaves_a_dead_letter() {
+    let bench = Bench::deaf(Platform::well().await).await;
+    let _worker = bench.worker().await;
+    let data = json!({ "userId": "ann", "expiresAt": "2020-01-31T12:00:00Z" });
+    bench.rabbit.request("r-1", data).await;
+    let dead = bench.rabbit.dead_letter().await;
+    assert_eq!(dead.text("x-handoff-reason"), "request_expired");
+    assert!(bench.platform.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_token_refused_after_a_failure_is_replaced_once_as_any_other() {
+    let script = |call: &Call| match (call.is_token(), call.nth) {
+        (true, _) => well(call),
+        (false, 0) => Answer::status(503),
+        (false, _) => Answer::status(401),
+    };
+    let mut bench = Bench::with(Platform::scripted(script).await).await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "platform_rejected");
+    let (tokens, sessions) =
+        (bench.platform.token_calls().len(), bench.platform.session_calls().len());
+    assert_eq!((tokens, sessions), (2, 3));
+}

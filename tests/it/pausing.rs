@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Answer, Bench, Flow, Platform, Proxy, TempFile, Worker,
+    Answer, Bench, Flow, Opening, Platform, Proxy, TempFile, Worker,
     platform::{API_KEY, Call, held, well},
     rabbit::{table, text},
     until,
@@ -359,4 +359,45 @@ async fn a_slow_platform_is_called_by_all_at_once() {
     bench.platform.called(64).await;
     opening.open();
     assert_eq!(served(&mut bench, 64).await.len(), 64);
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_until_others_have_found_the_platform_well_spends_nothing() {
+    let never = Opening::closed();
+    let silent = move |call: &Call| well(call).once(&never);
+    let mut bench = Bench::with(Platform::scripted(silent).await).await;
+    // A probe hangs for longer than until the next begins.
+    bench.set("IDV_TIMEOUT", "4s").set("RETRY_BUDGET", "2s").set("CONCURRENCY", "8");
+    let worker = bench.worker().await;
+    publish(&bench, 0, 16).await;
+    worker.logged(DOWN).await;
+    let before = bench.platform.calls().len();
+    // The third is under way, which begins 2.9 s before the fourth.
+    bench.platform.called(before + 3).await;
+    bench.platform.now(well);
+    assert_eq!(served(&mut bench, 16).await.len(), 16);
+    worker.finished(16).await;
+    assert_unspent(&bench, &worker).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_twice_in_a_pause_holds_up_nobody_who_needs_no_call() {
+    let mut bench = Bench::new().await;
+    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
+    let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
+    bench.set("AMQP_URL", &url);
+    let worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    bench.platform.now(|_| Answer::status(403));
+    publish(&bench, 0, 3).await;
+    until("they are held", async || worker.metric("handoff_in_flight").await == 3.0).await;
+    // The second comes at once, with a request in hand: that may be what breaks it.
+    proxy.cut();
+    worker.logged_times("consuming", 2).await;
+    until("one is taken again", async || worker.metric("handoff_in_flight").await > 0.0).await;
+    proxy.cut();
+    worker.logged_with("consuming", |line| line["pace"] == "Careful").await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }

@@ -1,8 +1,8 @@
 //! Failures that pass: repeats in process, retry queues, and the end of both.
 
 use lapin::{
-    BasicProperties,
-    types::{AMQPValue, FieldTable},
+    BasicProperties, Channel,
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use serde_json::json;
 
@@ -162,31 +162,47 @@ async fn an_event_that_nobody_takes_holds_on_to_its_request() {
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }
 
+/// Binds a queue for events that takes none, for as long as its channel stands.
+async fn full_queue(bench: &Bench, key: &str) -> (Channel, ShortString) {
+    let channel = bench.rabbit.channel().await;
+    let arguments =
+        table(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
+    let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
+    let (full, exchange) = (full.name().clone(), bench.rabbit.event_exchange.as_str().into());
+    let (options, none) = (Default::default(), FieldTable::default());
+    channel.queue_bind(full.clone(), exchange, key.into(), options, none).await.unwrap();
+    (channel, full)
+}
+
+#[tokio::test]
+async fn a_failure_that_a_full_queue_refuses_to_hear_of_holds_nobody_up() {
+    let mut bench = Bench::new().await;
+    bench.set("CONCURRENCY", "4");
+    let worker = bench.worker().await;
+    let _full = full_queue(&bench, "handoff.failed").await;
+    for _ in 0..8 {
+        bench.rabbit.publish("not a request", Default::default()).await;
+    }
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    // The other queue may hear of failures: what one refuses counts as refused.
+    worker.finished(9).await;
+    let ready = "handoff_requests_total{outcome=\"ready\"}";
+    assert_eq!(worker.metric(ready).await, 1.0);
+    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 8);
+    assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-reason"), "invalid_request");
+}
+
 #[tokio::test]
 async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
     let bench_platform = Platform::well().await;
     let mut bench = Bench::deaf(bench_platform).await;
     bench.set("RETRY_DELAYS", "300ms");
     let worker = bench.worker().await;
-    let channel = bench.rabbit.channel().await;
-    let arguments =
-        table(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
-    let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
-    let exchange: lapin::types::ShortString = bench.rabbit.event_exchange.as_str().into();
-    channel
-        .queue_bind(
-            full.name().clone(),
-            exchange,
-            "#".into(),
-            Default::default(),
-            FieldTable::default(),
-        )
-        .await
-        .unwrap();
+    let (channel, full) = full_queue(&bench, "#").await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(worker.finished(1).await["outcome"], "retried");
-    channel.queue_delete(full.name().clone(), Default::default()).await.unwrap();
+    channel.queue_delete(full, Default::default()).await.unwrap();
     bench.rabbit.hear_events().await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }

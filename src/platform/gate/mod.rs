@@ -64,8 +64,8 @@ pub struct Ticket<'a> {
 pub struct Failed {
     /// Why.
     pub error: CallError,
-    /// Calls are held back now, so this failure says nothing about the request, and is not to be
-    /// counted against it.
+    /// Calls are held back now, or were when this one began: so this failure says nothing about the
+    /// request, and is not to be counted against it.
     pub held: bool,
 }
 
@@ -74,7 +74,10 @@ pub struct Pass<'a> {
     gate: &'a Gate,
     caller: Caller,
     call: Call,
+    /// It is to find out whether the platform works again.
     probe: bool,
+    /// It went while such calls were held back: by a probe, that is.
+    while_held: bool,
     reported: bool,
 }
 
@@ -234,12 +237,13 @@ impl<'a> Ticket<'a> {
             let (mut state, now) = (gate.state(), Instant::now());
             let decision = state.decide(caller, call, now);
             if let Decision::Go | Decision::Probe = decision {
+                let while_held = state.holds(call, now);
                 state.enter(caller, decision, now);
                 if let Some(permit) = self.permit.take() {
                     permit.used();
                 }
                 let probe = decision == Decision::Probe;
-                return Pass { gate, caller, call, probe, reported: false };
+                return Pass { gate, caller, call, probe, while_held, reported: false };
             }
         }
     }
@@ -267,7 +271,8 @@ impl Pass<'_> {
             let (mut state, now) = (self.gate.state(), Instant::now());
             let first = !state.asked_to_wait(now);
             let change = state.report(self.caller, self.call, met, now);
-            (first, change, state.holds(self.call, now))
+            // Somebody else may have found out meanwhile that the platform is back.
+            (first, change, self.while_held || state.holds(self.call, now))
         };
         if let Met::Later(wait) | Met::Away(wait) = met
             && first
