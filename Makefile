@@ -2,8 +2,10 @@
 # missing. ARGS is handed on: make test ARGS='retry -- --nocapture'
 
 # Where cargo builds; CARGO_TARGET_DIR and cargo's own settings may put it anywhere.
-HANDOFF = "$$(cargo metadata --locked --no-deps --format-version 1 \
-	| sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/handoff"
+TARGET = "$$(cargo metadata --locked --no-deps --format-version 1 \
+	| sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
+HANDOFF = $(TARGET)/debug/handoff
+RELEASE = $(TARGET)/release
 
 .PHONY: help
 help: ## List the targets
@@ -38,6 +40,23 @@ test-rabbitmq4: ## Run the tests with RabbitMQ 4, from a folder that is made for
 chaos: tools ## Break everything at random for minutes; ARGS='--seed 7 --minutes 5'
 	cargo test --locked --test chaos --no-run
 	scripts/with-services cargo test --quiet --locked --test chaos -- $(ARGS)
+
+# BENCH is handed on: make bench BENCH='--rounds 5 --only 1,024'
+.PHONY: bench
+bench: tools ## Measure it beside a bare loop; PEERS=1 adds Python and Node, SCALE=1 measures scale
+	cargo build --locked --release -p handoff -p handoff-benches --bins
+	$(if $(PEERS),benches/peers/setup $(RELEASE)/peers)
+	scripts/with-services $(RELEASE)/end-to-end \
+		$(if $(PEERS),--peers $(RELEASE)/peers) $(if $(SCALE),--scale) $(BENCH)
+
+.PHONY: bench-micro
+bench-micro: tools ## Measure the steps that only compute
+	cargo bench --locked -p handoff-benches --bench micro -- $(ARGS)
+
+.PHONY: bench-instructions
+bench-instructions: tools ## Count the instructions of a request, and compare with what is on record
+	cargo build --locked --profile profiling -p handoff -p handoff-benches --bins
+	scripts/with-services benches/instructions/count $(TARGET)/profiling
 
 .PHONY: test-image
 test-image: ## Build the image, and try it out with docker-compose.yml

@@ -13,6 +13,7 @@ mod calls;
 mod job;
 
 use std::{
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -85,11 +86,14 @@ impl Handoff {
         let mut tries = self.tries(job);
         let Obtained { session, reused, .. } = self.session(job, &keys, &mut tries).await?;
         drop(tries);
-        let told = self.tell(job, &session, reused, publisher);
+        let mut told = pin!(self.tell(job, &session, reused, publisher));
         match job.request.renew && reused {
             // Should this request come again, it shall find that this link was made for it, too.
-            true => beside(told, self.cache.add_stamp(&keys, &job.stamp())).await?,
-            false => told.await?,
+            true => {
+                let stamp = job.stamp();
+                beside(told, pin!(self.cache.add_stamp(&keys, &stamp))).await?;
+            }
+            false => told.as_mut().await?,
         }
         Ok(Served { reused })
     }
@@ -193,7 +197,11 @@ impl Handoff {
         tries: &mut Tries<'_>,
     ) -> Result<Option<Session>, Failure> {
         let request_id = job.request_id.short();
-        match beside(self.make(job, Some(&lease), tries), lease.keep_alive()).await {
+        let made = {
+            let make = pin!(self.make(job, Some(&lease), tries));
+            beside(make, pin!(lease.keep_alive())).await
+        };
+        match made {
             Ok(session) => match lease.store(&session).await {
                 Ok(Stored::Yes) => Ok(Some(session)),
                 Ok(Stored::Fenced) => {
@@ -247,11 +255,13 @@ impl Handoff {
         };
         let mut renewed = false;
         loop {
-            let call = self.start_session(job, &token, lease, tries);
-            let started = match lease {
-                // Kept for a successor, should we die now; nobody waits for that.
-                Some(lease) => beside(call, lease.save_token(&token)).await,
-                None => call.await,
+            let started = {
+                let mut call = pin!(self.start_session(job, &token, lease, tries));
+                match lease {
+                    // Kept for a successor, should we die now; nobody waits for that.
+                    Some(lease) => beside(call, pin!(lease.save_token(&token))).await,
+                    None => call.as_mut().await,
+                }
             };
             match started {
                 Ok(id) => return Ok(Session { token, id }),
@@ -338,9 +348,12 @@ impl Drop for LeaseWait<'_> {
     }
 }
 
-/// Runs something beside the work, for as long as the work takes.
-async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
-    let (work, other) = (std::pin::pin!(work), std::pin::pin!(other));
+/// Runs something beside the work, for as long as the work takes. Both are pinned where they are made:
+/// handed over as they are, they would take their room twice.
+async fn beside<T>(
+    work: Pin<&mut impl Future<Output = T>>,
+    other: Pin<&mut impl Future<Output = ()>>,
+) -> T {
     match select(work, other).await {
         Either::Left((done, _)) => done,
         Either::Right(((), work)) => work.await,

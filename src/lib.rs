@@ -12,7 +12,7 @@
 //! | [`cache`] | Redis: links, tokens, leases |
 //! | [`broker`] | RabbitMQ: connections, topology, deliveries, publishing, settling |
 //! | [`message`] | the wire types |
-//! | [`config`], [`retry`], [`session`], [`single_flight`] | settings, delays, and what the rest has in common |
+//! | [`config`], [`retry`], [`hash`], [`session`], [`single_flight`] | settings, delays, and what the rest has in common |
 //! | [`health`], [`telemetry`] | probes, logs, metrics |
 //! | [`tls`] | what is wrong with a TLS connection, in words of our own |
 //! | [`client`] | the other side of the queue: publish requests, hear events |
@@ -31,6 +31,7 @@ pub mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod handoff;
+pub mod hash;
 pub mod health;
 pub mod message;
 pub mod platform;

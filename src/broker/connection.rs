@@ -39,6 +39,28 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Seconds without a sign of life after which RabbitMQ is asked for one; twice that ends it.
 const HEARTBEAT: &str = "10";
 
+/// The largest frames that a connection takes. The library keeps room for 64 of them: with those that
+/// RabbitMQ would take, 8 MiB for each connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// Small ones, into which what almost all messages say of themselves goes. Bodies may take several.
+    /// The publisher's are larger: what has come in one goes out in one, with what is added to it.
+    Small,
+    /// As large as RabbitMQ makes them.
+    Large,
+}
+
+impl Frames {
+    /// In bytes; `None`: as RabbitMQ says.
+    fn max(self, role: Role) -> Option<&'static str> {
+        match (self, role) {
+            (Self::Small, Role::Consumer) => Some("16384"),
+            (Self::Small, Role::Publisher) => Some("32768"),
+            (Self::Small, Role::Client) | (Self::Large, _) => None,
+        }
+    }
+}
+
 /// How often it is looked at whether a connection still stands.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -64,7 +86,11 @@ pub struct Connection {
 ///
 /// # Errors
 /// When there is no connection within ten seconds. The message says why and holds no password.
-pub async fn connect(url: &SecretString, role: Role) -> Result<Connection, BrokerError> {
+pub async fn connect(
+    url: &SecretString,
+    role: Role,
+    frames: Frames,
+) -> Result<Connection, BrokerError> {
     let name = match role {
         Role::Consumer => "handoff consumer",
         Role::Publisher => "handoff publisher",
@@ -75,7 +101,7 @@ pub async fn connect(url: &SecretString, role: Role) -> Result<Connection, Broke
         .with_client_property("product".into(), LongString::from("handoff"))
         .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
     let doing = "connect to RabbitMQ";
-    let Ok(uri) = with_heartbeat(url).parse::<AMQPUri>() else {
+    let Ok(uri) = tuned(url, frames.max(role)).parse::<AMQPUri>() else {
         return Err(BrokerError::new("the URL of RabbitMQ is none"));
     };
     match timeout(CONNECT_LIMIT, socket::open(uri, properties)).await {
@@ -113,16 +139,19 @@ async fn end(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
     drop(socket);
 }
 
-/// The URL with our heartbeat, unless it sets its own.
-fn with_heartbeat(url: &SecretString) -> String {
+/// The URL with our heartbeat and frames, unless it sets its own.
+fn tuned(url: &SecretString, frame_max: Option<&str>) -> String {
     let text = url.expose_secret();
-    match Url::parse(text) {
-        Ok(mut url) if !url.query_pairs().any(|(key, _)| key == "heartbeat") => {
-            url.query_pairs_mut().append_pair("heartbeat", HEARTBEAT);
-            url.into()
+    let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
+    let ours = [("heartbeat", Some(HEARTBEAT)), ("frame_max", frame_max)];
+    for (name, value) in ours {
+        if let Some(value) = value
+            && !url.query_pairs().any(|(key, _)| key == name)
+        {
+            url.query_pairs_mut().append_pair(name, value);
         }
-        _ => text.to_owned(),
     }
+    url.into()
 }
 
 /// Both connections, with the consumer and the publisher on them.
@@ -144,11 +173,12 @@ impl Attached {
     pub async fn attach(
         config: &BrokerConfig,
         concurrency: u16,
+        frames: Frames,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
         // One after the other: where there is no answer, one attempt is enough to find out.
-        let publishing = connect(&config.url, Role::Publisher).await?;
-        let consuming = connect(&config.url, Role::Consumer).await?;
+        let publishing = connect(&config.url, Role::Publisher, frames).await?;
+        let consuming = connect(&config.url, Role::Consumer, frames).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(publishing.get()).await?;
         let consumer = Consumer::start(consuming.get(), &config.queue).await?;
@@ -247,10 +277,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heartbeat_is_ours_unless_the_url_sets_one() {
-        let url = |text: &str| with_heartbeat(&SecretString::from(text));
-        assert_eq!(url("amqp://h/%2f"), "amqp://h/%2f?heartbeat=10");
-        assert_eq!(url("amqp://h/%2f?frame_max=8192"), "amqp://h/%2f?frame_max=8192&heartbeat=10");
-        assert_eq!(url("amqp://h/%2f?heartbeat=3"), "amqp://h/%2f?heartbeat=3");
+    fn heartbeat_and_frames_are_ours_unless_the_url_sets_its_own() {
+        let url = |text: &str, frames| tuned(&SecretString::from(text), frames);
+        assert_eq!(url("amqp://h/%2f", None), "amqp://h/%2f?heartbeat=10");
+        assert_eq!(url("amqp://h/%2f", Some("9")), "amqp://h/%2f?heartbeat=10&frame_max=9");
+        assert_eq!(
+            url("amqp://h/%2f?frame_max=8192", Some("9")),
+            "amqp://h/%2f?frame_max=8192&heartbeat=10"
+        );
+        assert_eq!(url("amqp://h/%2f?heartbeat=3", None), "amqp://h/%2f?heartbeat=3");
     }
 }

@@ -1,6 +1,6 @@
 //! Deliveries, as RabbitMQ hands them out.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt, stream};
 use lapin::{
@@ -18,7 +18,7 @@ use super::{
 
 /// A subscription to the request queue.
 pub struct Consumer {
-    channel: Channel,
+    channel: Arc<Channel>,
     queue: ShortString,
     tag: ShortString,
     /// RabbitMQ has ended the subscription: there is nothing to stop any more.
@@ -37,7 +37,13 @@ impl Consumer {
         })
         .await?;
         let tag = consumer.tag();
-        Ok(Self { channel, queue, tag, ended: false, deliveries: Box::pin(consumer) })
+        Ok(Self {
+            channel: Arc::new(channel),
+            queue,
+            tag,
+            ended: false,
+            deliveries: Box::pin(consumer),
+        })
     }
 
     /// From now on, at most `prefetch` deliveries are unsettled at any time, those before not counted.
@@ -66,7 +72,7 @@ impl Consumer {
         let next = self.deliveries.next().await;
         self.ended = !matches!(next, Some(Ok(_)));
         match next {
-            Some(Ok(delivery)) => Ok(Delivery::new(delivery)),
+            Some(Ok(delivery)) => Ok(Delivery::new(delivery, &self.channel)),
             Some(Err(error)) => Err(BrokerError::broke("consuming failed", &error)),
             None => {
                 Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?"))
@@ -91,7 +97,7 @@ impl Consumer {
                 return; // the channel is gone, and what was unsettled with it: it is redelivered
             }
             while let Some(Ok(delivery)) = self.deliveries.next().await {
-                Delivery::new(delivery).hand_back().await;
+                Delivery::new(delivery, &self.channel).hand_back();
             }
         };
         // Past the limit, closing the connection hands the rest back.

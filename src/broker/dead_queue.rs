@@ -17,7 +17,7 @@ use lapin::{
 use tokio::time::timeout;
 
 use super::{
-    BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology, connect,
+    BrokerError, Connection, Delivery, Frames, PublishError, Publisher, Role, Topology, connect,
     copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     delivery::OFTEN,
     step::{STEP_LIMIT, open_channel, step},
@@ -28,7 +28,7 @@ use crate::{config::BrokerConfig, message::decode_request, telemetry::metrics::M
 /// The dead queue, and what of it is held.
 pub struct DeadQueue {
     connection: Connection,
-    channel: Channel,
+    channel: Arc<Channel>,
     publisher: Publisher,
     /// How many were there at first, less those that were taken. What comes meanwhile is left alone.
     left: u32,
@@ -46,10 +46,10 @@ impl DeadQueue {
     /// # Errors
     /// The first thing that does not work.
     pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client).await?;
+        let connection = connect(&config.url, Role::Client, Frames::Large).await?;
         let topology = Arc::new(Topology::new(config));
         let left = topology.dead_letters(connection.get()).await?;
-        let channel = open_channel(connection.get()).await?;
+        let channel = Arc::new(open_channel(connection.get()).await?);
         // Nobody scrapes a command.
         let metrics = Metrics::new();
         let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1, metrics);
@@ -73,7 +73,7 @@ impl DeadQueue {
         self.left = if got.is_some() { left } else { 0 };
         Ok(got.map(|message| {
             self.last = Some(message.delivery.delivery_tag);
-            DeadLetter { delivery: Delivery::new(message.delivery) }
+            DeadLetter { delivery: Delivery::new(message.delivery, &self.channel) }
         }))
     }
 
@@ -86,7 +86,7 @@ impl DeadQueue {
         let copy = replay_copy(letter.delivery.properties(), self.publisher.frame_max());
         let queue = self.publisher.topology().request_queue();
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
-        match letter.delivery.ack().await {
+        match letter.delivery.ack_written().await {
             true => Ok(()),
             false => Err(PublishError::Disconnected),
         }
@@ -103,7 +103,7 @@ impl DeadQueue {
         let copy = same_copy(letter.delivery.properties());
         let queue = self.publisher.topology().dead_queue();
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
-        letter.delivery.ack().await;
+        letter.delivery.ack_written().await;
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl DeadQueue {
     /// # Errors
     /// The connection is lost, and the dead letter is still there.
     pub async fn discard(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        match letter.delivery.ack().await {
+        match letter.delivery.ack_written().await {
             true => Ok(()),
             false => Err(PublishError::Disconnected),
         }

@@ -1,9 +1,16 @@
 //! A delivery: what it says of itself, and how it leaves our hands.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
+use futures_util::FutureExt;
 use lapin::{
-    BasicProperties,
+    BasicProperties, Channel,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -11,8 +18,8 @@ use tokio::time::timeout;
 
 use super::copies::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID};
 
-/// Limit of settling. The library can lose an acknowledgement that meets the end of its connection, and
-/// would let us wait for ever.
+/// Limit of waiting until an acknowledgement is written. The library can lose one that meets the end of
+/// its connection, and would let us wait for ever.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// A message that came back so often is half-way to the delivery limit: ours on the request queue, and
 /// what a newer RabbitMQ puts on any quorum queue.
@@ -21,11 +28,15 @@ pub const OFTEN: u32 = 10;
 /// One message from the request queue, unsettled.
 pub struct Delivery {
     inner: lapin::message::Delivery,
+    channel: Arc<Channel>,
+    /// RabbitMQ closes a channel on which one is settled twice.
+    settled: AtomicBool,
 }
 
 impl Delivery {
-    pub(super) fn new(inner: lapin::message::Delivery) -> Self {
-        Self { inner }
+    /// As it came on this channel.
+    pub(super) fn new(inner: lapin::message::Delivery, channel: &Arc<Channel>) -> Self {
+        Self { inner, channel: Arc::clone(channel), settled: AtomicBool::new(false) }
     }
 
     pub(super) fn without_body(mut self) -> Self {
@@ -96,25 +107,46 @@ impl Delivery {
     }
 
     /// Settles it for good. `false` where its channel is gone: then it is redelivered.
-    pub async fn ack(&self) -> bool {
-        let ack = self.inner.acker.ack(BasicAckOptions::default());
-        matches!(timeout(SETTLE_LIMIT, ack).await, Ok(Ok(true)))
+    ///
+    /// It is on its way then. Whether RabbitMQ gets it, nobody could tell: there is no answer to it.
+    pub fn ack(&self) -> bool {
+        self.settle(|| self.channel.basic_ack(self.tag(), BasicAckOptions::default()))
     }
 
-    /// Hands it back to RabbitMQ, which gives it to whoever is next.
+    /// Settles it for good, and waits until that is written.
+    pub async fn ack_written(&self) -> bool {
+        if self.settled.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        let ack = self.channel.basic_ack(self.tag(), BasicAckOptions::default());
+        matches!(timeout(SETTLE_LIMIT, ack).await, Ok(Ok(())))
+    }
+
+    /// Hands it back to RabbitMQ, which gives it to whoever is next. Where its channel is gone, it is
+    /// back already.
     ///
     /// `nack`, not `reject`: newer brokers count only the latter towards the delivery limit.
-    pub async fn hand_back(&self) {
+    pub fn hand_back(&self) {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        // Where the channel is gone, the message is back already.
-        let _ = timeout(SETTLE_LIMIT, self.inner.acker.nack(back)).await;
+        self.settle(|| self.channel.basic_nack(self.tag(), back));
     }
 
     /// Hands it back as one that does harm: RabbitMQ counts these, and moves the message to the dead
     /// queue when it has come back too often.
-    pub async fn reject(&self) {
+    pub fn reject(&self) {
         let back = BasicRejectOptions { requeue: true };
-        let _ = timeout(SETTLE_LIMIT, self.inner.acker.reject(back)).await;
+        self.settle(|| self.channel.basic_reject(self.tag(), back));
+    }
+
+    /// Sends word of it, and does not wait until that is written. The acker that comes with a delivery
+    /// would do it in a task of its own.
+    fn settle<F: Future<Output = lapin::Result<()>>>(&self, word: impl FnOnce() -> F) -> bool {
+        !self.settled.swap(true, Ordering::Relaxed)
+            && !matches!(word().now_or_never(), Some(Err(_)))
+    }
+
+    fn tag(&self) -> u64 {
+        self.inner.delivery_tag
     }
 
     /// All properties, as they came.

@@ -15,17 +15,20 @@ pub struct BrokerError {
     what: String,
     broke: bool,
     unreadable: bool,
+    too_large: bool,
 }
 
 impl BrokerError {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), broke: false, unreadable: false }
+        Self { what: what.into(), broke: false, unreadable: false, too_large: false }
     }
 
     /// A connection that broke while it was in use: `<what>: <why>`.
     pub(super) fn broke(what: &str, error: &lapin::Error) -> Self {
         let unreadable = matches!(error.kind(), ErrorKind::ParsingError(_));
-        Self { broke: true, unreadable, ..Self::new(format!("{what}: {}", why(error))) }
+        let too_large = matches!(error.kind(), ErrorKind::ProtocolError(error)
+            if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR));
+        Self { broke: true, unreadable, too_large, ..Self::new(format!("{what}: {}", why(error))) }
     }
 
     /// Whether a connection broke while it was in use.
@@ -38,6 +41,12 @@ impl BrokerError {
     /// whoever it is delivered to.
     pub fn is_unreadable(&self) -> bool {
         self.unreadable
+    }
+
+    /// Whether RabbitMQ sent a frame that is larger than we take: what a message says of itself is not
+    /// cut to fit, as its body is.
+    pub fn is_too_large(&self) -> bool {
+        self.too_large
     }
 
     /// An error met while doing something: `cannot <doing>: <why>`.

@@ -7,6 +7,7 @@ mod dead_queue;
 mod delivery;
 mod error;
 mod greeting;
+mod pipeline;
 mod publisher;
 mod settle;
 mod socket;
@@ -16,7 +17,7 @@ mod upkeep;
 
 pub(crate) use self::step::step;
 pub use self::{
-    connection::{Attached, Connection, Headcount, Role, connect},
+    connection::{Attached, Connection, Frames, Headcount, Role, connect},
     consumer::Consumer,
     copies::{DeadReason, Tried},
     dead_queue::{DeadLetter, DeadQueue},

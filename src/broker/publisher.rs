@@ -1,10 +1,12 @@
 //! Publishing that is sure: persistent, mandatory, confirmed, and nothing unroutable goes unseen.
 //!
-//! At most one message is in flight on a channel. The library ties a returned message to whichever
-//! confirm comes next on its channel, so with two in flight the wrong one would be told unroutable.
+//! Events share one channel, where `pipeline` keeps their fates apart. Copies, which are rare, and
+//! events whose fate that leaves open, go one at a time through channels of their own: the library ties
+//! a returned message to whichever confirm comes next on its channel.
 
 use std::{
     fmt,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -22,6 +24,7 @@ use tokio::{
 use super::{
     BrokerError, Topology, Traffic,
     error::{Refusal, refusal, why},
+    pipeline::{Fate, Message, Pipeline},
 };
 use crate::{
     message::{Event, READY},
@@ -90,6 +93,7 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     connection: Arc<Connection>,
     topology: Arc<Topology>,
+    events: tokio::sync::Mutex<Option<Pipeline>>,
     idle: Mutex<Vec<Channel>>,
     turns: Semaphore,
     metrics: Arc<Metrics>,
@@ -104,7 +108,8 @@ impl Publisher {
         metrics: Arc<Metrics>,
     ) -> Self {
         let turns = Semaphore::new(concurrency.clamp(1, MAX_CHANNELS).into());
-        Self(Arc::new(Inner { connection, topology, idle: Mutex::default(), turns, metrics }))
+        let (events, idle) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { connection, topology, events, idle, turns, metrics }))
     }
 
     /// The names it publishes to.
@@ -153,8 +158,18 @@ impl Publisher {
             .with_app_id("handoff".into())
             .with_headers(headers);
         let kind = if event.kind == READY { Published::Ready } else { Published::Failed };
-        let publish = self.publish(exchange, event.kind, properties, &event.body);
-        let published = self.counted(kind, publish).await;
+        let began = Instant::now();
+        let published = match self.pipelined(exchange, event, &properties).await {
+            Ok(Some(Fate::Taken)) => Ok(()),
+            Ok(Some(Fate::Unroutable)) => Err(PublishError::Unroutable),
+            Ok(Some(Fate::Refused)) => Err(PublishError::Refused),
+            Ok(None) => {
+                // Rare: all others need not have room for it.
+                Box::pin(self.publish(exchange, event.kind, properties, &event.body)).await
+            }
+            Err(error) => Err(error),
+        };
+        self.count(kind, &published, began);
         if let Err(error) = &published {
             span.failed(error.label());
         }
@@ -172,20 +187,73 @@ impl Publisher {
         properties: BasicProperties,
         body: &[u8],
     ) -> Result<(), PublishError> {
+        let began = Instant::now();
         // The default exchange leads to the queue of the routing key's name.
-        self.counted(kind, self.publish("", queue, properties, body)).await
+        let published = self.publish("", queue, properties, body).await;
+        self.count(kind, &published, began);
+        published
     }
 
-    async fn counted(
-        &self,
-        kind: Published,
-        publish: impl Future<Output = Result<(), PublishError>>,
-    ) -> Result<(), PublishError> {
-        let began = Instant::now();
-        let published = publish.await;
+    fn count(&self, kind: Published, published: &Result<(), PublishError>, began: Instant) {
         let fault = published.as_ref().err().map(PublishError::label);
         self.0.metrics.published(kind, fault, began.elapsed());
-        published
+    }
+
+    /// Publishes an event together with others. `None`: what became of it is not sure, or the channel
+    /// broke, be it over another.
+    async fn pipelined(
+        &self,
+        exchange: &str,
+        event: &Event,
+        properties: &BasicProperties,
+    ) -> Result<Option<Fate>, PublishError> {
+        let message = Message {
+            exchange: bounded(exchange),
+            routing_key: event.kind.into(),
+            properties: properties.clone(),
+            body: event.body.clone(),
+        };
+        let publish = async {
+            let pipeline = self.pipeline().await?;
+            pipeline.publish(message).await
+        };
+        let fate = self.watched(std::pin::pin!(publish)).await;
+        if fate == Err(PublishError::Unconfirmed) {
+            // Whoever comes next shall not wait as long.
+            self.0.events.lock().await.take();
+        }
+        fate
+    }
+
+    /// The events' channel, opened where there is none.
+    async fn pipeline(&self) -> Option<Pipeline> {
+        let mut events = self.0.events.lock().await;
+        match &*events {
+            Some(pipeline) if pipeline.is_open() => Some(pipeline.clone()),
+            _ => {
+                let channel = self.open_channel().await.ok()?;
+                Some(events.insert(Pipeline::new(channel)).clone())
+            }
+        }
+    }
+
+    /// Waits for a publish, for as long as there is a point in it.
+    async fn watched<T>(
+        &self,
+        mut publish: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, PublishError> {
+        let mut since = Instant::now();
+        loop {
+            let status = self.0.connection.status();
+            match timeout(LOOK_EVERY, &mut publish).await {
+                Ok(done) => return Ok(done),
+                Err(_) if !status.connected() => return Err(PublishError::Disconnected),
+                // It takes nothing at the moment, from anybody, and says so: that is no failure.
+                Err(_) if status.blocked() => since = Instant::now(),
+                Err(_) if since.elapsed() < PUBLISH_LIMIT => {}
+                Err(_) => return Err(PublishError::Unconfirmed),
+            }
+        }
     }
 
     /// Publishes a message and waits until RabbitMQ has it. An exchange or queue that was deleted
@@ -240,20 +308,10 @@ impl Publisher {
                 .await?;
             Ok((channel, confirm))
         };
-        let mut attempt = std::pin::pin!(attempt);
-        let mut since = Instant::now();
         // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
-        let (channel, confirm) = loop {
-            let status = self.0.connection.status();
-            match timeout(LOOK_EVERY, &mut attempt).await {
-                Ok(Ok(done)) => break done,
-                Ok(Err(error)) => return Err(self.failed(&error)),
-                Err(_) if !status.connected() => return Err(PublishError::Disconnected.into()),
-                // It takes nothing at the moment, from anybody, and says so: that is no failure.
-                Err(_) if status.blocked() => since = Instant::now(),
-                Err(_) if since.elapsed() < PUBLISH_LIMIT => {}
-                Err(_) => return Err(PublishError::Unconfirmed.into()),
-            }
+        let (channel, confirm) = match self.watched(std::pin::pin!(attempt)).await? {
+            Ok(done) => done,
+            Err(error) => return Err(self.failed(&error)),
         };
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
         match confirm {
@@ -277,6 +335,10 @@ impl Publisher {
                 None => break,
             }
         }
+        self.open_channel().await
+    }
+
+    async fn open_channel(&self) -> lapin::Result<Channel> {
         let channel = self.0.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(channel)

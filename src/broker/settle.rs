@@ -66,9 +66,9 @@ pub async fn settle(
 ) -> Settled {
     let frame_max = publisher.frame_max();
     let (kind, queue, properties) = match settlement {
-        Settlement::Done => return acked(delivery).await,
+        Settlement::Done => return acked(delivery),
         Settlement::HandBack(_) if delivery.came_back() < OFTEN => {
-            delivery.hand_back().await;
+            delivery.hand_back();
             return Settled::Back;
         }
         Settlement::Retry { queue, tried } => {
@@ -92,19 +92,19 @@ pub async fn settle(
     });
     match copied.await {
         Ok(()) if matches!(settlement, Settlement::HandBack(_)) => {
-            delivery.ack().await;
+            delivery.ack();
             Settled::Back
         }
-        Ok(()) => acked(delivery).await,
+        Ok(()) => acked(delivery),
         Err(_) => {
-            delivery.hand_back().await;
+            delivery.hand_back();
             Settled::Back
         }
     }
 }
 
-async fn acked(delivery: &Delivery) -> Settled {
-    match delivery.ack().await {
+fn acked(delivery: &Delivery) -> Settled {
+    match delivery.ack() {
         true => Settled::Gone,
         false => Settled::Back,
     }

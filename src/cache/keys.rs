@@ -1,7 +1,8 @@
 //! Where things are kept: one hash per user and workflow, and no user id in sight.
 
-use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+
+use crate::hash;
 
 /// The Redis keys of one user and workflow. All lie in one slot of a Redis Cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,12 +18,7 @@ pub struct Keys {
 impl Keys {
     /// `prefix:{hash}:what`. The braces are Redis Cluster's: they name what decides on the slot.
     pub(super) fn new(prefix: &str, user_id: &str, workflow_id: &str) -> Self {
-        let mut hash = digest::Context::new(&digest::SHA256);
-        // The length keeps the border between the two from moving.
-        hash.update(&(user_id.len() as u64).to_be_bytes());
-        hash.update(user_id.as_bytes());
-        hash.update(workflow_id.as_bytes());
-        let hash = BASE64_URL_SAFE_NO_PAD.encode(hash.finish());
+        let hash = BASE64_URL_SAFE_NO_PAD.encode(hash::of_pair(user_id, workflow_id));
         let key = |what| format!("{prefix}:{{{hash}}}:{what}");
         Self { link: key("link"), token: key("token"), lease: key("lease") }
     }
@@ -35,8 +31,7 @@ pub struct Stamp(String);
 impl Stamp {
     /// The stamp of the request with this id.
     pub fn of(request_id: &str) -> Self {
-        let hash = digest::digest(&digest::SHA256, request_id.as_bytes());
-        Self(hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        Self(hash::hex(&hash::of(request_id)))
     }
 
     /// The stamp as Redis gave it; empty where there was no link.

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant, SystemTime};
 use std::{fmt, sync::Arc};
 
-use aws_lc_rs::digest;
 use reqwest::{
     Client, Response,
-    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use secrecy::ExposeSecret;
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     config::{PlatformSettings, is_header_value, is_loopback},
+    hash,
     message::{Request, RequestId, TraceContext},
     retry::parse_retry_after,
     session::{Call, Token},
@@ -34,6 +34,9 @@ use crate::{
 
 const TOKEN_ROUTE: &str = "/api/device/ephemeral";
 const SESSION_ROUTE: &str = "/api/sessions";
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -56,7 +59,8 @@ pub struct SessionCall<'a> {
 /// The platform, ready to be called.
 pub struct Platform {
     http: Client,
-    base: String,
+    token_url: Url,
+    session_url: Url,
     server: Server,
     key: Key,
     gate: Gate,
@@ -103,7 +107,8 @@ impl Platform {
             http: http.build().map_err(|error| {
                 BadClient(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
             })?,
-            base: without_slash(&settings.url).to_owned(),
+            token_url: route(&settings.url, TOKEN_ROUTE)?,
+            session_url: route(&settings.url, SESSION_ROUTE)?,
             server: Server::of(&settings.url),
             key,
             gate: Gate::new(rate, Arc::clone(&metrics)),
@@ -141,9 +146,11 @@ impl Platform {
             self.key.reload().await;
         }
         let asked_at = SystemTime::now();
-        let url = format!("{}{TOKEN_ROUTE}", self.base);
-        let request =
-            self.post(url, self.key.header(), &TokenBody { ttl: self.token_ttl.as_secs() });
+        let request = self.post(
+            self.token_url.clone(),
+            self.key.header(),
+            &TokenBody { ttl: self.token_ttl.as_secs() },
+        );
         let span = span.call(Call::Token, TOKEN_ROUTE, &self.server);
         let answer = self.call(Call::Token, request, span, answer::token).await;
         let token = pass.report(answer)?;
@@ -153,8 +160,7 @@ impl Platform {
     /// Asks for one token of the least life and drops it, past the gate: to see whether the key is good.
     /// Also returns what time the platform says it is.
     pub async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
-        let url = format!("{}{TOKEN_ROUTE}", self.base);
-        let request = self.post(url, self.key.header(), &TokenBody { ttl: 1 });
+        let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
         match request.send().await {
             Ok(response) => {
                 let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
@@ -182,8 +188,9 @@ impl Platform {
             locale: Option<&'a str>,
         }
         let SessionCall { request, request_id, span } = call;
+        let mut url = self.session_url.clone();
         let workflow = encode_component(&request.workflow_id);
-        let url = format!("{}{SESSION_ROUTE}?workflowId={workflow}", self.base);
+        url.set_query(Some(&format!("workflowId={workflow}")));
         let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
         else {
             let error = CallError::broken(Call::Token, "a token that no header can carry");
@@ -194,14 +201,14 @@ impl Platform {
         let body = Body { metadata, locale: request.locale.as_deref() };
         let http = self
             .post(url, authorization, &body)
-            .header("Idempotency-Key", idempotency_key(request_id, token));
+            .header(IDEMPOTENCY_KEY, idempotency_key(request_id, token));
         let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
         pass.report(self.call(Call::Session, http, span, answer::session_id).await)
     }
 
     fn post(
         &self,
-        url: String,
+        url: Url,
         authorization: HeaderValue,
         body: &impl Serialize,
     ) -> reqwest::RequestBuilder {
@@ -223,9 +230,9 @@ impl Platform {
         mut span: Span<'_>,
         read: fn(&[u8]) -> Result<String, &'static str>,
     ) -> Result<String, CallError> {
-        request = request.header("traceparent", span.context().parent());
+        request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
-            request = request.header("tracestate", state);
+            request = request.header(TRACESTATE, state);
         }
         let start = Instant::now();
         let answer = exchange(call, request, &mut span, read).await;
@@ -301,13 +308,13 @@ async fn body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError>
 
 /// The same for every try of one request with one token, and telling neither.
 fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
-    let mut hash = digest::Context::new(&digest::SHA256);
-    let id = request_id.as_str().as_bytes();
-    // The length keeps the border between the two from moving.
-    hash.update(&(id.len() as u64).to_be_bytes());
-    hash.update(id);
-    hash.update(token.value.expose_secret().as_bytes());
-    hash.finish().as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hash::hex(&hash::of_pair(request_id.as_str(), token.value.expose_secret()))
+}
+
+/// Parsed once, rather than for each call.
+fn route(base: &Url, path: &str) -> Result<Url, BadClient> {
+    let url = format!("{}{path}", without_slash(base));
+    Url::parse(&url).map_err(|_| BadClient("its URL is none"))
 }
 
 /// A platform on this machine, or reached by plain http, is called directly: a proxy could not reach

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -67,10 +68,10 @@ impl Processor {
         lost: CancellationToken,
     ) {
         let _in_flight = self.metrics.in_flight();
-        let processed = AssertUnwindSafe(self.see_through(&delivery, &publisher, &lost));
-        if processed.catch_unwind().await.is_err() {
+        let processed = pin!(self.see_through(&delivery, &publisher, &lost));
+        if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
             // Not in serving the request, then: that is caught further in, and is a failed attempt.
-            delivery.reject().await;
+            delivery.reject();
         }
     }
 
@@ -102,7 +103,7 @@ impl Processor {
                 match self.tell_failed(reason, &request, &envelope, publisher).await {
                     Ok(heard) => heard,
                     Err(_) => {
-                        delivery.hand_back().await;
+                        delivery.hand_back();
                         return self.record(&verdict, envelope, Settled::Back, started);
                     }
                 }
@@ -131,9 +132,9 @@ impl Processor {
         let correlation_id = envelope.correlation_id();
         let hold_until = Instant::now() + self.hold_limit;
         let job = Job { request, request_id, correlation_id, span, hold_until, lost };
-        let serving = AssertUnwindSafe(self.handoff.serve(&job, publisher)).catch_unwind();
+        let serving = pin!(self.handoff.serve(&job, publisher));
         let served = tokio::select! {
-            served = serving => served,
+            served = AssertUnwindSafe(serving).catch_unwind() => served,
             () = self.overdue.cancelled() => return Verdict::HandBack,
         };
         let why = match served.unwrap_or_else(panicked) {

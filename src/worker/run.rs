@@ -14,7 +14,7 @@ use super::{
     width::{Step, Width},
 };
 use crate::{
-    broker::{Attached, BrokerError, Delivery, Headcount},
+    broker::{Attached, BrokerError, Delivery, Frames, Headcount},
     config::BrokerConfig,
     health::Health,
     platform::Replicas,
@@ -76,10 +76,11 @@ pub(super) enum Pace {
 impl Run {
     pub(super) async fn until_shutdown(self) {
         let mut pace = Pace::Full;
+        let mut frames = Frames::Small;
         let mut delays = connect_delays();
         let mut first = true;
         let mut news = News::none();
-        while let Some(mut attached) = self.attach().await {
+        while let Some(mut attached) = self.attach(frames).await {
             if !std::mem::take(&mut first) {
                 self.processor.metrics.broker_reconnected();
             }
@@ -108,10 +109,13 @@ impl Run {
                 End::Fault(fault) => {
                     news.lost(&fault);
                     let at_once = began.elapsed() < STEADY;
-                    // Who breaks it once is likely to have been delivered just before.
-                    if fault.is_unreadable()
+                    if fault.is_too_large() && frames == Frames::Small {
+                        // They do until something comes that does not fit.
+                        frames = Frames::Large;
+                    } else if fault.is_unreadable()
                         || (fault.is_break() && at_once && !deliveries.is_empty())
                     {
+                        // Who breaks it once is likely to have been delivered just before.
                         pace = Pace::Careful;
                     }
                     if !at_once {
@@ -138,12 +142,12 @@ impl Run {
     }
 
     /// Connects, however long it takes. `None` on shutdown.
-    async fn attach(&self) -> Option<Attached> {
+    async fn attach(&self, frames: Frames) -> Option<Attached> {
         let mut delays = connect_delays();
         let mut tries = Tries::none();
         while !self.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.processor.metrics);
-            let attach = Attached::attach(&self.broker, self.prefetch, metrics);
+            let attach = Attached::attach(&self.broker, self.prefetch, frames, metrics);
             let attached = tokio::select! {
                 attached = self.health.pulse.beating(attach) => attached,
                 () = self.shutdown.cancelled() => break,
@@ -262,7 +266,8 @@ impl Run {
         let (processor, publisher) = (Arc::clone(&self.processor), attached.publisher.clone());
         let lost = lost.clone();
         self.tasks.spawn(deliveries.track_future(async move {
-            processor.process(delivery, publisher, lost).await;
+            // In a box of its own: what is spawned is moved about a good deal.
+            Box::pin(processor.process(delivery, publisher, lost)).await;
             drop(slot);
         }));
     }

@@ -32,7 +32,10 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
         );
         assert_eq!(dead.header("large").is_some(), size < 118_000, "{size}");
     }
-    assert_eq!(worker.lines("consuming").len(), 1, "the connection never broke");
+    // The first does not fit into what is usually enough; after that, nothing breaks any more.
+    let lines = worker.lines("consuming");
+    assert_eq!(lines.len(), 2);
+    assert!(lines.iter().all(|line| line["pace"] == "Full"), "{lines:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,97 @@
+//! Whether replicas add up, and whether a request costs the same however many there are.
+
+use std::time::{Duration, Instant};
+
+use deadpool_redis::redis;
+
+use crate::{Result, load::Heard, scenarios::Bench, subject::Subject};
+
+struct Case {
+    name: &'static str,
+    latency: u64,
+    replicas: usize,
+    requests: usize,
+    users: usize,
+    keys: usize,
+}
+
+const fn replicas(name: &'static str, replicas: usize) -> Case {
+    let requests = 1_600 * replicas;
+    Case { name, latency: 200, replicas, requests, users: requests, keys: 0 }
+}
+
+const fn many(name: &'static str, requests: usize, users: usize, keys: usize) -> Case {
+    Case { name, latency: 0, replicas: 1, requests, users, keys }
+}
+
+const CASES: [Case; 7] = [
+    replicas("1 replica, 200 ms", 1),
+    replicas("2 replicas, 200 ms", 2),
+    replicas("4 replicas, 200 ms", 4),
+    many("2,000 waiting, 0 ms", 2_000, 2_000, 0),
+    many("10,000 waiting, 0 ms", 10_000, 10_000, 0),
+    many("one user, 10,000 times, 0 ms", 10_000, 1, 0),
+    many("10,000 waiting, a million keys in Redis, 0 ms", 10_000, 10_000, 1_000_000),
+];
+
+/// 64 in flight for each replica.
+pub(crate) async fn run(bench: &mut Bench, handoff: &Subject, rounds: usize) -> Result<()> {
+    let mut figures = vec![Vec::new(); CASES.len()];
+    for round in 0..rounds {
+        for (case, figures) in CASES.iter().zip(&mut figures) {
+            eprintln!("round {}: {}", round + 1, case.name);
+            figures.push(measure(bench, handoff, case).await?);
+        }
+    }
+    println!("| | requests a second | processor seconds for 1,000 requests | platform calls |");
+    print!("| --- | ---: | ---: | ---: |");
+    for (case, mut figures) in CASES.iter().zip(figures) {
+        figures.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let (rate, processor, calls) = figures[figures.len() / 2];
+        print!("\n| {} | {rate:.0} | {processor:.3} | {calls} |", case.name);
+    }
+    println!();
+    Ok(())
+}
+
+async fn measure(bench: &mut Bench, handoff: &Subject, case: &Case) -> Result<(f64, f64, u64)> {
+    bench.runs += 1;
+    let run = bench.runs;
+    let client = redis::Client::open(bench.redis.as_str())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await?;
+    if case.keys > 0 {
+        let mut populate = redis::cmd("DEBUG");
+        populate.arg("POPULATE").arg(case.keys).arg("filling").arg(200);
+        populate.query_async::<()>(&mut redis).await?;
+    }
+    bench.platform.answers_after(Duration::from_millis(case.latency)).await?;
+    let name =
+        |number| (format!("r-{run}-{number}"), format!("user-{run}-{}", number % case.users));
+    bench.load.requests.fill(case.requests, name).await?;
+    let mut workers = Vec::new();
+    for _ in 0..case.replicas {
+        workers.push(bench.start(handoff, 64)?);
+    }
+    let mut heard = Heard::new();
+    let swing = case.requests / 8;
+    bench.load.events.hear(&mut heard, swing).await?;
+    let began = Instant::now();
+    let mut processor = 0.0;
+    for worker in &workers {
+        processor -= worker.processor()?;
+    }
+    // The last of them are fewer than there are hands.
+    let counted = case.requests * 3 / 4;
+    bench.load.events.hear(&mut heard, counted).await?;
+    let rate = counted as f64 / began.elapsed().as_secs_f64();
+    for worker in &workers {
+        processor += worker.processor()?;
+    }
+    bench.load.events.hear(&mut heard, case.requests - swing - counted).await?;
+    for worker in workers {
+        worker.stop().await?;
+    }
+    let (calls, _) = bench.platform.calls().await?;
+    Ok((rate, processor / counted as f64 * 1000.0, calls))
+}
