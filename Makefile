@@ -72,9 +72,9 @@ check-deploy: build ## Check what deploy/ holds: Kubernetes, alerts, dashboard, 
 
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and, where it is installed, shellcheck
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	! command -v shellcheck >/dev/null || shellcheck -x scripts/* deploy/healthcheck .ci/run
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	! command -v shellcheck >/dev/null || shellcheck -x scripts/* benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
 
 .PHONY: check-schema
 check-schema: ## Check docs/asyncapi.yaml by AsyncAPI's own parser (needs Node.js and npm)

@@ -1,5 +1,7 @@
 //! What the steps of a request cost that only compute: `make bench-micro`.
 
+#![allow(clippy::expect_used, reason = "what cannot begin has nothing to measure")]
+
 use std::{
     hint::black_box,
     time::{Duration, SystemTime},

@@ -86,14 +86,14 @@ impl Handoff {
         let mut tries = self.tries(job);
         let Obtained { session, reused, .. } = self.session(job, &keys, &mut tries).await?;
         drop(tries);
-        let mut told = pin!(self.tell(job, &session, reused, publisher));
         match job.request.renew && reused {
             // Should this request come again, it shall find that this link was made for it, too.
             true => {
                 let stamp = job.stamp();
+                let told = pin!(self.tell(job, &session, reused, publisher));
                 beside(told, pin!(self.cache.add_stamp(&keys, &stamp))).await?;
             }
-            false => told.as_mut().await?,
+            false => self.tell(job, &session, reused, publisher).await?,
         }
         Ok(Served { reused })
     }
@@ -255,13 +255,13 @@ impl Handoff {
         };
         let mut renewed = false;
         loop {
-            let started = {
-                let mut call = pin!(self.start_session(job, &token, lease, tries));
-                match lease {
-                    // Kept for a successor, should we die now; nobody waits for that.
-                    Some(lease) => beside(call, pin!(lease.save_token(&token))).await,
-                    None => call.as_mut().await,
+            let started = match lease {
+                // Kept for a successor, should we die now; nobody waits for that.
+                Some(held) => {
+                    let call = pin!(self.start_session(job, &token, lease, tries));
+                    beside(call, pin!(held.save_token(&token))).await
                 }
+                None => self.start_session(job, &token, lease, tries).await,
             };
             match started {
                 Ok(id) => return Ok(Session { token, id }),

@@ -16,7 +16,10 @@ fn main() -> ExitCode {
     };
     // One thread does it all: serving a request is waiting, and waking up elsewhere costs more than
     // the work itself.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Of many answers that come at once, a few at a time are taken in, and then dealt with.
+    runtime.enable_all().max_io_events_per_tick(64);
+    let runtime = match runtime.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("handoff: cannot start: {error}");

@@ -29,6 +29,7 @@ mod metrics;
 mod outcomes;
 mod pausing;
 mod platform_faults;
+mod publishing;
 mod rate;
 mod redis_faults;
 mod retries;

@@ -17,8 +17,8 @@ import uvloop
 from redis.asyncio import BlockingConnectionPool, Redis
 from yarl import URL
 
-# A command has a Redis connection to itself until it is answered, in a millisecond or less: a few
-# connections keep up with any number of requests, and a burst opens no thousand of them.
+# A command has a Redis connection to itself, but for a millisecond or less: a few keep up with any
+# number of requests, which wait for one where the pool's default is to raise.
 REDIS_CONNECTIONS = 32
 
 
