@@ -55,8 +55,8 @@ bench-micro: tools ## Measure the steps that only compute
 
 .PHONY: bench-instructions
 bench-instructions: tools ## Count the instructions of a request, and compare with what is on record
-	cargo build --locked --profile profiling -p handoff -p handoff-benches --bins
-	scripts/with-services benches/instructions/count $(TARGET)/profiling
+	cargo build --locked --release -p handoff -p handoff-benches --bins
+	scripts/with-services benches/instructions/count $(RELEASE) $(ARGS)
 
 .PHONY: test-image
 test-image: ## Build the image, and try it out with docker-compose.yml

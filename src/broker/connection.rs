@@ -255,6 +255,8 @@ impl Attached {
 
     /// Closes both connections in good order, or at least quickly.
     pub async fn close(self) {
+        // First, and by itself: what ends a connection overtakes acknowledgements within RabbitMQ.
+        let _ = timeout(CLOSE_LIMIT, self.consumer.close()).await;
         tokio::join!(self.consuming.close(), self.publishing.close());
     }
 }

@@ -85,6 +85,12 @@ impl Consumer {
         self.channel.status().connected()
     }
 
+    /// Ends its channel, in order: RabbitMQ has dealt with all that was settled before.
+    pub(super) async fn close(self) {
+        // Where it is closed already, there is nothing left to wait for.
+        let _ = self.channel.close(200, "done".into()).await;
+    }
+
     /// Takes no more, and hands back what was fetched ahead.
     pub async fn stop(&mut self) {
         if self.ended {
