@@ -121,7 +121,8 @@ async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connect
     assert_eq!(worker.lines("consuming").len(), 1, "{}", worker.log());
     assert!(worker.lines("request finished").iter().all(|line| line["outcome"] == "retried"));
     node.ctl(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
-    bench.rabbit.events(10).await;
+    let events = bench.rabbit.events(10).await;
+    assert!(events.iter().all(|event| event.data()["reused"] == true));
 }
 
 #[tokio::test]
