@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     broker::{
-        BrokerError, Connection, Frames, PublishError, Publisher, Role, Topology, Traffic, bounded,
+        BrokerError, Connection, PublishError, Publisher, Role, Topology, Traffic, bounded,
         connect, step,
     },
     config::BrokerConfig,
@@ -80,7 +80,7 @@ impl Client {
     /// # Errors
     /// The first thing that does not work.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client, Frames::Large).await?;
+        let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(connection.get()).await?;
         let subscribed = subscribe(connection.get(), topology.event_exchange());

@@ -1,10 +1,15 @@
 //! Whether replicas add up, and whether a request costs the same however many there are.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deadpool_redis::redis;
 
-use crate::{Result, load::Heard, scenarios::Bench, subject::Subject};
+use crate::{
+    Result,
+    load::Heard,
+    scenarios::{Bench, Meter},
+    subject::Subject,
+};
 
 struct Case {
     name: &'static str,
@@ -81,22 +86,13 @@ async fn measure(bench: &mut Bench, handoff: &Subject, case: &Case) -> Result<(f
     let mut heard = Heard::new();
     let swing = case.requests / 8;
     bench.load.events.hear(&mut heard, swing).await?;
-    let began = Instant::now();
-    let mut processor = 0.0;
-    for worker in &workers {
-        processor -= worker.processor()?;
-    }
+    let meter = Meter::start(&workers)?;
     // The last of them are fewer than there are hands.
     let counted = case.requests * 3 / 4;
     bench.load.events.hear(&mut heard, counted).await?;
-    let rate = counted as f64 / began.elapsed().as_secs_f64();
-    for worker in &workers {
-        processor += worker.processor()?;
-    }
+    let (rate, processor, _) = meter.read(counted)?;
     bench.load.events.hear(&mut heard, case.requests - swing - counted).await?;
-    for worker in workers {
-        worker.stop().await?;
-    }
+    bench.stop(handoff, workers).await?;
     let (calls, _) = bench.platform.calls().await?;
-    Ok((rate, processor / counted as f64 * 1000.0, calls))
+    Ok((rate, processor, calls))
 }

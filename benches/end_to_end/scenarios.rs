@@ -64,7 +64,7 @@ impl Scenario {
     }
 }
 
-/// A figure, and whether more of it is better.
+/// What a figure says, and how exactly.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Measure {
     pub(crate) name: &'static str,
@@ -93,6 +93,40 @@ pub(crate) struct Bench {
     pub(crate) redis: String,
     /// Counted to give each run users of its own.
     pub(crate) runs: usize,
+}
+
+/// What workers have taken since a moment, all together.
+pub(crate) struct Meter<'a> {
+    workers: &'a [Running],
+    began: Instant,
+    processor: f64,
+    switches: f64,
+}
+
+impl<'a> Meter<'a> {
+    pub(crate) fn start(workers: &'a [Running]) -> Result<Self> {
+        let (processor, switches) = taken(workers)?;
+        Ok(Self { workers, began: Instant::now(), processor, switches })
+    }
+
+    /// Requests a second, processor seconds for 1,000 of them, and times put to sleep for each, where
+    /// so many were served since.
+    pub(crate) fn read(&self, served: usize) -> Result<(f64, f64, f64)> {
+        let (seconds, served) = (self.began.elapsed().as_secs_f64(), served as f64);
+        let (processor, switches) = taken(self.workers)?;
+        let processor = (processor - self.processor) / served * 1000.0;
+        Ok((served / seconds, processor, (switches - self.switches) / served))
+    }
+}
+
+/// Processor seconds and times put to sleep, from the start on.
+fn taken(workers: &[Running]) -> Result<(f64, f64)> {
+    let mut taken = (0.0, 0.0);
+    for worker in workers {
+        taken.0 += worker.processor()?;
+        taken.1 += worker.switches()?;
+    }
+    Ok(taken)
 }
 
 type Figures = Vec<(Measure, f64)>;
@@ -130,7 +164,7 @@ impl Bench {
                 let worker = self.start(subject, 64)?;
                 sleep(IDLE).await;
                 let (_, now) = worker.memory()?;
-                worker.stop().await?;
+                self.stop(subject, [worker]).await?;
                 Ok(vec![(RESTING, now), (SIZE, subject.size()?)])
             }
         }
@@ -161,40 +195,45 @@ impl Bench {
             (format!("r-{run}-{requests}-{number}"), format!("user-{run}-{}", number % users))
         };
         self.load.requests.fill(requests, name).await?;
-        let worker = self.start(subject, concurrency)?;
+        let workers = [self.start(subject, concurrency)?];
         let mut heard = Heard::new();
         let swing = (2 * concurrency).min(requests / 4);
         self.load.events.hear(&mut heard, swing).await?;
-        let (began, processor, switches) =
-            (Instant::now(), worker.processor()?, worker.switches()?);
+        let meter = Meter::start(&workers)?;
         self.load.events.hear(&mut heard, requests - swing).await?;
-        let taken = began.elapsed().as_secs_f64();
-        let counted = (requests - swing) as f64;
-        let figures = vec![
-            (RATE, counted / taken),
-            (PROCESSOR, (worker.processor()? - processor) / counted * 1000.0),
-            (SWITCHES, (worker.switches()? - switches) / counted),
-            (PEAK, worker.memory()?.0),
-        ];
-        worker.stop().await?;
+        let (rate, processor, switches) = meter.read(requests - swing)?;
+        let peak = workers[0].memory()?.0;
+        self.stop(subject, workers).await?;
+        Ok(vec![(RATE, rate), (PROCESSOR, processor), (SWITCHES, switches), (PEAK, peak)])
+    }
+
+    /// Ends workers. What they should have settled, and did not, is no burden to those after them.
+    pub(crate) async fn stop(
+        &self,
+        subject: &Subject,
+        workers: impl IntoIterator<Item = Running>,
+    ) -> Result<()> {
+        for worker in workers {
+            worker.stop().await?;
+        }
         let left = self.load.clear().await?;
         if left > 0 {
             eprintln!("{left} left by {}", subject.name);
         }
-        Ok(figures)
+        Ok(())
     }
 
     async fn paced(&mut self, subject: &Subject) -> Result<Figures> {
         let run = self.runs;
         self.platform.answers_after(Duration::ZERO).await?;
-        let worker = self.start(subject, 64)?;
+        let workers = [self.start(subject, 64)?];
         let name = |number: usize| (format!("r-{run}-{number}"), format!("user-{run}-{number}"));
         let mut heard = Heard::new();
         let warm = 200;
         self.load.requests.fill(warm, name).await?;
         self.load.events.hear(&mut heard, warm).await?;
 
-        let (processor, switches) = (worker.processor()?, worker.switches()?);
+        let meter = Meter::start(&workers)?;
         let Load { requests, events, .. } = &mut self.load;
         let send = async {
             let mut sent = Vec::new();
@@ -209,6 +248,7 @@ impl Bench {
             Ok(sent)
         };
         let (sent, ()) = try_join!(send, events.hear(&mut heard, PACED))?;
+        let (_, processor, switches) = meter.read(PACED)?;
         let mut times: Vec<f64> = Vec::new();
         for (id, sent) in sent {
             times.push(heard[&id].duration_since(sent).as_secs_f64() * 1000.0);
@@ -219,10 +259,10 @@ impl Bench {
             (P50, at(0.5)),
             (P95, at(0.95)),
             (P99, at(0.99)),
-            (PROCESSOR, (worker.processor()? - processor) / PACED as f64 * 1000.0),
-            (SWITCHES, (worker.switches()? - switches) / PACED as f64),
+            (PROCESSOR, processor),
+            (SWITCHES, switches),
         ];
-        worker.stop().await?;
+        self.stop(subject, workers).await?;
         Ok(figures)
     }
 
@@ -238,7 +278,7 @@ impl Bench {
             self.load.events.hear(&mut Heard::new(), 1).await?;
             let (_, first) = self.platform.calls().await?;
             figures.push((FIRST_CALL, first.duration_since(began)?.as_secs_f64() * 1000.0));
-            worker.stop().await?;
+            self.stop(subject, [worker]).await?;
         }
         Ok(figures)
     }

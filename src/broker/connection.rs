@@ -39,8 +39,11 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Seconds without a sign of life after which RabbitMQ is asked for one; twice that ends it.
 const HEARTBEAT: &str = "10";
 
-/// The largest frames that a connection takes. The library keeps room for 64 of them: with those that
-/// RabbitMQ would take, 8 MiB for each connection.
+/// How often it is looked at whether a connection still stands.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The largest frames that a worker's connections take. The library keeps room for 64 of them: with
+/// those that RabbitMQ would take, 8 MiB for each connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frames {
     /// Small ones, into which what almost all messages say of themselves goes. Bodies may take several.
@@ -50,29 +53,26 @@ pub enum Frames {
     Large,
 }
 
-impl Frames {
-    /// In bytes; `None`: as RabbitMQ says.
-    fn max(self, role: Role) -> Option<&'static str> {
-        match (self, role) {
-            (Self::Small, Role::Consumer) => Some("16384"),
-            (Self::Small, Role::Publisher) => Some("32768"),
-            (Self::Small, Role::Client) | (Self::Large, _) => None,
-        }
-    }
-}
-
-/// How often it is looked at whether a connection still stands.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 /// What a connection is for, as RabbitMQ's management page shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Takes deliveries.
-    Consumer,
+    Consumer(Frames),
     /// Publishes events, retry copies and dead letters.
-    Publisher,
+    Publisher(Frames),
     /// A command that publishes requests and waits for their events.
     Client,
+}
+
+impl Role {
+    /// The largest frame, in bytes; `None`: as RabbitMQ says.
+    fn frame_max(self) -> Option<&'static str> {
+        match self {
+            Self::Consumer(Frames::Small) => Some("16384"),
+            Self::Publisher(Frames::Small) => Some("32768"),
+            Self::Consumer(Frames::Large) | Self::Publisher(Frames::Large) | Self::Client => None,
+        }
+    }
 }
 
 /// A connection to RabbitMQ. However it ends, nothing of it stays behind: dropped, it is closed in good
@@ -86,14 +86,10 @@ pub struct Connection {
 ///
 /// # Errors
 /// When there is no connection within ten seconds. The message says why and holds no password.
-pub async fn connect(
-    url: &SecretString,
-    role: Role,
-    frames: Frames,
-) -> Result<Connection, BrokerError> {
+pub async fn connect(url: &SecretString, role: Role) -> Result<Connection, BrokerError> {
     let name = match role {
-        Role::Consumer => "handoff consumer",
-        Role::Publisher => "handoff publisher",
+        Role::Consumer(_) => "handoff consumer",
+        Role::Publisher(_) => "handoff publisher",
         Role::Client => "handoff client",
     };
     let properties = ConnectionProperties::default()
@@ -101,7 +97,7 @@ pub async fn connect(
         .with_client_property("product".into(), LongString::from("handoff"))
         .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
     let doing = "connect to RabbitMQ";
-    let Ok(uri) = tuned(url, frames.max(role)).parse::<AMQPUri>() else {
+    let Ok(uri) = tuned(url, role.frame_max()).parse::<AMQPUri>() else {
         return Err(BrokerError::new("the URL of RabbitMQ is none"));
     };
     match timeout(CONNECT_LIMIT, socket::open(uri, properties)).await {
@@ -177,8 +173,8 @@ impl Attached {
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
         // One after the other: where there is no answer, one attempt is enough to find out.
-        let publishing = connect(&config.url, Role::Publisher, frames).await?;
-        let consuming = connect(&config.url, Role::Consumer, frames).await?;
+        let publishing = connect(&config.url, Role::Publisher(frames)).await?;
+        let consuming = connect(&config.url, Role::Consumer(frames)).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(publishing.get()).await?;
         let consumer = Consumer::start(consuming.get(), &config.queue).await?;

@@ -17,7 +17,7 @@ use lapin::{
 use tokio::time::timeout;
 
 use super::{
-    BrokerError, Connection, Delivery, Frames, PublishError, Publisher, Role, Topology, connect,
+    BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology, connect,
     copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     delivery::OFTEN,
     step::{STEP_LIMIT, open_channel, step},
@@ -46,7 +46,7 @@ impl DeadQueue {
     /// # Errors
     /// The first thing that does not work.
     pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client, Frames::Large).await?;
+        let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         let left = topology.dead_letters(connection.get()).await?;
         let channel = Arc::new(open_channel(connection.get()).await?);

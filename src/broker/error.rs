@@ -13,40 +13,56 @@ use crate::tls;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerError {
     what: String,
-    broke: bool,
-    unreadable: bool,
-    too_large: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Something was asked for, and did not work.
+    Other,
+    /// A connection broke while it was in use …
+    Broke,
+    /// … over something that the library could not read …
+    Unreadable,
+    /// … or over a frame that is larger than we take.
+    TooLarge,
 }
 
 impl BrokerError {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), broke: false, unreadable: false, too_large: false }
+        Self { what: what.into(), kind: Kind::Other }
     }
 
     /// A connection that broke while it was in use: `<what>: <why>`.
     pub(super) fn broke(what: &str, error: &lapin::Error) -> Self {
-        let unreadable = matches!(error.kind(), ErrorKind::ParsingError(_));
-        let too_large = matches!(error.kind(), ErrorKind::ProtocolError(error)
-            if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR));
-        Self { broke: true, unreadable, too_large, ..Self::new(format!("{what}: {}", why(error))) }
+        let kind = match error.kind() {
+            ErrorKind::ParsingError(_) => Kind::Unreadable,
+            ErrorKind::ProtocolError(error)
+                if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR) =>
+            {
+                Kind::TooLarge
+            }
+            _ => Kind::Broke,
+        };
+        Self { kind, ..Self::new(format!("{what}: {}", why(error))) }
     }
 
     /// Whether a connection broke while it was in use.
     pub fn is_break(&self) -> bool {
-        self.broke
+        self.kind != Kind::Other
     }
 
     /// Whether the library could not read what RabbitMQ sent. AMQP lets a producer put any bytes into
     /// properties that the library insists are UTF-8: such a message breaks the connection of
     /// whoever it is delivered to.
     pub fn is_unreadable(&self) -> bool {
-        self.unreadable
+        self.kind == Kind::Unreadable
     }
 
     /// Whether RabbitMQ sent a frame that is larger than we take: what a message says of itself is not
     /// cut to fit, as its body is.
     pub fn is_too_large(&self) -> bool {
-        self.too_large
+        self.kind == Kind::TooLarge
     }
 
     /// An error met while doing something: `cannot <doing>: <why>`.

@@ -27,6 +27,8 @@ use lapin::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use super::PublishError;
+
 /// A message, with its id among its properties.
 pub(super) struct Message {
     pub(super) exchange: ShortString,
@@ -35,20 +37,12 @@ pub(super) struct Message {
     pub(super) body: Vec<u8>,
 }
 
-/// What became of a message for sure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// RabbitMQ has it.
-    Taken,
-    /// No queue is bound to take it.
-    Unroutable,
-    /// RabbitMQ confirmed negatively.
-    Refused,
-}
+/// What became of a message; `None` where that cannot be told.
+type Fate = Option<Result<(), PublishError>>;
 
 /// The way into a channel's pipeline. It ends with the last of these.
 #[derive(Clone)]
-pub(super) struct Pipeline(mpsc::UnboundedSender<(Message, oneshot::Sender<Option<Fate>>)>);
+pub(super) struct Pipeline(mpsc::UnboundedSender<(Message, oneshot::Sender<Fate>)>);
 
 impl Pipeline {
     /// Takes over a channel in confirm mode.
@@ -63,20 +57,20 @@ impl Pipeline {
         !self.0.is_closed()
     }
 
-    /// Publishes a message, and returns what became of it; `None` where that cannot be told.
-    pub(super) async fn publish(&self, message: Message) -> Option<Fate> {
+    /// Publishes a message, and returns what became of it.
+    pub(super) async fn publish(&self, message: Message) -> Fate {
         let (tell, told) = oneshot::channel();
         self.0.send((message, tell)).ok()?;
         told.await.ok()?
     }
 }
 
-type Answer = lapin::Result<Confirmation>;
+pub(super) type Answer = lapin::Result<Confirmation>;
 
 /// Ends with the channel, or when nobody publishes any more and all fates are told.
 async fn run(
     channel: Channel,
-    mut messages: mpsc::UnboundedReceiver<(Message, oneshot::Sender<Option<Fate>>)>,
+    mut messages: mpsc::UnboundedReceiver<(Message, oneshot::Sender<Fate>)>,
 ) {
     let mut in_flight = FuturesUnordered::new();
     let (mut answered, sweep) = (Vec::new(), Sweep::default());
@@ -145,15 +139,24 @@ impl Sweep {
 async fn send(
     channel: &Channel,
     message: Message,
-    tell: oneshot::Sender<Option<Fate>>,
-) -> (Option<ShortString>, oneshot::Sender<Option<Fate>>, Answer) {
+    tell: oneshot::Sender<Fate>,
+) -> (Option<ShortString>, oneshot::Sender<Fate>, Answer) {
     let Message { exchange, routing_key, properties, body } = message;
     let id = properties.message_id().clone();
-    let answer = async {
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        channel.basic_publish(exchange, routing_key, options, &body, properties).await?.await
-    };
-    (id, tell, answer.await)
+    let answer = publish_on(channel, exchange, routing_key, properties, &body).await;
+    (id, tell, answer)
+}
+
+/// Publishes a message that must not go unseen, and waits for the next confirm that may be its own.
+pub(super) async fn publish_on(
+    channel: &Channel,
+    exchange: ShortString,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    body: &[u8],
+) -> Answer {
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    channel.basic_publish(exchange, routing_key, options, body, properties).await?.await
 }
 
 /// Messages that were returned, by their ids, and how often.
@@ -168,7 +171,7 @@ impl Returned {
     }
 
     /// What became of the message with this id, whose confirm came, or did not come.
-    fn fate(&mut self, id: &Option<ShortString>, answer: &Answer) -> Option<Fate> {
+    fn fate(&mut self, id: &Option<ShortString>, answer: &Answer) -> Fate {
         if !self.0.is_empty()
             && answer.is_ok()
             && let Some(times) = self.0.get_mut(id)
@@ -177,11 +180,13 @@ impl Returned {
             if *times == 0 {
                 self.0.remove(id);
             }
-            return Some(Fate::Unroutable);
+            return Some(Err(PublishError::Unroutable));
         }
         match answer {
-            Ok(Confirmation::Ack(None)) => Some(Fate::Taken),
-            Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => Some(Fate::Refused),
+            Ok(Confirmation::Ack(None)) => Some(Ok(())),
+            Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => {
+                Some(Err(PublishError::Refused))
+            }
             Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) | Err(_) => None,
         }
     }

@@ -13,7 +13,7 @@ use std::{
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
+    options::ConfirmSelectOptions,
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::{
@@ -23,11 +23,12 @@ use tokio::{
 
 use super::{
     BrokerError, Topology, Traffic,
+    connection::LOOK_EVERY,
     error::{Refusal, refusal, why},
-    pipeline::{Fate, Message, Pipeline},
+    pipeline::{Message, Pipeline, publish_on},
 };
 use crate::{
-    message::{Event, READY},
+    message::{Event, READY, TraceContext},
     telemetry::{
         metrics::{Metrics, Published},
         traces::Span,
@@ -39,9 +40,6 @@ const MAX_CHANNELS: u16 = 64;
 /// Limit of one publish, from opening a channel to the confirm. Above two heartbeats, so that a dead
 /// connection is told as one.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
-/// How often a publish looks whether its connection still stands: the library can lose one that meets
-/// the end of its connection, and would let it wait for ever.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PERSISTENT: u8 = 2;
 
 /// Why a message was not taken over by RabbitMQ, or may not have been.
@@ -140,32 +138,14 @@ impl Publisher {
     ) -> Result<(), PublishError> {
         let exchange = self.0.topology.event_exchange();
         let mut span = span.event(exchange, event.kind, &event.id);
-        let trace = span.context();
-        let mut headers = FieldTable::default();
-        headers.insert("traceparent".into(), AMQPValue::LongString(trace.parent().into()));
-        if let Some(state) = trace.state() {
-            headers.insert("tracestate".into(), AMQPValue::LongString(state.into()));
-        }
-        let seconds =
-            event.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let properties = BasicProperties::default()
-            .with_content_type("application/cloudevents+json".into())
-            .with_delivery_mode(PERSISTENT)
-            .with_message_id(bounded(&event.id))
-            .with_correlation_id(bounded(correlation_id))
-            .with_type(event.kind.into())
-            .with_timestamp(seconds)
-            .with_app_id("handoff".into())
-            .with_headers(headers);
         let kind = if event.kind == READY { Published::Ready } else { Published::Failed };
         let began = Instant::now();
-        let published = match self.pipelined(exchange, event, &properties).await {
-            Ok(Some(Fate::Taken)) => Ok(()),
-            Ok(Some(Fate::Unroutable)) => Err(PublishError::Unroutable),
-            Ok(Some(Fate::Refused)) => Err(PublishError::Refused),
+        let properties = || properties(event, correlation_id, span.context());
+        let published = match self.pipelined(exchange, event, properties()).await {
+            Ok(Some(told)) => told,
             Ok(None) => {
                 // Rare: all others need not have room for it.
-                Box::pin(self.publish(exchange, event.kind, properties, &event.body)).await
+                Box::pin(self.publish(exchange, event.kind, properties(), &event.body)).await
             }
             Err(error) => Err(error),
         };
@@ -205,12 +185,12 @@ impl Publisher {
         &self,
         exchange: &str,
         event: &Event,
-        properties: &BasicProperties,
-    ) -> Result<Option<Fate>, PublishError> {
+        properties: BasicProperties,
+    ) -> Result<Option<Result<(), PublishError>>, PublishError> {
         let message = Message {
             exchange: bounded(exchange),
             routing_key: event.kind.into(),
-            properties: properties.clone(),
+            properties,
             body: event.body.clone(),
         };
         let publish = async {
@@ -245,6 +225,8 @@ impl Publisher {
         let mut since = Instant::now();
         loop {
             let status = self.0.connection.status();
+            // The library can lose a publish that meets the end of its connection, and would let it wait
+            // for ever.
             match timeout(LOOK_EVERY, &mut publish).await {
                 Ok(done) => return Ok(done),
                 Err(_) if !status.connected() => return Err(PublishError::Disconnected),
@@ -300,12 +282,8 @@ impl Publisher {
         let _turn = self.0.turns.acquire().await;
         let attempt = async {
             let channel = self.channel().await?;
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let (exchange, routing_key) = (bounded(exchange), bounded(routing_key));
-            let confirm = channel
-                .basic_publish(exchange, routing_key, options, body, properties)
-                .await?
-                .await?;
+            let confirm = publish_on(&channel, exchange, routing_key, properties, body).await?;
             Ok((channel, confirm))
         };
         // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
@@ -364,6 +342,25 @@ impl From<PublishError> for Attempt {
     fn from(error: PublishError) -> Self {
         Self::Error(error)
     }
+}
+
+/// What an event's message says of itself.
+fn properties(event: &Event, correlation_id: &str, trace: &TraceContext) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert("traceparent".into(), AMQPValue::LongString(trace.parent().into()));
+    if let Some(state) = trace.state() {
+        headers.insert("tracestate".into(), AMQPValue::LongString(state.into()));
+    }
+    let seconds = event.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    BasicProperties::default()
+        .with_content_type("application/cloudevents+json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(bounded(&event.id))
+        .with_correlation_id(bounded(correlation_id))
+        .with_type(event.kind.into())
+        .with_timestamp(seconds)
+        .with_app_id("handoff".into())
+        .with_headers(headers)
 }
 
 /// Text as AMQP carries it in properties: its first 255 bytes, or a few less.

@@ -181,10 +181,10 @@ impl Run {
         let mut width = Width::new(self.prefetch);
         while pace == Pace::Full || taken < self.prefetch {
             // The permit first: what is not taken yet may go to another replica.
-            let slot = tokio::select! {
-                slot = pulse.beating(Arc::clone(&self.slots).acquire_owned()) => slot,
-                fault = &mut fault => return End::Fault(fault),
-                () = self.shutdown.cancelled() => return End::Shutdown,
+            let slot = pulse.beating(Arc::clone(&self.slots).acquire_owned());
+            let slot = match self.unless_ended(slot, &mut fault).await {
+                Ok(slot) => slot,
+                Err(end) => return end,
             };
             let delivery = tokio::select! {
                 delivery = pulse.beating(attached.consumer.next()) => match delivery {
@@ -232,10 +232,9 @@ impl Run {
         to: u16,
         fault: &mut (impl Future<Output = BrokerError> + Unpin),
     ) -> Option<End> {
-        tokio::select! {
-            widened = attached.consumer.widen(to) => widened.err().map(End::Fault),
-            fault = fault => Some(End::Fault(fault)),
-            () = self.shutdown.cancelled() => Some(End::Shutdown),
+        match self.unless_ended(attached.consumer.widen(to), fault).await {
+            Ok(widened) => widened.err().map(End::Fault),
+            Err(end) => Some(end),
         }
     }
 
@@ -246,13 +245,23 @@ impl Run {
         fault: &mut (impl Future<Output = BrokerError> + Unpin),
     ) -> Option<End> {
         deliveries.close();
-        let end = tokio::select! {
-            _ = self.health.pulse.beating(timeout(CLEARING, deliveries.wait())) => None,
-            fault = fault => Some(End::Fault(fault)),
-            () = self.shutdown.cancelled() => Some(End::Shutdown),
-        };
+        let settled = self.health.pulse.beating(timeout(CLEARING, deliveries.wait()));
+        let settled = self.unless_ended(settled, fault).await;
         deliveries.reopen();
-        end
+        settled.err()
+    }
+
+    /// Waits for something, unless consuming comes to an end before.
+    async fn unless_ended<T>(
+        &self,
+        waiting: impl Future<Output = T>,
+        fault: &mut (impl Future<Output = BrokerError> + Unpin),
+    ) -> Result<T, End> {
+        tokio::select! {
+            done = waiting => Ok(done),
+            fault = fault => Err(End::Fault(fault)),
+            () = self.shutdown.cancelled() => Err(End::Shutdown),
+        }
     }
 
     fn process(

@@ -146,9 +146,8 @@ async fn connections_that_break_again_and_again_leave_no_request_in_hand() {
     let latency = Duration::from_millis(5);
     let platform = Platform::scripted(move |call| well(call).after(latency)).await;
     let mut bench = Bench::with(platform).await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
-    bench.set("AMQP_URL", &url).set("CONCURRENCY", "16");
+    let proxy = bench.through_proxy("AMQP_URL").await;
+    bench.set("CONCURRENCY", "16");
     let worker = bench.worker().await;
     for cut in 0..10 {
         let served = bench.platform.calls().len();
@@ -169,9 +168,7 @@ async fn connections_that_break_again_and_again_leave_no_request_in_hand() {
 #[tokio::test]
 async fn a_channel_that_rabbitmq_closes_is_opened_anew() {
     let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
-    bench.set("AMQP_URL", &url);
+    let proxy = bench.through_proxy("AMQP_URL").await;
     let worker = bench.worker().await;
     // `basic.ack` of the first delivery becomes one of a delivery that never was.
     proxy.rewrite(b"\0\x3c\0\x50\0\0\0\0\0\0\0\x01", b"\0\x3c\0\x50\0\0\0\0\0\0\0\x63");

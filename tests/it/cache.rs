@@ -183,9 +183,7 @@ async fn rubbish_in_redis_counts_as_absent() {
 /// With Redis behind a proxy, and a platform that answers each call as soon as it is told.
 async fn watched() -> (Bench, Proxy, Opening, Opening) {
     let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    bench.set("REDIS_URL", &url);
+    let proxy = bench.through_proxy("REDIS_URL").await;
     let (token, session) = (Opening::closed(), Opening::closed());
     bench.platform.now({
         let (token, session) = (token.clone(), session.clone());

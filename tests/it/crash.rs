@@ -184,9 +184,7 @@ async fn a_kill_costs_at_each_step_what_is_documented() {
 async fn a_kill_after_the_event_repeats_it_under_the_same_id() {
     for confirmed in [false, true] {
         let mut bench = Bench::new().await;
-        let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
-        let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
-        bench.set("AMQP_URL", &url);
+        let proxy = bench.through_proxy("AMQP_URL").await;
         let (session, script) = held(|call| !call.is_token());
         bench.platform.now(script);
         let worker = bench.worker().await;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Platform, Proxy, Worker,
+    Answer, Bench, Flow, Platform, Worker,
     platform::{Call, held, well},
     until,
 };
@@ -81,12 +81,9 @@ async fn is(worker: &Worker, series: &str, value: f64) {
 #[tokio::test]
 async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     let mut bench = Bench::with(Platform::scripted(script).await).await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    let amqp = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
-    let amqp_url = amqp.url(&bench.settings["HANDOFF_AMQP_URL"]);
-    bench.set("AMQP_URL", &amqp_url);
-    bench.set("REDIS_URL", &url).set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
+    let proxy = bench.through_proxy("REDIS_URL").await;
+    let amqp = bench.through_proxy("AMQP_URL").await;
+    bench.set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
     bench.set("IDV_RATE_LIMIT", "1000/1s");
     let worker = bench.worker().await;
 

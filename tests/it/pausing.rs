@@ -383,9 +383,7 @@ async fn a_probe_that_hangs_until_others_have_found_the_platform_well_spends_not
 #[tokio::test]
 async fn a_connection_that_breaks_twice_in_a_pause_holds_up_nobody_who_needs_no_call() {
     let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_AMQP_URL"]);
-    bench.set("AMQP_URL", &url);
+    let proxy = bench.through_proxy("AMQP_URL").await;
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::{
-    Bench, Flow, Node, Opening, Platform, Proxy,
+    Bench, Flow, Node, Opening, Platform,
     platform::{Call, well},
     until,
 };
@@ -74,9 +74,8 @@ async fn leave_to_call_comes_with_what_is_waited_for_anyway() {
         move |call| if call.is_token() { well(call).once(&token) } else { well(call) }
     });
     let mut bench = Bench::with(bench_platform).await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    bench.set("REDIS_URL", &url).set("IDV_RATE_LIMIT", "1000/1s");
+    let proxy = bench.through_proxy("REDIS_URL").await;
+    bench.set("IDV_RATE_LIMIT", "1000/1s");
     let _worker = bench.worker().await;
     // How often Redis has been asked to run a script.
     let mut sent = Vec::new();

@@ -21,9 +21,7 @@ fn duration_ms(line: &Value) -> u64 {
 #[tokio::test]
 async fn a_network_that_swallows_all_for_20_seconds_costs_half_a_second_and_leaves_nothing() {
     let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    bench.set("REDIS_URL", &url);
+    let proxy = bench.through_proxy("REDIS_URL").await;
     let worker = bench.worker().await;
     bench.requests(0..10).await;
     bench.all_ready(10).await;
@@ -107,9 +105,7 @@ async fn a_worker_starts_without_redis() {
 #[tokio::test]
 async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
     let mut bench = Bench::new().await;
-    let proxy = Proxy::to(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let url = proxy.url(&bench.settings["HANDOFF_REDIS_URL"]);
-    bench.set("REDIS_URL", &url);
+    let proxy = bench.through_proxy("REDIS_URL").await;
     let worker = bench.worker().await;
     proxy.both(Flow::Waits);
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::{Difference, Queue, Topology, Traffic, short};
 use crate::{
     broker::{
-        BrokerError, Connection, Frames, Role, bounded, connect,
+        BrokerError, Connection, Role, bounded, connect,
         error::{Refusal, refusal, why},
         step::{STEP_LIMIT, open_channel},
     },
@@ -67,7 +67,7 @@ impl Survey {
     /// # Errors
     /// There is no connection.
     pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client, Frames::Large).await?;
+        let connection = connect(&config.url, Role::Client).await?;
         Ok(Self { connection, topology: Topology::new(config) })
     }
 

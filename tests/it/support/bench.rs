@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 use serde_json::json;
 
 use super::{
-    Node, Platform, Rabbit,
+    Node, Platform, Proxy, Rabbit,
     platform::API_KEY,
     required_env,
     worker::{Settings, Worker},
@@ -88,6 +88,14 @@ impl Bench {
     pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
         self.settings.insert(format!("HANDOFF_{name}"), value.to_owned());
         self
+    }
+
+    /// Puts a proxy before the server that a setting names the URL of.
+    pub async fn through_proxy(&mut self, name: &str) -> Proxy {
+        let direct = self.settings[&format!("HANDOFF_{name}")].clone();
+        let proxy = Proxy::to(&direct).await;
+        self.set(name, &proxy.url(&direct));
+        proxy
     }
 
     /// The settings as a worker in this process takes them.
