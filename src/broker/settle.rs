@@ -87,9 +87,10 @@ pub async fn settle(
             dead_letter(delivery.properties(), tried, reason, frame_max),
         ),
     };
-    let copied = until_confirmed(stop, u32::MAX, || {
+    // Rare: all others need not have room for it.
+    let copied = Box::pin(until_confirmed(stop, u32::MAX, move || {
         publisher.copy(kind, queue, properties.clone(), delivery.body())
-    });
+    }));
     match copied.await {
         Ok(()) if matches!(settlement, Settlement::HandBack(_)) => {
             delivery.ack();

@@ -112,12 +112,12 @@ impl Lease {
     ///
     /// # Errors
     /// When Redis is away.
-    pub async fn store(self, session: &Session) -> Result<Stored, CacheError> {
+    pub async fn store(&self, session: &Session) -> Result<Stored, CacheError> {
         self.claimant.store(session, Over::Link(&self.newest)).await
     }
 
     /// Ends the lease without a link. A token that is no good goes too.
-    pub async fn release(self, drop_token: bool) {
+    pub async fn release(&self, drop_token: bool) {
         // If this fails, the lease ends by itself a little later.
         let script = scripts::release(&self.claimant.keys, &self.claimant.holder, drop_token);
         let _ = self.claimant.cache.run::<bool>(&script).await;

@@ -109,7 +109,8 @@ impl Handoff {
         let mut repeated = false;
         loop {
             let came = Instant::now();
-            let pass = self.pass(job, tries, kind).await?;
+            // Short as a rule: what takes long beside it need not have room for it.
+            let pass = Box::pin(self.pass(job, tries, kind)).await?;
             tries.was_held(came.elapsed());
             check(came.elapsed(), repeated)?;
             if kind == Call::Token {

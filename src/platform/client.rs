@@ -162,10 +162,10 @@ impl Platform {
     pub async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
         let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
         match request.send().await {
-            Ok(response) => {
+            Ok(mut response) => {
                 let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
                 let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (answered(Call::Token, response, answer::token).await.map(drop), date)
+                (answered(Call::Token, &mut response, answer::token).await.map(drop), date)
             }
             Err(error) => (Err(CallError::from_transport(Call::Token, &error)), None),
         }
@@ -223,52 +223,57 @@ impl Platform {
     }
 
     /// Sends a request, reads its answer, and counts both.
-    async fn call(
-        &self,
+    ///
+    /// What is returned holds what waits for the answer, and no more: the request has gone by then.
+    fn call<'a>(
+        &'a self,
         call: Call,
         mut request: reqwest::RequestBuilder,
-        mut span: Span<'_>,
+        mut span: Span<'a>,
         read: fn(&[u8]) -> Result<String, &'static str>,
-    ) -> Result<String, CallError> {
+    ) -> impl Future<Output = Result<String, CallError>> + 'a {
         request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
             request = request.header(TRACESTATE, state);
         }
         let start = Instant::now();
-        let answer = exchange(call, request, &mut span, read).await;
-        let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
-        self.metrics.called(call, outcome, start.elapsed());
-        if let Err(error) = &answer {
-            match error.status() {
-                Some(status) => span.failed(status.to_string()),
-                None => span.failed(outcome),
+        let sent = request.send();
+        async move {
+            let answer = exchange(call, sent, &mut span, read).await;
+            let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
+            self.metrics.called(call, outcome, start.elapsed());
+            if let Err(error) = &answer {
+                match error.status() {
+                    Some(status) => span.failed(status.to_string()),
+                    None => span.failed(outcome),
+                }
             }
+            answer
         }
-        answer
     }
 }
 
 async fn exchange(
     call: Call,
-    request: reqwest::RequestBuilder,
+    sent: impl Future<Output = reqwest::Result<Response>>,
     span: &mut Span<'_>,
     read: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
-    let response = request.send().await.map_err(|error| CallError::from_transport(call, &error))?;
+    let mut response = sent.await.map_err(|error| CallError::from_transport(call, &error))?;
     span.answered(response.status().as_u16());
-    answered(call, response, read).await
+    answered(call, &mut response, read).await
 }
 
 async fn answered(
     call: Call,
-    mut response: Response,
+    response: &mut Response,
     read: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
     let status = response.status();
     if !status.is_success() {
-        return Err(CallError::from_status(call, status, retry_after(&response)));
+        return Err(CallError::from_status(call, status, retry_after(response)));
     }
-    let body = body(call, &mut response).await?;
+    let body = body(call, response).await?;
     let value = read(&body).map_err(|what| CallError::broken(call, what))?;
     if call == Call::Token && !is_header_value(&value) {
         return Err(CallError::broken(call, "a token that no header can carry"));

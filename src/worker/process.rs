@@ -63,12 +63,12 @@ impl Processor {
     /// `lost` tells.
     pub(super) async fn process(
         &self,
-        delivery: Delivery,
-        publisher: Publisher,
-        lost: CancellationToken,
+        delivery: &Delivery,
+        publisher: &Publisher,
+        lost: &CancellationToken,
     ) {
         let _in_flight = self.metrics.in_flight();
-        let processed = pin!(self.see_through(&delivery, &publisher, &lost));
+        let processed = pin!(self.see_through(delivery, publisher, lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
             // Not in serving the request, then: that is caught further in, and is a failed attempt.
             delivery.reject();
@@ -100,7 +100,9 @@ impl Processor {
             Verdict::Served(_) => true,
             Verdict::Retry(..) | Verdict::HandBack | Verdict::Postpone => false,
             Verdict::Fail(reason) => {
-                match self.tell_failed(reason, &request, &envelope, publisher).await {
+                // Rare: all others need not have room for it.
+                let told = Box::pin(self.tell_failed(reason, &request, &envelope, publisher));
+                match told.await {
                     Ok(heard) => heard,
                     Err(_) => {
                         delivery.hand_back();

@@ -194,8 +194,8 @@ impl Run {
                 fault = &mut fault => return End::Fault(fault),
                 () = self.shutdown.cancelled() => return End::Shutdown,
                 // Nothing waits: so nothing waits that does harm.
-                () = sleep(STEADY), if pace == Pace::Careful => break,
-                () = sleep(QUIET), if pace == Pace::Full && width.is_new() => {
+                () = async { sleep(STEADY).await }, if pace == Pace::Careful => break,
+                () = async { sleep(QUIET).await }, if pace == Pace::Full && width.is_new() => {
                     if let Some(full) = width.quiet()
                         && let Some(end) = self.widen(attached, full, &mut fault).await
                     {
@@ -276,7 +276,7 @@ impl Run {
         let lost = lost.clone();
         self.tasks.spawn(deliveries.track_future(async move {
             // In a box of its own: what is spawned is moved about a good deal.
-            Box::pin(processor.process(delivery, publisher, lost)).await;
+            Box::pin(processor.process(&delivery, &publisher, &lost)).await;
             drop(slot);
         }));
     }

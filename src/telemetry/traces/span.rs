@@ -20,7 +20,7 @@ use crate::{
 pub struct Span<'a> {
     /// What is passed on: this span, or, where none is made, what came in.
     context: Cow<'a, TraceContext>,
-    made: Option<(SdkTracer, SdkSpan)>,
+    made: Option<Box<(SdkTracer, SdkSpan)>>,
 }
 
 /// Who is called.
@@ -58,7 +58,7 @@ impl Span<'static> {
         let context = passed_on(span.span_context(), &came);
         Self {
             context: context.map_or(Cow::Owned(came), Cow::Owned),
-            made: Some((inner.tracer.clone(), span)),
+            made: Some(Box::new((inner.tracer.clone(), span))),
         }
     }
 }
@@ -108,7 +108,7 @@ impl Span<'_> {
     }
 
     fn child(&self, kind: SpanKind, what: impl FnOnce() -> (String, Vec<KeyValue>)) -> Span<'_> {
-        let Some((tracer, parent)) = &self.made else {
+        let Some((tracer, parent)) = self.made.as_deref() else {
             return Span { context: Cow::Borrowed(&self.context), made: None };
         };
         let (name, attributes) = what();
@@ -118,7 +118,7 @@ impl Span<'_> {
         let context = passed_on(span.span_context(), &self.context);
         Span {
             context: context.map_or(Cow::Borrowed(&*self.context), Cow::Owned),
-            made: Some((tracer.clone(), span)),
+            made: Some(Box::new((tracer.clone(), span))),
         }
     }
 
@@ -140,14 +140,14 @@ impl Span<'_> {
 
     /// It did not work out. The kind comes from a fixed set.
     pub fn failed(&mut self, kind: impl Into<Cow<'static, str>>) {
-        if let Some((_, span)) = &mut self.made {
+        if let Some((_, span)) = self.made.as_deref_mut() {
             span.set_attribute(KeyValue::new("error.type", kind.into()));
             span.set_status(Status::error(""));
         }
     }
 
     fn set(&mut self, attribute: impl FnOnce() -> KeyValue) {
-        if let Some((_, span)) = &mut self.made
+        if let Some((_, span)) = self.made.as_deref_mut()
             && span.is_recording()
         {
             span.set_attribute(attribute());
