@@ -68,8 +68,8 @@ impl Role {
     /// The largest frame, in bytes; `None`: as RabbitMQ says.
     fn frame_max(self) -> Option<&'static str> {
         match self {
-            Self::Consumer(Frames::Small) => Some("16384"),
-            Self::Publisher(Frames::Small) => Some("32768"),
+            Self::Consumer(Frames::Small) => Some("8192"),
+            Self::Publisher(Frames::Small) => Some("16384"),
             Self::Consumer(Frames::Large) | Self::Publisher(Frames::Large) | Self::Client => None,
         }
     }
