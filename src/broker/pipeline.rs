@@ -29,6 +29,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::PublishError;
 
+/// RabbitMQ returns what no queue takes.
+pub(super) const MANDATORY: BasicPublishOptions =
+    BasicPublishOptions { mandatory: true, immediate: false };
+
 /// A message, with its id among its properties.
 pub(super) struct Message {
     pub(super) exchange: ShortString,
@@ -143,20 +147,12 @@ async fn send(
 ) -> (Option<ShortString>, oneshot::Sender<Fate>, Answer) {
     let Message { exchange, routing_key, properties, body } = message;
     let id = properties.message_id().clone();
-    let answer = publish_on(channel, exchange, routing_key, properties, &body).await;
+    let sent = channel.basic_publish(exchange, routing_key, MANDATORY, &body, properties).await;
+    let answer = match sent {
+        Ok(confirm) => confirm.await,
+        Err(error) => Err(error),
+    };
     (id, tell, answer)
-}
-
-/// Publishes a message that must not go unseen, and waits for the next confirm that may be its own.
-pub(super) async fn publish_on(
-    channel: &Channel,
-    exchange: ShortString,
-    routing_key: ShortString,
-    properties: BasicProperties,
-    body: &[u8],
-) -> Answer {
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    channel.basic_publish(exchange, routing_key, options, body, properties).await?.await
 }
 
 /// Messages that were returned, by their ids, and how often.

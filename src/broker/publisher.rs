@@ -25,7 +25,7 @@ use super::{
     BrokerError, Topology, Traffic,
     connection::LOOK_EVERY,
     error::{Refusal, refusal, why},
-    pipeline::{Message, Pipeline, publish_on},
+    pipeline::{MANDATORY, Message, Pipeline},
 };
 use crate::{
     message::{Event, READY, TraceContext},
@@ -283,7 +283,8 @@ impl Publisher {
         let attempt = async {
             let channel = self.channel().await?;
             let (exchange, routing_key) = (bounded(exchange), bounded(routing_key));
-            let confirm = publish_on(&channel, exchange, routing_key, properties, body).await?;
+            let publish = channel.basic_publish(exchange, routing_key, MANDATORY, body, properties);
+            let confirm = publish.await?.await?;
             Ok((channel, confirm))
         };
         // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.

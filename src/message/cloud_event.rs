@@ -4,6 +4,8 @@ use serde_json::value::RawValue;
 
 use super::{REQUESTED, RequestId, decode};
 
+const SPECVERSION: &str = "specversion";
+
 /// What an envelope holds.
 pub(super) struct CloudEvent<'a> {
     /// The event's id, where it is one.
@@ -13,11 +15,17 @@ pub(super) struct CloudEvent<'a> {
 }
 
 impl<'a> CloudEvent<'a> {
+    /// Whether it is worth looking for an envelope: none that could be one is missed.
+    pub(super) fn may_be(json: &str) -> bool {
+        // A key may be written with escapes.
+        json.contains(SPECVERSION) || json.contains('\\')
+    }
+
     /// Reads the envelope, if there is one: the outer `None` is no object, the inner one no envelope.
     ///
     /// A body is an envelope if it holds a `specversion`, whatever content type it was sent with.
     pub(super) fn read(json: &'a str) -> Option<Option<Self>> {
-        let fields = decode::fields(json, ["specversion", "id", "source", "type", "data"])?;
+        let fields = decode::fields(json, [SPECVERSION, "id", "source", "type", "data"])?;
         let [specversion, id, source, kind, data] = fields.values;
         if specversion.is_none() {
             return Some(None);

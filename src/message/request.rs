@@ -119,7 +119,10 @@ pub struct Decoded {
 /// Reads a body of at most `max_bytes`. `default_workflow` serves requests that name none.
 pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&str>) -> Decoded {
     match unwrap(body, max_bytes) {
-        Ok((id, data)) => Decoded { id, request: read(data, default_workflow) },
+        Ok((id, data)) => {
+            let what = if id.is_some() { "data" } else { "body" };
+            Decoded { id, request: read(data, what, default_workflow) }
+        }
         Err((id, message)) => {
             let request = Err(Invalid { message, user_id: None, workflow_id: None });
             Decoded { id, request }
@@ -139,13 +142,10 @@ fn unwrap<'a>(body: &'a [u8], max_bytes: usize) -> Unwrapped<'a> {
     if decode::too_deep(text) {
         return Err(wrong("the body nests arrays and objects more than 128 deep"));
     }
-    // Whether it is JSON at all is asked first, so that the answer to a slip in the syntax says so.
-    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| {
-        (None, format!("the body is not JSON (line {}, column {})", error.line(), error.column()))
-    })?;
-    let event =
-        CloudEvent::read(text).ok_or_else(|| wrong("the body is JSON, but not an object"))?;
-    match event {
+    if !CloudEvent::may_be(text) {
+        return Ok((None, text));
+    }
+    match CloudEvent::read(text).ok_or_else(|| (None, no_object(text, "body")))? {
         None => Ok((None, text)),
         Some(event) => match event.data {
             Ok(data) => Ok((event.id, data)),
@@ -154,12 +154,21 @@ fn unwrap<'a>(body: &'a [u8], max_bytes: usize) -> Unwrapped<'a> {
     }
 }
 
+/// Why something is no JSON object. That a slip in the syntax is one is said, with its place.
+fn no_object(json: &str, what: &str) -> String {
+    match serde_json::from_str::<serde::de::IgnoredAny>(json) {
+        Err(slip) => {
+            format!("the {what} is not JSON (line {}, column {})", slip.line(), slip.column())
+        }
+        Ok(_) => format!("the {what} is JSON, but not an object"),
+    }
+}
+
 /// From the text of the data object to the request.
-fn read(data: &str, default_workflow: Option<&str>) -> Result<Request, Invalid> {
+fn read(data: &str, what: &str, default_workflow: Option<&str>) -> Result<Request, Invalid> {
     const KEYS: [&str; 6] = ["userId", "workflowId", "metadata", "locale", "renew", "expiresAt"];
     let Some(fields) = decode::fields(data, KEYS) else {
-        let message = "the data is not a JSON object".to_owned();
-        return Err(Invalid { message, user_id: None, workflow_id: None });
+        return Err(Invalid { message: no_object(data, what), user_id: None, workflow_id: None });
     };
     let mut problems: Vec<String> =
         fields.repeated.iter().map(|key| format!("`{key}` is given twice")).collect();

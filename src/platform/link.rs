@@ -24,16 +24,26 @@ pub fn encode_component(text: &str) -> PercentEncode<'_> {
 /// `{public}/mobile?authorization=<token>&sessionId=<id>`, escaped once more as a whole.
 pub fn handoff_url(public: &Url, token: &str, session_id: &str) -> String {
     let public = without_slash(public);
-    // Of the inner link's characters, hardly one in three becomes three.
-    let mut inner = String::with_capacity(public.len() + 2 * (token.len() + session_id.len()) + 40);
-    inner.extend([public, "/mobile?authorization="]);
-    inner.extend(encode_component(token));
-    inner.push_str("&sessionId=");
-    inner.extend(encode_component(session_id));
-    let mut link = String::with_capacity(public.len() + 2 * inner.len() + 16);
+    // Hardly one character in three becomes three, or five.
+    let mut link =
+        String::with_capacity(3 * public.len() + 3 * (token.len() + session_id.len()) + 80);
     link.extend([public, "/capture?url="]);
-    link.extend(encode_component(&inner));
+    link.extend(encode_component(public));
+    link.extend(encode_component("/mobile?authorization="));
+    push_encoded_twice(&mut link, token);
+    link.extend(encode_component("&sessionId="));
+    push_encoded_twice(&mut link, session_id);
     link
+}
+
+fn push_encoded_twice(link: &mut String, text: &str) {
+    for piece in encode_component(text) {
+        // Of what is escaped once, only the percent signs change.
+        match piece.strip_prefix('%') {
+            Some(digits) => link.extend(["%25", digits]),
+            None => link.push_str(piece),
+        }
+    }
 }
 
 /// A base URL as text, ready for a path: `https://host` and `https://host/prefix` alike.
