@@ -141,7 +141,6 @@ impl Handoff {
         keys: &Keys,
         tries: &mut Tries<'_>,
     ) -> Result<Obtained, Failure> {
-        let stamp = job.stamp();
         let mut made_after = None;
         let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
         let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
@@ -151,7 +150,7 @@ impl Handoff {
         loop {
             job.still_ours()?;
             let claimed = Instant::now();
-            match self.cache.claim(keys, &stamp, &want).await {
+            match self.cache.claim(keys, || job.stamp(), &want).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
                     return Ok(Obtained { session, reused: true, made_after });
@@ -164,7 +163,7 @@ impl Handoff {
                         true => Want::OtherThan(lease.newest().clone()),
                         false => Want::Any,
                     };
-                    if let Some(session) = self.make_and_store(job, lease, tries).await? {
+                    if let Some(session) = self.make_and_store(job, &lease, tries).await? {
                         return Ok(Obtained::new(session));
                     }
                 }
@@ -193,12 +192,12 @@ impl Handoff {
     async fn make_and_store(
         &self,
         job: &Job<'_>,
-        lease: Lease,
+        lease: &Lease,
         tries: &mut Tries<'_>,
     ) -> Result<Option<Session>, Failure> {
         let request_id = job.request_id.short();
         let made = {
-            let make = pin!(self.make(job, Some(&lease), tries));
+            let make = pin!(self.make(job, Some(lease), tries));
             beside(make, pin!(lease.keep_alive())).await
         };
         match made {

@@ -19,7 +19,7 @@ impl Keys {
     /// `prefix:{hash}:what`. The braces are Redis Cluster's: they name what decides on the slot.
     pub(super) fn new(prefix: &str, user_id: &str, workflow_id: &str) -> Self {
         let hash = BASE64_URL_SAFE_NO_PAD.encode(hash::of_pair(user_id, workflow_id));
-        let key = |what| format!("{prefix}:{{{hash}}}:{what}");
+        let key = |what| [prefix, ":{", &hash, "}:", what].concat();
         Self { link: key("link"), token: key("token"), lease: key("lease") }
     }
 }
