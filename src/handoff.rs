@@ -141,6 +141,7 @@ impl Handoff {
         keys: &Keys,
         tries: &mut Tries<'_>,
     ) -> Result<Obtained, Failure> {
+        let stamp = job.stamp();
         let mut made_after = None;
         let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
         let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
@@ -150,7 +151,7 @@ impl Handoff {
         loop {
             job.still_ours()?;
             let claimed = Instant::now();
-            match self.cache.claim(keys, || job.stamp(), &want).await {
+            match self.cache.claim(keys, &stamp, &want).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
                     return Ok(Obtained { session, reused: true, made_after });

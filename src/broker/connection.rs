@@ -69,7 +69,7 @@ impl Role {
     fn frame_max(self) -> Option<&'static str> {
         match self {
             Self::Consumer(Frames::Small) => Some("8192"),
-            Self::Publisher(Frames::Small) => Some("16384"),
+            Self::Publisher(Frames::Small) => Some("20480"),
             Self::Consumer(Frames::Large) | Self::Publisher(Frames::Large) | Self::Client => None,
         }
     }
@@ -273,6 +273,15 @@ impl Headcount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::copies::RESERVE;
+
+    #[test]
+    fn what_comes_in_goes_out_with_what_is_added() {
+        let most = |role: Role| role.frame_max().unwrap().parse::<usize>().unwrap();
+        let (comes, goes) =
+            (most(Role::Consumer(Frames::Small)), most(Role::Publisher(Frames::Small)));
+        assert!(comes + RESERVE <= goes);
+    }
 
     #[test]
     fn heartbeat_and_frames_are_ours_unless_the_url_sets_its_own() {

@@ -43,7 +43,7 @@ const ROUTING: [&str; 2] = ["CC", "BCC"];
 
 /// Kept free in a frame: for our own headers, the other properties, and what RabbitMQ adds to a
 /// message that moves on to another queue.
-const RESERVE: usize = 12 * 1024;
+pub(super) const RESERVE: usize = 12 * 1024;
 
 /// What is known of a request that is copied.
 #[derive(Clone, Copy, Debug)]

@@ -19,10 +19,7 @@ mod tests;
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -60,8 +57,6 @@ use crate::{
 
 /// How long a lease outlives a holder that was killed. A live one extends it in time.
 const LEASE: Duration = Duration::from_secs(6);
-/// The largest value that counts, in bytes, with its stamps. We store none that is nearly as large.
-const MAX_VALUE: usize = 512 * 1024;
 
 /// Which cached link will do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +92,6 @@ struct Inner {
     seal: Seal,
     prefix: String,
     link_min_life: Duration,
-    /// Whether the last claim found a link that would do: then the next is likely to.
-    hit: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -121,7 +114,6 @@ impl Cache {
             seal: Seal::new(&settings.seal_keys),
             prefix: settings.key_prefix.clone(),
             link_min_life: settings.link_min_life,
-            hit: AtomicBool::new(false),
             metrics,
         })))
     }
@@ -147,34 +139,23 @@ impl Cache {
         Keys::new(&self.0.prefix, user_id, workflow_id)
     }
 
-    /// Asks, in one step, for a link that will do or for the right to make one, in the name of the
-    /// request with this stamp.
-    ///
-    /// Where any link will do and there is likely to be one, it is asked for by itself first: that is
-    /// a third of the work for Redis.
+    /// Asks, in one step, for a link that will do or for the right to make one.
     ///
     /// # Errors
     /// When Redis is away; the caller then goes on without it.
-    pub async fn claim(
-        &self,
-        keys: &Keys,
-        stamp: impl Fn() -> Stamp,
-        want: &Want,
-    ) -> Result<Claim, Unclaimed> {
-        if *want == Want::Any && self.0.hit.load(Ordering::Relaxed) {
-            match self.look(keys).await {
-                Ok(Some(session)) => return Ok(self.found(session)),
-                Ok(None) => {}
-                Err(why) => return Err(Unclaimed::new(self.claimant(keys, stamp()), why)),
-            }
-        }
+    pub async fn claim(&self, keys: &Keys, stamp: &Stamp, want: &Want) -> Result<Claim, Unclaimed> {
         let mut want = want.clone();
         loop {
-            let claimant = self.claimant(keys, stamp());
             let (which, with) = match &want {
-                Want::Any => ("any", &claimant.stamp),
-                Want::OwnOrNewer => ("own", &claimant.stamp),
+                Want::Any => ("any", stamp),
+                Want::OwnOrNewer => ("own", stamp),
                 Want::OtherThan(stamp) => ("other", stamp),
+            };
+            let claimant = Claimant {
+                cache: self.clone(),
+                keys: keys.clone(),
+                holder: uuid::Uuid::new_v4().simple().to_string(),
+                stamp: stamp.clone(),
             };
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
@@ -185,10 +166,12 @@ impl Cache {
                 Err(why) => return Err(Unclaimed::new(claimant, why)),
             };
             let newest = Stamp::from_redis(newest);
-            self.0.hit.store(false, Ordering::Relaxed);
             match answer.as_str() {
                 "link" => match self.read_link(keys, &value) {
-                    Some(session) => return Ok(self.found(session)),
+                    Some(session) => {
+                        self.0.metrics.looked_up(Lookup::Hit);
+                        return Ok(Claim::Link(session));
+                    }
                     // Sealed with a key we do not have, or as good as ended: as if it were not there.
                     None => want = Want::OtherThan(newest),
                 },
@@ -200,32 +183,6 @@ impl Cache {
                 _ => return Ok(Claim::Held { newest }),
             }
         }
-    }
-
-    fn claimant(&self, keys: &Keys, stamp: Stamp) -> Claimant {
-        let holder = uuid::Uuid::new_v4().simple().to_string();
-        Claimant { cache: self.clone(), keys: keys.clone(), holder, stamp }
-    }
-
-    /// The link there is, without a claim.
-    async fn look(&self, keys: &Keys) -> Result<Option<Session>, CacheError> {
-        let look = Box::pin(self.0.pool.start_of(&keys.link, MAX_VALUE + 1));
-        let stored = self.counted(look.await)?;
-        // What has another form, or is too large, counts as absent, as it does in `claim.lua`.
-        let is_stamps = |byte: &u8| byte.is_ascii_hexdigit() || *byte == b',';
-        let end = stored.iter().position(|byte| !is_stamps(byte)).unwrap_or_default();
-        match (&stored[..end], &stored[end..]) {
-            ([first, ..], [b'|', value @ ..]) if *first != b',' && stored.len() <= MAX_VALUE => {
-                Ok(self.read_link(keys, value))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    fn found(&self, session: Session) -> Claim {
-        self.0.hit.store(true, Ordering::Relaxed);
-        self.0.metrics.looked_up(Lookup::Hit);
-        Claim::Link(session)
     }
 
     /// Notes on the link there is that it was made for this request, too.
@@ -266,10 +223,7 @@ impl Cache {
         script: &deadpool_redis::redis::ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
         // Short: what takes long beside it need not have room for it.
-        self.counted(Box::pin(self.0.pool.run(script)).await)
-    }
-
-    fn counted<T>(&self, answer: Result<T, CacheError>) -> Result<T, CacheError> {
+        let answer = Box::pin(self.0.pool.run(script)).await;
         if answer.is_err() {
             self.0.metrics.cache_failed();
         }

@@ -154,32 +154,18 @@ impl Pool {
         &self,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
-        self.ask(|mut by| async move { script.invoke_async(&mut by).await }).await
-    }
-
-    /// The first bytes of what is kept under a key, which are none where nothing is.
-    pub(super) async fn start_of(&self, key: &str, bytes: usize) -> Result<Vec<u8>, CacheError> {
-        let mut command = redis::cmd("GETRANGE");
-        command.arg(key).arg(0).arg(bytes.saturating_sub(1));
-        self.ask(|mut by| async move { command.query_async(&mut by).await }).await
-    }
-
-    async fn ask<T, F: Future<Output = redis::RedisResult<T>>>(
-        &self,
-        ask: impl FnOnce(MultiplexedConnection) -> F,
-    ) -> Result<T, CacheError> {
         let current = self.current.borrow().clone();
-        let (number, connection) = current.ok_or(CacheError::Away)?;
+        let (number, mut connection) = current.ok_or(CacheError::Away)?;
         #[cfg(test)]
         let lost = self.lost.lock().unwrap().take();
         #[cfg(test)]
         if let Some(lost) = lost {
             if lost == Lost::Answer {
-                ask(connection).await.map(drop).unwrap();
+                script.invoke_async::<redis::Value>(&mut connection).await.unwrap();
             }
             return Err(CacheError::Timeout);
         }
-        let answer = timeout(DEADLINE, ask(connection)).await;
+        let answer = timeout(DEADLINE, script.invoke_async(&mut connection)).await;
         self.broken.refused.store(!matches!(answer, Ok(Ok(_))), Ordering::Relaxed);
         match answer {
             Ok(Ok(value)) => Ok(value),

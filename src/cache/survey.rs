@@ -21,7 +21,7 @@ const TRIPS: usize = 5;
 const COMMANDS: [(&str, &[&str]); 6] = [
     ("SET", &["x", "PX", "1000"]),
     ("GET", &[]),
-    ("GETRANGE", &["0", "0"]),
+    ("STRLEN", &[]),
     ("PTTL", &[]),
     ("PEXPIRE", &["1000"]),
     ("DEL", &[]),

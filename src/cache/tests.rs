@@ -142,24 +142,3 @@ fn a_link_names_the_latest_sixteen_requests_it_was_made_for() {
         world.leave_nothing().await;
     });
 }
-
-#[test]
-fn what_is_no_link_is_none_whether_it_is_looked_at_or_claimed() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let world = World::new().await;
-        let sealed = world.sealed_link(0);
-        let named = |stamps: &str| [stamps.as_bytes(), b"|", &sealed].concat();
-        for looks in [false, true] {
-            assert!(world.finds(0, named("0123,abcd"), looks).await);
-            let large = named(&"a".repeat(512 * 1024));
-            for other in [large, sealed.clone(), named(""), named("xy"), named("ab "), named(",")] {
-                assert!(!world.finds(0, other, looks).await);
-            }
-            for other in [&b""[..], b"|", b"ab", b"ab|", b"ab|{}"] {
-                assert!(!world.finds(0, other.to_vec(), looks).await);
-            }
-        }
-        world.leave_nothing().await;
-    });
-}

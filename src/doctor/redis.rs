@@ -93,7 +93,7 @@ fn commands(trial: &Result<(), Refused>) -> Check {
     let check = Check::finding("commands", format!("Redis refuses {command}: {why}")).costs(AWAY);
     match why.as_str() {
         "NOPERM" => check.mend("give the worker's user what the reference lists under Redis").run(
-            "redis-cli ACL SETUSER USER ~PREFIX:* +ping +script|load +evalsha +get +getrange +set +del +pttl +pexpire \
+            "redis-cli ACL SETUSER USER ~PREFIX:* +ping +script|load +evalsha +get +strlen +set +del +pttl +pexpire \
              +time +select",
         ),
         "READONLY" => check.mend("give the worker the address of the primary"),

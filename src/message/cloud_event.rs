@@ -79,6 +79,13 @@ mod tests {
     }
 
     #[test]
+    fn an_envelope_that_is_written_with_escapes_is_one() {
+        let (id, request) = decode(&event("specversion", "\\u0073pecversion"));
+        assert_eq!(id.as_deref(), Some("e1"));
+        assert_eq!(request.unwrap().user_id, "ann");
+    }
+
+    #[test]
     fn what_is_wrong_with_an_envelope_is_said() {
         for (change, to, word) in [
             ("1.0", "0.3", "specversion"),

@@ -17,9 +17,6 @@ pub const FAILED: &str = "handoff.failed";
 /// Under which event ids are derived; fixed for ever, since consumers drop repeats by them.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x6b1e_2f0c_8f4d_4f0b_9c55_0d6a_7e1b_34d2);
 
-/// Room for almost any event, in bytes, so that it need not be moved as it grows.
-const ROOM: usize = 1024;
-
 /// Why a request was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -143,8 +140,7 @@ impl Event {
         };
         // Strings, numbers and dates under fixed keys: there is nothing that could fail to serialize
         // but a date before year 0 or after 9999, and `date_time` clamps those.
-        let mut body = Vec::with_capacity(ROOM);
-        let _ = serde_json::to_writer(&mut body, &envelope);
+        let body = serde_json::to_vec(&envelope).unwrap_or_default();
         Self { id, kind, time: now, body }
     }
 }

@@ -90,8 +90,9 @@ impl Platform {
             .user_agent(concat!("handoff/", env!("CARGO_PKG_VERSION")))
             // A redirect would carry the key, or the person's data, to who knows where.
             .redirect(redirect::Policy::none())
-            // Whether a call is repeated is decided in one place, and that is not in here.
-            .retry(reqwest::retry::never())
+            // Whether a call is repeated is decided in one place, and that is not in here. Without the
+            // second word for it, a copy of each request would be kept.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
             .pool_idle_timeout(Duration::from_secs(20))
             .tcp_nodelay(true);
         if bypasses_proxy(&settings.url) {
@@ -224,7 +225,7 @@ impl Platform {
 
     /// Sends a request, reads its answer, and counts both.
     ///
-    /// What is returned holds what waits for the answer, and no more: the request has gone by then.
+    /// What is returned holds what waits for the answer, and no more: the request has been handed over by then.
     fn call<'a>(
         &'a self,
         call: Call,

@@ -20,7 +20,8 @@ fn headers(entries: &[(&str, AMQPValue)]) -> BasicProperties {
 async fn headers_that_leave_no_room_for_ours_stay_behind() {
     let mut bench = Bench::new().await;
     let worker = bench.worker().await;
-    for (number, size) in [110_000, 130_000, 130_900, 131_000].into_iter().enumerate() {
+    for (number, size) in [5_000, 7_900, 110_000, 130_000, 130_900, 131_000].into_iter().enumerate()
+    {
         let large = [("large", text(&"x".repeat(size))), ("small", text("kept"))];
         bench.rabbit.publish("not a request", headers(&large)).await;
         assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "invalid_request");
@@ -31,10 +32,11 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
             ("kept".into(), "invalid_request".into())
         );
         assert_eq!(dead.header("large").is_some(), size < 118_000, "{size}");
+        // One does not fit into what is usually enough; after that, nothing breaks any more.
+        let times = if size < 8_000 { 1 } else { 2 };
+        assert_eq!(worker.lines("consuming").len(), times, "{size}");
     }
-    // The first does not fit into what is usually enough; after that, nothing breaks any more.
     let lines = worker.lines("consuming");
-    assert_eq!(lines.len(), 2);
     assert!(lines.iter().all(|line| line["pace"] == "Full"), "{lines:?}");
 }
 

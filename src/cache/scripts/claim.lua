@@ -4,8 +4,7 @@
 -- A link is stored as "<stamp>,<stamp>,…|<value>": the requests it was made for, the newest first.
 -- What has another form counts as absent, and so does what is larger than any that we store.
 local function kept(key)
-  local value = redis.call('GETRANGE', key, 0, 524288)
-  return #value <= 524288 and value
+  return redis.call('STRLEN', key) <= 524288 and redis.call('GET', key)
 end
 local link = kept(KEYS[1])
 local stamps = link and string.match(link, '^(%x[%x,]*)|')

@@ -4,7 +4,6 @@ mod compare;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +15,7 @@ use super::{
     model::{Answer, Over, Person, Store, Wanted},
 };
 use crate::{
-    cache::{Cache, Claim, Keys, Lease, Stamp, Stored, Unclaimed, Want, pool::Lost, value},
+    cache::{Cache, Claim, Keys, Lease, Stamp, Stored, Unclaimed, Want, pool::Lost},
     config::CacheSettings,
     session::{Session, Token},
     telemetry::metrics::Metrics,
@@ -191,12 +190,10 @@ impl World {
             Wanted::OwnOrNewer => Want::OwnOrNewer,
             Wanted::OtherThan(other) => Want::OtherThan(self.stamp(person, other)),
         };
-        // What is lost then is the look at the link, and the claim itself is never asked for.
-        let looks = want == Want::Any && self.workers[worker].cache.0.hit.load(Ordering::Relaxed);
-        let claims = lost.is_none_or(|lost| lost == Lost::Answer && !looks);
-        let answer = self.lose(worker, lost).claim(&keys, || stamp.clone(), &want).await;
+        let answer = self.lose(worker, lost).claim(&keys, &stamp, &want).await;
         let (claim, token) = (self.next(), self.next());
-        let expected = claims.then(|| self.people[person].claim(claim, request, wanted));
+        let expected =
+            (lost != Some(Lost::Call)).then(|| self.people[person].claim(claim, request, wanted));
         let mut work = Work { claim, person, request, token, newest: None };
         let newest = |number: Option<usize>| {
             number.map_or(Stamp::from_redis(String::new()), |number| self.stamp(person, number))
@@ -330,33 +327,6 @@ impl World {
             cache.0.pool.lose(lost);
         }
         cache
-    }
-
-    /// A person's link, as it is stored after the stamps.
-    pub(super) fn sealed_link(&self, person: usize) -> Vec<u8> {
-        let token = self.token(person, 0, 6 * LINK_MIN_LIFE);
-        let session = Session { token, id: self.session_id(person, 0) };
-        let key = self.keys(person).link;
-        self.workers[0].cache.seal(&key, value::write_session(&session)).unwrap()
-    }
-
-    /// Whether a claim finds a link in this, be it expected there or not.
-    pub(super) async fn finds(&self, person: usize, stored: Vec<u8>, expected: bool) -> bool {
-        let keys = self.keys(person);
-        let mut redis = self.redis.clone();
-        cmd("SET").arg(&keys.link).arg(stored).query_async::<()>(&mut redis).await.unwrap();
-        let cache = &self.workers[0].cache;
-        cache.0.hit.store(expected, Ordering::Relaxed);
-        let found = match cache.claim(&keys, || self.stamp(person, 0), &Want::Any).await.unwrap() {
-            Claim::Link(_) => true,
-            Claim::Lease(lease) => {
-                lease.release(true).await;
-                false
-            }
-            Claim::Held { .. } => panic!("nobody else is there"),
-        };
-        self.delete(&[&keys.link]).await;
-        found
     }
 
     fn next(&mut self) -> usize {
