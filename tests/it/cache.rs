@@ -209,6 +209,15 @@ async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
     assert_eq!(requests_cost(&proxy), 1, "the claim");
+
+    // Whatever came before.
+    bench.rabbit.request("r-3", json!({ "userId": "bob" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    assert_eq!(
+        requests_cost(&proxy),
+        3,
+        "the claim, the token, which nobody waits for, and the link"
+    );
 }
 
 #[tokio::test]
