@@ -142,9 +142,6 @@ fn unwrap<'a>(body: &'a [u8], max_bytes: usize) -> Unwrapped<'a> {
     if decode::too_deep(text) {
         return Err(wrong("the body nests arrays and objects more than 128 deep"));
     }
-    if !CloudEvent::may_be(text) {
-        return Ok((None, text));
-    }
     match CloudEvent::read(text).ok_or_else(|| (None, no_object(text, "body")))? {
         None => Ok((None, text)),
         Some(event) => match event.data {

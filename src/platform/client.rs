@@ -225,7 +225,8 @@ impl Platform {
 
     /// Sends a request, reads its answer, and counts both.
     ///
-    /// What is returned holds what waits for the answer, and no more: the request has been handed over by then.
+    /// What is returned holds what waits for the answer, and no more: the request has been handed over
+    /// by then.
     fn call<'a>(
         &'a self,
         call: Call,

@@ -193,7 +193,8 @@ impl Run {
                 },
                 fault = &mut fault => return End::Fault(fault),
                 () = self.shutdown.cancelled() => return End::Shutdown,
-                // Nothing waits: so nothing waits that does harm.
+                // Nothing waits: so nothing waits that does harm. (In a block, a timer that is not
+                // waited for is not even made.)
                 () = async { sleep(STEADY).await }, if pace == Pace::Careful => break,
                 () = async { sleep(QUIET).await }, if pace == Pace::Full && width.is_new() => {
                     if let Some(full) = width.quiet()

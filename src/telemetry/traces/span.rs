@@ -20,6 +20,7 @@ use crate::{
 pub struct Span<'a> {
     /// What is passed on: this span, or, where none is made, what came in.
     context: Cow<'a, TraceContext>,
+    /// In a box: as a rule there is none, and every request would have room for several.
     made: Option<Box<(SdkTracer, SdkSpan)>>,
 }
 
