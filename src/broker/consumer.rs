@@ -9,16 +9,19 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     BrokerError, Delivery,
+    acks::Acks,
     step::{STEP_LIMIT, step},
     topology::short,
 };
 
 /// A subscription to the request queue.
 pub struct Consumer {
-    channel: Arc<Channel>,
+    acks: Arc<Acks>,
+    _acking: AbortOnDropHandle<()>,
     queue: ShortString,
     tag: ShortString,
     /// RabbitMQ has ended the subscription: there is nothing to stop any more.
@@ -37,8 +40,11 @@ impl Consumer {
         })
         .await?;
         let tag = consumer.tag();
+        let acks = Acks::new(channel);
+        let acking = tokio::spawn(Arc::clone(&acks).keep_sending());
         Ok(Self {
-            channel: Arc::new(channel),
+            acks,
+            _acking: AbortOnDropHandle::new(acking),
             queue,
             tag,
             ended: false,
@@ -52,8 +58,9 @@ impl Consumer {
     /// The channel broke, or the queue is gone.
     pub async fn widen(&mut self, prefetch: u16) -> Result<(), BrokerError> {
         let wider = step(&doing(&self.queue), async {
-            self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
-            subscribe(&self.channel, &self.queue, prefetch).await
+            let channel = self.acks.channel();
+            channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
+            subscribe(channel, &self.queue, prefetch).await
         })
         .await?;
         tracing::debug!(prefetch, "fetching more at a time");
@@ -72,7 +79,7 @@ impl Consumer {
         let next = self.deliveries.next().await;
         self.ended = !matches!(next, Some(Ok(_)));
         match next {
-            Some(Ok(delivery)) => Ok(Delivery::new(delivery, &self.channel)),
+            Some(Ok(delivery)) => Ok(Delivery::new(delivery, &self.acks)),
             Some(Err(error)) => Err(BrokerError::broke("consuming failed", &error)),
             None => {
                 Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?"))
@@ -82,13 +89,14 @@ impl Consumer {
 
     /// Whether its deliveries can still be settled.
     pub(super) fn is_open(&self) -> bool {
-        self.channel.status().connected()
+        self.acks.channel().status().connected()
     }
 
     /// Ends its channel, in order: RabbitMQ has dealt with all that was settled before.
     pub(super) async fn close(self) {
+        self.acks.send();
         // Where it is closed already, there is nothing left to wait for.
-        let _ = self.channel.close(200, "done".into()).await;
+        let _ = self.acks.channel().close(200, "done".into()).await;
     }
 
     /// Takes no more, and hands back what was fetched ahead.
@@ -97,13 +105,13 @@ impl Consumer {
             return;
         }
         let stop = async {
-            let cancelled =
-                self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+            let channel = self.acks.channel();
+            let cancelled = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
             if cancelled.await.is_err() {
                 return; // the channel is gone, and what was unsettled with it: it is redelivered
             }
             while let Some(Ok(delivery)) = self.deliveries.next().await {
-                Delivery::new(delivery, &self.channel).hand_back();
+                Delivery::new(delivery, &self.acks).hand_back();
             }
         };
         // Past the limit, closing the connection hands the rest back.

@@ -10,14 +10,15 @@ use std::{
 };
 
 use lapin::{
-    Channel,
     options::{BasicGetOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::time::timeout;
 
 use super::{
-    BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology, connect,
+    BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology,
+    acks::Acks,
+    connect,
     copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     delivery::OFTEN,
     step::{STEP_LIMIT, open_channel, step},
@@ -28,7 +29,7 @@ use crate::{config::BrokerConfig, message::decode_request, telemetry::metrics::M
 /// The dead queue, and what of it is held.
 pub struct DeadQueue {
     connection: Connection,
-    channel: Arc<Channel>,
+    acks: Arc<Acks>,
     publisher: Publisher,
     /// How many were there at first, less those that were taken. What comes meanwhile is left alone.
     left: u32,
@@ -49,11 +50,11 @@ impl DeadQueue {
         let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         let left = topology.dead_letters(connection.get()).await?;
-        let channel = Arc::new(open_channel(connection.get()).await?);
+        let acks = Acks::new(open_channel(connection.get()).await?);
         // Nobody scrapes a command.
         let metrics = Metrics::new();
         let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1, metrics);
-        Ok(Self { connection, channel, publisher, left, last: None })
+        Ok(Self { connection, acks, publisher, left, last: None })
     }
 
     /// How many are still to come.
@@ -68,12 +69,12 @@ impl DeadQueue {
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         let queue = short(self.publisher.topology().dead_queue())?;
-        let get = self.channel.basic_get(queue, BasicGetOptions::default());
+        let get = self.acks.channel().basic_get(queue, BasicGetOptions::default());
         let got = step("take a message from the dead queue", get).await?;
         self.left = if got.is_some() { left } else { 0 };
         Ok(got.map(|message| {
             self.last = Some(message.delivery.delivery_tag);
-            DeadLetter { delivery: Delivery::new(message.delivery, &self.channel) }
+            DeadLetter { delivery: Delivery::new(message.delivery, &self.acks) }
         }))
     }
 
@@ -123,7 +124,7 @@ impl DeadQueue {
         let back = async {
             if let Some(last) = self.last {
                 let all = BasicNackOptions { multiple: true, requeue: true };
-                let _ = self.channel.basic_nack(last, all).await;
+                let _ = self.acks.channel().basic_nack(last, all).await;
             }
         };
         // Past the limit, the end of the connection does the same.

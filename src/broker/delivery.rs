@@ -10,13 +10,16 @@ use std::{
 
 use futures_util::FutureExt;
 use lapin::{
-    BasicProperties, Channel,
+    BasicProperties,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::timeout;
 
-use super::copies::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID};
+use super::{
+    acks::Acks,
+    copies::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID},
+};
 
 /// Limit of waiting until an acknowledgement is written. The library can lose one that meets the end of
 /// its connection, and would let us wait for ever.
@@ -28,15 +31,16 @@ pub const OFTEN: u32 = 10;
 /// One message from the request queue, unsettled.
 pub struct Delivery {
     inner: lapin::message::Delivery,
-    channel: Arc<Channel>,
+    acks: Arc<Acks>,
     /// RabbitMQ closes a channel on which one is settled twice.
     settled: AtomicBool,
 }
 
 impl Delivery {
-    /// As it came on this channel.
-    pub(super) fn new(inner: lapin::message::Delivery, channel: &Arc<Channel>) -> Self {
-        Self { inner, channel: Arc::clone(channel), settled: AtomicBool::new(false) }
+    /// As it came, to be settled here.
+    pub(super) fn new(inner: lapin::message::Delivery, acks: &Arc<Acks>) -> Self {
+        acks.came(inner.delivery_tag);
+        Self { inner, acks: Arc::clone(acks), settled: AtomicBool::new(false) }
     }
 
     pub(super) fn without_body(mut self) -> Self {
@@ -108,9 +112,10 @@ impl Delivery {
 
     /// Settles it for good. `false` where its channel is gone: then it is redelivered.
     ///
-    /// It is on its way then. Whether RabbitMQ gets it, nobody could tell: there is no answer to it.
+    /// It is as good as on its way then. Whether RabbitMQ gets it, nobody could tell: there is no
+    /// answer to it.
     pub fn ack(&self) -> bool {
-        self.settle(|| self.channel.basic_ack(self.tag(), BasicAckOptions::default()))
+        !self.settled.swap(true, Ordering::Relaxed) && self.acks.ack(self.tag())
     }
 
     /// Settles it for good, and waits until that is written.
@@ -118,8 +123,10 @@ impl Delivery {
         if self.settled.swap(true, Ordering::Relaxed) {
             return false;
         }
-        let ack = self.channel.basic_ack(self.tag(), BasicAckOptions::default());
-        matches!(timeout(SETTLE_LIMIT, ack).await, Ok(Ok(())))
+        let ack = self.acks.channel().basic_ack(self.tag(), BasicAckOptions::default());
+        let acked = timeout(SETTLE_LIMIT, ack).await;
+        self.acks.settled(self.tag());
+        matches!(acked, Ok(Ok(())))
     }
 
     /// Hands it back to RabbitMQ, which gives it to whoever is next. Where its channel is gone, it is
@@ -128,21 +135,23 @@ impl Delivery {
     /// `nack`, not `reject`: newer brokers count only the latter towards the delivery limit.
     pub fn hand_back(&self) {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        self.settle(|| self.channel.basic_nack(self.tag(), back));
+        self.settle(|| self.acks.channel().basic_nack(self.tag(), back));
     }
 
     /// Hands it back as one that does harm: RabbitMQ counts these, and moves the message to the dead
     /// queue when it has come back too often.
     pub fn reject(&self) {
         let back = BasicRejectOptions { requeue: true };
-        self.settle(|| self.channel.basic_reject(self.tag(), back));
+        self.settle(|| self.acks.channel().basic_reject(self.tag(), back));
     }
 
     /// Sends word of it, and does not wait until that is written. The acker that comes with a delivery
     /// would do it in a task of its own.
-    fn settle<F: Future<Output = lapin::Result<()>>>(&self, word: impl FnOnce() -> F) -> bool {
-        !self.settled.swap(true, Ordering::Relaxed)
-            && !matches!(word().now_or_never(), Some(Err(_)))
+    fn settle<F: Future<Output = lapin::Result<()>>>(&self, word: impl FnOnce() -> F) {
+        if !self.settled.swap(true, Ordering::Relaxed) {
+            let _ = word().now_or_never();
+            self.acks.settled(self.tag());
+        }
     }
 
     fn tag(&self) -> u64 {

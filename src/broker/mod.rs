@@ -1,5 +1,6 @@
 //! RabbitMQ: connections, topology, what comes in, what goes out, and how a delivery is settled.
 
+mod acks;
 mod connection;
 mod consumer;
 mod copies;

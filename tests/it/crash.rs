@@ -88,6 +88,43 @@ async fn four_kills_in_three_hundred_requests_lose_none_and_double_only_calls_un
     }
 }
 
+#[tokio::test]
+async fn what_is_at_work_comes_again_though_what_came_after_it_is_done() {
+    let (first, never) = (Opening::closed(), Opening::closed());
+    let platform = Platform::scripted({
+        let (first, never) = (first.clone(), never.clone());
+        move |call| match call.is_token() {
+            true => well(call),
+            false if (0..20).any(|n| n != 10 && call.user_is(&format!("user-{n}"))) => {
+                well(call).once(&first)
+            }
+            false => well(call).once(&never),
+        }
+    });
+    let mut bench = Bench::with(platform.await).await;
+    bench.set("CONCURRENCY", "20");
+    let worker = bench.worker().await;
+    bench.requests(0..20).await;
+    bench.platform.called(40).await;
+    // All but one in their midst, at the same moment.
+    first.open();
+    bench.rabbit.events(19).await;
+    bench.requests(20..39).await;
+    // RabbitMQ hands out no more than 20, so it has heard of the 19 that are done.
+    bench.platform.called(40 + 38).await;
+    worker.kill().await;
+    bench.rabbit.holds(20).await;
+
+    bench.platform.now(well);
+    let successor = bench.worker().await;
+    let again = bench.rabbit.events(20).await;
+    let again: HashSet<_> = again.iter().map(|event| event.data()["userId"].to_string()).collect();
+    let at_work = (20..39).chain([10]).map(|n| format!("\"user-{n}\"")).collect();
+    assert_eq!(again, at_work);
+    successor.stop().await;
+    bench.rabbit.holds(0).await;
+}
+
 /// Which user's call this is, a token call included: users have their own trace.
 fn trace_of(user: &str) -> String {
     format!("00-{:0>32}-00f067aa0ba902b7-01", hex(user))
