@@ -11,6 +11,9 @@ use std::{
 
 use deadpool_redis::redis::{ScriptInvocation, aio::MultiplexedConnection};
 use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::pool::DEADLINE;
 
 /// How many are kept; beyond it the oldest go. At a few hundred bytes each, little memory.
 const MOST: usize = 4_096;
@@ -39,8 +42,9 @@ impl Deferred {
                 let mut connection = connection.clone();
                 async move { script.invoke_async::<bool>(&mut connection).await }
             });
-            if join_all(runs).await.iter().any(Result::is_err) {
-                return;
+            match timeout(DEADLINE, join_all(runs)).await {
+                Ok(done) if done.iter().all(Result::is_ok) => {}
+                _ => return,
             }
         }
     }

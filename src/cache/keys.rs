@@ -34,9 +34,10 @@ impl Stamp {
         Self(hash::hex(&hash::of(request_id)))
     }
 
-    /// The stamp as Redis gave it; empty where there was no link.
-    pub(super) fn from_redis(stamp: String) -> Self {
-        Self(stamp)
+    /// The first of the stamps that Redis gave; empty where there was no link.
+    pub(super) fn from_redis(stamps: &[u8]) -> Self {
+        let newest = &stamps[..stamps.len().min(32)];
+        Self(String::from_utf8_lossy(newest).into_owned())
     }
 
     pub(super) fn as_str(&self) -> &str {

@@ -25,6 +25,7 @@ use std::{
 
 use claimant::Claimant;
 use pool::Pool;
+use scripts::Claimed;
 use seal::Seal;
 
 pub use self::{
@@ -151,36 +152,33 @@ impl Cache {
                 Want::OwnOrNewer => ("own", stamp),
                 Want::OtherThan(stamp) => ("other", stamp),
             };
-            let claimant = Claimant {
-                cache: self.clone(),
-                keys: keys.clone(),
-                holder: uuid::Uuid::new_v4().simple().to_string(),
-                stamp: stamp.clone(),
-            };
+            let holder = uuid::Uuid::new_v4().simple().to_string();
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
-            script.arg(&claimant.holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
-            let claimed = self.run::<(String, String, Vec<u8>)>(&script).await;
-            let (answer, newest, value) = match claimed {
-                Ok(answer) => answer,
-                Err(why) => return Err(Unclaimed::new(claimant, why)),
+            script.arg(&holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
+            let claimed = self.run::<Vec<u8>>(&script).await;
+            let claimant = |holder| Claimant {
+                cache: self.clone(),
+                keys: keys.clone(),
+                holder,
+                stamp: stamp.clone(),
             };
-            let newest = Stamp::from_redis(newest);
-            match answer.as_str() {
-                "link" => match self.read_link(keys, &value) {
+            match claimed.as_deref().map(Claimed::read) {
+                Ok(Claimed::Link { stamps, value }) => match self.read_link(keys, value) {
                     Some(session) => {
                         self.0.metrics.looked_up(Lookup::Hit);
                         return Ok(Claim::Link(session));
                     }
                     // Sealed with a key we do not have, or as good as ended: as if it were not there.
-                    None => want = Want::OtherThan(newest),
+                    None => want = Want::OtherThan(Stamp::from_redis(stamps)),
                 },
-                "lease" => {
+                Ok(Claimed::Lease { newest, token }) => {
                     self.0.metrics.looked_up(Lookup::Miss);
-                    let token = self.read_token(keys, &value);
-                    return Ok(Claim::Lease(Lease::new(claimant, newest, token)));
+                    let token = self.read_token(keys, token);
+                    return Ok(Claim::Lease(Lease::new(claimant(holder), newest, token)));
                 }
-                _ => return Ok(Claim::Held { newest }),
+                Ok(Claimed::Held { newest }) => return Ok(Claim::Held { newest }),
+                Err(why) => return Err(Unclaimed::new(claimant(holder), why.clone())),
             }
         }
     }

@@ -106,7 +106,8 @@ impl Pool {
     pub(super) fn new(url: &SecretString, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
         let limits = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_LIMIT))
-            .set_response_timeout(Some(DEADLINE));
+            // Whoever asks sets a limit, and one timer is enough.
+            .set_response_timeout(None);
         let manager = Manager::new_with_config(url.expose_secret(), limits)?;
         let pool = Deadpool::builder(manager)
             .max_size(1)
@@ -258,8 +259,11 @@ async fn connect(pool: &Deadpool) -> Result<Connection, String> {
         deadpool_redis::PoolError::Backend(error) => describe(&error),
         other => other.to_string(),
     })?;
-    scripts::load(&mut connection).await.map_err(|error| describe(&error))?;
-    Ok(connection)
+    match timeout(CONNECT_LIMIT, scripts::load(&mut connection)).await {
+        Ok(Ok(())) => Ok(connection),
+        Ok(Err(error)) => Err(describe(&error)),
+        Err(_) => Err("no answer in time".to_owned()),
+    }
 }
 
 /// Ends when the connection does not answer any more.

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
 
-use super::Keys;
+use super::{Keys, Stamp};
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
@@ -34,4 +34,31 @@ pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()
         script.load_async(connection).await?;
     }
     Ok(())
+}
+
+/// What `claim.lua` says.
+pub(super) enum Claimed<'a> {
+    Link { stamps: &'a [u8], value: &'a [u8] },
+    Lease { newest: Stamp, token: &'a [u8] },
+    Held { newest: Stamp },
+}
+
+impl<'a> Claimed<'a> {
+    pub(super) fn read(said: &'a [u8]) -> Self {
+        // Stamps are hexadecimal, so no link begins like the other two.
+        match halves(said) {
+            (b"lease", rest) => {
+                let (newest, token) = halves(rest);
+                Self::Lease { newest: Stamp::from_redis(newest), token }
+            }
+            (b"held", newest) => Self::Held { newest: Stamp::from_redis(newest) },
+            (stamps, value) => Self::Link { stamps, value },
+        }
+    }
+}
+
+/// What is before and after the first `|`.
+fn halves(text: &[u8]) -> (&[u8], &[u8]) {
+    let before = text.iter().take_while(|byte| **byte != b'|').count();
+    (&text[..before], text.get(before + 1..).unwrap_or_default())
 }

@@ -1,10 +1,13 @@
--- Returns a link that will do, or grants the lease with the stored token, or says that somebody else
--- has it. With each goes the stamp by which the link that is there is known.
+-- Returns a link that will do, as it is stored, or grants the lease: "lease|<stamp>|<token>", or says that
+-- somebody else has it: "held|<stamp>". The stamp is the newest of the link there is, the token the one
+-- that is kept; both are empty where there is none. One string, since Redis and its client take long over
+-- anything else.
 -- KEYS: link, token, lease. ARGV: holder, lease in ms, which link will do, a stamp.
 -- A link is stored as "<stamp>,<stamp>,…|<value>": the requests it was made for, the newest first.
 -- What has another form counts as absent, and so does what is larger than any that we store.
 local function kept(key)
-  return redis.call('STRLEN', key) <= 524288 and redis.call('GET', key)
+  local length = redis.call('STRLEN', key)
+  return length > 0 and length <= 524288 and redis.call('GET', key)
 end
 local link = kept(KEYS[1])
 local stamps = link and string.match(link, '^(%x[%x,]*)|')
@@ -15,10 +18,10 @@ if stamps then
     or (ARGV[3] == 'own' and string.find(stamps, ARGV[4], 1, true))
     or (ARGV[3] == 'other' and newest ~= ARGV[4])
   if will_do then
-    return {'link', newest, string.sub(link, #stamps + 2)}
+    return link
   end
 end
 if redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  return {'lease', newest, kept(KEYS[2]) or ''}
+  return 'lease|' .. newest .. '|' .. (kept(KEYS[2]) or '')
 end
-return {'held', newest, ''}
+return 'held|' .. newest

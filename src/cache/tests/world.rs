@@ -196,7 +196,7 @@ impl World {
             (lost != Some(Lost::Call)).then(|| self.people[person].claim(claim, request, wanted));
         let mut work = Work { claim, person, request, token, newest: None };
         let newest = |number: Option<usize>| {
-            number.map_or(Stamp::from_redis(String::new()), |number| self.stamp(person, number))
+            number.map_or(Stamp::from_redis(b""), |number| self.stamp(person, number))
         };
         match (answer, expected) {
             (Err(unclaimed), _) if lost.is_some() => {
