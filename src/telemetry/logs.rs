@@ -1,5 +1,7 @@
 //! Log lines: to stderr, one per event, for people or for machines.
 
+mod json;
+
 use std::io::IsTerminal;
 
 use tracing::Metadata;
@@ -26,7 +28,7 @@ pub fn init(settings: &LogSettings) {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(colours).boxed(),
-        LogFormat::Json => lines.with_ansi(false).json().flatten_event(true).boxed(),
+        LogFormat::Json => lines.with_ansi(false).event_format(json::Json).boxed(),
     };
     let ours = filter_fn(|metadata: &Metadata<'_>| metadata.target().starts_with("handoff"));
     // Each command sets it once; a second call, as tests might make, leaves the first in place.
