@@ -21,6 +21,7 @@ pub(super) struct Acks {
 }
 
 impl Acks {
+    /// Nothing is acknowledged by [`Self::ack`] until somebody sends.
     pub(super) fn new(channel: Channel) -> Arc<Self> {
         Arc::new(Self { channel, ledger: Mutex::default(), due: Notify::new() })
     }
@@ -86,7 +87,8 @@ struct Ledger {
     at_work: BTreeSet<u64>,
     done: Vec<u64>,
     latest: u64,
-    /// The first that never came here, if any: it went to a subscription that had just ended, say.
+    /// The first that never came here. There should be none; but if one got lost between the library
+    /// and us, no word may cover it, so from there on each goes by itself.
     missing: Option<u64>,
 }
 

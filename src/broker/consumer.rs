@@ -119,6 +119,13 @@ impl Consumer {
     }
 }
 
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // However it ends, what is done with is said.
+        self.acks.send();
+    }
+}
+
 async fn subscribe(
     channel: &Channel,
     queue: &ShortString,

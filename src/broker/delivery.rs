@@ -110,10 +110,10 @@ impl Delivery {
         }
     }
 
-    /// Settles it for good. `false` where its channel is gone: then it is redelivered.
+    /// Settles it for good, in a moment, together with others. `false` where its channel is gone, and it
+    /// is redelivered, or where it was settled before.
     ///
-    /// It is as good as on its way then. Whether RabbitMQ gets it, nobody could tell: there is no
-    /// answer to it.
+    /// Whether RabbitMQ gets it, nobody could tell: there is no answer to it.
     pub fn ack(&self) -> bool {
         !self.settled.swap(true, Ordering::Relaxed) && self.acks.ack(self.tag())
     }

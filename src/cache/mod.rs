@@ -156,30 +156,38 @@ impl Cache {
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
             script.arg(&holder).arg(millis(LEASE)).arg(which).arg(with.as_str());
-            let claimed = self.run::<Vec<u8>>(&script).await;
+            let said = self.run::<Vec<u8>>(&script).await;
             let claimant = |holder| Claimant {
                 cache: self.clone(),
                 keys: keys.clone(),
                 holder,
                 stamp: stamp.clone(),
             };
-            match claimed.as_deref().map(Claimed::read) {
-                Ok(Claimed::Link { stamps, value }) => match self.read_link(keys, value) {
+            let why = match said.as_deref().map(Claimed::read) {
+                Ok(Some(Claimed::Link { stamps, value })) => match self.read_link(keys, value) {
                     Some(session) => {
                         self.0.metrics.looked_up(Lookup::Hit);
                         return Ok(Claim::Link(session));
                     }
                     // Sealed with a key we do not have, or as good as ended: as if it were not there.
-                    None => want = Want::OtherThan(Stamp::from_redis(stamps)),
+                    None => {
+                        want = Want::OtherThan(Stamp::from_redis(stamps));
+                        continue;
+                    }
                 },
-                Ok(Claimed::Lease { newest, token }) => {
+                Ok(Some(Claimed::Lease { newest, token })) => {
                     self.0.metrics.looked_up(Lookup::Miss);
                     let token = self.read_token(keys, token);
                     return Ok(Claim::Lease(Lease::new(claimant(holder), newest, token)));
                 }
-                Ok(Claimed::Held { newest }) => return Ok(Claim::Held { newest }),
-                Err(why) => return Err(Unclaimed::new(claimant(holder), why.clone())),
-            }
+                Ok(Some(Claimed::Held { newest })) => return Ok(Claim::Held { newest }),
+                Ok(None) => {
+                    self.0.metrics.cache_failed();
+                    CacheError::Failed("it does not answer as its script does".to_owned())
+                }
+                Err(why) => why.clone(),
+            };
+            return Err(Unclaimed::new(claimant(holder), why));
         }
     }
 

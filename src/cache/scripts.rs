@@ -44,21 +44,51 @@ pub(super) enum Claimed<'a> {
 }
 
 impl<'a> Claimed<'a> {
-    pub(super) fn read(said: &'a [u8]) -> Self {
+    /// `None` where that is not what the script says.
+    pub(super) fn read(said: &'a [u8]) -> Option<Self> {
         // Stamps are hexadecimal, so no link begins like the other two.
-        match halves(said) {
+        Some(match halves(said)? {
             (b"lease", rest) => {
-                let (newest, token) = halves(rest);
+                let (newest, token) = halves(rest)?;
                 Self::Lease { newest: Stamp::from_redis(newest), token }
             }
             (b"held", newest) => Self::Held { newest: Stamp::from_redis(newest) },
             (stamps, value) => Self::Link { stamps, value },
-        }
+        })
     }
 }
 
 /// What is before and after the first `|`.
-fn halves(text: &[u8]) -> (&[u8], &[u8]) {
-    let before = text.iter().take_while(|byte| **byte != b'|').count();
-    (&text[..before], text.get(before + 1..).unwrap_or_default())
+fn halves(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let bar = text.iter().position(|byte| *byte == b'|')?;
+    Some((&text[..bar], &text[bar + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_script_says_is_told_from_what_it_never_says() {
+        let stamp = |text: &[u8]| Stamp::from_redis(text);
+        assert!(matches!(
+            Claimed::read(b"ab12,cd|v|w"),
+            Some(Claimed::Link { stamps: b"ab12,cd", value: b"v|w" })
+        ));
+        assert!(matches!(
+            Claimed::read(b"lease|ab|t|u"),
+            Some(Claimed::Lease { newest, token: b"t|u" }) if newest == stamp(b"ab")
+        ));
+        assert!(matches!(
+            Claimed::read(b"lease||"),
+            Some(Claimed::Lease { newest, token: b"" }) if newest == stamp(b"")
+        ));
+        assert!(matches!(
+            Claimed::read(b"held|ab"),
+            Some(Claimed::Held { newest }) if newest == stamp(b"ab")
+        ));
+        for other in [&b""[..], b"OK", b"lease", b"lease|ab", b"held"] {
+            assert!(Claimed::read(other).is_none());
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! The formatter that comes with the subscriber writes each word through several adapters, which made
 //! the line of a request a tenth of what a reused link costs. This one fills a buffer.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::Serialize;
 use tracing::{
@@ -80,7 +80,10 @@ impl Visit for Line {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field.name(), &format!("{value:?}"));
+        let mut text = String::new();
+        // What a value can say of itself until it fails.
+        let _ = write!(text, "{value:?}");
+        self.put(field.name(), &text);
     }
 }
 
@@ -140,6 +143,9 @@ mod tests {
             },
         );
         let printed = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let (_, after_the_time) = printed.split_once("Z\",").unwrap();
+        assert!(after_the_time.starts_with(r#""level":"INFO","message":"said \"so\"","text":"#));
+        assert!(printed.ends_with(&format!("\"target\":\"{}\"}}\n", module_path!())));
         let mut read = printed.lines().map(|line| {
             let mut line: Value = serde_json::from_str(line).unwrap();
             let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();
