@@ -61,10 +61,16 @@ impl fmt::Display for Report {
             write!(f, "\n| {name} | {} |", row.measure.name)?;
             let base = median(&row.values[0]);
             for (at, values) in row.values.iter().enumerate() {
+                let blank = values.is_empty();
                 let value = median(values);
-                write!(f, " {value:.*} |", row.measure.decimals)?;
-                if at > 0 {
-                    write!(f, " {:.2} |", value / base)?;
+                match blank {
+                    true => write!(f, " |")?,
+                    false => write!(f, " {value:.*} |", row.measure.decimals)?,
+                }
+                match at {
+                    0 => {}
+                    _ if blank => write!(f, " |")?,
+                    _ => write!(f, " {:.2} |", value / base)?,
                 }
             }
         }

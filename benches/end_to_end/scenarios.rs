@@ -165,7 +165,8 @@ impl Bench {
                 sleep(IDLE).await;
                 let (_, now) = worker.memory()?;
                 self.stop(subject, [worker]).await?;
-                Ok(vec![(RESTING, now), (SIZE, subject.size()?)])
+                let size = subject.size()?.map(|size| (SIZE, size));
+                Ok([(RESTING, now)].into_iter().chain(size).collect())
             }
         }
     }

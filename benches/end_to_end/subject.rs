@@ -23,6 +23,7 @@ pub(crate) struct Subject {
     pub(crate) name: &'static str,
     program: String,
     arguments: Vec<String>,
+    interpreted: bool,
 }
 
 /// A worker at work.
@@ -58,6 +59,7 @@ impl Subject {
             Self::new("Python", &python, ["benches/peers/python/worker.py"]),
             Self::new("Node", Path::new("node"), [&*node.to_string_lossy()]),
         ]
+        .map(|peer| Self { interpreted: true, ..peer })
     }
 
     fn new<'a>(
@@ -66,12 +68,16 @@ impl Subject {
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Self {
         let program = program.to_string_lossy().into_owned();
-        Self { name, program, arguments: arguments.into_iter().map(str::to_owned).collect() }
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
+        Self { name, program, arguments, interpreted: false }
     }
 
-    /// Size of the program, in MiB.
-    pub(crate) fn size(&self) -> Result<f64> {
-        Ok(fs::metadata(&self.program)?.len() as f64 / KIB / KIB)
+    /// Size of the program, in MiB; `None` where that is an interpreter, whose size tells nothing.
+    pub(crate) fn size(&self) -> Result<Option<f64>> {
+        if self.interpreted {
+            return Ok(None);
+        }
+        Ok(Some(fs::metadata(&self.program)?.len() as f64 / KIB / KIB))
     }
 
     pub(crate) fn start(&self, environment: &Environment<'_>) -> Result<Running> {
