@@ -61,16 +61,10 @@ impl fmt::Display for Report {
             write!(f, "\n| {name} | {} |", row.measure.name)?;
             let base = median(&row.values[0]);
             for (at, values) in row.values.iter().enumerate() {
-                let blank = values.is_empty();
                 let value = median(values);
-                match blank {
-                    true => write!(f, " |")?,
-                    false => write!(f, " {value:.*} |", row.measure.decimals)?,
-                }
-                match at {
-                    0 => {}
-                    _ if blank => write!(f, " |")?,
-                    _ => write!(f, " {:.2} |", value / base)?,
+                cell(f, value, row.measure.decimals)?;
+                if at > 0 {
+                    cell(f, value.zip(base).map(|(value, base)| value / base), 2)?;
                 }
             }
         }
@@ -78,12 +72,20 @@ impl fmt::Display for Report {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// Blank where there is nothing to tell.
+fn cell(f: &mut fmt::Formatter<'_>, figure: Option<f64>, decimals: usize) -> fmt::Result {
+    match figure {
+        Some(figure) => write!(f, " {figure:.decimals$} |"),
+        None => write!(f, " |"),
+    }
+}
+
+fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[odd / 2],
-        even => (values[even / 2 - 1] + values[even / 2]) / 2.0,
+        0 => None,
+        odd if odd % 2 == 1 => Some(values[odd / 2]),
+        even => Some((values[even / 2 - 1] + values[even / 2]) / 2.0),
     }
 }

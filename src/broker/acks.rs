@@ -113,18 +113,11 @@ impl Ledger {
     /// The fewest words for all that is done.
     fn due(&mut self) -> Vec<Word> {
         let open = self.at_work.first().copied().into_iter().chain(self.missing).min();
-        let is_after_all = |tag: u64| open.is_some_and(|open| tag > open);
-        let mut words = Vec::new();
-        let mut together: Option<Word> = None;
-        for tag in self.done.drain(..) {
-            match together {
-                _ if is_after_all(tag) => words.push(Word { tag, multiple: false }),
-                None => together = Some(Word { tag, multiple: false }),
-                Some(word) => together = Some(Word { tag: tag.max(word.tag), multiple: true }),
-            }
-        }
-        words.extend(together);
-        words
+        let is_after_open = |tag: &u64| open.is_some_and(|open| *tag > open);
+        let (alone, together): (Vec<_>, Vec<_>) = self.done.drain(..).partition(is_after_open);
+        let multiple = together.len() > 1;
+        let together = together.into_iter().max().map(|tag| Word { tag, multiple });
+        alone.into_iter().map(|tag| Word { tag, multiple: false }).chain(together).collect()
     }
 }
 
@@ -155,12 +148,10 @@ mod tests {
     /// What RabbitMQ makes of a word, which must be about something that it waits for.
     fn hear(unsettled: &mut BTreeSet<u64>, Word { tag, multiple }: Word) -> BTreeSet<u64> {
         assert!(unsettled.contains(&tag), "{tag} is settled twice");
-        let after = if multiple { unsettled.split_off(&(tag + 1)) } else { unsettled.clone() };
-        if multiple {
-            return std::mem::replace(unsettled, after);
-        }
-        unsettled.remove(&tag);
-        BTreeSet::from([tag])
+        let first = if multiple { 0 } else { tag };
+        let heard: BTreeSet<_> = unsettled.range(first..=tag).copied().collect();
+        unsettled.retain(|tag| !heard.contains(tag));
+        heard
     }
 
     proptest! {

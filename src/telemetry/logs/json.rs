@@ -95,7 +95,7 @@ mod tests {
     };
 
     use serde_json::{Value, json};
-    use tracing_subscriber::{Layer, fmt::MakeWriter, layer::SubscriberExt};
+    use tracing_subscriber::{Layer, layer::SubscriberExt};
 
     use super::*;
 
@@ -113,18 +113,12 @@ mod tests {
         }
     }
 
-    impl MakeWriter<'_> for Lines {
-        type Writer = Self;
-
-        fn make_writer(&self) -> Self {
-            self.clone()
-        }
-    }
-
     #[test]
     fn whatever_is_told_is_one_object_on_a_line() {
         let lines = Lines::default();
-        let layer = tracing_subscriber::fmt::layer().with_writer(lines.clone()).event_format(Json);
+        let writer = lines.clone();
+        let layer =
+            tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).event_format(Json);
         let rude = "\"quoted\"\n\u{1b}[31m\u{0}é\u{2028}";
         let error: &(dyn std::error::Error + 'static) = &io::Error::other(rude);
         tracing::subscriber::with_default(
