@@ -1,8 +1,8 @@
 //! Who claims: a name of its own for every claim, which every later step is compared with.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
-use super::{Cache, CacheError, Keys, Stamp, Stored, scripts, value};
+use super::{Cache, CacheError, Keys, LEASE, Stamp, Stored, scripts, value};
 use crate::session::Session;
 
 /// Which link may be stored over, where the lease is nobody's.
@@ -33,20 +33,23 @@ impl Claimant {
     ) -> Result<Stored, CacheError> {
         let cache = &self.cache;
         let value = cache.seal(&self.keys.link, value::write_session(session))?;
-        let mut script = scripts::STORE.key(&self.keys.link);
-        script.key(&self.keys.token).key(&self.keys.lease);
+        let until = cache.until(session.token.expires_at);
         let over = match over {
             Over::Anything => "any",
             Over::Nothing => "",
             Over::Link(newest) => newest.as_str(),
         };
-        script.arg(&self.holder).arg(over).arg(self.stamp.as_str());
-        script.arg(cache.life(session.token.expires_at)).arg(value);
+        let script = scripts::store(&self.keys, &self.holder, over, &self.stamp, until, &value);
         match cache.run(&script).await {
             Ok(true) => Ok(Stored::Yes),
             Ok(false) => Ok(Stored::Fenced),
             Err(error) => {
-                cache.0.pool.defer(script);
+                let (keys, holder, stamp) =
+                    (self.keys.clone(), self.holder.clone(), self.stamp.clone());
+                let over = over.to_owned();
+                cache.0.pool.defer(until, move || {
+                    scripts::store(&keys, &holder, &over, &stamp, until, &value)
+                });
                 Err(error)
             }
         }
@@ -63,8 +66,9 @@ impl Unclaimed {
     pub(super) fn new(claimant: Claimant, why: CacheError) -> Self {
         if why != CacheError::Away {
             // It was asked for, so it may yet be granted: to somebody who will not use it.
-            let release = scripts::release(&claimant.keys, &claimant.holder, false);
-            claimant.cache.0.pool.defer(release);
+            let (keys, holder) = (claimant.keys.clone(), claimant.holder.clone());
+            let release = move || scripts::release(&keys, &holder, false);
+            claimant.cache.0.pool.defer(SystemTime::now() + LEASE, release);
         }
         Self { claimant, why }
     }

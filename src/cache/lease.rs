@@ -15,7 +15,7 @@ use super::{
 };
 use crate::session::{Session, Token};
 
-/// Often enough that two failed tries still leave the third in time.
+/// Often enough that a failed try leaves time for another.
 const EXTEND_EVERY: Duration = Duration::from_secs(2);
 
 /// What became of a link that was to be stored.

@@ -37,24 +37,33 @@ pub use self::{
     survey::{Refused, Survey, survey},
 };
 
-/// A value as Redis holds it, sealed with one key: `benches/micro.rs` measures what that costs.
-#[doc(hidden)]
-pub fn sealed(key: [u8; 32], name: &str, session: &Session) -> Vec<u8> {
-    let seal = Seal::new(&[secrecy::SecretBox::new(Box::new(key))]);
-    seal.seal(name, value::write_session(session)).unwrap_or_default()
-}
-
-/// The session in such a value.
-#[doc(hidden)]
-pub fn unsealed(key: [u8; 32], name: &str, stored: &[u8]) -> Option<Session> {
-    let seal = Seal::new(&[secrecy::SecretBox::new(Box::new(key))]);
-    value::read_session(&seal.open(name, stored)?)
-}
 use crate::{
     config::{CacheSettings, RateLimit},
     session::{Session, Token},
     telemetry::metrics::{Lookup, Metrics},
 };
+
+/// Seals sessions as Redis holds them, with one key, and opens them: `benches/micro.rs` measures what
+/// that costs.
+#[doc(hidden)]
+pub struct Sealing(Seal);
+
+impl Sealing {
+    #[doc(hidden)]
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(Seal::new(&[secrecy::SecretBox::new(Box::new(key))]))
+    }
+
+    #[doc(hidden)]
+    pub fn seal(&self, name: &str, session: &Session) -> Vec<u8> {
+        self.0.seal(name, value::write_session(session)).unwrap_or_default()
+    }
+
+    #[doc(hidden)]
+    pub fn open(&self, name: &str, stored: &[u8]) -> Option<Session> {
+        value::read_session(&self.0.open(name, stored)?)
+    }
+}
 
 /// How long a lease outlives a holder that was killed. A live one extends it in time.
 const LEASE: Duration = Duration::from_secs(6);
@@ -206,8 +215,12 @@ impl Cache {
 
     /// How long something may be handed out that ends then, in milliseconds.
     fn life(&self, end: SystemTime) -> u64 {
-        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-        millis(left.saturating_sub(self.0.link_min_life))
+        left(self.until(end))
+    }
+
+    /// Until when something may be handed out that ends then.
+    fn until(&self, end: SystemTime) -> SystemTime {
+        end.checked_sub(self.0.link_min_life).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     fn read_link(&self, keys: &Keys, stored: &[u8]) -> Option<Session> {
@@ -235,6 +248,11 @@ impl Cache {
         }
         answer
     }
+}
+
+/// Milliseconds from now until then.
+fn left(until: SystemTime) -> u64 {
+    millis(until.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use deadpool_redis::{
@@ -145,9 +145,13 @@ impl Pool {
         let _ = timeout(limit, current.wait_for(Option::is_some)).await;
     }
 
-    /// Has a script run as soon as there is a connection again.
-    pub(super) fn defer(&self, script: redis::ScriptInvocation<'static>) {
-        self.deferred.push(script);
+    /// Has a script run as soon as Redis is back. While Redis refuses it, that is tried again, until then.
+    pub(super) fn defer(
+        &self,
+        until: SystemTime,
+        script: impl Fn() -> redis::ScriptInvocation<'static> + Send + 'static,
+    ) {
+        self.deferred.push(until, script);
     }
 
     /// Runs a script.
@@ -245,7 +249,7 @@ async fn keep(
         }
         tokio::select! {
             () = broken.wait_for(number) => {}
-            () = until_dead((*connection).clone()) => {}
+            () = until_dead((*connection).clone(), &deferred) => {}
         }
         offer.send_replace(None);
         // Out of the pool for good: the pool would only find out by asking it again.
@@ -266,8 +270,8 @@ async fn connect(pool: &Deadpool) -> Result<Connection, String> {
     }
 }
 
-/// Ends when the connection does not answer any more.
-async fn until_dead(mut connection: MultiplexedConnection) {
+/// Ends when the connection does not answer any more. What Redis has refused before is tried again.
+async fn until_dead(mut connection: MultiplexedConnection, deferred: &Deferred) {
     let ping = redis::cmd("PING");
     loop {
         sleep(CHECK_EVERY).await;
@@ -275,6 +279,7 @@ async fn until_dead(mut connection: MultiplexedConnection) {
         if !matches!(timeout(CONNECT_LIMIT, alive).await, Ok(Ok(()))) {
             return;
         }
+        deferred.run(&connection).await;
     }
 }
 

@@ -1,10 +1,10 @@
 //! The steps that must not be interrupted, as scripts that Redis runs whole.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::SystemTime};
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
 
-use super::{Keys, Stamp};
+use super::{Keys, Stamp, left};
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
@@ -20,6 +20,21 @@ script!(ADD_STAMP, "add_stamp.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
 script!(TAKE_CALLS, "take_calls.lua");
+
+/// Stores a link that may be handed out until then, over those that `store.lua` says.
+pub(super) fn store(
+    keys: &Keys,
+    holder: &str,
+    over: &str,
+    stamp: &Stamp,
+    until: SystemTime,
+    value: &[u8],
+) -> ScriptInvocation<'static> {
+    let mut script = STORE.key(&keys.link);
+    script.key(&keys.token).key(&keys.lease);
+    script.arg(holder).arg(over).arg(stamp.as_str()).arg(left(until)).arg(value);
+    script
+}
 
 /// Ends a lease, if it is still this holder's.
 pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {

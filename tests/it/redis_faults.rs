@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use deadpool_redis::redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -207,27 +208,59 @@ async fn a_redis_that_is_full_shows_as_degraded() {
     let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
     let worker = bench.worker().await;
     let mut client = redis(&node.url).await;
-    let mut limit = async |bytes: &str| {
-        let mut set = redis_cmd("CONFIG");
-        set.arg("SET").arg("maxmemory").arg(bytes).query_async::<()>(&mut client).await.unwrap();
-    };
-    limit("1").await;
+    limit(&mut client, "1").await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
     let (status, page) = worker.page("/readyz").await;
     assert!(status == 200 && page.contains("degraded"), "{status} {page}");
-    limit("0").await;
+    limit(&mut client, "0").await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
     assert!(!worker.page("/readyz").await.1.contains("degraded"));
 }
 
 #[tokio::test]
-async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
+async fn what_a_full_redis_refused_is_stored_once_it_has_room() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    bench.set("IDV_TOKEN_TTL", "1h").set("LINK_MIN_LIFE", "10m");
+    let _worker = bench.worker().await;
+    let mut client = redis(&node.url).await;
+    limit(&mut client, "1").await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    let told = Instant::now();
+    limit(&mut client, "0").await;
+    until("the link is stored", async || !bench.cached().await.is_empty()).await;
+    // Its life began when it was made.
+    let longest = Duration::from_secs(50 * 60) - told.elapsed();
+    let (_, _, left) = bench.cached().await.remove(0);
+    assert!(Duration::from_millis(left.try_into().unwrap()) <= longest, "{left} ms are left");
+    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    assert_eq!(bench.platform.session_calls().len(), 1);
+}
+
+async fn limit(client: &mut MultiplexedConnection, bytes: &str) {
+    let mut set = redis_cmd("CONFIG");
+    set.arg("SET").arg("maxmemory").arg(bytes).query_async::<()>(client).await.unwrap();
+}
+
+#[tokio::test]
+async fn whose_token_call_fails_asks_redis_again_once_it_is_back() {
+    asks_redis_again_once_it_is_back(true).await;
+}
+
+#[tokio::test]
+async fn whose_session_call_fails_asks_redis_again_once_it_is_back() {
+    asks_redis_again_once_it_is_back(false).await;
+}
+
+async fn asks_redis_again_once_it_is_back(token_fails: bool) {
     let answer = Opening::closed();
     let script = {
         let answer = answer.clone();
-        move |call: &Call| match (call.is_token(), call.nth) {
+        move |call: &Call| match (call.is_token() == token_fails, call.nth) {
             (true, 0) => Answer::status(503).once(&answer),
             _ => well(call),
         }
@@ -239,7 +272,7 @@ async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
     let alone = bench.worker().await;
     proxy.both(Flow::Waits);
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(1).await;
+    bench.platform.called(if token_fails { 1 } else { 2 }).await;
     // Meanwhile another worker makes the link.
     bench.set("REDIS_URL", &direct);
     let _other = bench.worker().await;
@@ -254,5 +287,5 @@ async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
         (&event.data()["requestId"], &event.data()["reused"]),
         (&json!("r-1"), &json!(true))
     );
-    assert_eq!(bench.platform.session_calls().len(), 1);
+    assert_eq!(bench.platform.session_calls().len(), if token_fails { 1 } else { 2 });
 }
