@@ -9,7 +9,7 @@ use std::{
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use handoff::{
-    cache,
+    cache::Sealing,
     message::{Event, EventBody, decode_request},
     platform::handoff_url,
     session::{Session, Token},
@@ -54,12 +54,11 @@ fn sealing(c: &mut Criterion) {
     let expires_at = SystemTime::now() + Duration::from_secs(3600);
     let token = Token { value: TOKEN.to_owned().into(), expires_at };
     let session = Session { token, id: SESSION.to_owned() };
-    c.bench_function("seal a value", |b| {
-        b.iter(|| cache::sealed(KEY, NAME, black_box(&session)));
-    });
-    let sealed = cache::sealed(KEY, NAME, &session);
+    let sealing = Sealing::new(KEY);
+    c.bench_function("seal a value", |b| b.iter(|| sealing.seal(NAME, black_box(&session))));
+    let sealed = sealing.seal(NAME, &session);
     c.bench_function("open a value", |b| {
-        b.iter(|| cache::unsealed(KEY, NAME, black_box(&sealed)).is_some())
+        b.iter(|| sealing.open(NAME, black_box(&sealed)).is_some())
     });
 }
 

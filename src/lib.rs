@@ -13,7 +13,7 @@
 //! | [`broker`] | RabbitMQ: connections, topology, deliveries, publishing, settling |
 //! | [`message`] | the wire types |
 //! | [`config`], [`retry`], [`hash`], [`session`], [`single_flight`] | settings, delays, and what the rest has in common |
-//! | [`health`], [`telemetry`] | probes, logs, metrics |
+//! | [`health`], [`telemetry`] | probes, logs, metrics, traces |
 //! | [`tls`] | what is wrong with a TLS connection, in words of our own |
 //! | [`client`] | the other side of the queue: publish requests, hear events |
 //! | [`sandbox`] | the simulated platform |

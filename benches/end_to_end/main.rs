@@ -1,8 +1,9 @@
-//! What a request costs, end to end: `handoff run` with everything on, beside the bare loop of
-//! `benches/floor`, on a real RabbitMQ and Redis and with a platform in a process of its own.
+//! What a request costs, end to end: `handoff run` with metrics, leases, checkpoints and logs on, beside
+//! the bare loop of `benches/floor`, on a real RabbitMQ and Redis and with a platform in a process of
+//! its own.
 //!
 //! ```text
-//! end-to-end [--rounds N] [--peers FOLDER] [--only PART] [--scale]
+//! end-to-end [--rounds N] [--only PART] [--peers FOLDER | --scale]
 //! ```
 //!
 //! All take turns in each round, so that whatever else the machine does meets all of them; what is
@@ -42,7 +43,7 @@ async fn main() -> Result<()> {
     let mut bench = Bench { load, platform, redis: var("HANDOFF_REDIS_URL")?, runs: 0 };
     bench.declare(&subjects[1]).await?;
     if options.scale {
-        return scale::run(&mut bench, &subjects[1], options.rounds).await;
+        return scale::run(&mut bench, &subjects[1], options.rounds, &options.only).await;
     }
     if let Some(folder) = &options.peers {
         subjects.extend(Subject::peers(folder));

@@ -80,7 +80,7 @@ fn cell(f: &mut fmt::Formatter<'_>, figure: Option<f64>, decimals: usize) -> fmt
     }
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -7,6 +7,7 @@ use deadpool_redis::redis;
 use crate::{
     Result,
     load::Heard,
+    report::median,
     scenarios::{Bench, Meter},
     subject::Subject,
 };
@@ -45,26 +46,33 @@ const FILL: &str = "for i = 1, ARGV[2] do
 end";
 
 /// 64 in flight for each replica.
-pub(crate) async fn run(bench: &mut Bench, handoff: &Subject, rounds: usize) -> Result<()> {
-    let mut figures = vec![Vec::new(); CASES.len()];
+pub(crate) async fn run(
+    bench: &mut Bench,
+    handoff: &Subject,
+    rounds: usize,
+    only: &str,
+) -> Result<()> {
+    let cases: Vec<_> = CASES.iter().filter(|case| case.name.contains(only)).collect();
+    let mut figures = vec![<[Vec<f64>; 3]>::default(); cases.len()];
     for round in 0..rounds {
-        for (case, figures) in CASES.iter().zip(&mut figures) {
+        for (case, figures) in cases.iter().zip(&mut figures) {
             eprintln!("round {}: {}", round + 1, case.name);
-            figures.push(measure(bench, handoff, case).await?);
+            for (all, value) in figures.iter_mut().zip(measure(bench, handoff, case).await?) {
+                all.push(value);
+            }
         }
     }
     println!("| | requests a second | processor seconds for 1,000 requests | platform calls |");
     print!("| --- | ---: | ---: | ---: |");
-    for (case, mut figures) in CASES.iter().zip(figures) {
-        figures.sort_by(|one, other| one.0.total_cmp(&other.0));
-        let (rate, processor, calls) = figures[figures.len() / 2];
-        print!("\n| {} | {rate:.0} | {processor:.3} | {calls} |", case.name);
+    for (case, figures) in cases.iter().zip(figures) {
+        let [rate, processor, calls] = figures.map(|values| median(&values).unwrap_or_default());
+        print!("\n| {} | {rate:.0} | {processor:.3} | {calls:.0} |", case.name);
     }
     println!();
     Ok(())
 }
 
-async fn measure(bench: &mut Bench, handoff: &Subject, case: &Case) -> Result<(f64, f64, u64)> {
+async fn measure(bench: &mut Bench, handoff: &Subject, case: &Case) -> Result<[f64; 3]> {
     bench.runs += 1;
     let run = bench.runs;
     let client = redis::Client::open(bench.redis.as_str())?;
@@ -95,5 +103,5 @@ async fn measure(bench: &mut Bench, handoff: &Subject, case: &Case) -> Result<(f
     bench.load.events.hear(&mut heard, case.requests - swing - counted).await?;
     bench.stop(handoff, workers).await?;
     let (calls, _) = bench.platform.calls().await?;
-    Ok((rate, processor, calls))
+    Ok([rate, processor, calls as f64])
 }

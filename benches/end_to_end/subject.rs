@@ -83,7 +83,10 @@ impl Subject {
     pub(crate) fn start(&self, environment: &Environment<'_>) -> Result<Running> {
         let Environment { amqp, redis, platform, queue, events, concurrency } = environment;
         // A file, as a supervisor would have it: what is written there is paid for.
-        let log = File::create(std::env::temp_dir().join(format!("handoff-bench-{queue}.log")))?;
+        let path = std::env::temp_dir().join(format!("handoff-bench-{queue}.log"));
+        let log = File::create(&path)?;
+        // It is open; nobody reads it, and the next worker writes one of its own.
+        fs::remove_file(path)?;
         let child = Command::new(&self.program)
             .args(&self.arguments)
             .env("HANDOFF_AMQP_URL", amqp)

@@ -60,7 +60,7 @@ pub enum Role {
     Consumer(Frames),
     /// Publishes events, retry copies and dead letters.
     Publisher(Frames),
-    /// A command that publishes requests and waits for their events.
+    /// A command: it publishes requests and waits for their events, or looks around.
     Client,
 }
 

@@ -32,7 +32,7 @@ pub struct Consumer {
 impl Consumer {
     /// Subscribes, for one delivery at a time until [`Self::widen`].
     pub(super) async fn start(connection: &Connection, queue: &str) -> Result<Self, BrokerError> {
-        let queue = short(queue).unwrap_or_default();
+        let queue = short(queue)?;
         let (channel, consumer) = step(&doing(&queue), async {
             let channel = connection.create_channel().await?;
             let consumer = subscribe(&channel, &queue, 1).await?;

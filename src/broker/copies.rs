@@ -7,6 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use super::topology::text;
 use crate::{message::format_date_time, telemetry::quota::Quota};
 
 /// On every copy: the request's id.
@@ -171,10 +172,6 @@ fn kept(headers: &FieldTable, frame_max: usize) -> FieldTable {
         tracing::warn!(dropped, "headers too large for one frame are not on the copy of a message");
     }
     kept
-}
-
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
 }
 
 /// Bytes of a value in a table, its type included. An upper bound is good enough.

@@ -87,10 +87,7 @@ impl DeadQueue {
         let copy = replay_copy(letter.delivery.properties(), self.publisher.frame_max());
         let queue = self.publisher.topology().request_queue();
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
-        match letter.delivery.ack_written().await {
-            true => Ok(()),
-            false => Err(PublishError::Disconnected),
-        }
+        self.discard(letter).await
     }
 
     /// Leaves a dead letter where it was.

@@ -84,7 +84,7 @@ impl fmt::Display for PublishError {
 
 impl std::error::Error for PublishError {}
 
-/// A pool of confirm channels on one connection.
+/// One connection's confirm channels: that of the events, and a pool for all else.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
 

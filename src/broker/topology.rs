@@ -290,7 +290,8 @@ fn dead_lettering_to(queue: &str) -> impl Iterator<Item = (&'static str, AMQPVal
     .into_iter()
 }
 
-fn text(value: &str) -> AMQPValue {
+/// A text as tables carry it.
+pub(super) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 

@@ -4,16 +4,17 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
-/// Which commands a setting matters to. A command takes no notice of the others, right or wrong.
+/// Which commands a setting matters to, `doctor` aside, which looks at all. A command takes no notice
+/// of the others, right or wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Whoever speaks to RabbitMQ: every command but the sandbox.
+    /// Whoever speaks to RabbitMQ.
     Broker,
     /// Whoever runs a worker: `run` and `demo`.
     Worker,
     /// The real platform: `run` alone, since the demo brings its own.
     Platform,
-    /// Whoever logs: every command.
+    /// Whoever logs.
     Logging,
 }
 

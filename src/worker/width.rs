@@ -2,9 +2,9 @@
 //!
 //! RabbitMQ counts how often a message came back and, when that was too often, moves it to the dead
 //! queue. A message that kills every worker must not take along those that were fetched together with
-//! it, life after life. So the first is fetched alone, where any waits. If it came back often, and so the next, more are
-//! fetched only as those before are settled: twice as many each time, since older brokers count
-//! messages that were merely handed back, too, and there may be many of those.
+//! it, life after life. So the first is fetched alone, where any waits. If it came back often, and so
+//! the next, more are fetched only as those before are settled: twice as many each time, since older
+//! brokers count messages that were merely handed back, too, and there may be many of those.
 
 use crate::broker::OFTEN;
 

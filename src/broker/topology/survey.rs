@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use lapin::{
     BasicProperties, Channel, ExchangeKind,
-    options::{
-        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
-    },
+    options::{ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 use tokio::time::{sleep, timeout};
@@ -20,13 +18,14 @@ use crate::{
     broker::{
         BrokerError, Connection, Role, bounded, connect,
         error::{Refusal, refusal, why},
+        pipeline::MANDATORY,
         step::{STEP_LIMIT, open_channel},
     },
     config::BrokerConfig,
 };
 
 /// How often to look whether RabbitMQ has blocked the connection.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_OFTEN: Duration = Duration::from_millis(50);
 /// More than a queue can have.
 const MOST_DIFFERENCES: usize = 20;
 
@@ -109,11 +108,10 @@ impl Survey {
             let channel = self.connection.get().create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let nowhere = format!("handoff-doctor-{}", uuid::Uuid::new_v4().simple());
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             for _ in 0..2 {
                 let properties = BasicProperties::default();
                 channel
-                    .basic_publish("".into(), bounded(&nowhere), options, &[], properties)
+                    .basic_publish("".into(), bounded(&nowhere), MANDATORY, &[], properties)
                     .await?
                     .await?;
             }
@@ -121,7 +119,7 @@ impl Survey {
         };
         let blocked = async {
             while !self.connection.get().status().blocked() {
-                sleep(LOOK_EVERY).await;
+                sleep(LOOK_OFTEN).await;
             }
         };
         let published = async {
