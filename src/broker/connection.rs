@@ -135,18 +135,20 @@ async fn end(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
     drop(socket);
 }
 
-/// The URL with our heartbeat and frames, unless it sets its own.
+/// The URL with our heartbeat, unless it sets its own, and with frames of this size. What it says of
+/// those does not count: with frames that stay small, a request with large headers would break every
+/// connection until it is dead, and copies would lose theirs.
 fn tuned(url: &SecretString, frame_max: Option<&str>) -> String {
     let text = url.expose_secret();
     let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
-    let ours = [("heartbeat", Some(HEARTBEAT)), ("frame_max", frame_max)];
-    for (name, value) in ours {
-        if let Some(value) = value
-            && !url.query_pairs().any(|(key, _)| key == name)
-        {
-            url.query_pairs_mut().append_pair(name, value);
-        }
-    }
+    let own: Vec<_> =
+        url.query_pairs().into_owned().filter(|(name, _)| name != "frame_max").collect();
+    let heartbeat = match own.iter().any(|(name, _)| name == "heartbeat") {
+        true => None,
+        false => Some(("heartbeat", HEARTBEAT)),
+    };
+    let ours = heartbeat.into_iter().chain(frame_max.map(|frames| ("frame_max", frames)));
+    url.query_pairs_mut().clear().extend_pairs(own).extend_pairs(ours);
     url.into()
 }
 
@@ -284,14 +286,17 @@ mod tests {
     }
 
     #[test]
-    fn heartbeat_and_frames_are_ours_unless_the_url_sets_its_own() {
+    fn frames_are_ours_and_so_is_the_heartbeat_unless_the_url_sets_its_own() {
         let url = |text: &str, frames| tuned(&SecretString::from(text), frames);
         assert_eq!(url("amqp://h/%2f", None), "amqp://h/%2f?heartbeat=10");
         assert_eq!(url("amqp://h/%2f", Some("9")), "amqp://h/%2f?heartbeat=10&frame_max=9");
         assert_eq!(
-            url("amqp://h/%2f?frame_max=8192", Some("9")),
-            "amqp://h/%2f?frame_max=8192&heartbeat=10"
+            url("amqp://h/%2f?frame_max=8192&channel_max=7", Some("9")),
+            "amqp://h/%2f?channel_max=7&heartbeat=10&frame_max=9"
         );
-        assert_eq!(url("amqp://h/%2f?heartbeat=3", None), "amqp://h/%2f?heartbeat=3");
+        assert_eq!(
+            url("amqp://h/%2f?frame_max=8192&heartbeat=3", None),
+            "amqp://h/%2f?heartbeat=3"
+        );
     }
 }

@@ -198,8 +198,8 @@ impl Publisher {
             pipeline.publish(message).await
         };
         let fate = self.watched(std::pin::pin!(publish)).await;
-        if fate == Err(PublishError::Unconfirmed) {
-            // Whoever comes next shall not wait as long.
+        if matches!(fate, Err(PublishError::Unconfirmed) | Ok(Some(Err(PublishError::Refused)))) {
+            // Whoever comes next shall not wait as long, or be refused for the channel's sake.
             self.0.events.lock().await.take();
         }
         fate
@@ -292,16 +292,19 @@ impl Publisher {
             Ok(done) => done,
             Err(error) => return Err(self.failed(&error)),
         };
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
-        match confirm {
+        let fate = match confirm {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
                 Err(PublishError::Unroutable.into())
             }
+            // A channel that a full quorum queue has refused once may be refused for good, even when
+            // the queue's limit is gone.
             Confirmation::Nack(None) | Confirmation::NotRequested => {
-                Err(PublishError::Refused.into())
+                return Err(PublishError::Refused.into());
             }
-        }
+        };
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+        fate
     }
 
     /// An idle channel, or a new one.

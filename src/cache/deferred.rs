@@ -48,18 +48,21 @@ impl Deferred {
 
     /// Runs all that wait, in about the order they came. What Redis refuses, such as when it is full,
     /// waits on, behind the others. What it does not answer may have been done, and is given up: it was
-    /// for thrift alone.
-    pub(super) async fn run(&self, connection: &MultiplexedConnection) {
+    /// for thrift alone. Returns whether Redis has written any of it.
+    pub(super) async fn run(&self, connection: &MultiplexedConnection) -> bool {
+        let mut done = false;
         loop {
             let some = self.next_few();
             if some.is_empty() {
-                return;
+                return done;
             }
             let runs = some.iter().map(|late| {
                 let (script, mut connection) = ((late.script)(), connection.clone());
                 async move { script.invoke_async::<bool>(&mut connection).await }
             });
-            let Ok(answers) = timeout(DEADLINE, join_all(runs)).await else { return };
+            let Ok(answers) = timeout(DEADLINE, join_all(runs)).await else { return done };
+            // A script that finds nothing to do works on a replica, too.
+            done |= answers.contains(&Ok(true));
             let now = SystemTime::now();
             let refused = |(late, answer): (Late, RedisResult<bool>)| {
                 let by_redis = answer.is_err_and(|error| error.code().is_some());
@@ -68,7 +71,7 @@ impl Deferred {
             let refused: Vec<Late> = some.into_iter().zip(answers).filter_map(refused).collect();
             if !refused.is_empty() {
                 self.waiting().extend(refused);
-                return;
+                return done;
             }
         }
     }

@@ -9,8 +9,9 @@
 use std::{
     error::Error,
     fmt, io,
+    pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -97,8 +98,12 @@ pub(super) enum Lost {
 struct Broken {
     number: AtomicU64,
     told: Notify,
-    /// The last operation by the present connection failed.
+    /// The last operation failed.
     refused: AtomicBool,
+    /// Told when an operation works again.
+    well: Notify,
+    /// What Redis said, where it is of no use itself, such as a read-only replica.
+    useless: Mutex<Option<String>>,
 }
 
 impl Pool {
@@ -171,11 +176,19 @@ impl Pool {
             return Err(CacheError::Timeout);
         }
         let answer = timeout(DEADLINE, script.invoke_async(&mut connection)).await;
-        self.broken.refused.store(!matches!(answer, Ok(Ok(_))), Ordering::Relaxed);
+        if !matches!(answer, Ok(Ok(_))) {
+            self.broken.refused.store(true, Ordering::Relaxed);
+        }
         match answer {
-            Ok(Ok(value)) => Ok(value),
+            Ok(Ok(value)) => {
+                self.broken.worked();
+                Ok(value)
+            }
             Ok(Err(error)) => {
                 if is_about_the_connection(&error) {
+                    if error.code().is_some() {
+                        *self.broken.useless() = Some(describe(&error));
+                    }
                     self.broken.tell(number);
                 }
                 Err(CacheError::Failed(describe(&error)))
@@ -203,6 +216,18 @@ impl Pool {
 }
 
 impl Broken {
+    /// Plain data, so a panic elsewhere does not spoil it.
+    fn useless(&self) -> MutexGuard<'_, Option<String>> {
+        self.useless.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operation has done what it should.
+    fn worked(&self) {
+        if self.refused.swap(false, Ordering::Relaxed) {
+            self.well.notify_one();
+        }
+    }
+
     fn tell(&self, number: u64) {
         self.number.fetch_max(number, Ordering::Relaxed);
         self.told.notify_one();
@@ -225,36 +250,67 @@ async fn keep(
 ) {
     let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
     let mut outage = Outage::none(&AWAY);
+    // Redis was reached, but of no use, and has done nothing since.
+    let mut useless = false;
     for number in 1.. {
         let connection = loop {
             match connect(&pool).await {
                 Ok(connection) => break connection,
                 Err(why) => {
-                    if outage.goes_on() {
-                        tracing::warn!(%why, "no connection to Redis: requests are served without the cache");
-                    }
+                    away(&mut outage, &why);
                     sleep(delays.next()).await;
                 }
             }
         };
-        delays.reset();
         if number > 1 {
             metrics.cache_reconnected();
         }
-        deferred.run(&connection).await;
-        broken.refused.store(false, Ordering::Relaxed);
-        offer.send_replace(Some((number, (*connection).clone())));
-        if outage.is_over() {
-            tracing::info!("Redis is back");
+        useless &= !deferred.run(&connection).await;
+        if !useless {
+            delays.reset();
+            broken.refused.store(false, Ordering::Relaxed);
         }
-        tokio::select! {
-            () = broken.wait_for(number) => {}
-            () = until_dead((*connection).clone(), &deferred) => {}
+        offer.send_replace(Some((number, (*connection).clone())));
+        if !useless {
+            back(&mut outage);
+        }
+        let mut dead = pin!(until_dead((*connection).clone(), &deferred, &broken));
+        loop {
+            tokio::select! {
+                () = broken.wait_for(number) => break,
+                () = &mut dead => break,
+                () = broken.well.notified(), if useless => {
+                    // It may have been told of an earlier time.
+                    useless = broken.refused.load(Ordering::Relaxed);
+                    if !useless {
+                        back(&mut outage);
+                    }
+                }
+            }
         }
         offer.send_replace(None);
         // Out of the pool for good: the pool would only find out by asking it again.
         drop(Connection::take(connection));
         tracing::debug!("the connection to Redis was given up");
+        if let Some(why) = broken.useless().take() {
+            useless = true;
+            away(&mut outage, &why);
+        }
+        if useless {
+            sleep(delays.next()).await;
+        }
+    }
+}
+
+fn away(outage: &mut Outage, why: &str) {
+    if outage.goes_on() {
+        tracing::warn!(%why, "no connection to Redis: requests are served without the cache");
+    }
+}
+
+fn back(outage: &mut Outage) {
+    if outage.is_over() {
+        tracing::info!("Redis is back");
     }
 }
 
@@ -271,7 +327,7 @@ async fn connect(pool: &Deadpool) -> Result<Connection, String> {
 }
 
 /// Ends when the connection does not answer any more. What Redis has refused before is tried again.
-async fn until_dead(mut connection: MultiplexedConnection, deferred: &Deferred) {
+async fn until_dead(mut connection: MultiplexedConnection, deferred: &Deferred, broken: &Broken) {
     let ping = redis::cmd("PING");
     loop {
         sleep(CHECK_EVERY).await;
@@ -279,7 +335,9 @@ async fn until_dead(mut connection: MultiplexedConnection, deferred: &Deferred) 
         if !matches!(timeout(CONNECT_LIMIT, alive).await, Ok(Ok(()))) {
             return;
         }
-        deferred.run(&connection).await;
+        if deferred.run(&connection).await {
+            broken.worked();
+        }
     }
 }
 

@@ -31,13 +31,21 @@ pub(super) fn write_token(token: &Token) -> Vec<u8> {
 }
 
 pub(super) fn read_session(json: &[u8]) -> Option<Session> {
-    let stored: Stored<'_> = serde_json::from_slice(json).ok()?;
-    let id = stored.s.as_deref()?.to_owned();
+    let stored = read(json)?;
+    let id = stored.s.as_deref().filter(|id| !id.is_empty())?.to_owned();
     Some(Session { token: token(&stored), id })
 }
 
 pub(super) fn read_token(json: &[u8]) -> Option<Token> {
-    serde_json::from_slice(json).ok().map(|stored: Stored<'_>| token(&stored))
+    read(json).map(|stored| token(&stored))
+}
+
+/// A token that no header can carry was not written by us.
+fn read(json: &[u8]) -> Option<Stored<'_>> {
+    let stored: Stored<'_> = serde_json::from_slice(json).ok()?;
+    let is_token =
+        !stored.t.is_empty() && !stored.t.contains(|c: char| c.is_ascii_control() && c != '\t');
+    is_token.then_some(stored)
 }
 
 fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
@@ -66,7 +74,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sessions_read_as_they_were_written(value: String, id: String, end in 0u64..1 << 45) {
+        fn sessions_read_as_they_were_written(
+            value in r"[^\x00-\x08\x0a-\x1f\x7f]{1,99}",
+            id in r"(?s).{1,99}",
+            end in 0u64..1 << 45,
+        ) {
             let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(end);
             let token = Token { value: value.clone().into(), expires_at };
             let read = read_token(&write_token(&token)).unwrap();
@@ -89,8 +101,11 @@ mod tests {
     fn a_token_is_no_session_and_rubbish_is_nothing() {
         let token = Token { value: "t".to_owned().into(), expires_at: SystemTime::UNIX_EPOCH };
         assert!(read_session(&write_token(&token)).is_none());
-        for rubbish in [&b""[..], b"{}", b"\x01xyz", b"[]"] {
+        let no_token = [r#"{"t":"","e":9,"s":"s"}"#, r#"{"t":"t\n","e":9,"s":"s"}"#];
+        for rubbish in ["", "{}", "\u{1}xyz", "[]"].into_iter().chain(no_token) {
+            let rubbish = rubbish.as_bytes();
             assert!(read_token(rubbish).is_none() && read_session(rubbish).is_none());
         }
+        assert!(read_session(br#"{"t":"t","e":9,"s":""}"#).is_none());
     }
 }

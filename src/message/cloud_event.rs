@@ -26,7 +26,8 @@ impl<'a> CloudEvent<'a> {
         }
         let fields = decode::fields(json, [SPECVERSION, "id", "source", "type", "data"])?;
         let [specversion, id, source, kind, data] = fields.values;
-        if specversion.is_none() {
+        // Given twice, it is there, though the one that counts may be `null`.
+        if specversion.is_none() && !fields.repeated.contains(&SPECVERSION) {
             return Some(None);
         }
         let id = id.and_then(text).filter(|id| !id.is_empty());
@@ -88,6 +89,7 @@ mod tests {
     fn what_is_wrong_with_an_envelope_is_said() {
         for (change, to, word) in [
             ("1.0", "0.3", "specversion"),
+            (r#""id""#, r#""specversion":null,"id""#, "given twice"),
             ("\"e1\"", "\"\"", "`id`"),
             ("\"e1\"", "7", "`id`"),
             ("\"/app\"", "null", "source"),

@@ -180,6 +180,22 @@ async fn rubbish_in_redis_counts_as_absent() {
     assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
 }
 
+#[tokio::test]
+async fn a_lease_that_has_lost_its_end_holds_nobody_up_for_ever() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.worker().await;
+    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    bench.rabbit.event().await;
+    let (link, _, _) = bench.cached().await.remove(0);
+    bench.cache_rubbish(&link.replace(":link", ":lease"), b"somebody").await;
+    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    let event = bench.rabbit.event().await;
+    assert_eq!(
+        (&event.data()["requestId"], &event.data()["reused"]),
+        (&json!("r-2"), &json!(false))
+    );
+}
+
 /// With Redis behind a proxy, and a platform that answers each call as soon as it is told.
 async fn watched() -> (Bench, Proxy, Opening, Opening) {
     let mut bench = Bench::new().await;

@@ -241,6 +241,34 @@ async fn what_a_full_redis_refused_is_stored_once_it_has_room() {
     assert_eq!(bench.platform.session_calls().len(), 1);
 }
 
+#[tokio::test]
+async fn a_redis_that_is_a_replica_is_told_as_one_that_is_away_until_it_takes_writes() {
+    let node = Node::redis().await;
+    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let worker = bench.worker().await;
+    let mut client = redis(&node.url).await;
+    let mut follow = async |host: &str, port: &str| {
+        let mut command = redis_cmd("REPLICAOF");
+        command.arg(host).arg(port).query_async::<()>(&mut client).await.unwrap();
+    };
+    follow("127.0.0.1", "1").await;
+    for number in 0..3 {
+        bench.rabbit.request(&format!("r-{number}"), json!({ "userId": "ann" })).await;
+        assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+        let (status, page) = worker.page("/readyz").await;
+        assert!(status == 200 && page.contains("degraded"), "{status} {page}");
+    }
+    worker.logged(AWAY).await;
+    assert_eq!(worker.lines(AWAY)[0]["why"], "READONLY");
+    follow("NO", "ONE").await;
+    // The links that were made meanwhile are stored.
+    worker.logged("Redis is back").await;
+    assert!(!worker.page("/readyz").await.1.contains("degraded"));
+    bench.rabbit.request("r-again", json!({ "userId": "ann" })).await;
+    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    assert_eq!(worker.lines(AWAY).len(), 1);
+}
+
 async fn limit(client: &mut MultiplexedConnection, bytes: &str) {
     let mut set = redis_cmd("CONFIG");
     set.arg("SET").arg("maxmemory").arg(bytes).query_async::<()>(client).await.unwrap();

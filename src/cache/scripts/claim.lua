@@ -24,4 +24,8 @@ end
 if redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
   return 'lease|' .. newest .. '|' .. (kept(KEYS[2]) or '')
 end
+if redis.call('PTTL', KEYS[3]) < 0 then
+  -- No lease is for ever. A restore may have lost its end, or somebody else have written it.
+  redis.call('PEXPIRE', KEYS[3], ARGV[2])
+end
 return 'held|' .. newest
