@@ -245,6 +245,22 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     bench.all_ready(21).await;
     assert_eq!(worker.lines("consuming").len(), 3);
 
+    // A quorum queue that is full, and then has no limit any more.
+    let full = r#"{"max-length":0,"overflow":"reject-publish"}"#;
+    node.ctl(&["set_policy", "full", r"\.dead$", full]).await;
+    let not_taken = "RabbitMQ did not take a message; offering it again";
+    let mut published = 0;
+    // It takes a few more than it says.
+    while worker.lines(not_taken).is_empty() {
+        bench.rabbit.publish("not a request", Default::default()).await;
+        assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
+        published += 1;
+    }
+    node.ctl(&["clear_policy", "full"]).await;
+    let dead = format!("{}.dead", bench.rabbit.queue);
+    until("all are taken", async || bench.rabbit.depth(&dead).await == published).await;
+    node.ctl(&["purge_queue", &dead]).await;
+
     // It freezes.
     node.freeze().await;
     worker.logged_times("lost RabbitMQ; reconnecting", 3).await;
