@@ -143,12 +143,10 @@ fn tuned(url: &SecretString, frame_max: Option<&str>) -> String {
     let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
     let own: Vec<_> =
         url.query_pairs().into_owned().filter(|(name, _)| name != "frame_max").collect();
-    let heartbeat = match own.iter().any(|(name, _)| name == "heartbeat") {
-        true => None,
-        false => Some(("heartbeat", HEARTBEAT)),
-    };
-    let ours = heartbeat.into_iter().chain(frame_max.map(|frames| ("frame_max", frames)));
-    url.query_pairs_mut().clear().extend_pairs(own).extend_pairs(ours);
+    let no_heartbeat = !own.iter().any(|(name, _)| name == "heartbeat");
+    let heartbeat = no_heartbeat.then_some(("heartbeat", HEARTBEAT));
+    let frame_max = frame_max.map(|frames| ("frame_max", frames));
+    url.query_pairs_mut().clear().extend_pairs(own).extend_pairs(heartbeat).extend_pairs(frame_max);
     url.into()
 }
 

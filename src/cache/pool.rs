@@ -150,7 +150,8 @@ impl Pool {
         let _ = timeout(limit, current.wait_for(Option::is_some)).await;
     }
 
-    /// Has a script run as soon as Redis is back. While Redis refuses it, that is tried again, until then.
+    /// Has a script run as soon as Redis is back. While Redis refuses it, it is tried again, until
+    /// then.
     pub(super) fn defer(
         &self,
         until: SystemTime,
