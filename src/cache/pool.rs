@@ -102,8 +102,8 @@ struct Broken {
     refused: AtomicBool,
     /// Told when an operation works again.
     well: Notify,
-    /// What Redis said, where it is of no use itself, such as a read-only replica.
-    useless: Mutex<Option<String>>,
+    /// What Redis said by which connection, where it is of no use itself, such as a read-only replica.
+    useless: Mutex<Option<(u64, String)>>,
 }
 
 impl Pool {
@@ -188,7 +188,7 @@ impl Pool {
             Ok(Err(error)) => {
                 if is_about_the_connection(&error) {
                     if error.code().is_some() {
-                        *self.broken.useless() = Some(describe(&error));
+                        *self.broken.useless() = Some((number, describe(&error)));
                     }
                     self.broken.tell(number);
                 }
@@ -218,7 +218,7 @@ impl Pool {
 
 impl Broken {
     /// Plain data, so a panic elsewhere does not spoil it.
-    fn useless(&self) -> MutexGuard<'_, Option<String>> {
+    fn useless(&self) -> MutexGuard<'_, Option<(u64, String)>> {
         self.useless.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -293,7 +293,9 @@ async fn keep(
         // Out of the pool for good: the pool would only find out by asking it again.
         drop(Connection::take(connection));
         tracing::debug!("the connection to Redis was given up");
-        if let Some(why) = broken.useless().take() {
+        let useless_by = broken.useless().take();
+        // What comes late, by a former connection, says nothing of this one.
+        if let Some((_, why)) = useless_by.filter(|(about, _)| *about == number) {
             useless = true;
             away(&mut outage, &why);
         }

@@ -58,13 +58,6 @@ impl Handoff {
         Tries { began, held, schedule: self.retry.start(), ticket }
     }
 
-    /// Whether Redis should be asked again before a call is made: the lease is lost, or there is none,
-    /// time has gone by, and Redis is back.
-    fn is_outdated(&self, lease: Option<&Lease>, held: Duration, repeated: bool) -> bool {
-        let late = repeated || held >= HELD_LONG;
-        lease.map_or_else(|| late && self.cache.is_well(), Lease::is_lost)
-    }
-
     /// Gets a token, for as long as the lease is ours, or without one for as long as Redis is away.
     pub(super) async fn token(
         &self,
@@ -73,14 +66,18 @@ impl Handoff {
         tries: &mut Tries<'_>,
     ) -> Result<Token, NotMade> {
         let call = |pass| self.platform.token(pass, job.span);
-        let check = |held, repeated| match self.is_outdated(lease, held, repeated) {
-            true => Err(Stopped::Outdated),
-            false => Ok(()),
+        let check = |held, repeated| {
+            let late = repeated || held >= HELD_LONG;
+            let outdated = match lease {
+                Some(lease) => lease.is_lost(),
+                None => late && self.cache.is_well(),
+            };
+            if outdated { Err(Stopped::Outdated) } else { Ok(()) }
         };
         Ok(self.retrying(job, tries, Call::Token, check, call).await?)
     }
 
-    /// Starts a session, on the same terms, and returns its id.
+    /// Starts a session, and returns its id.
     pub(super) async fn start_session(
         &self,
         job: &Job<'_>,
@@ -91,9 +88,8 @@ impl Handoff {
         let Job { request, request_id, span, .. } = *job;
         let session = SessionCall { request, request_id, span };
         let call = |pass| self.platform.session(pass, session, token);
-        let check = |held, repeated| match held >= HELD_LONG && !self.cache.is_worth_keeping(token)
-        {
-            _ if self.is_outdated(lease, held, repeated) => Err(Stopped::Outdated),
+        let check = |held, _| match held >= HELD_LONG && !self.cache.is_worth_keeping(token) {
+            _ if lease.is_some_and(Lease::is_lost) => Err(Stopped::Outdated),
             true => Err(Stopped::Stale),
             false => Ok(()),
         };

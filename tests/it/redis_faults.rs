@@ -275,20 +275,11 @@ async fn limit(client: &mut MultiplexedConnection, bytes: &str) {
 }
 
 #[tokio::test]
-async fn whose_token_call_fails_asks_redis_again_once_it_is_back() {
-    asks_redis_again_once_it_is_back(true).await;
-}
-
-#[tokio::test]
-async fn whose_session_call_fails_asks_redis_again_once_it_is_back() {
-    asks_redis_again_once_it_is_back(false).await;
-}
-
-async fn asks_redis_again_once_it_is_back(token_fails: bool) {
+async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
     let answer = Opening::closed();
     let script = {
         let answer = answer.clone();
-        move |call: &Call| match (call.is_token() == token_fails, call.nth) {
+        move |call: &Call| match (call.is_token(), call.nth) {
             (true, 0) => Answer::status(503).once(&answer),
             _ => well(call),
         }
@@ -300,7 +291,7 @@ async fn asks_redis_again_once_it_is_back(token_fails: bool) {
     let alone = bench.worker().await;
     proxy.both(Flow::Waits);
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(if token_fails { 1 } else { 2 }).await;
+    bench.platform.called(1).await;
     // Meanwhile another worker makes the link.
     bench.set("REDIS_URL", &direct);
     let _other = bench.worker().await;
@@ -315,5 +306,5 @@ async fn asks_redis_again_once_it_is_back(token_fails: bool) {
         (&event.data()["requestId"], &event.data()["reused"]),
         (&json!("r-1"), &json!(true))
     );
-    assert_eq!(bench.platform.session_calls().len(), if token_fails { 1 } else { 2 });
+    assert_eq!(bench.platform.session_calls().len(), 1);
 }
