@@ -60,11 +60,11 @@ pub struct ReceivedData {
     pub url: Option<String>,
     /// Whether the link was there before, with `handoff.ready`.
     pub reused: Option<bool>,
-    /// Why there is none, with `handoff.failed`.
+    /// Cause there is none, with `handoff.failed`.
     pub reason: Option<ReceivedReason>,
 }
 
-/// Why there is no link.
+/// Cause there is no link.
 #[derive(Deserialize)]
 pub struct ReceivedReason {
     /// For machines.

@@ -12,7 +12,7 @@
 //! | [`cache`] | Redis: links, tokens, leases |
 //! | [`broker`] | RabbitMQ: connections, topology, deliveries, publishing, settling |
 //! | [`message`] | the wire types |
-//! | [`config`], [`retry`], [`hash`], [`session`], [`single_flight`] | settings, delays, and what the rest has in common |
+//! | [`config`], [`retry`], [`hash`], [`session`] | settings, delays, and what the rest has in common |
 //! | [`health`], [`telemetry`] | probes, logs, metrics, traces |
 //! | [`tls`] | what is wrong with a TLS connection, in words of our own |
 //! | [`client`] | the other side of the queue: publish requests, hear events |
@@ -39,7 +39,6 @@ pub mod retry;
 pub mod sandbox;
 pub mod schema;
 pub mod session;
-pub mod single_flight;
 pub mod telemetry;
 pub mod tls;
 pub mod worker;

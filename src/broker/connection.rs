@@ -24,12 +24,12 @@ use super::{
 use crate::{
     config::BrokerConfig,
     telemetry::{
+        log_limit::{LogLimit, Outage},
         metrics::Metrics,
-        quota::{Outage, Quota},
     },
 };
 
-static BLOCKED: Quota = Quota::new("RabbitMQ blocks publishing", 3);
+static BLOCKED: LogLimit = LogLimit::new("RabbitMQ blocks publishing", 3);
 
 /// Limit of the whole handshake: name resolution, TCP, TLS, AMQP. RabbitMQ has the same. A peer that
 /// says nothing at all is given up much sooner.
@@ -151,7 +151,7 @@ fn tuned(url: &SecretString, frame_max: Option<&str>) -> String {
 }
 
 /// Both connections, with the consumer and the publisher on them.
-pub struct Attached {
+pub struct BrokerSession {
     consuming: Connection,
     publishing: Connection,
     topology: Arc<Topology>,
@@ -161,7 +161,7 @@ pub struct Attached {
     pub publisher: Publisher,
 }
 
-impl Attached {
+impl BrokerSession {
     /// Connects twice, declares or checks the topology, and starts to consume.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl Attached {
             upkeep::look_after(Arc::clone(&self.topology), Arc::clone(self.consuming.get()));
         async move {
             let mut upkeep = std::pin::pin!(upkeep);
-            let mut blocked = Outage::none(&BLOCKED);
+            let mut blocked = Outage::new(&BLOCKED);
             let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
                 tokio::select! {
@@ -207,10 +207,10 @@ impl Attached {
                         Some(Event::Error(error)) => if !connected() {
                             return BrokerError::broke("the connection broke", &error);
                         },
-                        Some(Event::ConnectionBlocked(_)) => if blocked.goes_on() {
+                        Some(Event::ConnectionBlocked(_)) => if blocked.report_down() {
                             tracing::warn!("RabbitMQ blocks publishing: it is short of memory or disk");
                         }
-                        Some(Event::ConnectionUnblocked) => if blocked.is_over() {
+                        Some(Event::ConnectionUnblocked) => if blocked.report_up() {
                             tracing::info!("RabbitMQ takes messages again");
                         },
                         Some(_) => {}
@@ -227,8 +227,8 @@ impl Attached {
     }
 
     /// Counts those who consume from the request queue.
-    pub fn headcount(&self) -> Headcount {
-        Headcount(self.publisher.clone())
+    pub fn headcount(&self) -> ConsumerCount {
+        ConsumerCount(self.publisher.clone())
     }
 
     /// Waits until what was delivered cannot be answered any more.
@@ -258,9 +258,9 @@ impl Attached {
 }
 
 /// Counts those who consume from the request queue, for as long as the connection stands.
-pub struct Headcount(Publisher);
+pub struct ConsumerCount(Publisher);
 
-impl Headcount {
+impl ConsumerCount {
     /// How many there are now.
     ///
     /// # Errors
@@ -273,7 +273,7 @@ impl Headcount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::copies::RESERVE;
+    use crate::broker::republish::RESERVE;
 
     #[test]
     fn what_comes_in_goes_out_with_what_is_added() {

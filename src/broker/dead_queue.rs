@@ -19,8 +19,8 @@ use super::{
     BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology,
     acks::Acks,
     connect,
-    copies::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
-    delivery::OFTEN,
+    delivery::SUSPECT_REDELIVERIES,
+    republish::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     step::{STEP_LIMIT, open_channel, step},
     topology::short,
 };
@@ -95,7 +95,7 @@ impl DeadQueue {
     /// # Errors
     /// It had come back so often that it was put back as a copy, and that failed. It is still there.
     pub async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        if letter.delivery.came_back() < OFTEN {
+        if letter.delivery.redeliveries() < SUSPECT_REDELIVERIES {
             return Ok(());
         }
         let copy = same_copy(letter.delivery.properties());
@@ -143,7 +143,7 @@ impl DeadLetter {
             .or_else(|| delivery.message_id().map(str::to_owned))
     }
 
-    /// Why it is dead: a `reason.code`, or what RabbitMQ says that moved it here.
+    /// Cause it is dead: a `reason.code`, or what RabbitMQ says that moved it here.
     pub fn reason(&self) -> Option<String> {
         self.text(REASON).or_else(|| match self.death()?.inner().get("reason")? {
             AMQPValue::LongString(reason) => Some(reason.to_string()),

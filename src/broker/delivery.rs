@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     acks::Acks,
-    copies::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID},
+    republish::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID},
 };
 
 /// Limit of waiting until an acknowledgement is written. The library can lose one that meets the end of
@@ -26,7 +26,7 @@ use super::{
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// A message that came back so often is half-way to the delivery limit: ours on the request queue, and
 /// what a newer RabbitMQ puts on any quorum queue.
-pub const OFTEN: u32 = 10;
+pub const SUSPECT_REDELIVERIES: u32 = 10;
 
 /// One message from the request queue, unsettled.
 pub struct Delivery {
@@ -83,7 +83,7 @@ impl Delivery {
 
     /// How often it came back unsettled, as far as RabbitMQ counts that, which depends on its version:
     /// a sign that it may do harm, and no more than that.
-    pub fn came_back(&self) -> u32 {
+    pub fn redeliveries(&self) -> u32 {
         self.number(DELIVERY_COUNT)
     }
 

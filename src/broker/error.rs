@@ -9,7 +9,7 @@ use lapin::{
 
 use crate::tls;
 
-/// Why something with RabbitMQ did not work. Says what to do about it where that is known.
+/// Cause something with RabbitMQ did not work. Says what to do about it where that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerError {
     what: String,

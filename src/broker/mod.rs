@@ -3,13 +3,13 @@
 mod acks;
 mod connection;
 mod consumer;
-mod copies;
 mod dead_queue;
 mod delivery;
 mod error;
 mod greeting;
 mod pipeline;
 mod publisher;
+mod republish;
 mod settle;
 mod socket;
 mod step;
@@ -18,14 +18,14 @@ mod upkeep;
 
 pub(crate) use self::step::step;
 pub use self::{
-    connection::{Attached, Connection, Frames, Headcount, Role, connect},
+    connection::{BrokerSession, Connection, ConsumerCount, Frames, Role, connect},
     consumer::Consumer,
-    copies::{DeadReason, Tried},
     dead_queue::{DeadLetter, DeadQueue},
-    delivery::{Delivery, OFTEN},
+    delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::BrokerError,
     greeting::{Greeting, greeting},
     publisher::{PublishError, Publisher, bounded},
+    republish::{DeadReason, Tried},
     settle::{Settled, Settlement, settle, until_confirmed},
     topology::{Difference, Found, State, Survey, Topology, Traffic},
 };

@@ -42,7 +42,7 @@ const MAX_CHANNELS: u16 = 64;
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
 const PERSISTENT: u8 = 2;
 
-/// Why a message was not taken over by RabbitMQ, or may not have been.
+/// Cause a message was not taken over by RabbitMQ, or may not have been.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishError {
     /// No queue is bound that would take it.

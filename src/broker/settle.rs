@@ -7,15 +7,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Delivery, PublishError, Publisher,
-    copies::{DeadReason, Tried, dead_letter, retry_copy},
-    delivery::OFTEN,
+    delivery::SUSPECT_REDELIVERIES,
+    republish::{DeadReason, Tried, dead_letter, retry_copy},
 };
 use crate::{
     retry::Delays,
-    telemetry::{metrics::Published, quota::Quota},
+    telemetry::{log_limit::LogLimit, metrics::Published},
 };
 
-static NOT_TAKEN: Quota = Quota::new("RabbitMQ did not take a message", 1);
+static NOT_TAKEN: LogLimit = LogLimit::new("RabbitMQ did not take a message", 1);
 
 /// What is to become of a delivery.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ pub async fn settle(
     let frame_max = publisher.frame_max();
     let (kind, queue, properties) = match settlement {
         Settlement::Done => return acked(delivery),
-        Settlement::HandBack(_) if delivery.came_back() < OFTEN => {
+        Settlement::HandBack(_) if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
             delivery.hand_back();
             return Settled::Back;
         }
@@ -130,7 +130,7 @@ pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
             Err(error) => error,
         };
         tried += 1;
-        if tried == 1 && NOT_TAKEN.allows() {
+        if tried == 1 && NOT_TAKEN.permit() {
             tracing::warn!(%error, "RabbitMQ did not take a message; offering it again");
         }
         if tried >= tries {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::{
     CacheError, LEASE, Stamp,
-    claimant::{Claimant, Over},
+    claim::{Claimant, Over},
     millis, scripts, value,
 };
 use crate::session::{Session, Token};

@@ -3,12 +3,12 @@
 //! Everything here may fail at any time, and nothing depends on it but thrift: without Redis a
 //! request is served all the same.
 
-mod claimant;
+mod claim;
 mod deferred;
 mod keys;
 mod lease;
 mod pool;
-mod rate;
+mod rate_bucket;
 mod scripts;
 mod seal;
 mod survey;
@@ -23,17 +23,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use claimant::Claimant;
+use claim::Claimant;
 use pool::Pool;
 use scripts::Claimed;
 use seal::Seal;
 
 pub use self::{
-    claimant::Unclaimed,
+    claim::Unclaimed,
     keys::{Keys, Stamp},
     lease::{Lease, Stored},
     pool::CacheError,
-    rate::SharedCalls,
+    rate_bucket::SharedCalls,
     survey::{Refused, Survey, survey},
 };
 

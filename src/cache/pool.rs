@@ -32,13 +32,13 @@ use super::{deferred::Deferred, scripts};
 use crate::{
     retry::Delays,
     telemetry::{
+        log_limit::{LogLimit, Outage},
         metrics::Metrics,
-        quota::{Outage, Quota},
     },
     tls,
 };
 
-static AWAY: Quota = Quota::new("no connection to Redis", 3);
+static AWAY: LogLimit = LogLimit::new("no connection to Redis", 3);
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request. Unit
 /// tests are about other things, and must not fail where the machine is slow.
@@ -48,7 +48,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How often an idle connection is asked whether it lives.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 
-/// Why an operation brought nothing.
+/// Cause an operation brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheError {
     /// No connection at the moment.
@@ -250,7 +250,7 @@ async fn keep(
     metrics: Arc<Metrics>,
 ) {
     let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
-    let mut outage = Outage::none(&AWAY);
+    let mut outage = Outage::new(&AWAY);
     // Redis was reached, but of no use, and has done nothing since.
     let mut useless = false;
     for number in 1.. {
@@ -306,13 +306,13 @@ async fn keep(
 }
 
 fn away(outage: &mut Outage, why: &str) {
-    if outage.goes_on() {
+    if outage.report_down() {
         tracing::warn!(%why, "no connection to Redis: requests are served without the cache");
     }
 }
 
 fn back(outage: &mut Outage) {
-    if outage.is_over() {
+    if outage.report_up() {
         tracing::info!("Redis is back");
     }
 }

@@ -52,7 +52,7 @@ pub struct Refused {
 /// Looks at Redis. Writes one key of its own below the prefix, which is gone at once.
 ///
 /// # Errors
-/// Why there is no connection, in a few words.
+/// Cause there is no connection, in a few words.
 pub async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, String> {
     let limits = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(STEP_LIMIT))

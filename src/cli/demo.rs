@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
-use super::{CliError, qr, remedy, say, signals};
+use super::{CliError, hints, qr, say, signals};
 use crate::{
     client::{Client, Received},
     config::{BrokerConfig, DEMO_LOG, DEMO_WORKFLOW, DemoSettings, RunSettings, Settings},
@@ -113,7 +113,7 @@ fn settings(given: DemoSettings, sandbox: &Sandbox) -> Result<Settings, CliError
 
 /// Connects, and makes sure that no real request comes into the hands of a simulated platform.
 async fn connect(broker: &BrokerConfig) -> Result<Client, CliError> {
-    let client = Client::connect(broker).await.map_err(remedy::demo)?;
+    let client = Client::connect(broker).await.map_err(hints::demo)?;
     let traffic = client.traffic().await.map_err(CliError::failed)?;
     if traffic.consumers == 0 && traffic.messages == 0 {
         return Ok(client);

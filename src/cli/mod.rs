@@ -4,16 +4,16 @@ mod completions;
 mod dead_letters;
 mod demo;
 mod doctor;
+mod errors;
+mod hints;
 mod man;
 mod progress;
 mod qr;
-mod remedy;
 mod request;
 mod run;
 mod sandbox;
 mod schema;
 mod signals;
-mod usage;
 
 use std::{
     fmt,
@@ -51,7 +51,7 @@ enum Command {
     Man(man::ManArgs),
 }
 
-/// Why a command did not do what it was asked to.
+/// Cause a command did not do what it was asked to.
 #[derive(Debug)]
 pub enum CliError {
     /// The settings are wrong.
@@ -104,14 +104,14 @@ impl Cli {
     /// # Errors
     /// The exit status.
     pub fn from_command_line() -> Result<Self, ExitCode> {
-        Self::try_parse().map_err(|error| ExitCode::from(usage::tell(&error)))
+        Self::try_parse().map_err(|error| ExitCode::from(errors::tell(&error)))
     }
 }
 
 /// Does what the command line says.
 ///
 /// # Errors
-/// Why that did not work out.
+/// Cause that did not work out.
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     // Every TLS connection of the process uses this one provider. It is set once, here; were one set
     // already, it would be the same.

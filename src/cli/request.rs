@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{CliError, progress::bar, qr, remedy, say};
+use super::{CliError, hints, progress::bar, qr, say};
 use crate::{
     client::{Client, Received, Requester},
     config::{BrokerConfig, BrokerSettings, parse_duration},
@@ -73,7 +73,7 @@ pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
     let (config, log) = BrokerConfig::read(&args.settings)?;
     let bodies = bodies(&args)?;
     logs::init(&log);
-    let mut client = Client::connect(&config).await.map_err(remedy::broker)?;
+    let mut client = Client::connect(&config).await.map_err(hints::broker)?;
     let asked = ask(&mut client, bodies, &args).await;
     client.close().await;
     asked

@@ -27,7 +27,7 @@ pub(super) struct Tries<'a> {
     ticket: Ticket<'a>,
 }
 
-/// Why a call was given up.
+/// Cause a call was given up.
 pub(super) enum Stopped {
     /// The platform's last answer.
     Call(CallError),
@@ -42,7 +42,7 @@ pub(super) enum Stopped {
     Used,
 }
 
-/// Why no session was made.
+/// Cause no session was made.
 pub(super) enum NotMade {
     /// It did not work out. Whether the token is to blame.
     Failed { failure: Failure, bad_token: bool },

@@ -27,7 +27,7 @@ pub struct Job<'a> {
     pub lost: &'a CancellationToken,
 }
 
-/// Why a request was not served this time.
+/// Cause a request was not served this time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// It may be served later. Says what happened; holds no secret.

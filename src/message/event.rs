@@ -17,7 +17,7 @@ pub const FAILED: &str = "handoff.failed";
 /// Under which event ids are derived; fixed for ever, since consumers drop repeats by them.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x6b1e_2f0c_8f4d_4f0b_9c55_0d6a_7e1b_34d2);
 
-/// Why a request was not served.
+/// Cause a request was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReasonCode {
@@ -85,7 +85,7 @@ pub enum EventBody<'a> {
         user_id: Option<&'a str>,
         /// The workflow, where that is known.
         workflow_id: Option<&'a str>,
-        /// Why.
+        /// Cause.
         reason: &'a FailedReason,
         /// Deliveries that were tried, the last included.
         #[schemars(range(min = 1))]

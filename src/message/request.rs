@@ -52,7 +52,7 @@ pub struct Request {
     pub expires_at: Option<SystemTime>,
 }
 
-/// Why a request is invalid, and what could be read of it nevertheless.
+/// Cause a request is invalid, and what could be read of it nevertheless.
 #[derive(PartialEq, Eq)]
 pub struct Invalid {
     /// For people: names fields and rules, holds no values.
@@ -151,7 +151,7 @@ fn unwrap<'a>(body: &'a [u8], max_bytes: usize) -> Unwrapped<'a> {
     }
 }
 
-/// Why something is no JSON object. That a slip in the syntax is one is said, with its place.
+/// Cause something is no JSON object. That a slip in the syntax is one is said, with its place.
 fn no_object(json: &str, what: &str) -> String {
     match serde_json::from_str::<serde::de::IgnoredAny>(json) {
         Err(slip) => {

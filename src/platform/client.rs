@@ -15,9 +15,10 @@ use url::Url;
 use super::{
     answer,
     error::{CallError, Transient},
-    gate::{Failed, Gate, Pass, Rate},
+    gate::{Failed, Gate, Pass},
     key::Key,
     link::{encode_component, without_slash},
+    rate_limit::Rate,
 };
 use crate::{
     config::{PlatformSettings, is_header_value, is_loopback},
@@ -330,7 +331,7 @@ fn bypasses_proxy(url: &Url) -> bool {
     url.scheme() == "http" || is_loopback(url)
 }
 
-/// Why no client could be made.
+/// Cause no client could be made.
 #[derive(Debug)]
 pub struct BadClient(&'static str);
 

@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 
 use crate::{session::Call, tls};
 
-/// Why a call brought nothing.
+/// Cause a call brought nothing.
 ///
 /// Holds no URL, no header and no body: all three hold secrets, and the platform's error bodies
 /// follow no documented form.

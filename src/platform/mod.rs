@@ -7,10 +7,12 @@ mod error;
 mod gate;
 mod key;
 mod link;
+mod rate_limit;
 
 pub use self::{
     client::{BadClient, Platform, SessionCall},
     error::{CallError, Transient},
-    gate::{Failed, Gate, Granted, Pass, Rate, Replicas, Shared, Ticket, Why},
+    gate::{Cause, Failed, Gate, Pass, Ticket},
     link::{encode_component, handoff_url},
+    rate_limit::{Granted, Rate, Replicas, Shared},
 };

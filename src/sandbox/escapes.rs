@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// Why a query cannot be used. Holds only the names of parameters that were asked for.
+/// Cause a query cannot be used. Holds only the names of parameters that were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadQuery {
     /// A `%` without two hexadecimal digits, or bytes that are no UTF-8.

@@ -12,7 +12,7 @@ pub(super) struct InnerLink<'a> {
     pub(super) host: &'a str,
 }
 
-/// Why an inner link is not shown.
+/// Cause an inner link is not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadInnerLink {
     /// No `http` or `https` address, or one with characters that belong in no address.

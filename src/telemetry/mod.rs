@@ -1,6 +1,6 @@
 //! What the worker tells about itself: logs, metrics and traces.
 
+pub(crate) mod log_limit;
 pub mod logs;
 pub mod metrics;
-pub mod quota;
 pub mod traces;

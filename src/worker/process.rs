@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::envelope::Envelope;
+use super::metadata::Envelope;
 use crate::{
     broker::{
         DeadReason, Delivery, PublishError, Publisher, Settled, Settlement, Tried, settle,
@@ -23,14 +23,14 @@ use crate::{
         Decoded, Event, EventBody, FailedReason, Invalid, ReasonCode, Request, decode_request,
     },
     telemetry::{
+        log_limit::LogLimit,
         metrics::{Metrics, Outcome},
-        quota::Quota,
         traces::Traces,
     },
 };
 
-static UNHEARD: Quota = Quota::new("no queue is bound to take `handoff.failed`", 1);
-static UNTAKEN: Quota = Quota::new("`handoff.failed` was not taken", 1);
+static UNHEARD: LogLimit = LogLimit::new("no queue is bound to take `handoff.failed`", 1);
+static UNTAKEN: LogLimit = LogLimit::new("`handoff.failed` was not taken", 1);
 /// How often `handoff.failed` is offered: over a second or two where it is refused at once.
 const TELL_TRIES: u32 = 4;
 
@@ -50,7 +50,7 @@ pub(super) struct Processor {
 /// What is decided about a delivery.
 enum Verdict {
     Served(Served),
-    /// Why, and the retry queue that is next.
+    /// Cause, and the retry queue that is next.
     Retry(String, String),
     Fail(FailedReason),
     HandBack,
@@ -187,7 +187,7 @@ impl Processor {
                 Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
                     let request_id = envelope.request_id.short();
-                    if UNHEARD.allows() {
+                    if UNHEARD.permit() {
                         tracing::warn!(request_id, "no queue is bound to take `handoff.failed`");
                     }
                     Ok(false)
@@ -197,7 +197,7 @@ impl Processor {
         });
         match told.await {
             Err(error) if error != PublishError::Disconnected && !self.overdue.is_cancelled() => {
-                if UNTAKEN.allows() {
+                if UNTAKEN.permit() {
                     let request_id = envelope.request_id.short();
                     tracing::warn!(request_id, %error, "`handoff.failed` was not taken");
                 }

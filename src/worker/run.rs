@@ -9,12 +9,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    news::{News, Tries},
+    connection_log::{News, Tries},
+    prefetch::{Step, Width},
     process::Processor,
-    width::{Step, Width},
 };
 use crate::{
-    broker::{Attached, BrokerError, Delivery, Frames, Headcount},
+    broker::{BrokerError, BrokerSession, ConsumerCount, Delivery, Frames},
     config::BrokerConfig,
     health::Health,
     platform::Replicas,
@@ -53,7 +53,7 @@ pub(super) struct Run {
 /// A place among those in flight. The semaphore is never closed, so there is always one in it.
 type Slot = Result<OwnedSemaphorePermit, AcquireError>;
 
-/// Why consuming came to an end.
+/// Cause consuming came to an end.
 enum End {
     Fault(BrokerError),
     Shutdown,
@@ -104,7 +104,7 @@ impl Run {
                 End::Suspect(delivery, slot) => {
                     news.done();
                     let alone = self.alone(*delivery, slot, &mut attached, &deliveries, &lost);
-                    self.health.pulse.beating(alone).await;
+                    self.health.heartbeat.while_waiting(alone).await;
                 }
                 End::Fault(fault) => {
                     news.lost(&fault);
@@ -131,7 +131,7 @@ impl Run {
     }
 
     /// Counts those who consume along with us, whenever somebody wants to know. Never ends.
-    async fn count_replicas(&self, headcount: Headcount) -> Infallible {
+    async fn count_replicas(&self, headcount: ConsumerCount) -> Infallible {
         let Some(replicas) = &self.replicas else { return std::future::pending().await };
         loop {
             if let Ok(consumers) = headcount.take().await {
@@ -142,14 +142,14 @@ impl Run {
     }
 
     /// Connects, however long it takes. `None` on shutdown.
-    async fn attach(&self, frames: Frames) -> Option<Attached> {
+    async fn attach(&self, frames: Frames) -> Option<BrokerSession> {
         let mut delays = connect_delays();
         let mut tries = Tries::none();
         while !self.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.processor.metrics);
-            let attach = Attached::attach(&self.broker, self.prefetch, frames, metrics);
+            let attach = BrokerSession::attach(&self.broker, self.prefetch, frames, metrics);
             let attached = tokio::select! {
-                attached = self.health.pulse.beating(attach) => attached,
+                attached = self.health.heartbeat.while_waiting(attach) => attached,
                 () = self.shutdown.cancelled() => break,
             };
             match attached {
@@ -164,30 +164,30 @@ impl Run {
     /// Waits, but not into a shutdown.
     async fn pause(&self, delay: Duration) {
         let _ = timeout(delay, self.shutdown.cancelled()).await;
-        self.health.pulse.beat();
+        self.health.heartbeat.beat();
     }
 
     /// Takes deliveries until there is a reason not to.
     async fn consume(
         &self,
-        attached: &mut Attached,
+        attached: &mut BrokerSession,
         pace: Pace,
         deliveries: &TaskTracker,
         lost: &CancellationToken,
     ) -> End {
         let mut fault = std::pin::pin!(attached.fault());
-        let pulse = &self.health.pulse;
+        let heartbeat = &self.health.heartbeat;
         let mut taken = 0;
         let mut width = Width::new(self.prefetch);
         while pace == Pace::Full || taken < self.prefetch {
             // The permit first: what is not taken yet may go to another replica.
-            let slot = pulse.beating(Arc::clone(&self.slots).acquire_owned());
+            let slot = heartbeat.while_waiting(Arc::clone(&self.slots).acquire_owned());
             let slot = match self.unless_ended(slot, &mut fault).await {
                 Ok(slot) => slot,
                 Err(end) => return end,
             };
             let delivery = tokio::select! {
-                delivery = pulse.beating(attached.consumer.next()) => match delivery {
+                delivery = heartbeat.while_waiting(attached.consumer.next()) => match delivery {
                     Ok(delivery) => delivery,
                     Err(fault) => return End::Fault(fault),
                 },
@@ -206,7 +206,7 @@ impl Run {
                 }
             };
             taken += 1;
-            let next = width.after(delivery.came_back());
+            let next = width.after(delivery.redeliveries());
             if next == Step::Alone && pace == Pace::Full {
                 return End::Suspect(Box::new(delivery), slot);
             }
@@ -229,7 +229,7 @@ impl Run {
     /// Has more fetched at a time, unless there is a reason not to.
     async fn widen(
         &self,
-        attached: &mut Attached,
+        attached: &mut BrokerSession,
         to: u16,
         fault: &mut (impl Future<Output = BrokerError> + Unpin),
     ) -> Option<End> {
@@ -246,7 +246,7 @@ impl Run {
         fault: &mut (impl Future<Output = BrokerError> + Unpin),
     ) -> Option<End> {
         deliveries.close();
-        let settled = self.health.pulse.beating(timeout(CLEARING, deliveries.wait()));
+        let settled = self.health.heartbeat.while_waiting(timeout(CLEARING, deliveries.wait()));
         let settled = self.unless_ended(settled, fault).await;
         deliveries.reopen();
         settled.err()
@@ -269,7 +269,7 @@ impl Run {
         &self,
         delivery: Delivery,
         slot: Slot,
-        attached: &Attached,
+        attached: &BrokerSession,
         deliveries: &TaskTracker,
         lost: &CancellationToken,
     ) {
@@ -287,7 +287,7 @@ impl Run {
         &self,
         delivery: Delivery,
         slot: Slot,
-        attached: &mut Attached,
+        attached: &mut BrokerSession,
         deliveries: &TaskTracker,
         lost: &CancellationToken,
     ) {
@@ -306,13 +306,13 @@ impl Run {
         }
     }
 
-    async fn drain_beating(self, attached: Option<Attached>) {
+    async fn drain_beating(self, attached: Option<BrokerSession>) {
         let health = Arc::clone(&self.health);
-        health.pulse.beating(self.drain(attached)).await;
+        health.heartbeat.while_waiting(self.drain(attached)).await;
     }
 
     /// Finishes what is in flight, hands back what does not finish in time, and closes.
-    async fn drain(self, mut attached: Option<Attached>) {
+    async fn drain(self, mut attached: Option<BrokerSession>) {
         tracing::info!(in_flight = self.tasks.len(), "shutting down");
         self.tasks.close();
         let end = Instant::now() + self.grace;
@@ -342,7 +342,7 @@ impl Run {
 /// Keeps connections that are of no more use to new deliveries until the old ones are settled, as far
 /// as they can be: where only the queue is gone, a link can still be told. Where they cannot, they are
 /// lost to us: RabbitMQ delivers them again, and they are not to be kept here.
-async fn retire(mut attached: Attached, deliveries: TaskTracker, lost: CancellationToken) {
+async fn retire(mut attached: BrokerSession, deliveries: TaskTracker, lost: CancellationToken) {
     deliveries.close();
     if attached.is_whole() {
         attached.stop_consuming().await;

@@ -11,7 +11,7 @@ use crate::{
     crowd::{Asked, Crowd},
     fleet::{End, QUEUE},
     stage::Stage,
-    verdict::{Verdict, Why, judge},
+    verdict::{Cause, Verdict, judge},
 };
 
 /// What a campaign comes to.
@@ -102,14 +102,14 @@ impl Report {
         self.row("sessions beyond one for each pair", sessions.len() - pairs.len());
         for (why, extra) in &verdict.extra {
             let why = match why {
-                Why::WorkerKilled => "a worker was killed during the call or right after",
-                Why::GraceOver => "a worker's grace period ended during the call",
-                Why::AnswerLost => "the platform's answer was lost or broken",
-                Why::PlatformCut => "the network to the platform broke during the call",
-                Why::RedisForgot => "Redis was started again, empty",
-                Why::RedisAway => "Redis could not be reached",
-                Why::LeaseLost => "a lease was lost",
-                Why::WorkerStalled => "a worker was stalled",
+                Cause::WorkerKilled => "a worker was killed during the call or right after",
+                Cause::GraceOver => "a worker's grace period ended during the call",
+                Cause::AnswerLost => "the platform's answer was lost or broken",
+                Cause::PlatformCut => "the network to the platform broke during the call",
+                Cause::RedisForgot => "Redis was started again, empty",
+                Cause::RedisAway => "Redis could not be reached",
+                Cause::LeaseLost => "a lease was lost",
+                Cause::WorkerStalled => "a worker was stalled",
             };
             self.row(format!("– {why}"), extra.len());
             for (earlier, later) in extra {

@@ -21,9 +21,9 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// has not said that it was done with the request.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// Why an earlier session did not spare a later one.
+/// Cause an earlier session did not spare a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
+pub enum Cause {
     /// Redis has lost everything since.
     RedisForgot,
     /// One of the two workers said that it could not ask Redis, or not store what it had.
@@ -44,7 +44,7 @@ pub enum Why {
 
 pub struct Verdict<'a> {
     /// Each with the one before it.
-    pub extra: BTreeMap<Why, Vec<(&'a Session, &'a Session)>>,
+    pub extra: BTreeMap<Cause, Vec<(&'a Session, &'a Session)>>,
     /// All sessions of whoever has one too many.
     pub unexplained: Vec<Vec<&'a Session>>,
     /// The most sessions beyond one that a single kill has cost.
@@ -63,14 +63,14 @@ pub fn judge<'a>(sessions: &'a [Session], ends: &[End], spans: &[Span]) -> Verdi
     for sessions in by_pair.into_values() {
         let mut all_explained = true;
         for (number, later) in sessions.iter().enumerate().skip(1) {
-            let whys: Option<Vec<Why>> =
+            let whys: Option<Vec<Cause>> =
                 sessions[..number].iter().map(|earlier| evidence.why(earlier, later)).collect();
             match whys {
                 Some(whys) => {
                     let why = whys[number - 1];
                     let pair = (sessions[number - 1], *later);
                     verdict.extra.entry(why).or_default().push(pair);
-                    if why == Why::WorkerKilled {
+                    if why == Cause::WorkerKilled {
                         *by_kill.entry(&sessions[number - 1].worker).or_default() += 1;
                     }
                 }
@@ -116,7 +116,7 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    fn why(&self, earlier: &'a Session, later: &'a Session) -> Option<Why> {
+    fn why(&self, earlier: &'a Session, later: &'a Session) -> Option<Cause> {
         let over = earlier.over.unwrap_or(earlier.made);
         // From the claim to Redis' reply.
         let of_earlier = (earlier.begun - WINDOW, over + WINDOW);
@@ -131,27 +131,27 @@ impl<'a> Evidence<'a> {
 
         let whys = [
             (
-                Why::RedisForgot,
+                Cause::RedisForgot,
                 self.broke(Broken::RedisForgot, &earlier.worker, (earlier.made, later.made)),
             ),
             (
-                Why::RedisAway,
+                Cause::RedisAway,
                 said(&self.without_redis, earlier) || said(&self.without_redis, later),
             ),
             (
-                Why::WorkerKilled,
+                Cause::WorkerKilled,
                 end.is_some_and(|end| end.killed) && !said(&self.finished, earlier),
             ),
-            (Why::AnswerLost, earlier.trouble.is_some()),
-            (Why::PlatformCut, self.broke(Broken::PlatformAway, &earlier.worker, of_earlier)),
+            (Cause::AnswerLost, earlier.trouble.is_some()),
+            (Cause::PlatformCut, self.broke(Broken::PlatformAway, &earlier.worker, of_earlier)),
             (
-                Why::GraceOver,
+                Cause::GraceOver,
                 end.is_some_and(|end| {
                     !end.lines("out of time; handing back what is left").is_empty()
                 }),
             ),
-            (Why::WorkerStalled, stalled(earlier, of_earlier) || stalled(later, of_later)),
-            (Why::LeaseLost, said(&self.lost_leases, earlier) || said(&self.lost_leases, later)),
+            (Cause::WorkerStalled, stalled(earlier, of_earlier) || stalled(later, of_later)),
+            (Cause::LeaseLost, said(&self.lost_leases, earlier) || said(&self.lost_leases, later)),
         ];
         whys.into_iter().find_map(|(why, is_so)| is_so.then_some(why))
     }

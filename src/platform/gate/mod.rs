@@ -5,10 +5,10 @@
 //! no attempt and no call, and one of them at a time finds out whether the platform works again.
 //! `state` has the rules; behind them, `rate` keeps all replicas together within a limit.
 
-mod news;
-mod pauses;
-mod rate;
-mod shut;
+mod log;
+mod paused_clock;
+
+mod breaker;
 mod state;
 
 use std::{
@@ -26,16 +26,15 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub use self::breaker::Cause;
 use self::{
-    news::News,
-    rate::Permit,
-    state::{Caller, Decision, Met, State},
+    log::News,
+    state::{CallResult, Caller, Decision, State},
 };
-pub use self::{
-    rate::{Granted, Rate, Replicas, Shared},
-    shut::Why,
+use super::{
+    error::CallError,
+    rate_limit::{Permit, Rate},
 };
-use super::error::CallError;
 use crate::{session::Call, telemetry::metrics::Metrics};
 
 /// Calls where no request is there to do so.
@@ -62,7 +61,7 @@ pub struct Ticket<'a> {
 /// A call that brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// Why.
+    /// Cause.
     pub error: CallError,
     /// Calls are held back now, or were when this one began: so this failure says nothing about the
     /// request, and is not to be counted against it.
@@ -104,9 +103,9 @@ impl Gate {
         Ticket { gate: self, caller, permit: None }
     }
 
-    /// Why only a probe can open the gate, if it is so. That the platform asked to wait is no such
+    /// Cause only a probe can open the gate, if it is so. That the platform asked to wait is no such
     /// reason.
-    pub fn shut(&self) -> Option<Why> {
+    pub fn shut(&self) -> Option<Cause> {
         self.state().shut()
     }
 
@@ -274,16 +273,16 @@ impl Pass<'_> {
             // Somebody else may have found out meanwhile that the platform is back.
             (first, change, self.while_held || state.holds(self.call, now))
         };
-        if let Met::Later(wait) | Met::Away(wait) = met
+        if let CallResult::Later(wait) | CallResult::Away(wait) = met
             && first
         {
-            news::asked_to_wait(wait);
+            log::asked_to_wait(wait);
         }
         self.gate.news().tell(change, answer.as_ref().err());
         if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
             self.gate.changed.send_replace(());
         }
-        answer.map_err(|error| Failed { held: held && met != Met::Success, error })
+        answer.map_err(|error| Failed { held: held && met != CallResult::Success, error })
     }
 }
 
@@ -296,20 +295,20 @@ impl Drop for Pass<'_> {
     }
 }
 
-fn met<T>(answer: &Result<T, CallError>) -> Met {
+fn met<T>(answer: &Result<T, CallError>) -> CallResult {
     match answer {
-        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => Met::Success,
-        Err(CallError::Refused(_)) => Met::Refusal,
+        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Success,
+        Err(CallError::Refused(_)) => CallResult::Refusal,
         Err(CallError::Transient { retry_after: Some(wait), why, .. })
             if *wait > Duration::ZERO =>
         {
             if why.is_rate_limit() {
-                Met::Later(*wait)
+                CallResult::Later(*wait)
             } else {
-                Met::Away(*wait)
+                CallResult::Away(*wait)
             }
         }
-        Err(CallError::Transient { .. }) => Met::Failure,
+        Err(CallError::Transient { .. }) => CallResult::Failure,
     }
 }
 

@@ -5,8 +5,8 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    pauses::Pauses,
-    shut::{Shut, Why},
+    breaker::{Cause, OpenBreaker},
+    paused_clock::Pauses,
 };
 use crate::{session::Call, telemetry::metrics::PausedFor};
 
@@ -40,7 +40,7 @@ pub(super) type Caller = u64;
 
 /// What a call met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Met {
+pub(super) enum CallResult {
     /// A platform that works, whatever it thinks of the request.
     Success,
     /// A failure that may pass.
@@ -68,7 +68,7 @@ pub(super) enum Decision {
 /// What a report changed, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    Shut(Why),
+    OpenBreaker(Cause),
     Opened,
     /// It fails for one request alone, as it seems: the others go on.
     Doubted,
@@ -79,7 +79,7 @@ pub(super) struct State {
     later_until: Option<Instant>,
     /// Whose call was told so last, and until when that one waits.
     told: Option<(Caller, Instant)>,
-    shut: Option<Shut>,
+    shut: Option<OpenBreaker>,
     /// By call: one may work while the other does not.
     streaks: [Streak; 2],
     under_way: u32,
@@ -100,9 +100,9 @@ struct Streak {
 }
 
 impl State {
-    /// Why only a probe can open the gate, if it is so.
-    pub(super) fn shut(&self) -> Option<Why> {
-        self.shut.as_ref().map(Shut::why)
+    /// Cause only a probe can open the gate, if it is so.
+    pub(super) fn shut(&self) -> Option<Cause> {
+        self.shut.as_ref().map(OpenBreaker::why)
     }
 
     /// Whether the platform has asked to be left alone until later than now.
@@ -181,25 +181,25 @@ impl State {
         &mut self,
         caller: Caller,
         call: Call,
-        met: Met,
+        met: CallResult,
         now: Instant,
     ) -> Option<Change> {
         self.paused_for(now);
         self.abandoned();
         self.silent_since = (self.under_way > 0).then_some(now);
         match met {
-            Met::Success => self.success(caller, call, now),
-            Met::Later(wait) => {
+            CallResult::Success => self.success(caller, call, now),
+            CallResult::Later(wait) => {
                 self.leave_alone(caller, wait, now);
                 self.forget(caller);
                 None
             }
-            Met::Away(wait) => {
+            CallResult::Away(wait) => {
                 self.leave_alone(caller, wait, now);
                 self.failure(caller, call, now)
             }
-            Met::Failure => self.failure(caller, call, now),
-            Met::Refusal => self.refusal(caller, now),
+            CallResult::Failure => self.failure(caller, call, now),
+            CallResult::Refusal => self.refusal(caller, now),
         }
     }
 
@@ -269,24 +269,24 @@ impl State {
             streak.callers.insert(caller);
         }
         let down = streak.failures >= FAILURES && streak.callers.len() >= REQUESTS;
-        down.then(|| self.shut_for(Why::Down(call), now))
+        down.then(|| self.shut_for(Cause::Down(call), now))
     }
 
     fn refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
         match &mut self.shut {
-            Some(shut) if shut.why() == Why::Refused => {
+            Some(shut) if shut.why() == Cause::Refused => {
                 shut.refused(caller);
                 None
             }
             // It is up again, then, but refuses us.
-            _ => Some(self.shut_for(Why::Refused, now)),
+            _ => Some(self.shut_for(Cause::Refused, now)),
         }
     }
 
-    fn shut_for(&mut self, why: Why, now: Instant) -> Change {
+    fn shut_for(&mut self, why: Cause, now: Instant) -> Change {
         self.streaks = Default::default();
         self.proof = 0;
-        self.shut = Some(Shut::new(why, now));
-        Change::Shut(why)
+        self.shut = Some(OpenBreaker::new(why, now));
+        Change::OpenBreaker(why)
     }
 }

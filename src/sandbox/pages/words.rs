@@ -18,7 +18,7 @@ pub(super) const LEADS_AWAY: &str = "<p class=\"away\">This link leads to <bdi>{
 /// What a worker needs where the platform is reached over a network without TLS.
 pub(super) const ALLOW_HTTP: &str = "HANDOFF_IDV_ALLOW_HTTP=true \\\n";
 
-/// Why a page cannot be shown, and what to do.
+/// Cause a page cannot be shown, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
     pub(super) status: StatusCode,

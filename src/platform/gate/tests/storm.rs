@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{CallError, Gate, Granted, Rate, Replicas};
+use super::super::{CallError, Gate};
 use crate::{
     config::RateLimit,
-    platform::error::Transient,
+    platform::{Granted, Rate, Replicas, error::Transient},
     session::Call::{Session, Token},
     telemetry::metrics::Metrics,
 };

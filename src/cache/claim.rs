@@ -73,7 +73,7 @@ impl Unclaimed {
         Self { claimant, why }
     }
 
-    /// Why there was no answer.
+    /// Cause there was no answer.
     pub fn why(&self) -> &CacheError {
         &self.why
     }

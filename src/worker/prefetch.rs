@@ -6,10 +6,10 @@
 //! the next, more are fetched only as those before are settled: twice as many each time, since older
 //! brokers count messages that were merely handed back, too, and there may be many of those.
 
-use crate::broker::OFTEN;
+use crate::broker::SUSPECT_REDELIVERIES;
 
 /// A message that came back so often may be one that kills workers.
-const SUSPECT: u32 = OFTEN;
+const SUSPECT: u32 = SUSPECT_REDELIVERIES;
 
 /// How many deliveries are fetched at a time.
 #[derive(Debug)]

@@ -19,17 +19,17 @@ const AFTER_YOU: Duration = Duration::from_millis(50);
 /// blame.
 const ALONE: u32 = 3;
 
-/// Why calls are held back.
+/// Cause calls are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum Cause {
     /// This call fails for everyone.
     Down(Call),
     /// The platform refuses to give tokens: the key or the host is wrong.
     Refused,
 }
 
-pub(super) struct Shut {
-    why: Why,
+pub(super) struct OpenBreaker {
+    why: Cause,
     pause: Duration,
     next_probe: Instant,
     /// Those that find out. Usually one: a probe that is not answered does not keep the next back.
@@ -38,20 +38,20 @@ pub(super) struct Shut {
     failed: Option<(Caller, u32)>,
 }
 
-impl Shut {
-    pub(super) fn new(why: Why, now: Instant) -> Self {
+impl OpenBreaker {
+    pub(super) fn new(why: Cause, now: Instant) -> Self {
         let pause = why.pauses().0;
         let (next_probe, probes) = (now + pause, HashSet::new());
         Self { why, pause, next_probe, probes, failed: None }
     }
 
-    pub(super) fn why(&self) -> Why {
+    pub(super) fn why(&self) -> Cause {
         self.why
     }
 
     /// A platform that refuses to give tokens may yet make sessions with those it gave.
     pub(super) fn holds(&self, call: Call) -> bool {
-        self.why != Why::Refused || call == Call::Token
+        self.why != Cause::Refused || call == Call::Token
     }
 
     pub(super) fn decide(&self, caller: Caller, now: Instant) -> Decision {
@@ -75,7 +75,7 @@ impl Shut {
         if !self.refused(caller) {
             return false;
         }
-        if self.why == Why::Refused {
+        if self.why == Cause::Refused {
             // Something is being done about it: it is looked at again soon.
             self.pause = self.why.pauses().0;
             self.next_probe = now + self.pause;
@@ -100,10 +100,10 @@ impl Shut {
     pub(super) fn is_opened_by(&self, caller: Caller, call: Call) -> bool {
         match self.why {
             // One that was under way when the key was refused shows nothing.
-            Why::Refused => call == Call::Token && self.probes.contains(&caller),
+            Cause::Refused => call == Call::Token && self.probes.contains(&caller),
             // Who makes sessions has given tokens. An idle probe makes none: nobody waits for one, so
             // the next to come may find out.
-            Why::Down(needed) => call == needed || call == Call::Session || caller == super::IDLE,
+            Cause::Down(needed) => call == needed || call == Call::Session || caller == super::IDLE,
         }
     }
 
@@ -112,7 +112,7 @@ impl Shut {
     }
 }
 
-impl Why {
+impl Cause {
     /// Between probes: the first pause and the longest.
     fn pauses(self) -> (Duration, Duration) {
         match self {

@@ -36,7 +36,7 @@ pub(super) struct Session {
     pub(super) idempotency_key: Option<Box<str>>,
 }
 
-/// Why a token does not serve a session call.
+/// Cause a token does not serve a session call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSession {
     /// Never made, ended, or made with a key that is no longer the key.
@@ -47,7 +47,7 @@ pub(super) enum NoSession {
     OtherRequest,
 }
 
-/// Why a link opens nothing.
+/// Cause a link opens nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadLink {
     Unknown,

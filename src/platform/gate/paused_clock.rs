@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::shut::Why;
+use super::breaker::Cause;
 use crate::telemetry::metrics::PausedFor;
 
 /// The time so far. Looked at before every change, so that what held then held since the last look.
@@ -16,15 +16,15 @@ impl Pauses {
     /// Adds the time since the last look. `later_until` ends by itself; `shut` goes before it.
     pub(super) fn look(
         &mut self,
-        shut: Option<Why>,
+        shut: Option<Cause>,
         later_until: Option<Instant>,
         now: Instant,
     ) -> PausedFor {
         let since = self.looked.replace(now).unwrap_or(now);
         let so_far = &mut self.so_far;
         match (shut, later_until) {
-            (Some(Why::Down(_)), _) => so_far.down += now - since,
-            (Some(Why::Refused), _) => so_far.refused += now - since,
+            (Some(Cause::Down(_)), _) => so_far.down += now - since,
+            (Some(Cause::Refused), _) => so_far.refused += now - since,
             (None, Some(until)) => so_far.asked += until.min(now).saturating_duration_since(since),
             (None, None) => {}
         }
@@ -43,12 +43,12 @@ mod tests {
     fn each_moment_counts_for_the_reason_that_held_then() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let (down, asked) = (Some(Why::Down(Call::Token)), Some(at(12)));
+        let (down, asked) = (Some(Cause::Down(Call::Token)), Some(at(12)));
         let mut pauses = Pauses::default();
         pauses.look(None, None, at(0));
         pauses.look(None, None, at(1));
         pauses.look(down, None, at(3));
-        pauses.look(Some(Why::Refused), None, at(6));
+        pauses.look(Some(Cause::Refused), None, at(6));
         pauses.look(down, asked, at(7));
         pauses.look(None, asked, at(9));
         let so_far = pauses.look(None, asked, at(20));

@@ -20,7 +20,7 @@ use self::{
     pick::{Choice, Chosen, pace},
     view::{Row, json_of_message, table},
 };
-use super::{CliError, progress::bar, remedy, say, signals};
+use super::{CliError, hints, progress::bar, say, signals};
 use crate::{
     broker::{DeadLetter, DeadQueue},
     config::{BrokerConfig, BrokerSettings},
@@ -115,7 +115,7 @@ async fn go(
     chosen: &Chosen,
     interrupted: CancellationToken,
 ) -> Result<(), CliError> {
-    let queue = DeadQueue::open(config).await.map_err(remedy::broker)?;
+    let queue = DeadQueue::open(config).await.map_err(hints::broker)?;
     let mut pass = Pass { queue, chosen, interrupted, missing: chosen.ids() };
     let done = match action {
         Action::List(_) => pass.list().await,

@@ -8,7 +8,7 @@ use lapin::{
 };
 
 use super::topology::text;
-use crate::{message::format_date_time, telemetry::quota::Quota};
+use crate::{message::format_date_time, telemetry::log_limit::LogLimit};
 
 /// On every copy: the request's id.
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
@@ -55,7 +55,7 @@ pub struct Tried<'a> {
     pub attempts: u32,
 }
 
-/// Why a request cannot be served.
+/// Cause a request cannot be served.
 #[derive(Clone, Copy, Debug)]
 pub struct DeadReason<'a> {
     /// The reason's code.
@@ -141,7 +141,7 @@ fn properties(from: &BasicProperties, headers: FieldTable) -> BasicProperties {
     to
 }
 
-static TOO_LARGE: Quota = Quota::new("headers too large for one frame", 1);
+static TOO_LARGE: LogLimit = LogLimit::new("headers too large for one frame", 1);
 
 /// The producer's headers, as they were.
 ///
@@ -168,7 +168,7 @@ fn kept(headers: &FieldTable, frame_max: usize) -> FieldTable {
         kept.insert(name.clone(), value.clone());
     }
     let dropped = entries.len() - kept.inner().len();
-    if dropped > 0 && TOO_LARGE.allows() {
+    if dropped > 0 && TOO_LARGE.permit() {
         tracing::warn!(dropped, "headers too large for one frame are not on the copy of a message");
     }
     kept

@@ -9,7 +9,7 @@ use super::{Keys, Stamp, left};
 macro_rules! script {
     ($name:ident, $file:literal) => {
         pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(include_str!(concat!("scripts/", $file))));
+            LazyLock::new(|| Script::new(include_str!($file)));
     };
 }
 

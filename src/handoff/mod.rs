@@ -11,6 +11,7 @@
 
 mod calls;
 mod job;
+mod single_flight;
 
 use std::{
     pin::{Pin, pin},
@@ -25,6 +26,7 @@ use url::Url;
 
 use self::calls::{NotMade, Stopped, Tries};
 pub use self::job::{Failure, Job};
+use self::single_flight::{Joined, SingleFlight};
 use crate::{
     broker::{PublishError, Publisher},
     cache::{Cache, Claim, Keys, Lease, Stored, Unclaimed, Want},
@@ -32,7 +34,6 @@ use crate::{
     platform::{CallError, Platform, handoff_url},
     retry::{Delays, RetryPolicy},
     session::{Call, Session},
-    single_flight::{Joined, SingleFlight},
     telemetry::metrics::Metrics,
 };
 

@@ -1,10 +1,10 @@
 //! The run: take deliveries, serve them side by side, settle each, and end in good order.
 
-mod envelope;
-mod news;
+mod connection_log;
+mod metadata;
+mod prefetch;
 mod process;
 mod run;
-mod width;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
 /// How long the first requests may wait for Redis when the worker starts.
 const CACHE_WARM_UP: Duration = Duration::from_secs(1);
 
-/// Why the worker did not start.
+/// Cause the worker did not start.
 #[derive(Debug)]
 pub enum StartError {
     /// The HTTP client could not be made.

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     IDLE,
-    shut::Why,
-    state::{Caller, Change, Decision, Met, State},
+    breaker::Cause,
+    state::{CallResult, Caller, Change, Decision, State},
 };
 use crate::session::Call::{self, Session, Token};
 
@@ -42,21 +42,21 @@ impl Scene {
         goes
     }
 
-    fn report(&mut self, caller: Caller, call: Call, met: Met) -> Option<Change> {
+    fn report(&mut self, caller: Caller, call: Call, met: CallResult) -> Option<Change> {
         self.state.report(caller, call, met, self.now)
     }
 
     /// One whole call, which must be let through.
-    fn call(&mut self, caller: Caller, call: Call, met: Met) -> Option<Change> {
+    fn call(&mut self, caller: Caller, call: Call, met: CallResult) -> Option<Change> {
         assert!(self.enters(caller, call), "{caller} is held at {:?}", self.decide(caller, call));
         self.report(caller, call, met)
     }
 
     /// Fails for so many callers, one after the other, until that shuts the gate.
     fn shut(&mut self, call: Call) {
-        let changes: Vec<_> = (1..=5).map(|n| self.call(n, call, Met::Failure)).collect();
+        let changes: Vec<_> = (1..=5).map(|n| self.call(n, call, CallResult::Failure)).collect();
         assert_eq!(changes[..4], [None; 4]);
-        assert_eq!(changes[4], Some(Change::Shut(Why::Down(call))));
+        assert_eq!(changes[4], Some(Change::OpenBreaker(Cause::Down(call))));
     }
 }
 
@@ -64,9 +64,12 @@ impl Scene {
 fn failures_in_a_row_over_several_requests_shut_it() {
     let mut gate = Scene::new();
     for caller in [1, 2, 1, 2, 1, 2, 1, 2] {
-        assert_eq!(gate.call(caller, Token, Met::Failure), None, "of two requests alone");
+        assert_eq!(gate.call(caller, Token, CallResult::Failure), None, "of two requests alone");
     }
-    assert_eq!(gate.call(3, Token, Met::Failure), Some(Change::Shut(Why::Down(Token))));
+    assert_eq!(
+        gate.call(3, Token, CallResult::Failure),
+        Some(Change::OpenBreaker(Cause::Down(Token)))
+    );
     assert!(!gate.enters(4, Token) && !gate.enters(4, Session));
 }
 
@@ -74,25 +77,28 @@ fn failures_in_a_row_over_several_requests_shut_it() {
 fn a_good_answer_begins_a_new_row() {
     let mut gate = Scene::new();
     for caller in 1..=4 {
-        gate.call(caller, Session, Met::Failure);
+        gate.call(caller, Session, CallResult::Failure);
     }
     // That tokens are given says nothing about sessions.
-    gate.call(5, Token, Met::Success);
-    assert_eq!(gate.call(5, Session, Met::Failure), Some(Change::Shut(Why::Down(Session))));
+    gate.call(5, Token, CallResult::Success);
+    assert_eq!(
+        gate.call(5, Session, CallResult::Failure),
+        Some(Change::OpenBreaker(Cause::Down(Session)))
+    );
 
     let mut gate = Scene::new();
     for caller in 1..=4 {
-        gate.call(caller, Token, Met::Failure);
+        gate.call(caller, Token, CallResult::Failure);
     }
-    gate.call(5, Session, Met::Success);
-    assert_eq!(gate.call(5, Token, Met::Failure), None);
+    gate.call(5, Session, CallResult::Success);
+    assert_eq!(gate.call(5, Token, CallResult::Failure), None);
 }
 
 #[test]
 fn failures_far_apart_are_no_row() {
     let mut gate = Scene::new();
     for caller in 1..=20 {
-        assert_eq!(gate.later(61_000).call(caller, Token, Met::Failure), None);
+        assert_eq!(gate.later(61_000).call(caller, Token, CallResult::Failure), None);
     }
 }
 
@@ -105,10 +111,10 @@ fn one_at_a_time_finds_out_and_all_follow_a_good_answer() {
     assert_eq!(gate.decide(1, Token), Decision::Probe);
     assert!(gate.enters(1, Token));
     assert!(!gate.enters(2, Token), "one is at it");
-    assert_eq!(gate.report(1, Token, Met::Failure), None);
+    assert_eq!(gate.report(1, Token, CallResult::Failure), None);
     gate.later(3_000);
     assert!(gate.enters(2, Token));
-    assert_eq!(gate.report(2, Token, Met::Success), Some(Change::Opened));
+    assert_eq!(gate.report(2, Token, CallResult::Success), Some(Change::Opened));
     assert!(gate.enters(3, Token));
 }
 
@@ -117,9 +123,9 @@ fn who_probes_goes_on_with_its_next_call() {
     let mut gate = Scene::new();
     gate.shut(Session);
     gate.later(1_000);
-    assert_eq!(gate.call(1, Token, Met::Success), None, "sessions are what is missing");
+    assert_eq!(gate.call(1, Token, CallResult::Success), None, "sessions are what is missing");
     assert!(!gate.enters(2, Token));
-    assert_eq!(gate.call(1, Session, Met::Success), Some(Change::Opened));
+    assert_eq!(gate.call(1, Session, CallResult::Success), Some(Change::Opened));
 }
 
 #[test]
@@ -127,7 +133,7 @@ fn who_probed_in_vain_lets_others_go_first() {
     let mut gate = Scene::new();
     gate.shut(Token);
     gate.later(750);
-    gate.call(1, Token, Met::Failure);
+    gate.call(1, Token, CallResult::Failure);
     let Decision::WaitUntil(others) = gate.decide(2, Token) else { panic!("too early") };
     let Decision::WaitUntil(own) = gate.decide(1, Token) else { panic!("too early") };
     assert!(own > others);
@@ -151,7 +157,7 @@ fn a_probe_that_is_not_answered_does_not_keep_the_next_back() {
     gate.shut(Token);
     assert!(gate.later(750).enters(1, Token));
     assert!(gate.later(3_000).enters(2, Token));
-    assert_eq!(gate.report(1, Token, Met::Success), Some(Change::Opened));
+    assert_eq!(gate.report(1, Token, CallResult::Success), Some(Change::Opened));
 }
 
 #[test]
@@ -162,7 +168,7 @@ fn probes_are_at_most_three_seconds_apart() {
     for step in 0..6_000 {
         let caller = 1 + step % 4;
         if gate.enters(caller, Token) {
-            gate.report(caller, Token, Met::Failure);
+            gate.report(caller, Token, CallResult::Failure);
             probes += 1;
         }
         gate.later(10);
@@ -174,11 +180,11 @@ fn probes_are_at_most_three_seconds_apart() {
 fn one_request_alone_does_not_keep_it_shut() {
     let mut gate = Scene::new();
     gate.shut(Session);
-    assert_eq!(gate.later(1_000).call(1, Session, Met::Failure), None);
-    assert_eq!(gate.later(3_100).call(1, Session, Met::Failure), None);
-    assert_eq!(gate.later(3_100).call(1, Session, Met::Failure), Some(Change::Doubted));
+    assert_eq!(gate.later(1_000).call(1, Session, CallResult::Failure), None);
+    assert_eq!(gate.later(3_100).call(1, Session, CallResult::Failure), None);
+    assert_eq!(gate.later(3_100).call(1, Session, CallResult::Failure), Some(Change::Doubted));
     // Now it spends its own budget.
-    assert_eq!(gate.call(1, Session, Met::Failure), None);
+    assert_eq!(gate.call(1, Session, CallResult::Failure), None);
 }
 
 #[test]
@@ -186,35 +192,38 @@ fn without_requests_a_token_shows_enough() {
     let mut gate = Scene::new();
     gate.shut(Session);
     for _ in 0..5 {
-        assert_eq!(gate.later(3_100).call(IDLE, Token, Met::Failure), None);
+        assert_eq!(gate.later(3_100).call(IDLE, Token, CallResult::Failure), None);
     }
-    assert_eq!(gate.later(3_100).call(IDLE, Token, Met::Success), Some(Change::Opened));
+    assert_eq!(gate.later(3_100).call(IDLE, Token, CallResult::Success), Some(Change::Opened));
 }
 
 #[test]
 fn a_refused_token_shuts_it_at_once_and_only_a_later_token_opens_it() {
     let mut gate = Scene::new();
     assert!(gate.enters(1, Token) && gate.enters(2, Token));
-    assert_eq!(gate.report(1, Token, Met::Refusal), Some(Change::Shut(Why::Refused)));
-    assert_eq!(gate.report(2, Token, Met::Success), None, "it was under way before");
+    assert_eq!(
+        gate.report(1, Token, CallResult::Refusal),
+        Some(Change::OpenBreaker(Cause::Refused))
+    );
+    assert_eq!(gate.report(2, Token, CallResult::Success), None, "it was under way before");
     assert!(!gate.enters(3, Token));
     // Who has a token goes on.
-    assert_eq!(gate.call(2, Session, Met::Success), None);
+    assert_eq!(gate.call(2, Session, CallResult::Success), None);
     for _ in 0..10 {
-        assert_eq!(gate.later(31_000).call(1, Token, Met::Refusal), None, "told once");
+        assert_eq!(gate.later(31_000).call(1, Token, CallResult::Refusal), None, "told once");
     }
-    assert_eq!(gate.later(31_000).call(1, Token, Met::Success), Some(Change::Opened));
+    assert_eq!(gate.later(31_000).call(1, Token, CallResult::Success), Some(Change::Opened));
 }
 
 #[test]
 fn probes_of_a_wrong_key_come_ever_more_rarely() {
     let mut gate = Scene::new();
-    gate.call(1, Token, Met::Refusal);
+    gate.call(1, Token, CallResult::Refusal);
     let mut last = gate.now;
     let mut pauses = vec![];
     while pauses.len() < 8 {
         if gate.enters(1 + pauses.len() as u64 % 2, Token) {
-            gate.report(1 + pauses.len() as u64 % 2, Token, Met::Refusal);
+            gate.report(1 + pauses.len() as u64 % 2, Token, CallResult::Refusal);
             pauses.push((gate.now - last).as_secs());
             last = gate.now;
         }
@@ -227,21 +236,24 @@ fn probes_of_a_wrong_key_come_ever_more_rarely() {
 fn a_platform_that_is_back_but_refuses_us_is_another_matter() {
     let mut gate = Scene::new();
     gate.shut(Token);
-    assert_eq!(gate.later(1_000).call(1, Token, Met::Refusal), Some(Change::Shut(Why::Refused)));
+    assert_eq!(
+        gate.later(1_000).call(1, Token, CallResult::Refusal),
+        Some(Change::OpenBreaker(Cause::Refused))
+    );
 }
 
 #[test]
 fn nobody_calls_before_the_time_the_platform_asked_for() {
     let mut gate = Scene::new();
-    gate.call(1, Token, Met::Success);
-    gate.call(1, Session, Met::Later(Duration::from_secs(20)));
+    gate.call(1, Token, CallResult::Success);
+    gate.call(1, Session, CallResult::Later(Duration::from_secs(20)));
     assert!(gate.state.asked_to_wait(gate.now) && gate.state.shut().is_none());
     for call in [Token, Session] {
         assert!(matches!(gate.decide(2, call), Decision::WaitUntil(_)));
     }
     // The longest wish counts.
     gate.state.enter(3, Decision::Go, gate.now);
-    gate.report(3, Token, Met::Later(Duration::from_secs(1)));
+    gate.report(3, Token, CallResult::Later(Duration::from_secs(1)));
     assert!(!gate.later(19_000).enters(2, Token));
     assert!(gate.later(1_000).enters(2, Token));
 }
@@ -252,31 +264,31 @@ fn a_platform_that_fails_and_names_a_time_is_down_all_the_same() {
     let mut calls = 0;
     for caller in (1..=500).cycle().take(6_000) {
         if gate.enters(caller, Token) {
-            gate.report(caller, Token, Met::Away(Duration::from_secs(1)));
+            gate.report(caller, Token, CallResult::Away(Duration::from_secs(1)));
             calls += 1;
         }
         gate.later(10);
     }
-    assert_eq!(gate.state.shut(), Some(Why::Down(Token)));
+    assert_eq!(gate.state.shut(), Some(Cause::Down(Token)));
     assert!(calls < 30, "{calls} in a minute");
     // One that works, and has enough, is not.
     let mut gate = Scene::new();
     for caller in 1..=20 {
         let pause = Duration::from_secs(1);
-        assert_eq!(gate.later(1_000).call(caller, Token, Met::Later(pause)), None);
+        assert_eq!(gate.later(1_000).call(caller, Token, CallResult::Later(pause)), None);
     }
 }
 
 #[test]
 fn one_that_is_always_asked_to_call_later_does_not_hold_up_the_others() {
     let mut gate = Scene::new();
-    let later = Met::Later(Duration::from_secs(20));
+    let later = CallResult::Later(Duration::from_secs(20));
     gate.call(1, Session, later);
     gate.later(20_000).call(1, Session, later);
     gate.later(20_000);
     assert!(!gate.enters(1, Session), "others first");
     for caller in 2..100 {
-        gate.call(caller, Session, Met::Success);
+        gate.call(caller, Session, CallResult::Success);
     }
     assert!(gate.later(2_000).enters(1, Session));
 }
@@ -284,29 +296,29 @@ fn one_that_is_always_asked_to_call_later_does_not_hold_up_the_others() {
 #[test]
 fn a_refusing_platform_that_fails_is_looked_at_again_soon() {
     let mut gate = Scene::new();
-    gate.call(1, Token, Met::Refusal);
+    gate.call(1, Token, CallResult::Refusal);
     for _ in 0..6 {
-        gate.later(31_000).call(1, Token, Met::Refusal);
+        gate.later(31_000).call(1, Token, CallResult::Refusal);
     }
-    gate.later(31_000).call(1, Token, Met::Failure);
-    assert_eq!(gate.later(1_100).call(1, Token, Met::Success), Some(Change::Opened));
+    gate.later(31_000).call(1, Token, CallResult::Failure);
+    assert_eq!(gate.later(1_100).call(1, Token, CallResult::Success), Some(Change::Opened));
 }
 
 #[test]
 fn the_first_failures_of_an_outage_may_be_the_beginning_of_a_pause() {
     let mut gate = Scene::new();
     let began = gate.now;
-    gate.call(1, Session, Met::Failure);
+    gate.call(1, Session, CallResult::Failure);
     let moment = gate.state.doubt(Session, began);
     assert!(moment > Duration::ZERO, "others may be about to come");
     assert!(gate.later(1).enters(2, Session));
     assert!(gate.state.doubt(Session, began) > moment, "another call may fail, too");
-    gate.later(1).report(2, Session, Met::Success);
+    gate.later(1).report(2, Session, CallResult::Success);
     assert!(gate.enters(3, Session));
     assert_eq!(gate.state.doubt(Session, began), Duration::ZERO, "others are served");
     let began = gate.later(1).now;
-    gate.report(3, Session, Met::Failure);
-    gate.call(4, Session, Met::Failure);
+    gate.report(3, Session, CallResult::Failure);
+    gate.call(4, Session, CallResult::Failure);
     assert!(gate.state.doubt(Session, began) > moment, "others fail, too");
 }
 
@@ -315,11 +327,11 @@ fn few_call_before_anybody_has_been_answered() {
     let mut gate = Scene::new();
     let went = (1..=100).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 4);
-    gate.report(1, Token, Met::Success);
+    gate.report(1, Token, CallResult::Success);
     let went = (101..=200).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 3, "one in the place of the first, and two more");
     for caller in 2..=4 {
-        gate.report(caller, Token, Met::Success);
+        gate.report(caller, Token, CallResult::Success);
     }
     let went = (201..=300).filter(|caller| gate.enters(*caller, Token)).count();
     assert_eq!(went, 100);
@@ -349,7 +361,7 @@ fn an_outage_from_the_start_costs_as_many_calls_as_it_takes_to_notice() {
         if caller % 7 == 0
             && let Some(first) = under_way.pop()
         {
-            gate.report(first, Token, Met::Failure);
+            gate.report(first, Token, CallResult::Failure);
         }
     }
     assert!(gate.state.shut().is_some());
@@ -373,17 +385,17 @@ proptest! {
                 5 => { gate.state.forget(caller); }
                 _ => if let Some((caller, call)) = under_way.pop() {
                     let met = match (what, call) {
-                        (2, _) => Met::Success,
-                        (3, Token) => Met::Refusal,
-                        (3, Session) => Met::Later(Duration::from_secs(caller)),
-                        _ => Met::Failure,
+                        (2, _) => CallResult::Success,
+                        (3, Token) => CallResult::Refusal,
+                        (3, Session) => CallResult::Later(Duration::from_secs(caller)),
+                        _ => CallResult::Failure,
                     };
                     gate.report(caller, call, met);
                 }
             }
         }
         for (caller, call) in under_way {
-            gate.report(caller, call, Met::Failure);
+            gate.report(caller, call, CallResult::Failure);
         }
         gate.later(60_000);
         prop_assert!(gate.enters(9, Token));

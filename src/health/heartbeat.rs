@@ -17,13 +17,13 @@ const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// When the loop turned last.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Heartbeat {
     start: Instant,
     /// In milliseconds since the start.
     last: AtomicU64,
 }
 
-impl Pulse {
+impl Heartbeat {
     pub(super) fn new() -> Self {
         Self { start: Instant::now(), last: AtomicU64::new(0) }
     }
@@ -36,7 +36,7 @@ impl Pulse {
 
     /// Waits for what may be long in coming, be it for ever: an empty queue, say. The loop is not stuck
     /// in there.
-    pub async fn beating<T>(&self, wait: impl Future<Output = T>) -> T {
+    pub async fn while_waiting<T>(&self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
         loop {
             self.beat();
@@ -54,7 +54,7 @@ impl Pulse {
     }
 }
 
-/// Watches from a thread of its own for as long as there is a pulse: where the one thread that does
+/// Watches from a thread of its own for as long as there is a heartbeat: where the one thread that does
 /// everything is blocked, nothing on it can tell, the probes neither.
 ///
 /// # Errors
@@ -93,30 +93,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_is_turning_however_long_it_takes() {
-        let pulse = Pulse::new();
+        let heartbeat = Heartbeat::new();
         let wait = tokio::time::sleep(Duration::from_secs(300));
         tokio::select! {
-            () = pulse.beating(wait) => {}
+            () = heartbeat.while_waiting(wait) => {}
             () = async {
                 loop {
                     tokio::time::sleep(Duration::from_millis(10)).await;
-                    assert!(pulse.age() <= BEAT, "{:?}", pulse.age());
+                    assert!(heartbeat.age() <= BEAT, "{:?}", heartbeat.age());
                 }
             } => {}
         }
         // Whoever waits without it is stuck.
         tokio::time::sleep(STUCK_AFTER).await;
-        assert!(pulse.age() >= STUCK_AFTER);
-        pulse.beat();
-        assert_eq!(pulse.age(), Duration::ZERO);
+        assert!(heartbeat.age() >= STUCK_AFTER);
+        heartbeat.beat();
+        assert_eq!(heartbeat.age(), Duration::ZERO);
     }
 
     /// In real time, since it is about a thread that is blocked.
     #[test]
     fn the_watchdog_tells_of_a_blocked_thread_once_and_of_its_return() {
-        let pulse = Arc::new(Pulse::new());
+        let heartbeat = Arc::new(Heartbeat::new());
         let (tell, told) = mpsc::channel();
-        let watched = Arc::downgrade(&pulse);
+        let watched = Arc::downgrade(&heartbeat);
         let age = move || Some(watched.upgrade()?.age());
         let ms = Duration::from_millis;
         watch_with(age, ms(100), ms(5), move |stuck, age| tell.send((stuck, age)).unwrap())
@@ -124,10 +124,10 @@ mod tests {
         let (stuck, age) = told.recv().unwrap();
         assert!(stuck && age >= ms(100), "{age:?}");
         assert!(told.recv_timeout(ms(100)).is_err(), "told twice");
-        pulse.beat();
+        heartbeat.beat();
         assert!(!told.recv().unwrap().0);
         // It ends with what it watches.
-        drop(pulse);
+        drop(heartbeat);
         assert!(told.iter().all(|(stuck, _)| stuck));
     }
 }

@@ -9,10 +9,10 @@ use tracing_subscriber::{
     EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
-use super::quota::Quota;
+use super::log_limit::LogLimit;
 use crate::config::{LogFormat, LogSettings};
 
-static PANICS: Quota = Quota::new("panicked", 10);
+static PANICS: LogLimit = LogLimit::new("panicked", 10);
 
 /// Sends log lines to stderr from here on, and panics to the log.
 ///
@@ -45,7 +45,7 @@ pub fn colours_wanted() -> bool {
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        if PANICS.allows() {
+        if PANICS.permit() {
             tracing::error!(place, "panicked; the message is withheld, since it may hold a secret");
         }
     }));

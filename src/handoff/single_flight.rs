@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 /// The work under way, by key.
 #[derive(Debug)]
-pub struct SingleFlight<T> {
+pub(super) struct SingleFlight<T> {
     under_way: Arc<Mutex<UnderWay<T>>>,
 }
 
@@ -18,7 +18,7 @@ type UnderWay<T> = HashMap<String, watch::Receiver<Option<T>>>;
 
 /// Who we are among those who want the same.
 #[derive(Debug)]
-pub enum Joined<T> {
+pub(super) enum Joined<T> {
     /// Nobody is at it: do the work, then say what came of it.
     Leader(Leader<T>),
     /// Somebody is at it: wait for the result.
@@ -27,7 +27,7 @@ pub enum Joined<T> {
 
 /// Whoever does the work. Dropped without a result, say by a panic, it sets the followers free.
 #[derive(Debug)]
-pub struct Leader<T> {
+pub(super) struct Leader<T> {
     under_way: Arc<Mutex<UnderWay<T>>>,
     key: String,
     result: watch::Sender<Option<T>>,
@@ -35,18 +35,18 @@ pub struct Leader<T> {
 
 /// Whoever waits.
 #[derive(Debug)]
-pub struct Follower<T> {
+pub(super) struct Follower<T> {
     result: watch::Receiver<Option<T>>,
 }
 
 impl<T: Clone> SingleFlight<T> {
     /// Nothing under way.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { under_way: Arc::default() }
     }
 
     /// Joins the work under way for a key, or begins it.
-    pub fn join(&self, key: &str) -> Joined<T> {
+    pub(super) fn join(&self, key: &str) -> Joined<T> {
         let mut under_way = lock(&self.under_way);
         if let Some(result) = under_way.get(key) {
             return Joined::Follower(Follower { result: result.clone() });
@@ -66,7 +66,7 @@ impl<T: Clone> Default for SingleFlight<T> {
 
 impl<T> Leader<T> {
     /// Shares what came of it with all followers.
-    pub fn finish(self, result: T) {
+    pub(super) fn finish(self, result: T) {
         self.result.send_replace(Some(result));
     }
 }
@@ -79,7 +79,7 @@ impl<T> Drop for Leader<T> {
 
 impl<T: Clone> Follower<T> {
     /// What came of it; `None` where the leader went without a result.
-    pub async fn result(mut self) -> Option<T> {
+    pub(super) async fn result(mut self) -> Option<T> {
         let finished = self.result.wait_for(Option::is_some).await.ok()?;
         finished.clone()
     }

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::{
-    super::{CallError, Gate},
+    super::{error::CallError, gate::Gate},
     share::COUNT_LIMIT,
     *,
 };

@@ -14,7 +14,7 @@ pub(super) const MAX_BODY: usize = 64 * 1024;
 /// Longest life of a token, in seconds.
 const MAX_TTL: u64 = 86_400;
 
-/// Why a call is refused: a status, and a sentence for people that repeats nothing of the call.
+/// Cause a call is refused: a status, and a sentence for people that repeats nothing of the call.
 pub(super) type Refusal = (StatusCode, &'static str);
 
 /// What a session call asks for.

@@ -16,7 +16,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// How often one kind of trouble is told within a minute. What comes beyond that is counted, and told
 /// in one line at the minute's end.
 #[derive(Debug)]
-pub struct Quota {
+pub(crate) struct LogLimit {
     what: &'static str,
     most: u32,
     window: Mutex<Window>,
@@ -29,14 +29,14 @@ struct Window {
     untold: u64,
 }
 
-impl Quota {
+impl LogLimit {
     /// So many a minute of what goes by this name.
-    pub const fn new(what: &'static str, most: u32) -> Self {
+    pub(crate) const fn new(what: &'static str, most: u32) -> Self {
         Self { what, most, window: Mutex::new(Window { ends: None, told: 0, untold: 0 }) }
     }
 
     /// It has happened again. Whether to tell it.
-    pub fn allows(&'static self) -> bool {
+    pub(crate) fn permit(&'static self) -> bool {
         let (told, ends) = self.window().one_more(self.most, Instant::now());
         // Outside of the runtime, where nothing can be told later, the count waits for the next time.
         if let (Some(ends), Ok(runtime)) = (ends, Handle::try_current()) {
@@ -49,9 +49,9 @@ impl Quota {
     }
 
     /// It goes on. Whether to tell it by now.
-    fn allows_late(&'static self) -> bool {
+    fn permit_late(&'static self) -> bool {
         let free = self.window().is_free(self.most, Instant::now());
-        free && self.allows()
+        free && self.permit()
     }
 
     fn sum_up(&self) {
@@ -91,24 +91,24 @@ impl Window {
 /// Something that is well or is not. Its end is told if its beginning was, and a beginning that was not
 /// told at once is told later if it lasts.
 #[derive(Debug)]
-pub struct Outage {
-    quota: &'static Quota,
+pub(crate) struct Outage {
+    limit: &'static LogLimit,
     begun: bool,
     told: bool,
 }
 
 impl Outage {
     /// All is well.
-    pub const fn none(quota: &'static Quota) -> Self {
-        Self { quota, begun: false, told: false }
+    pub(crate) const fn new(limit: &'static LogLimit) -> Self {
+        Self { limit, begun: false, told: false }
     }
 
     /// It is not well: now, or still. Whether to tell it.
-    pub fn goes_on(&mut self) -> bool {
+    pub(crate) fn report_down(&mut self) -> bool {
         let begun = std::mem::replace(&mut self.begun, true);
         let tell = match (begun, self.told) {
-            (false, _) => self.quota.allows(),
-            (true, false) => self.quota.allows_late(),
+            (false, _) => self.limit.permit(),
+            (true, false) => self.limit.permit_late(),
             (true, true) => false,
         };
         self.told |= tell;
@@ -116,7 +116,7 @@ impl Outage {
     }
 
     /// It is well. Whether to tell it.
-    pub fn is_over(&mut self) -> bool {
+    pub(crate) fn report_up(&mut self) -> bool {
         self.begun = false;
         std::mem::take(&mut self.told)
     }
@@ -130,9 +130,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_told_is_counted_and_summed_up() {
-        static QUOTA: Quota = Quota::new("it went wrong", 2);
-        let untold = || QUOTA.window().untold;
-        let told = || (0..10_000).filter(|_| QUOTA.allows()).count();
+        static LIMIT: LogLimit = LogLimit::new("it went wrong", 2);
+        let untold = || LIMIT.window().untold;
+        let told = || (0..10_000).filter(|_| LIMIT.permit()).count();
         assert_eq!(told(), 2);
         advance(WINDOW / 2).await;
         assert_eq!((told(), untold()), (0, 19_998));
@@ -143,20 +143,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_flaps_is_told_now_and_then_and_what_lasts_is_told_once() {
-        static QUOTA: Quota = Quota::new("it is away", 3);
-        let mut outage = Outage::none(&QUOTA);
+        static LIMIT: LogLimit = LogLimit::new("it is away", 3);
+        let mut outage = Outage::new(&LIMIT);
         let mut told = Vec::new();
         for _ in 0..120 {
-            told.push((outage.goes_on(), outage.goes_on(), outage.is_over(), outage.is_over()));
+            told.push((
+                outage.report_down(),
+                outage.report_down(),
+                outage.report_up(),
+                outage.report_up(),
+            ));
             advance(Duration::from_secs(1)).await;
         }
         let lines = told.iter().filter(|told| **told == (true, false, true, false)).count();
         let silent = told.iter().filter(|told| **told == (false, false, false, false)).count();
         assert_eq!((lines, silent), (6, 114));
 
-        let told = (0..3).filter(|_| QUOTA.allows()).count();
-        assert_eq!((told, outage.goes_on()), (3, false), "too much was told before");
+        let told = (0..3).filter(|_| LIMIT.permit()).count();
+        assert_eq!((told, outage.report_down()), (3, false), "too much was told before");
         advance(WINDOW).await;
-        assert!(outage.goes_on() && !outage.goes_on() && outage.is_over());
+        assert!(outage.report_down() && !outage.report_down() && outage.report_up());
     }
 }

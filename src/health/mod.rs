@@ -1,7 +1,7 @@
 //! The probes and the metrics page.
 
-mod bounded;
-mod pulse;
+mod heartbeat;
+mod listener;
 
 use std::{
     fmt,
@@ -22,8 +22,8 @@ use axum::{
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use self::bounded::Bounded;
-pub use self::pulse::Pulse;
+pub use self::heartbeat::Heartbeat;
+use self::listener::Bounded;
 use crate::telemetry::metrics::{self, Metrics};
 
 /// What the worker says of itself; shared with whoever serves the probes.
@@ -31,20 +31,20 @@ use crate::telemetry::metrics::{self, Metrics};
 pub struct Health {
     consuming: AtomicBool,
     /// Of the loop that takes requests.
-    pub pulse: Pulse,
+    pub heartbeat: Heartbeat,
     metrics: Arc<Metrics>,
 }
 
 impl Health {
     /// Not consuming yet.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { consuming: AtomicBool::new(false), pulse: Pulse::new(), metrics })
+        Arc::new(Self { consuming: AtomicBool::new(false), heartbeat: Heartbeat::new(), metrics })
     }
 
-    /// Has a thread watch the pulse, for as long as this is in use.
+    /// Has a thread watch the heartbeat, for as long as this is in use.
     pub fn watch(self: &Arc<Self>) {
         let health = Arc::downgrade(self);
-        if pulse::watch(move || Some(health.upgrade()?.pulse.age())).is_err() {
+        if heartbeat::watch(move || Some(health.upgrade()?.heartbeat.age())).is_err() {
             tracing::warn!("no thread for the watchdog: a worker that is stuck is not logged");
         }
     }
@@ -139,9 +139,9 @@ async fn livez(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
         reason: Option<String>,
         last_turn_ms: u64,
     }
-    let age = probes.health.pulse.age();
+    let age = probes.health.heartbeat.age();
     let last_turn_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-    if age < pulse::STUCK_AFTER {
+    if age < heartbeat::STUCK_AFTER {
         return (StatusCode::OK, Json(Alive { status: "alive", reason: None, last_turn_ms }));
     }
     let reason = format!("the loop that takes requests has not turned for {} s", age.as_secs());
@@ -196,7 +196,7 @@ mod tests {
         let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
         let expected = r#"{"status":"stuck","reason":"the loop that takes requests has not turned for 61 s","lastTurnMs":61000}"#;
         assert_eq!(body, expected);
-        health.pulse.beat();
+        health.heartbeat.beat();
         assert_eq!(ask().await.status(), StatusCode::OK);
     }
 }

@@ -3,11 +3,11 @@
 use super::run::Pace;
 use crate::{
     broker::BrokerError,
-    telemetry::quota::{Outage, Quota},
+    telemetry::log_limit::{LogLimit, Outage},
 };
 
-static LOST: Quota = Quota::new("lost RabbitMQ; reconnecting", 12);
-static NOT_CONSUMING: Quota = Quota::new("not consuming", 12);
+static LOST: LogLimit = LogLimit::new("lost RabbitMQ; reconnecting", 12);
+static NOT_CONSUMING: LogLimit = LogLimit::new("not consuming", 12);
 
 /// What has been told, and what is to be.
 pub(super) struct News {
@@ -23,18 +23,18 @@ pub(super) struct Tries {
 
 impl News {
     pub(super) fn none() -> Self {
-        Self { outage: Outage::none(&LOST), pace: None }
+        Self { outage: Outage::new(&LOST), pace: None }
     }
 
     pub(super) fn consuming(&mut self, queue: &str, pace: Pace) {
-        let (told_lost, told_pace) = (self.outage.is_over(), self.pace.replace(pace));
+        let (told_lost, told_pace) = (self.outage.report_up(), self.pace.replace(pace));
         if told_lost || told_pace != Some(pace) {
             tracing::info!(queue, ?pace, "consuming");
         }
     }
 
     pub(super) fn lost(&mut self, fault: &BrokerError) {
-        if self.outage.goes_on() {
+        if self.outage.report_down() {
             tracing::warn!(%fault, "lost RabbitMQ; reconnecting");
         }
     }
@@ -47,15 +47,15 @@ impl News {
 
 impl Tries {
     pub(super) fn none() -> Self {
-        Self { outage: Outage::none(&NOT_CONSUMING), last: None }
+        Self { outage: Outage::new(&NOT_CONSUMING), last: None }
     }
 
     /// Each fault is told once, not with every try.
     pub(super) fn failed(&mut self, error: BrokerError) {
         if self.last.as_ref() != Some(&error) {
-            self.outage.is_over();
+            self.outage.report_up();
         }
-        if self.outage.goes_on() {
+        if self.outage.report_down() {
             tracing::error!(%error, "not consuming; trying again until it works");
         }
         self.last = Some(error);
