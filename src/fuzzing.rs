@@ -57,10 +57,10 @@ pub fn answer(body: &[u8]) {
 
 /// The value of a header, of a message or of an answer.
 pub fn header(value: &[u8]) {
-    let trace = TraceContext::continued(Some(value), Some(value));
+    let trace = TraceContext::from_headers(Some(value), Some(value));
     assert!(trace.parent().len() == 55 && is_header_value(trace.parent()));
     let parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let trace = TraceContext::continued(Some(parent), Some(value));
+    let trace = TraceContext::from_headers(Some(parent), Some(value));
     assert!(trace.state().is_none_or(|state| state.len() <= 512 && is_header_value(state)));
     if let Ok(text) = std::str::from_utf8(value) {
         let wait = parse_retry_after(text, SystemTime::now());

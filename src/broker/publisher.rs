@@ -30,7 +30,7 @@ use super::{
 use crate::{
     message::{Event, READY, TraceContext},
     telemetry::{
-        metrics::{Metrics, Published},
+        metrics::{Metrics, PublishKind},
         traces::Span,
     },
 };
@@ -138,7 +138,7 @@ impl Publisher {
     ) -> Result<(), PublishError> {
         let exchange = self.0.topology.event_exchange();
         let mut span = span.event(exchange, event.kind, &event.id);
-        let kind = if event.kind == READY { Published::Ready } else { Published::Failed };
+        let kind = if event.kind == READY { PublishKind::Ready } else { PublishKind::Failed };
         let began = Instant::now();
         let properties = || properties(event, correlation_id, span.context());
         let published = match self.pipelined(exchange, event, properties()).await {
@@ -151,7 +151,7 @@ impl Publisher {
         };
         self.count(kind, &published, began);
         if let Err(error) = &published {
-            span.failed(error.label());
+            span.set_error(error.label());
         }
         published
     }
@@ -162,7 +162,7 @@ impl Publisher {
     /// RabbitMQ did not take it, or may not have.
     pub(super) async fn copy(
         &self,
-        kind: Published,
+        kind: PublishKind,
         queue: &str,
         properties: BasicProperties,
         body: &[u8],
@@ -174,7 +174,7 @@ impl Publisher {
         published
     }
 
-    fn count(&self, kind: Published, published: &Result<(), PublishError>, began: Instant) {
+    fn count(&self, kind: PublishKind, published: &Result<(), PublishError>, began: Instant) {
         let fault = published.as_ref().err().map(PublishError::label);
         self.0.metrics.published(kind, fault, began.elapsed());
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     retry::Delays,
-    telemetry::{log_limit::LogLimit, metrics::Published},
+    telemetry::{log_limit::LogLimit, metrics::PublishKind},
 };
 
 static NOT_TAKEN: LogLimit = LogLimit::new("RabbitMQ did not take a message", 1);
@@ -72,17 +72,17 @@ pub async fn settle(
             return Settled::Back;
         }
         Settlement::Retry { queue, tried } => {
-            (Published::Retry, queue, retry_copy(delivery.properties(), tried, frame_max))
+            (PublishKind::Retry, queue, retry_copy(delivery.properties(), tried, frame_max))
         }
         // An older RabbitMQ counts what is handed back towards the delivery limit: one that came back
         // often goes by way of a copy, whose count begins anew.
         Settlement::HandBack(tried) | Settlement::Postpone { tried } => (
-            Published::Postponed,
+            PublishKind::Postponed,
             publisher.topology().request_queue(),
             retry_copy(delivery.properties(), tried, frame_max),
         ),
         Settlement::DeadLetter { tried, reason } => (
-            Published::DeadLetter,
+            PublishKind::DeadLetter,
             publisher.topology().dead_queue(),
             dead_letter(delivery.properties(), tried, reason, frame_max),
         ),

@@ -91,12 +91,12 @@ struct Findings {
 
 /// The address could not be taken.
 #[derive(Debug)]
-pub struct NoAddress {
+pub struct ListenError {
     addr: SocketAddr,
     why: std::io::ErrorKind,
 }
 
-impl fmt::Display for NoAddress {
+impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -106,14 +106,14 @@ impl fmt::Display for NoAddress {
     }
 }
 
-impl std::error::Error for NoAddress {}
+impl std::error::Error for ListenError {}
 
 /// Takes the address that probes and metrics are to be served at.
 ///
 /// # Errors
 /// When somebody else has it.
-pub async fn listen(addr: SocketAddr) -> Result<TcpListener, NoAddress> {
-    TcpListener::bind(addr).await.map_err(|error| NoAddress { addr, why: error.kind() })
+pub async fn listen(addr: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(addr).await.map_err(|error| ListenError { addr, why: error.kind() })
 }
 
 /// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.

@@ -59,9 +59,9 @@ fn text(raw: &RawValue) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::message::{Invalid, Request, decode_request};
+    use crate::message::{InvalidRequest, Request, decode_request};
 
-    fn decode(body: &str) -> (Option<String>, Result<Request, Invalid>) {
+    fn decode(body: &str) -> (Option<String>, Result<Request, InvalidRequest>) {
         let decoded = decode_request(body.as_bytes(), 65_536, Some("w"));
         (decoded.id.map(|id| id.as_str().to_owned()), decoded.request)
     }

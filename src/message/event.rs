@@ -128,7 +128,7 @@ impl Event {
         let kind = body.kind();
         let (request_id, subject) = body.request_and_subject();
         let id = event_id(kind, &RequestId::new(request_id));
-        let envelope = Envelope {
+        let envelope = EventEnvelope {
             specversion: "1.0",
             id: &id,
             source: "/handoff",
@@ -157,7 +157,7 @@ impl fmt::Debug for Event {
 
 /// A CloudEvent 1.0 in structured mode.
 #[derive(Serialize, JsonSchema)]
-pub(super) struct Envelope<'a> {
+pub(super) struct EventEnvelope<'a> {
     #[schemars(extend("const" = "1.0"))]
     specversion: &'a str,
     /// Made from request id and type alone: a repeat has the same.

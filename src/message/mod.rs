@@ -13,6 +13,6 @@ pub use self::{
         Event, EventBody, FAILED, FailedReason, READY, ReasonCode, format_date_time,
         parse_date_time,
     },
-    request::{Decoded, Invalid, Metadata, REQUESTED, Request, RequestId, decode_request},
+    request::{Decoded, InvalidRequest, Metadata, REQUESTED, Request, RequestId, decode_request},
     trace_context::TraceContext,
 };

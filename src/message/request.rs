@@ -54,7 +54,7 @@ pub struct Request {
 
 /// Cause a request is invalid, and what could be read of it nevertheless.
 #[derive(PartialEq, Eq)]
-pub struct Invalid {
+pub struct InvalidRequest {
     /// For people: names fields and rules, holds no values.
     pub message: String,
     /// The user, where that much was valid.
@@ -101,9 +101,9 @@ impl fmt::Debug for Request {
 }
 
 /// Tells nobody who it is for.
-impl fmt::Debug for Invalid {
+impl fmt::Debug for InvalidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Invalid").field("message", &self.message).finish_non_exhaustive()
+        f.debug_struct("InvalidRequest").field("message", &self.message).finish_non_exhaustive()
     }
 }
 
@@ -113,7 +113,7 @@ pub struct Decoded {
     /// The CloudEvent's `id`, where there is one.
     pub id: Option<RequestId>,
     /// The request, or why it is none.
-    pub request: Result<Request, Invalid>,
+    pub request: Result<Request, InvalidRequest>,
 }
 
 /// Reads a body of at most `max_bytes`. `default_workflow` serves requests that name none.
@@ -124,7 +124,7 @@ pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&s
             Decoded { id, request: read(data, what, default_workflow) }
         }
         Err((id, message)) => {
-            let request = Err(Invalid { message, user_id: None, workflow_id: None });
+            let request = Err(InvalidRequest { message, user_id: None, workflow_id: None });
             Decoded { id, request }
         }
     }
@@ -162,10 +162,14 @@ fn no_object(json: &str, what: &str) -> String {
 }
 
 /// From the text of the data object to the request.
-fn read(data: &str, what: &str, default_workflow: Option<&str>) -> Result<Request, Invalid> {
+fn read(data: &str, what: &str, default_workflow: Option<&str>) -> Result<Request, InvalidRequest> {
     const KEYS: [&str; 6] = ["userId", "workflowId", "metadata", "locale", "renew", "expiresAt"];
     let Some(fields) = decode::fields(data, KEYS) else {
-        return Err(Invalid { message: no_object(data, what), user_id: None, workflow_id: None });
+        return Err(InvalidRequest {
+            message: no_object(data, what),
+            user_id: None,
+            workflow_id: None,
+        });
     };
     let mut problems: Vec<String> =
         fields.repeated.iter().map(|key| format!("`{key}` is given twice")).collect();
@@ -209,7 +213,7 @@ fn read(data: &str, what: &str, default_workflow: Option<&str>) -> Result<Reques
             expires_at,
         }),
         (user_id, workflow_id, _) => {
-            Err(Invalid { message: problems.join("; "), user_id, workflow_id })
+            Err(InvalidRequest { message: problems.join("; "), user_id, workflow_id })
         }
     }
 }

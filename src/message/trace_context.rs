@@ -11,7 +11,7 @@ pub struct TraceContext {
 
 impl TraceContext {
     /// Continues what the headers say; where they say nothing valid, a new trace begins.
-    pub fn continued(parent: Option<&[u8]>, state: Option<&[u8]>) -> Self {
+    pub fn from_headers(parent: Option<&[u8]>, state: Option<&[u8]>) -> Self {
         match parent.and_then(valid_parent) {
             // A state without its parent means nothing, so it goes when the parent does.
             Some(parent) => Self { parent, state: state.and_then(valid_state), continued: true },
@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn a_valid_context_goes_on_as_it_came() {
-        let context = TraceContext::continued(Some(PARENT.as_bytes()), Some(b"vendor=1,other=2"));
+        let context =
+            TraceContext::from_headers(Some(PARENT.as_bytes()), Some(b"vendor=1,other=2"));
         assert_eq!((context.parent(), context.state()), (PARENT, Some("vendor=1,other=2")));
     }
 
@@ -94,7 +95,7 @@ mod tests {
         let long = format!("{PARENT}-x");
         let forbidden = PARENT.replacen("00", "ff", 1);
         for wrong in ["", "x", zeros, &upper, &long, &forbidden, "00-\r\n"] {
-            let context = TraceContext::continued(Some(wrong.as_bytes()), Some(b"a=b"));
+            let context = TraceContext::from_headers(Some(wrong.as_bytes()), Some(b"a=b"));
             assert_ne!(context.parent(), wrong);
             assert_eq!(
                 valid_parent(context.parent().as_bytes()).as_deref(),
@@ -107,14 +108,17 @@ mod tests {
     #[test]
     fn a_later_version_is_passed_on_as_the_one_we_know() {
         let later = PARENT.replacen("00", "01", 1) + "-\u{1}what the future brings";
-        let context = TraceContext::continued(Some(later.as_bytes()), None);
+        let context = TraceContext::from_headers(Some(later.as_bytes()), None);
         assert_eq!(context.parent(), PARENT);
     }
 
     #[test]
     fn a_state_that_no_header_can_carry_is_dropped() {
         for wrong in [&b"a=\nb"[..], b"", b"\xff", &[b'a'; 513]] {
-            assert_eq!(TraceContext::continued(Some(PARENT.as_bytes()), Some(wrong)).state(), None);
+            assert_eq!(
+                TraceContext::from_headers(Some(PARENT.as_bytes()), Some(wrong)).state(),
+                None
+            );
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     session::{Call, Token},
     telemetry::{
         metrics::Metrics,
-        traces::{Server, Span},
+        traces::{ServerAddress, Span},
     },
     tls,
 };
@@ -62,7 +62,7 @@ pub struct Platform {
     http: Client,
     token_url: Url,
     session_url: Url,
-    server: Server,
+    server: ServerAddress,
     key: Key,
     gate: Gate,
     token_ttl: Duration,
@@ -111,7 +111,7 @@ impl Platform {
             })?,
             token_url: route(&settings.url, TOKEN_ROUTE)?,
             session_url: route(&settings.url, SESSION_ROUTE)?,
-            server: Server::of(&settings.url),
+            server: ServerAddress::of(&settings.url),
             key,
             gate: Gate::new(rate, Arc::clone(&metrics)),
             token_ttl: settings.token_ttl,
@@ -133,7 +133,7 @@ impl Platform {
             let pass = ticket.pass(Call::Token).await;
             if pass.is_probe() {
                 // What it met is noted at the gate.
-                let nobodys = Span::untraced(TraceContext::continued(None, None));
+                let nobodys = Span::untraced(TraceContext::from_headers(None, None));
                 let _ = self.token(pass, &nobodys).await;
             }
         }
@@ -247,8 +247,8 @@ impl Platform {
             self.metrics.called(call, outcome, start.elapsed());
             if let Err(error) = &answer {
                 match error.status() {
-                    Some(status) => span.failed(status.to_string()),
-                    None => span.failed(outcome),
+                    Some(status) => span.set_error(status.to_string()),
+                    None => span.set_error(outcome),
                 }
             }
             answer
@@ -263,7 +263,7 @@ async fn exchange(
     read: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
     let mut response = sent.await.map_err(|error| CallError::from_transport(call, &error))?;
-    span.answered(response.status().as_u16());
+    span.set_status(response.status().as_u16());
     answered(call, &mut response, read).await
 }
 

@@ -22,8 +22,10 @@ impl Envelope {
     pub(super) fn read(delivery: &Delivery, queue: &str, traces: &Traces) -> Self {
         let known = delivery.message_id().or_else(|| delivery.copied_request_id());
         let request_id = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned);
-        let trace =
-            TraceContext::continued(delivery.header("traceparent"), delivery.header("tracestate"));
+        let trace = TraceContext::from_headers(
+            delivery.header("traceparent"),
+            delivery.header("tracestate"),
+        );
         Self {
             request_id: RequestId::new(request_id),
             correlation_id: delivery.correlation_id().map(str::to_owned),

@@ -20,7 +20,8 @@ use crate::{
     },
     handoff::{Failure, Handoff, Job, Served},
     message::{
-        Decoded, Event, EventBody, FailedReason, Invalid, ReasonCode, Request, decode_request,
+        Decoded, Event, EventBody, FailedReason, InvalidRequest, ReasonCode, Request,
+        decode_request,
     },
     telemetry::{
         log_limit::LogLimit,
@@ -90,7 +91,7 @@ impl Processor {
             self.default_workflow.as_deref(),
         );
         envelope.request_id = id.unwrap_or(envelope.request_id);
-        envelope.span.of_request(&envelope.request_id, envelope.attempts);
+        envelope.span.set_request(&envelope.request_id, envelope.attempts);
 
         let verdict = match &request {
             Ok(request) => self.serve(request, &envelope, publisher, lost).await,
@@ -116,7 +117,7 @@ impl Processor {
             && let Some(published_at) = delivery.published_at()
             && let Ok(end_to_end) = SystemTime::now().duration_since(published_at)
         {
-            self.metrics.told(end_to_end);
+            self.metrics.event_confirmed(end_to_end);
         }
         let settled = self.settle(delivery, &verdict, heard, &envelope, publisher).await;
         self.record(&verdict, envelope, settled, started);
@@ -166,7 +167,7 @@ impl Processor {
     async fn tell_failed(
         &self,
         reason: &FailedReason,
-        request: &Result<Request, Invalid>,
+        request: &Result<Request, InvalidRequest>,
         envelope: &Envelope,
         publisher: &Publisher,
     ) -> Result<bool, PublishError> {
@@ -259,9 +260,9 @@ impl Processor {
         };
         let took = started.elapsed();
         self.metrics.settled(outcome, took);
-        span.ended(outcome.as_str());
+        span.set_outcome(outcome.as_str());
         if let Some(kind) = reason.or((outcome == Outcome::Retried).then_some("transient")) {
-            span.failed(kind);
+            span.set_error(kind);
         }
         let (outcome, attempt) = (outcome.as_str(), envelope.attempts);
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

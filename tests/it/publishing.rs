@@ -58,7 +58,7 @@ async fn of_many_events_in_flight_each_is_told_its_own_fate() {
     });
     let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
     let publisher = Publisher::new(Arc::new(connection), Arc::new(topology), 64, Metrics::new());
-    let span = Span::untraced(TraceContext::continued(None, None));
+    let span = Span::untraced(TraceContext::from_headers(None, None));
     for (in_flight, every) in [(8, 2), (64, 7), (256, 50), (256, 2)] {
         let mut wrong = stream::iter(0..2_000)
             .map(|number| {

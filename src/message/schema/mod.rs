@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     REQUESTED,
-    event::{Envelope, EventBody, FAILED, READY},
+    event::{EventBody, EventEnvelope, FAILED, READY},
 };
 
 /// What a request asks for. Unknown fields are ignored, `null` is the same as leaving a field out, and one
@@ -81,7 +81,7 @@ pub fn failed() -> Value {
 }
 
 fn event(kind: &str, variant: usize) -> Value {
-    let mut schema = written::<Envelope<'_>>();
+    let mut schema = written::<EventEnvelope<'_>>();
     let data = written::<EventBody<'_>>()["anyOf"][variant].take();
     let described = schema["properties"]["type"].take();
     schema["properties"]["type"] =

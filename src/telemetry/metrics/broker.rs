@@ -9,7 +9,7 @@ use prometheus_client::{
 
 use super::{
     DURATIONS, Metrics,
-    labels::{KindOutcomeLabel, Published, resolved},
+    labels::{KindOutcomeLabel, PublishKind, resolved},
 };
 
 /// What a publish that RabbitMQ took over is called.
@@ -28,8 +28,8 @@ pub(super) struct Broker {
 impl Broker {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let publishes = Family::<KindOutcomeLabel, Counter>::default();
-        let confirmed =
-            Published::ALL.map(|kind| KindOutcomeLabel { kind: kind.as_str(), outcome: CONFIRMED });
+        let confirmed = PublishKind::ALL
+            .map(|kind| KindOutcomeLabel { kind: kind.as_str(), outcome: CONFIRMED });
         let broker = Self {
             confirmed: resolved(&publishes, confirmed),
             publishes: publishes.clone(),
@@ -63,7 +63,7 @@ impl Broker {
 
 impl Metrics {
     /// A message was published, and RabbitMQ took it, or did not: `fault` comes from a fixed set.
-    pub fn published(&self, kind: Published, fault: Option<&'static str>, took: Duration) {
+    pub fn published(&self, kind: PublishKind, fault: Option<&'static str>, took: Duration) {
         match fault {
             None => {
                 self.broker.confirmed[kind as usize].inc();

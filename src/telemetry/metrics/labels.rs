@@ -51,7 +51,7 @@ impl Lookup {
 
 /// What is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Published {
+pub enum PublishKind {
     /// `handoff.ready`.
     Ready,
     /// `handoff.failed`.
@@ -64,7 +64,7 @@ pub enum Published {
     DeadLetter,
 }
 
-impl Published {
+impl PublishKind {
     pub(super) const ALL: [Self; 5] =
         [Self::Ready, Self::Failed, Self::Retry, Self::Postponed, Self::DeadLetter];
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use prometheus_client::{encoding::prometheus_text, metrics::info::Info, registry::Registry};
 
 pub use self::{
-    labels::{Lookup, Outcome, Published},
+    labels::{Lookup, Outcome, PublishKind},
     platform::PausedFor,
     requests::InFlight,
 };
@@ -77,8 +77,8 @@ mod tests {
         metrics.called(Call::Session, "ok", Duration::from_millis(10));
         metrics.retried(Call::Session, "timeout");
         metrics.looked_up(Lookup::Miss);
-        metrics.published(Published::DeadLetter, None, Duration::from_millis(2));
-        metrics.published(Published::Ready, Some("unroutable"), Duration::from_millis(2));
+        metrics.published(PublishKind::DeadLetter, None, Duration::from_millis(2));
+        metrics.published(PublishKind::Ready, Some("unroutable"), Duration::from_millis(2));
         let so_far = PausedFor { refused: Duration::from_millis(1_500), ..PausedFor::default() };
         metrics.platform_paused(true, so_far);
         let guard = metrics.in_flight();

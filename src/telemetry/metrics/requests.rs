@@ -70,7 +70,7 @@ impl Metrics {
     }
 
     /// An event was confirmed, this long after its request was published.
-    pub fn told(&self, end_to_end: Duration) {
+    pub fn event_confirmed(&self, end_to_end: Duration) {
         self.requests.end_to_end.observe(end_to_end.as_secs_f64());
     }
 }

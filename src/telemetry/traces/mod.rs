@@ -15,7 +15,7 @@ use opentelemetry::{
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::{task::spawn_blocking, time::timeout};
 
-pub use self::span::{Server, Span};
+pub use self::span::{ServerAddress, Span};
 use crate::message::TraceContext;
 
 /// How long the last spans may take at the end.

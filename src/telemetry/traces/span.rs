@@ -26,12 +26,12 @@ pub struct Span<'a> {
 
 /// Who is called.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub struct ServerAddress {
     address: String,
     port: i64,
 }
 
-impl Server {
+impl ServerAddress {
     /// The server that a URL names.
     pub fn of(url: &Url) -> Self {
         let address = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -78,7 +78,7 @@ impl Span<'_> {
 
     /// Begins the span of a call to the platform. `route` is the part of its path that is always the
     /// same.
-    pub fn call(&self, call: Call, route: &'static str, server: &Server) -> Span<'_> {
+    pub fn call(&self, call: Call, route: &'static str, server: &ServerAddress) -> Span<'_> {
         self.child(SpanKind::Client, || {
             let attributes = vec![
                 KeyValue::new("http.request.method", "POST"),
@@ -124,23 +124,23 @@ impl Span<'_> {
     }
 
     /// Which request it is about.
-    pub fn of_request(&mut self, request_id: &RequestId, attempt: u32) {
+    pub fn set_request(&mut self, request_id: &RequestId, attempt: u32) {
         self.set(|| KeyValue::new("messaging.message.id", request_id.short().to_owned()));
         self.set(|| KeyValue::new("handoff.attempt", i64::from(attempt)));
     }
 
     /// How the delivery ended.
-    pub fn ended(&mut self, outcome: &'static str) {
+    pub fn set_outcome(&mut self, outcome: &'static str) {
         self.set(|| KeyValue::new("handoff.outcome", outcome));
     }
 
     /// An answer came.
-    pub fn answered(&mut self, status: u16) {
+    pub fn set_status(&mut self, status: u16) {
         self.set(|| KeyValue::new("http.response.status_code", i64::from(status)));
     }
 
     /// It did not work out. The kind comes from a fixed set.
-    pub fn failed(&mut self, kind: impl Into<Cow<'static, str>>) {
+    pub fn set_error(&mut self, kind: impl Into<Cow<'static, str>>) {
         if let Some((_, span)) = self.made.as_deref_mut() {
             span.set_attribute(KeyValue::new("error.type", kind.into()));
             span.set_status(Status::error(""));
