@@ -7,7 +7,7 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Bench, Node, Platform, Worker,
+    Bench, Node, Platform, Worker, log_text,
     platform::held,
     rabbit::{table, text},
 };
@@ -60,7 +60,7 @@ async fn a_queue_with_other_arguments_is_named_with_the_remedy() {
     let name = format!("{}.retry.1m", bench.rabbit.queue);
     channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await.unwrap();
     let worker = Worker::start(&bench.settings);
-    let line = worker.logged("not consuming; trying again until it works").await;
+    let line = worker.logged(log_text::NOT_CONSUMING).await;
     let error = line["error"].as_str().unwrap();
     for part in [name.as_str(), "delete it", "HANDOFF_QUEUE", "HANDOFF_DECLARE_TOPOLOGY=false"] {
         assert!(error.contains(part), "{error}");
@@ -70,7 +70,7 @@ async fn a_queue_with_other_arguments_is_named_with_the_remedy() {
     assert_eq!(worker.page("/livez").await.0, 200);
     // Once it is mended, the worker goes to work without being told.
     bench.rabbit.delete_queue(&name).await;
-    worker.logged("consuming").await;
+    worker.logged(log_text::CONSUMING).await;
     assert_eq!(worker.page("/readyz").await.0, 200);
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
@@ -81,7 +81,7 @@ async fn without_declaring_the_topology_is_only_checked() {
     let mut bench = Bench::new().await;
     bench.set("DECLARE_TOPOLOGY", "false");
     let worker = Worker::start(&bench.settings);
-    let line = worker.logged("not consuming; trying again until it works").await;
+    let line = worker.logged(log_text::NOT_CONSUMING).await;
     let error = line["error"].as_str().unwrap();
     assert!(error.contains(&bench.rabbit.request_exchange), "{error}");
     assert!(error.contains("does not exist"), "{error}");
@@ -117,9 +117,11 @@ async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connect
     for n in 0..10 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
     }
-    worker.logged_times("request finished", 10).await;
-    assert_eq!(worker.lines("consuming").len(), 1, "{}", worker.log());
-    assert!(worker.lines("request finished").iter().all(|line| line["outcome"] == "retried"));
+    worker.logged_times(log_text::REQUEST_FINISHED, 10).await;
+    assert_eq!(worker.lines(log_text::CONSUMING).len(), 1, "{}", worker.log());
+    assert!(
+        worker.lines(log_text::REQUEST_FINISHED).iter().all(|line| line["outcome"] == "retried")
+    );
     node.ctl(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
     let events = bench.rabbit.events(10).await;
     assert!(events.iter().all(|event| event.data()["reused"] == true));

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Bench, Flow, Message, Node, Platform, Proxy, Worker,
+    Bench, Flow, Message, Node, Platform, Proxy, Worker, log_text,
     platform::{Call, held, well},
     until,
 };
@@ -51,13 +51,13 @@ async fn rabbitmq_may_be_killed_in_the_middle_of_300_requests() {
     bench.requests(0..300).await;
     until("some are served", async || served(&worker).await >= 60.0).await;
     node.kill().await;
-    worker.logged("lost RabbitMQ; reconnecting").await;
+    worker.logged(log_text::RABBITMQ_LOST).await;
     opening.open();
     worker.is_alive().await;
     assert_eq!(worker.page("/readyz").await.0, 503);
 
     let (_, accepting) = tokio::join!(node.start(), answers(&node.url));
-    let consuming = worker.logged_times("consuming", 2).await;
+    let consuming = worker.logged_times(log_text::CONSUMING, 2).await;
     let gap = logged_at(&consuming) - accepting;
     println!("consuming {gap} after RabbitMQ answers");
     assert!(gap < Duration::from_secs(3), "{gap}");
@@ -79,7 +79,7 @@ async fn a_network_that_swallows_all_for_20_seconds_leaves_nothing_behind() {
     bench.all_ready(10).await;
     // The end of a first connection leaves a thread behind, that of a second no other.
     proxy.cut();
-    worker.logged_times("consuming", 2).await;
+    worker.logged_times(log_text::CONSUMING, 2).await;
     let before = worker.holdings(proxy.addr);
 
     let (opening, script) = held(|call| call.user_is("user-10"));
@@ -88,7 +88,7 @@ async fn a_network_that_swallows_all_for_20_seconds_leaves_nothing_behind() {
     bench.platform.called(22).await;
     proxy.both(Flow::Vanishes);
     let vanished = Instant::now();
-    worker.logged_times("lost RabbitMQ; reconnecting", 2).await;
+    worker.logged_times(log_text::RABBITMQ_LOST, 2).await;
     opening.open();
     bench.requests(0..30).await;
     while vanished.elapsed() < Duration::from_secs(20) {
@@ -98,7 +98,7 @@ async fn a_network_that_swallows_all_for_20_seconds_leaves_nothing_behind() {
     // However often it has tried meanwhile.
     worker.holds_no_more_than(before, proxy.addr).await;
     proxy.both(Flow::Passes);
-    worker.logged_times("consuming", 3).await;
+    worker.logged_times(log_text::CONSUMING, 3).await;
     bench.all_ready(30).await;
     assert_eq!(bench.platform.session_calls().len(), 30);
     println!("before: {before:?}, after: {:?}", worker.holdings(proxy.addr));
@@ -116,7 +116,7 @@ async fn an_exchange_or_a_binding_that_is_deleted_comes_back_by_itself() {
     bench.rabbit.unbind().await;
     until("it is routed", async || bench.rabbit.try_request("r-2", request.clone()).await).await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-2");
-    assert_eq!(worker.lines("consuming").len(), 1);
+    assert_eq!(worker.lines(log_text::CONSUMING).len(), 1);
 }
 
 #[tokio::test]
@@ -127,8 +127,7 @@ async fn without_declaring_what_is_deleted_is_told_once_and_ends_nothing() {
     let worker = bench.worker().await;
     let exchange = bench.rabbit.request_exchange.clone();
     bench.rabbit.delete_exchange(&exchange).await;
-    let told = "the topology is not as it should be; requests are taken all the same";
-    let line = worker.logged(told).await;
+    let line = worker.logged(log_text::TOPOLOGY_DIFFERS).await;
     assert!(line["error"].as_str().unwrap().contains(&exchange), "{line}");
     // Whatever reaches the queue is served.
     let request = Message {
@@ -138,7 +137,8 @@ async fn without_declaring_what_is_deleted_is_told_once_and_ends_nothing() {
     };
     bench.rabbit.put(&bench.rabbit.queue, &request).await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
-    assert_eq!((worker.lines("consuming").len(), worker.lines(told).len()), (1, 1));
+    assert_eq!(worker.lines(log_text::CONSUMING).len(), 1);
+    assert_eq!(worker.lines(log_text::TOPOLOGY_DIFFERS).len(), 1);
 }
 
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn connections_that_break_again_and_again_leave_no_request_in_hand() {
             proxy.cut();
         };
         tokio::join!(requests, cutting);
-        worker.logged_times("consuming", cut + 2).await;
+        worker.logged_times(log_text::CONSUMING, cut + 2).await;
     }
     bench.all_ready(300).await;
     // An acknowledgement that met the end of its connection must not be waited for.
@@ -173,9 +173,9 @@ async fn a_channel_that_rabbitmq_closes_is_opened_anew() {
     // `basic.ack` of the first delivery becomes one of a delivery that never was.
     proxy.rewrite(b"\0\x3c\0\x50\0\0\0\0\0\0\0\x01", b"\0\x3c\0\x50\0\0\0\0\0\0\0\x63");
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let lost = worker.logged("lost RabbitMQ; reconnecting").await;
+    let lost = worker.logged(log_text::RABBITMQ_LOST).await;
     proxy.rewrite_nothing();
-    let fault = lost["fault"].as_str().unwrap();
+    let fault = lost[log_text::RABBITMQ_LOST_CAUSE].as_str().unwrap();
     assert!(fault.contains("PRECONDITION_FAILED - unknown delivery tag 99"), "{fault}");
     // The request comes again, and so does its event, under the same id.
     let told = [bench.rabbit.event().await, bench.rabbit.event().await];
@@ -197,20 +197,23 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     node.ctl(&["add_user", "worker", "another"]).await;
     node.ctl(&["set_permissions", "worker", ".*", ".*", ".*"]).await;
     let worker = Worker::start(&bench.settings);
-    let line = worker.logged("not consuming; trying again until it works").await;
+    let line = worker.logged(log_text::NOT_CONSUMING).await;
     assert!(line["error"].as_str().unwrap().contains("ACCESS_REFUSED"), "{line}");
     worker.is_alive().await;
     node.ctl(&["change_password", "worker", "s3cret-that-nobody-may-see"]).await;
-    worker.logged("consuming").await;
+    worker.logged(log_text::CONSUMING).await;
     assert!(!worker.log().contains("s3cret"));
     bench.requests(0..10).await;
     bench.all_ready(10).await;
 
     // Connections that RabbitMQ closes.
     node.ctl(&["close_all_user_connections", "worker", "maintenance"]).await;
-    let lost = worker.logged("lost RabbitMQ; reconnecting").await;
-    assert!(lost["fault"].as_str().unwrap().contains("maintenance"), "{lost}");
-    worker.logged_times("consuming", 2).await;
+    let lost = worker.logged(log_text::RABBITMQ_LOST).await;
+    assert!(
+        lost[log_text::RABBITMQ_LOST_CAUSE].as_str().unwrap().contains("maintenance"),
+        "{lost}"
+    );
+    worker.logged_times(log_text::CONSUMING, 2).await;
     bench.requests(0..20).await;
     bench.all_ready(20).await;
     let address = url::Url::parse(&node.url).unwrap().socket_addrs(|| None).unwrap()[0];
@@ -226,8 +229,8 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     );
     node.ctl(&["eval", &forget]).await;
     bench.requests(0..20).await;
-    let lost = worker.logged_times("lost RabbitMQ; reconnecting", 2).await;
-    assert_eq!(lost["fault"], "RabbitMQ has forgotten the subscription");
+    let lost = worker.logged_times(log_text::RABBITMQ_LOST, 2).await;
+    assert_eq!(lost[log_text::RABBITMQ_LOST_CAUSE], log_text::CONSUMER_FORGOTTEN);
     bench.all_ready(20).await;
 
     // A memory alarm: what is made meanwhile is told after, and nothing is taken for a fault.
@@ -237,21 +240,20 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     bench.platform.called(42).await;
     node.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await;
     opening.open();
-    worker.logged("RabbitMQ blocks publishing: it is short of memory or disk").await;
+    worker.logged(log_text::PUBLISHING_BLOCKED).await;
     assert_eq!(worker.page("/readyz").await.0, 200);
     worker.is_alive().await;
     node.ctl(&["set_vm_memory_high_watermark", "0.9"]).await;
-    worker.logged("RabbitMQ takes messages again").await;
+    worker.logged(log_text::PUBLISHING_UNBLOCKED).await;
     bench.all_ready(21).await;
-    assert_eq!(worker.lines("consuming").len(), 3);
+    assert_eq!(worker.lines(log_text::CONSUMING).len(), 3);
 
     // A quorum queue that is full, and then has no limit any more.
     let full = r#"{"max-length":0,"overflow":"reject-publish"}"#;
     node.ctl(&["set_policy", "full", r"\.dead$", full]).await;
-    let not_taken = "RabbitMQ did not take a message; offering it again";
     let mut published = 0;
     // It takes a few more than it says.
-    while worker.lines(not_taken).is_empty() {
+    while worker.lines(log_text::COPY_NOT_TAKEN).is_empty() {
         bench.rabbit.publish("not a request", Default::default()).await;
         assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
         published += 1;
@@ -263,20 +265,20 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
 
     // It freezes.
     node.freeze().await;
-    worker.logged_times("lost RabbitMQ; reconnecting", 3).await;
-    worker.logged_times("not consuming; trying again until it works", 2).await;
+    worker.logged_times(log_text::RABBITMQ_LOST, 3).await;
+    worker.logged_times(log_text::NOT_CONSUMING, 2).await;
     worker.is_alive().await;
     node.thaw().await;
-    worker.logged_times("consuming", 4).await;
+    worker.logged_times(log_text::CONSUMING, 4).await;
     bench.requests(0..22).await;
     bench.all_ready(22).await;
     worker.holds_no_more_than(before, address).await;
 
     // It is restarted in good order.
     node.stop().await;
-    worker.logged_times("lost RabbitMQ; reconnecting", 4).await;
+    worker.logged_times(log_text::RABBITMQ_LOST, 4).await;
     node.start().await;
-    worker.logged_times("consuming", 5).await;
+    worker.logged_times(log_text::CONSUMING, 5).await;
     bench.reconnect().await;
     bench.requests(0..23).await;
     bench.all_ready(23).await;
@@ -291,12 +293,12 @@ async fn deleted_queues_are_declared_again() {
     bench.set("RETRY_DELAYS", "200ms");
     let worker = bench.worker().await;
     bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
-    worker.logged_times("consuming", 2).await;
+    worker.logged_times(log_text::CONSUMING, 2).await;
     // So are those that are found missing when a copy is to be published.
     bench.rabbit.delete_queue(&format!("{}.dead", bench.rabbit.queue)).await;
     bench.rabbit.publish("not a request", Default::default()).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    worker.logged("request finished").await;
+    worker.logged(log_text::REQUEST_FINISHED).await;
     bench.rabbit.dead_letter().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
@@ -310,7 +312,7 @@ async fn a_deleted_event_exchange_is_declared_again() {
     bench.rabbit.delete_exchange(&bench.rabbit.event_exchange.clone()).await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     // There is an exchange again, but nobody is bound to it yet.
-    assert_eq!(worker.logged("request finished").await["outcome"], "retried");
+    assert_eq!(worker.logged(log_text::REQUEST_FINISHED).await["outcome"], "retried");
     bench.rabbit.hear_events().await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }
@@ -323,10 +325,10 @@ async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
     let mut bench = Bench::on_own_rabbitmq(platform, &node).await;
     node.stop().await;
     let worker = Worker::start(&bench.settings);
-    worker.logged("not consuming; trying again until it works").await;
+    worker.logged(log_text::NOT_CONSUMING).await;
     assert_eq!(worker.page("/readyz").await.0, 503);
     node.start().await;
-    worker.logged("consuming").await;
+    worker.logged(log_text::CONSUMING).await;
 
     bench.reconnect().await;
     bench.rabbit.request("r-0", json!({ "userId": "quick" })).await;
@@ -335,7 +337,7 @@ async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
     bench.rabbit.request("r-1", json!({ "userId": "slow" })).await;
     bench.platform.called(4).await;
     node.kill().await;
-    worker.logged("lost RabbitMQ; reconnecting").await;
+    worker.logged(log_text::RABBITMQ_LOST).await;
     assert_eq!(worker.metric("handoff_broker_connected").await, 0.0);
     session.open();
     crate::support::until("the link is cached", async || {
@@ -363,7 +365,7 @@ async fn what_is_in_flight_when_the_queue_is_deleted_is_served_all_the_same() {
     }
     bench.platform.called(5).await;
     bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
-    worker.logged_times("consuming", 2).await;
+    worker.logged_times(log_text::CONSUMING, 2).await;
     opening.open();
     let events = bench.rabbit.events(5).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));

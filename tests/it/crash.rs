@@ -11,7 +11,7 @@ use lapin::BasicProperties;
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Message, Opening, Platform, Proxy, Worker,
+    Answer, Bench, Flow, Message, Opening, Platform, Proxy, Worker, log_text,
     platform::{Call, held, well},
     rabbit::{table, text},
     until,
@@ -230,7 +230,7 @@ async fn a_kill_after_the_event_repeats_it_under_the_same_id() {
         bench.platform.called(2).await;
         session.open();
         bench.rabbit.event().await;
-        worker.logged("request finished").await;
+        worker.logged(log_text::REQUEST_FINISHED).await;
 
         let (session, script) = held(|call| !call.is_token());
         bench.platform.now(script);
@@ -244,7 +244,7 @@ async fn a_kill_after_the_event_repeats_it_under_the_same_id() {
             // … or it does, and it is the ack that goes nowhere.
             proxy.requests(Flow::Waits);
             proxy.replies(Flow::Passes);
-            worker.logged_times("request finished", 2).await;
+            worker.logged_times(log_text::REQUEST_FINISHED, 2).await;
         }
         worker.kill().await;
         proxy.cut();
@@ -372,7 +372,7 @@ async fn a_request_that_kills_every_worker_ends_in_the_dead_queue_and_takes_nobo
     let events = bench.rabbit.events(4).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     // It may have been started a moment ago.
-    survivor.logged("consuming").await;
+    survivor.logged(log_text::CONSUMING).await;
     survivor.stop().await;
     assert_eq!(bench.rabbit.depth(&dead).await, 0, "nobody else");
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    Bench, Message,
+    Bench, Message, log_text,
     rabbit::{table, text},
     soon, until,
     worker::{Settings, command},
@@ -157,7 +157,7 @@ async fn what_is_replayed_begins_anew_while_a_worker_runs() {
         (&event.data()["requestId"], event.routing_key.as_str()),
         (&json!("a"), "handoff.ready")
     );
-    assert_eq!(worker.logged("request finished").await["attempt"], 1);
+    assert_eq!(worker.logged(log_text::REQUEST_FINISHED).await["attempt"], 1);
     assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["b"]);
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Answer, Authority, Bench, Flow, Message, Node, Platform, Proxy, TempFile, TlsFront,
     bench::{redis, redis_cmd},
+    log_text,
     platform::{API_KEY, well},
     rabbit::{table, text},
     soon,
@@ -84,7 +85,7 @@ async fn where_all_is_well_there_is_no_finding_and_no_call() {
 
     let worker = bench.worker().await;
     // It subscribes once more then, and for a moment nobody would be found to take requests.
-    worker.logged("fetching more at a time").await;
+    worker.logged(log_text::WINDOW_GROWN).await;
     let told = doctor(&bench, &[]).await;
     assert!(told.findings().is_empty(), "{:#?}", told.0);
     for name in ["version", "topology", "consumers", "dead letters", "publishing"] {

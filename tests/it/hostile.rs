@@ -7,7 +7,7 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Message, Platform, Proxy, Rabbit,
+    Answer, Bench, Message, Platform, Proxy, Rabbit, log_text,
     platform::{Call, held, well},
     rabbit::{table, text},
 };
@@ -25,7 +25,7 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
         let large = [("large", text(&"x".repeat(size))), ("small", text("kept"))];
         bench.rabbit.publish("not a request", headers(&large)).await;
         assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "invalid_request");
-        worker.logged_times("request finished", number + 1).await;
+        worker.logged_times(log_text::REQUEST_FINISHED, number + 1).await;
         let dead = bench.rabbit.dead_letter().await;
         assert_eq!(
             (dead.text("small"), dead.text("x-handoff-reason")),
@@ -34,10 +34,10 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
         assert_eq!(dead.header("large").is_some(), size < 118_000, "{size}");
         // One does not fit into what is usually enough; after that, nothing breaks any more.
         let times = if size < 8_000 { 1 } else { 2 };
-        assert_eq!(worker.lines("consuming").len(), times, "{size}");
+        assert_eq!(worker.lines(log_text::CONSUMING).len(), times, "{size}");
     }
-    let lines = worker.lines("consuming");
-    assert!(lines.iter().all(|line| line["pace"] == "Full"), "{lines:?}");
+    let lines = worker.lines(log_text::CONSUMING);
+    assert!(lines.iter().all(|line| line[log_text::WINDOW] == log_text::WINDOW_FULL), "{lines:?}");
 }
 
 #[tokio::test]
@@ -48,9 +48,9 @@ async fn a_mistake_made_a_thousand_times_is_told_once() {
     let body = format!(r#"{{"userId":"ann",{}"renew":1}}"#, r#""renew":1,"#.repeat(6_000));
     bench.rabbit.publish(body, headers(&[])).await;
     let reason = bench.rabbit.event().await.data()["reason"]["message"].clone();
-    assert_eq!(reason, "`renew` is given twice; `renew` must be true or false");
+    assert_eq!(reason, log_text::REPEATED_MISTAKE_ONCE);
     assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-detail"), reason);
-    assert_eq!(worker.lines("consuming").len(), 1, "the connection never broke");
+    assert_eq!(worker.lines(log_text::CONSUMING).len(), 1, "the connection never broke");
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn where_else_a_message_went_its_copies_do_not_go() {
     let to_itself = AMQPValue::FieldArray(FieldArray::from(vec![text(&bench.rabbit.queue)]));
     bench.rabbit.publish("not a request", headers(&[("CC", to_itself)])).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    worker.logged("request finished").await;
+    worker.logged(log_text::REQUEST_FINISHED).await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-2");
     assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 1);
@@ -138,7 +138,7 @@ async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
         Rabbit::connect(&proxy.url(&bench.settings["HANDOFF_AMQP_URL"]), &bench.name).await;
     proxy.rewrite(b"unreadable-id", b"unreadable\xff\xfe\xfd");
     strange.request("unreadable-id", json!({ "userId": "x" })).await;
-    worker.logged("lost RabbitMQ; reconnecting").await;
+    worker.logged(log_text::RABBITMQ_LOST).await;
     opening.open();
     let events = bench.rabbit.events(10).await;
     let served: std::collections::HashSet<_> =
@@ -146,11 +146,18 @@ async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     assert_eq!((served.len(), bench.platform.session_calls().len()), (10, 10));
     // RabbitMQ itself has moved it, and the worker is back at full pace.
-    worker.logged_with("consuming", |line| line["pace"] == "Careful").await;
+    worker
+        .logged_with(log_text::CONSUMING, |line| {
+            line[log_text::WINDOW] == log_text::WINDOW_ONE_AT_A_TIME
+        })
+        .await;
     let dead = format!("{}.dead", bench.rabbit.queue);
     crate::support::until("it is dead", async || bench.rabbit.depth(&dead).await == 1).await;
     crate::support::until("all is calm", async || {
-        worker.lines("consuming").last().is_some_and(|line| line["pace"] == "Full")
+        worker
+            .lines(log_text::CONSUMING)
+            .last()
+            .is_some_and(|line| line[log_text::WINDOW] == log_text::WINDOW_FULL)
     })
     .await;
 }
@@ -165,6 +172,6 @@ async fn an_id_of_any_length_stays_whole_on_copies() {
     });
     bench.rabbit.publish(event.to_string(), BasicProperties::default()).await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], json!(id));
-    worker.logged("request finished").await;
+    worker.logged(log_text::REQUEST_FINISHED).await;
     assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-request-id"), id);
 }

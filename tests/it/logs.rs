@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Bench, Node, Platform, until};
+use crate::support::{Bench, Node, Platform, log_text, until};
 
 #[tokio::test]
 async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() {
@@ -13,15 +13,15 @@ async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() 
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": n })).await;
     }
     worker.finished(200).await;
-    let mut ids: Vec<_> = worker.lines("request finished").iter().map(id).collect();
+    let mut ids: Vec<_> = worker.lines(log_text::REQUEST_FINISHED).iter().map(id).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 200);
-    assert_eq!(worker.lines("no queue is bound to take `handoff.failed`").len(), 1);
+    assert_eq!(worker.lines(log_text::FAILED_EVENT_UNROUTABLE).len(), 1);
     let failures = "handoff_publishes_total{kind=\"failed\",outcome=\"unroutable\"}";
     assert_eq!(worker.metric(failures).await, 200.0);
     let printed = worker.printed().await;
-    let others = printed.lines().filter(|line| !line.contains("request finished")).count();
+    let others = printed.lines().filter(|line| !line.contains(log_text::REQUEST_FINISHED)).count();
     assert!(others < 10, "{printed}");
 }
 
@@ -43,13 +43,13 @@ async fn a_redis_that_comes_and_goes_is_told_three_times_a_minute() {
         // Who meets it finds out.
         bench.rabbit.request("r", json!({ "userId": "ann" })).await;
         assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-        worker.logged_times("the connection to Redis was given up", flaps).await;
+        worker.logged_times(log_text::REDIS_CONNECTION_DISCARDED, flaps).await;
         node.start().await;
         until("it is back", async || {
             worker.metric("handoff_cache_reconnects_total").await == flaps as f64
         })
         .await;
     }
-    let away = "no connection to Redis: requests are served without the cache";
-    assert_eq!((worker.lines(away).len(), worker.lines("Redis is back").len()), (3, 3));
+    assert_eq!(worker.lines(log_text::REDIS_UNAVAILABLE).len(), 3);
+    assert_eq!(worker.lines(log_text::REDIS_RECONNECTED).len(), 3);
 }

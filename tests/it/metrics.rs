@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Platform, Worker,
+    Answer, Bench, Flow, Platform, Worker, log_text,
     platform::{Call, held, well},
     until,
 };
@@ -151,14 +151,14 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     proxy.both(Flow::Vanishes);
     assert_eq!(request(&mut bench, "r-6", "ann").await, "handoff.ready");
     worker.finished(8).await;
-    worker.logged("no connection to Redis: requests are served without the cache").await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     assert!(worker.metric("handoff_cache_errors_total").await >= 1.0);
     is(&worker, "handoff_cache_lookups_total{result=\"miss\"}", 5.0).await;
     proxy.both(Flow::Passes);
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     is(&worker, "handoff_cache_reconnects_total", 1.0).await;
     amqp.cut();
-    worker.logged_times("consuming", 2).await;
+    worker.logged_times(log_text::CONSUMING, 2).await;
     is(&worker, "handoff_broker_reconnects_total", 1.0).await;
 
     let (_, page) = worker.page("/metrics").await;

@@ -6,7 +6,7 @@ use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Platform, Worker,
+    Answer, Bench, Platform, Worker, log_text,
     platform::{API_KEY, Call, held, well},
     rabbit::{table, text},
 };
@@ -209,7 +209,7 @@ async fn sixty_requests_at_once_over_three_workers_make_one_session() {
     bench.set("CONCURRENCY", "20");
     let workers = [bench.worker().await, bench.worker().await, bench.worker().await];
     for worker in &workers {
-        worker.logged("fetching more at a time").await;
+        worker.logged(log_text::WINDOW_GROWN).await;
     }
     let requests = (0..60).map(|n| {
         let data = json!({ "userId": "ann", "renew": n % 2 == 1 });
@@ -470,7 +470,7 @@ async fn settings_come_from_files_and_flags_too() {
         .set("IDV_WORKFLOW_ID", "not this one")
         .set("IDV_PUBLIC_URL", "https://people.example/idv/");
     let worker = Worker::start_with(&["--idv-workflow-id", "this one"], &bench.settings);
-    worker.logged("consuming").await;
+    worker.logged(log_text::CONSUMING).await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     let event = bench.rabbit.event().await;
     assert_eq!(event.data()["workflowId"], "this one");

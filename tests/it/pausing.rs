@@ -11,16 +11,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Answer, Bench, Flow, Opening, Platform, Proxy, TempFile, Worker,
+    Answer, Bench, Flow, Opening, Platform, Proxy, TempFile, Worker, log_text,
     platform::{API_KEY, Call, held, well},
     rabbit::{table, text},
     until,
 };
 
 const PAUSED: &str = "handoff_platform_paused";
-const DOWN: &str = "the platform fails for everyone; requests are held";
-const REFUSED: &str = "the platform gives no tokens; requests are held";
-const BACK: &str = "the platform answers again; requests go on";
 
 fn away(_: &Call) -> Answer {
     Answer::status(503)
@@ -58,7 +55,7 @@ async fn assert_unspent(bench: &Bench, worker: &Worker) {
     }
     let dead = format!("{}.dead", bench.rabbit.queue);
     assert_eq!(bench.rabbit.depth(&dead).await, 0);
-    assert!(worker.lines("request finished").iter().all(|line| line["attempt"] == 1));
+    assert!(worker.lines(log_text::REQUEST_FINISHED).iter().all(|line| line["attempt"] == 1));
 }
 
 #[tokio::test]
@@ -69,7 +66,7 @@ async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
     let began = Instant::now();
     publish(&bench, 0, 300).await;
     for worker in &workers {
-        worker.logged(DOWN).await;
+        worker.logged(log_text::BREAKER_OPEN).await;
         assert_eq!(readiness(worker).await, (503, json!(["platform"])));
         assert_eq!(worker.metric(PAUSED).await, 1.0);
     }
@@ -85,7 +82,10 @@ async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
     assert_eq!(bench.platform.session_calls().len(), 300);
     for worker in &workers {
         assert_unspent(&bench, worker).await;
-        assert_eq!((worker.lines(DOWN).len(), worker.lines(BACK).len()), (1, 1));
+        assert_eq!(
+            (worker.lines(log_text::BREAKER_OPEN).len(), worker.lines(log_text::RESUMED).len()),
+            (1, 1)
+        );
         assert_eq!(readiness(worker).await, (200, Value::Null));
         assert_eq!(worker.metric(PAUSED).await, 0.0);
     }
@@ -98,7 +98,7 @@ async fn an_outage_spends_no_attempt_even_where_there_is_no_budget() {
     bench.worker().await.stop().await;
     publish(&bench, 0, 20).await;
     let worker = bench.worker().await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     bench.platform.now(well);
     assert_eq!(served(&mut bench, 20).await.len(), 20);
     assert_unspent(&bench, &worker).await;
@@ -111,7 +111,7 @@ async fn sessions_that_fail_for_everyone_are_an_outage_and_keep_their_tokens() {
     bench.set("RETRY_BUDGET", "1s").set("CONCURRENCY", "8");
     let worker = bench.worker().await;
     publish(&bench, 0, 8).await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     bench.platform.now(well);
     assert_eq!(served(&mut bench, 8).await.len(), 8);
     assert_eq!(bench.platform.token_calls().len(), 8);
@@ -134,7 +134,7 @@ async fn one_request_that_always_fails_pauses_nobody() {
     assert!(bench.platform.session_calls().len() > 5, "more than a breaker wants");
     publish(&bench, 0, 1).await;
     served(&mut bench, 1).await;
-    assert!(worker.lines(DOWN).is_empty());
+    assert!(worker.lines(log_text::BREAKER_OPEN).is_empty());
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
     bench.set("IDV_API_KEY_FILE", key.path()).set("RETRY_BUDGET", "0s");
     let worker = bench.worker().await;
     publish(&bench, 0, 100).await;
-    let line = worker.logged(REFUSED).await;
+    let line = worker.logged(log_text::TOKEN_REFUSED).await;
     let error = line["error"].as_str().unwrap();
     assert!(error.contains("401") && error.contains("HANDOFF_IDV_API_KEY"), "{error}");
     assert_eq!(readiness(&worker).await, (503, json!(["platform"])));
@@ -159,13 +159,15 @@ async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
     bench.platform.called(early + 1).await;
     // What is no key is not taken for one.
     std::fs::write(key.path(), "").unwrap();
-    let no_key =
-        "HANDOFF_IDV_API_KEY_FILE names a file that is empty; the former API key stays in use";
-    worker.logged(no_key).await;
+    worker.logged(log_text::API_KEY_FILE_EMPTY).await;
     std::fs::write(key.path(), format!("{API_KEY}\n")).unwrap();
     assert_eq!(served(&mut bench, 100).await.len(), 100);
     assert_unspent(&bench, &worker).await;
-    assert_eq!((worker.lines(REFUSED).len(), worker.lines(BACK).len()), (1, 1), "told once");
+    assert_eq!(
+        (worker.lines(log_text::TOKEN_REFUSED).len(), worker.lines(log_text::RESUMED).len()),
+        (1, 1),
+        "told once"
+    );
     assert_eq!(readiness(&worker).await, (200, Value::Null));
     assert!(bench.platform.token_calls().len() <= 100 + 8, "no herd");
 }
@@ -181,7 +183,7 @@ async fn a_wrong_host_pauses_too() {
         bench.set("RETRY_BUDGET", "0s");
         let worker = bench.worker().await;
         publish(&bench, 0, 3).await;
-        worker.logged(REFUSED).await;
+        worker.logged(log_text::TOKEN_REFUSED).await;
         bench.platform.now(well);
         served(&mut bench, 3).await;
         assert_unspent(&bench, &worker).await;
@@ -198,8 +200,8 @@ async fn a_platform_that_asks_to_be_left_alone_is_left_alone_by_all() {
     bench.set("RETRY_BUDGET", "0s");
     let worker = bench.worker().await;
     publish(&bench, 0, 1).await;
-    let line = worker.logged("the platform asks to be left alone; requests are held").await;
-    assert_eq!(line["seconds"], 2);
+    let line = worker.logged(log_text::RATE_LIMITED).await;
+    assert_eq!(line[log_text::RETRY_AFTER], 2);
     let asked = Instant::now();
     let before = bench.platform.calls().len();
     publish(&bench, 1, 5).await;
@@ -220,7 +222,7 @@ async fn what_is_held_gives_way_to_a_shutdown_and_heeds_its_end() {
     let mut bench = Bench::with(Platform::scripted(away).await).await;
     let worker = bench.worker().await;
     publish(&bench, 0, 5).await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     ask_until(&bench, Duration::from_secs(1)).await;
     let event = bench.rabbit.event().await;
     assert_eq!(event.data()["reason"]["code"], "request_expired");
@@ -235,10 +237,10 @@ async fn with_nobody_waiting_it_resumes_by_itself() {
     let mut bench = Bench::with(Platform::scripted(|_| Answer::status(403)).await).await;
     let worker = bench.worker().await;
     ask_until(&bench, Duration::from_secs(2)).await;
-    worker.logged(REFUSED).await;
+    worker.logged(log_text::TOKEN_REFUSED).await;
     assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "request_expired");
     bench.platform.now(well);
-    worker.logged(BACK).await;
+    worker.logged(log_text::RESUMED).await;
     assert_eq!(readiness(&worker).await, (200, Value::Null));
     assert!(bench.platform.session_calls().is_empty());
 }
@@ -251,7 +253,7 @@ async fn a_live_link_is_handed_out_while_calls_are_held() {
     bench.rabbit.event().await;
     bench.platform.now(away);
     publish(&bench, 0, 6).await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }
@@ -319,13 +321,12 @@ async fn what_is_held_is_let_go_when_rabbitmq_is_lost() {
     bench.set("AMQP_URL", &format!("{url}?heartbeat=1")).set("CONCURRENCY", "3");
     let worker = bench.worker().await;
     publish(&bench, 0, 3).await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     proxy.both(Flow::Waits);
-    worker.logged("lost RabbitMQ; reconnecting").await;
+    worker.logged(log_text::RABBITMQ_LOST).await;
     proxy.both(Flow::Passes);
     // Nobody waits in a place that RabbitMQ has given away: whoever comes next needs it.
-    until("they are let go", async || worker.lines("handed back, or to be redelivered").len() == 3)
-        .await;
+    until("they are let go", async || worker.lines(log_text::HANDED_BACK).len() == 3).await;
     bench.platform.now(well);
     served(&mut bench, 3).await;
 }
@@ -337,7 +338,7 @@ async fn a_token_that_has_waited_too_long_is_replaced() {
     bench.set("IDV_TOKEN_TTL", "5s").set("LINK_MIN_LIFE", "2s").set("CONCURRENCY", "4");
     let worker = bench.worker().await;
     publish(&bench, 0, 4).await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     // Probes use the tokens up to their last good moment; then new ones are asked for.
     bench.platform.called(4 + 5 + 3).await;
     bench.platform.now(well);
@@ -370,7 +371,7 @@ async fn a_probe_that_hangs_until_others_have_found_the_platform_well_spends_not
     bench.set("IDV_TIMEOUT", "4s").set("RETRY_BUDGET", "2s").set("CONCURRENCY", "8");
     let worker = bench.worker().await;
     publish(&bench, 0, 16).await;
-    worker.logged(DOWN).await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     let before = bench.platform.calls().len();
     // The third is under way, which begins 2.9 s before the fourth.
     bench.platform.called(before + 3).await;
@@ -392,10 +393,14 @@ async fn a_connection_that_breaks_twice_in_a_pause_holds_up_nobody_who_needs_no_
     until("they are held", async || worker.metric("handoff_in_flight").await == 3.0).await;
     // The second comes at once, with a request in hand: that may be what breaks it.
     proxy.cut();
-    worker.logged_times("consuming", 2).await;
+    worker.logged_times(log_text::CONSUMING, 2).await;
     until("one is taken again", async || worker.metric("handoff_in_flight").await > 0.0).await;
     proxy.cut();
-    worker.logged_with("consuming", |line| line["pace"] == "Careful").await;
+    worker
+        .logged_with(log_text::CONSUMING, |line| {
+            line[log_text::WINDOW] == log_text::WINDOW_ONE_AT_A_TIME
+        })
+        .await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::{
-    Bench, Flow, Platform, Proxy,
+    Bench, Flow, Platform, Proxy, log_text,
     rude::{Manner, Rude},
 };
 
@@ -69,7 +69,7 @@ async fn a_network_that_swallows_what_goes_to_the_platform_heals() {
     for n in 0..100 {
         request(&bench, &format!("user-{n}")).await;
     }
-    worker.logged("the platform fails for everyone; requests are held").await;
+    worker.logged(log_text::BREAKER_OPEN).await;
     // Long enough for what hangs to be given up; what comes after is held.
     tokio::time::sleep(Duration::from_secs(20).saturating_sub(cut.elapsed())).await;
     proxy.both(Flow::Passes);

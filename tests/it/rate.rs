@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::{
-    Bench, Flow, Node, Opening, Platform,
+    Bench, Flow, Node, Opening, Platform, log_text,
     platform::{Call, well},
     until,
 };
@@ -53,8 +53,7 @@ async fn without_redis_each_replica_keeps_to_its_share() {
     let workers = [bench.worker().await, bench.worker().await];
     node.kill().await;
     for worker in &workers {
-        let away = "no connection to Redis: requests are served without the cache";
-        worker.logged(away).await;
+        worker.logged(log_text::REDIS_UNAVAILABLE).await;
     }
     let began = Instant::now();
     publish(&bench, 30).await;

@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 use crate::support::{
     Answer, Bench, Flow, Node, Opening, Platform, Proxy,
     bench::{redis, redis_cmd},
+    log_text,
     platform::{Call, held, well},
     until,
 };
-
-const AWAY: &str = "no connection to Redis: requests are served without the cache";
 
 /// How long a request took, as the log tells it.
 fn duration_ms(line: &Value) -> u64 {
@@ -35,24 +34,25 @@ async fn a_network_that_swallows_all_for_20_seconds_costs_half_a_second_and_leav
         assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
         if number == 10 {
             // Whoever meets it first trips the breaker, for all who come after.
-            worker.logged_times("request finished", 11).await;
-            assert_eq!(worker.lines("the connection to Redis was given up").len(), 1);
+            worker.logged_times(log_text::REQUEST_FINISHED, 11).await;
+            assert_eq!(worker.lines(log_text::REDIS_CONNECTION_DISCARDED).len(), 1);
         }
         if vanished.elapsed() > Duration::from_secs(20) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let mut took: Vec<_> = worker.lines("request finished").iter().map(duration_ms).collect();
+    let mut took: Vec<_> =
+        worker.lines(log_text::REQUEST_FINISHED).iter().map(duration_ms).collect();
     took.sort_unstable();
     let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
     println!("{} requests took {median} ms at the median, {longest} ms at most", took.len());
     assert!(median < 150 && longest < 750, "{median} {longest}");
-    worker.logged(AWAY).await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     worker.holds_no_more_than(before, proxy.addr).await;
 
     proxy.both(Flow::Passes);
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     for id in ["r-again", "r-and-again"] {
         bench.rabbit.request(id, json!({ "userId": "user-0" })).await;
         assert_eq!(bench.rabbit.event().await.data()["reused"], true);
@@ -83,7 +83,7 @@ async fn without_redis_requests_are_served_and_with_it_again_links_are_cached() 
     assert!(status == 200 && page.contains("degraded"), "{status} {page}");
 
     node.start().await;
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     // A link that was made meanwhile is the person's link from now on.
     bench.rabbit.request("r-4", json!({ "userId": "ann" })).await;
     let event = bench.rabbit.event().await;
@@ -113,9 +113,9 @@ async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    worker.logged(AWAY).await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     proxy.both(Flow::Passes);
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     // The link that was made meanwhile is known now, and the claim that nobody answered is no more.
     bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
     let event = bench.rabbit.event().await;
@@ -152,9 +152,9 @@ async fn a_redis_that_was_frozen_costs_nobody_anything_once_it_is_back() {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
     }
     bench.rabbit.events(10).await;
-    worker.logged(AWAY).await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     node.thaw().await;
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     for n in 0..10 {
         bench.rabbit.request(&format!("again-{n}"), json!({ "userId": format!("user-{n}") })).await;
     }
@@ -173,9 +173,9 @@ async fn a_renewal_without_redis_is_the_persons_link_once_it_is_back() {
     node.freeze().await;
     bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
     assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
-    worker.logged(AWAY).await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     node.thaw().await;
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
     bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
@@ -194,9 +194,9 @@ async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
     bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
     bench.platform.called(4).await;
     node.kill().await;
-    worker.logged(AWAY).await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     node.start().await;
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     session.open();
     assert_eq!(bench.rabbit.event().await.data()["sessionId"], "session-1");
     assert_eq!(bench.platform.session_calls().len(), 2);
@@ -258,15 +258,15 @@ async fn a_redis_that_is_a_replica_is_told_as_one_that_is_away_until_it_takes_wr
         let (status, page) = worker.page("/readyz").await;
         assert!(status == 200 && page.contains("degraded"), "{status} {page}");
     }
-    worker.logged(AWAY).await;
-    assert_eq!(worker.lines(AWAY)[0]["why"], "READONLY");
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
+    assert_eq!(worker.lines(log_text::REDIS_UNAVAILABLE)[0][log_text::REDIS_CAUSE], "READONLY");
     follow("NO", "ONE").await;
     // The links that were made meanwhile are stored.
-    worker.logged("Redis is back").await;
+    worker.logged(log_text::REDIS_RECONNECTED).await;
     assert!(!worker.page("/readyz").await.1.contains("degraded"));
     bench.rabbit.request("r-again", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["reused"], true);
-    assert_eq!(worker.lines(AWAY).len(), 1);
+    assert_eq!(worker.lines(log_text::REDIS_UNAVAILABLE).len(), 1);
 }
 
 async fn limit(client: &mut MultiplexedConnection, bytes: &str) {
@@ -297,9 +297,9 @@ async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
     let _other = bench.worker().await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-2");
-    alone.logged("no connection to Redis: requests are served without the cache").await;
+    alone.logged(log_text::REDIS_UNAVAILABLE).await;
     proxy.both(Flow::Passes);
-    alone.logged("Redis is back").await;
+    alone.logged(log_text::REDIS_RECONNECTED).await;
     answer.open();
     let event = bench.rabbit.event().await;
     assert_eq!(

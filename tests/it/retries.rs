@@ -7,7 +7,7 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Opening, Platform,
+    Answer, Bench, Opening, Platform, log_text,
     platform::{Call, well},
     rabbit::{table, text},
 };
@@ -95,7 +95,7 @@ async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     let line = worker.finished(1).await;
     assert_eq!(line["outcome"], "retried");
-    assert_eq!(line["detail"], "the token call found no connection, or lost it");
+    assert_eq!(line["detail"], log_text::TOKEN_CALL_UNCONNECTED);
 }
 
 #[tokio::test]

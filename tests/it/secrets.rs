@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::support::{
     Answer, Bench, Collector, Message, Platform, Worker,
     bench::{redis, redis_cmd},
+    log_text,
     platform::{API_KEY, Call, well},
     required_env, soon,
 };
@@ -188,7 +189,7 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     bench.platform.now(move |_| Answer::json(&broken));
     bench.rabbit.request("r-last", json!({ "userId": USER })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    worker.logged("no connection to Redis: requests are served without the cache").await;
+    worker.logged(log_text::REDIS_UNAVAILABLE).await;
     let calls = bench.platform.calls().len();
     bench.platform.now(|call| echo(403, call));
     bench.rabbit.request("r-refused", json!({ "userId": USER })).await;
@@ -201,7 +202,7 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     for outcome in ["ready", "reused", "failed", "retried"] {
         assert!(printed.contains(&format!(r#""outcome":"{outcome}""#)), "{outcome}: {printed}");
     }
-    assert!(printed.contains("trying again"), "{printed}");
+    assert!(printed.contains(log_text::CALL_RETRIED), "{printed}");
     for line in printed.lines() {
         let line: serde_json::Value =
             serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
@@ -242,11 +243,10 @@ async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
         let mut bench = talkative(true).await;
         bench.set("AMQP_URL", &amqp).set("REDIS_URL", &redis);
         let worker = Worker::start(&bench.settings);
-        worker.logged("not consuming; trying again until it works").await;
-        let said = "no connection to Redis: requests are served without the cache";
-        let why = worker.logged(said).await["why"].clone();
+        worker.logged(log_text::NOT_CONSUMING).await;
+        let why = worker.logged(log_text::REDIS_UNAVAILABLE).await[log_text::REDIS_CAUSE].clone();
         let known = redis.starts_with("redis:") && !redis.contains(":1/");
-        assert_eq!(why == "it refused the user or the password", known, "{why}");
+        assert_eq!(why == log_text::REDIS_CREDENTIALS_REFUSED, known, "{why}");
         assert_tells_nothing(worker).await;
     };
     futures_util::future::join_all(urls.map(refused)).await;
@@ -261,7 +261,7 @@ async fn only_our_own_setting_says_what_is_logged() {
     bench.platform.now(|call| if call.nth == 0 { Answer::status(500) } else { well(call) });
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    worker.logged("request finished").await;
+    worker.logged(log_text::REQUEST_FINISHED).await;
     for line in worker.printed().await.lines() {
         assert!(line.contains(r#""level":"INFO""#), "{line}");
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, Bench, Flow, Opening, Platform, Proxy, Worker,
+    Answer, Bench, Flow, Opening, Platform, Proxy, Worker, log_text,
     platform::{Call, held, well},
     soon, until,
     worker::{Settings, command, signal},
@@ -35,7 +35,7 @@ async fn a_worker_that_never_reached_rabbitmq_ends_at_once() {
     let mut bench = Bench::new().await;
     bench.set("AMQP_URL", "amqp://guest:guest@127.0.0.1:1/%2f");
     let mut worker = Worker::start(&bench.settings);
-    worker.logged("not consuming; trying again until it works").await;
+    worker.logged(log_text::NOT_CONSUMING).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
 }
@@ -50,7 +50,7 @@ async fn what_is_in_flight_is_finished() {
     }
     bench.platform.called(20).await;
     worker.signal("TERM");
-    worker.logged("shutting down").await;
+    worker.logged(log_text::SHUTTING_DOWN).await;
     // Nothing is taken any more.
     bench.rabbit.request("late", json!({ "userId": "late" })).await;
     opening.open();
@@ -137,7 +137,7 @@ async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
     bench.platform.called(1).await;
     until("all are in flight", async || worker.metric("handoff_in_flight").await == 20.0).await;
     worker.signal("TERM");
-    worker.logged("shutting down").await;
+    worker.logged(log_text::SHUTTING_DOWN).await;
     opening.open();
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(bench.platform.calls().len(), 1);
@@ -153,13 +153,13 @@ async fn a_second_signal_ends_it_at_once_with_a_status_of_its_own() {
         bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
         bench.platform.called(2).await;
         worker.signal("TERM");
-        worker.logged("shutting down").await;
+        worker.logged(log_text::SHUTTING_DOWN).await;
         // One that is let finish would take its 25 s.
         let asked = Instant::now();
         worker.signal(second);
         assert_eq!(worker.ended().await, Some(3), "{second}");
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-        let told = "handoff: ended at once by a second signal";
+        let told = log_text::SECOND_SIGNAL;
         until(told, async || worker.log().contains(told)).await;
         // What was in its hands comes back.
         bench.platform.now(well);
@@ -186,11 +186,11 @@ async fn a_second_signal_ends_the_sandbox_at_once() {
     let mut told = async |what: &str| {
         while !soon(what, log.next_line()).await.unwrap().unwrap().contains(what) {}
     };
-    told("the sandbox is ready").await;
+    told(log_text::SANDBOX_READY).await;
     signal(&sandbox, "INT");
-    told("the sandbox stops").await;
+    told(log_text::SANDBOX_STOPPING).await;
     signal(&sandbox, "INT");
-    told("ended at once by a second signal").await;
+    told(log_text::SECOND_SIGNAL).await;
     assert_eq!(soon("its end", sandbox.wait()).await.unwrap().code(), Some(3));
 }
 
@@ -220,8 +220,8 @@ async fn rolling_restarts_lose_and_double_nothing() {
             worker.signal("TERM");
             assert_eq!(worker.ended().await, Some(0), "{}", worker.log());
             let ended = std::mem::replace(worker, bench.worker().await);
-            without_redis += ended.lines("serving a request without the cache").len();
-            without_redis += ended.lines("the link could not be stored").len();
+            without_redis += ended.lines(log_text::REQUEST_WITHOUT_CACHE).len();
+            without_redis += ended.lines(log_text::LINK_NOT_STORED).len();
         }
         sent.load(Ordering::Relaxed)
     };
@@ -239,8 +239,8 @@ async fn rolling_restarts_lose_and_double_nothing() {
         requests.insert(data["requestId"].to_string());
     }
     for worker in &workers {
-        without_redis += worker.lines("serving a request without the cache").len();
-        without_redis += worker.lines("the link could not be stored").len();
+        without_redis += worker.lines(log_text::REQUEST_WITHOUT_CACHE).len();
+        without_redis += worker.lines(log_text::LINK_NOT_STORED).len();
     }
     assert_eq!(told.len(), REQUESTS);
     let made = bench.platform.session_calls().len();

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::support::{
     Authority, Bench, Node, TlsFront, Worker,
     bench::{redis, redis_cmd},
+    log_text,
     platform::API_KEY,
     required_env, soon,
     tls::{Identity, secured},
@@ -35,14 +36,14 @@ async fn complaint(worker: &Worker, server: &str) -> String {
     let text = |line: serde_json::Value, field: &str| line[field].as_str().unwrap().to_owned();
     match server {
         "AMQP_URL" => {
-            let line = worker.logged("not consuming; trying again until it works").await;
+            let line = worker.logged(log_text::NOT_CONSUMING).await;
             text(line, "error")
         }
         "REDIS_URL" => {
-            let said = "no connection to Redis: requests are served without the cache";
-            text(worker.logged(said).await, "why")
+            let said = log_text::REDIS_UNAVAILABLE;
+            text(worker.logged(said).await, log_text::REDIS_CAUSE)
         }
-        _ => text(worker.logged("request finished").await, "detail"),
+        _ => text(worker.logged(log_text::REQUEST_FINISHED).await, "detail"),
     }
 }
 
@@ -59,7 +60,7 @@ async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
         }
         let worker = Worker::start(&bench.settings);
         if server != "AMQP_URL" {
-            worker.logged("consuming").await;
+            worker.logged(log_text::CONSUMING).await;
             bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
         }
         let complaint = complaint(&worker, server).await;
@@ -83,12 +84,12 @@ async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
 
 #[tokio::test]
 async fn an_authority_that_nobody_knows_is_refused_with_the_remedy() {
-    refused(false, &["127.0.0.1"], &["authority that is not trusted", "SSL_CERT_FILE"]).await;
+    refused(false, &["127.0.0.1"], &[log_text::UNTRUSTED_AUTHORITY, "SSL_CERT_FILE"]).await;
 }
 
 #[tokio::test]
 async fn a_certificate_for_another_name_is_refused() {
-    refused(true, &["localhost", "other.example"], &["for another name"]).await;
+    refused(true, &["localhost", "other.example"], &[log_text::WRONG_CERTIFICATE_NAME]).await;
 }
 
 #[tokio::test]

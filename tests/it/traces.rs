@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::support::{
     Answer, Authority, Bench, Collector, Platform, TlsFront,
     collector::Span,
+    log_text,
     platform::{Call, well},
     rabbit::{table, text},
     tls::secured,
@@ -20,7 +21,6 @@ use crate::support::{
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
-const REFUSED: &str = "the collector takes no spans; they are dropped until it does";
 
 fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{PARENT}-{flags}")
@@ -190,7 +190,7 @@ async fn without_a_collector_no_span_is_made_and_what_came_is_passed_on() {
             assert_eq!(call.header("traceparent"), traceparent("01"));
         }
         assert_eq!(worker.finished(1).await["trace_id"], json!(null));
-        assert_eq!(worker.lines("no traces are sent").len(), usize::from(is_wrong));
+        assert_eq!(worker.lines(log_text::TRACES_DISABLED).len(), usize::from(is_wrong));
         worker.stop().await;
     }
     assert_eq!(collector.exports(), 0);
@@ -215,17 +215,17 @@ async fn a_collector_that_is_dead_hangs_or_refuses_slows_and_stops_nobody() {
         let worker = bench.worker().await;
         bench.requests(0..100).await;
         bench.all_ready(100).await;
-        let lines = worker.lines("request finished");
+        let lines = worker.lines(log_text::REQUEST_FINISHED);
         let slowest = lines.iter().filter_map(|line| line["duration_ms"].as_u64()).max().unwrap();
         assert!(slowest < 2_000, "{slowest} ms at {url}");
         if url != hanging.url {
-            worker.logged(REFUSED).await;
+            worker.logged(log_text::SPANS_DROPPED).await;
         }
         let stopping = Instant::now();
         let printed = worker.printed().await;
         assert!(stopping.elapsed() < Duration::from_secs(4), "{:?}", stopping.elapsed());
-        assert!(printed.contains("\"stopped\""), "{printed}");
-        assert!(printed.matches(REFUSED).count() <= 1, "{printed}");
+        assert!(printed.contains(&format!("\"{}\"", log_text::STOPPED)), "{printed}");
+        assert!(printed.matches(log_text::SPANS_DROPPED).count() <= 1, "{printed}");
         assert!(!printed.contains("nobody-may-see"), "{printed}");
     }
     assert!(hanging.exports() > 0);
@@ -243,7 +243,7 @@ async fn a_collector_behind_tls_is_trusted_as_the_environment_says() {
     let stranger = bench.worker().await;
     request(&bench, "r-1", "ann", &[]).await;
     bench.rabbit.event().await;
-    stranger.logged(REFUSED).await;
+    stranger.logged(log_text::SPANS_DROPPED).await;
     stranger.stop().await;
     assert_eq!(collector.exports(), 0);
 

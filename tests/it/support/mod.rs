@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod browser;
 pub mod collector;
+pub mod log_text;
 pub mod node;
 pub mod platform;
 pub mod proxy;

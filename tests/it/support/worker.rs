@@ -16,7 +16,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::soon;
+use super::{log_text, soon};
 
 /// What a process holds of the system.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ impl Worker {
     /// Starts it, and waits until it consumes.
     pub async fn consuming(settings: &Settings) -> Self {
         let worker = Self::start(settings);
-        worker.logged("consuming").await;
+        worker.logged(log_text::CONSUMING).await;
         worker
     }
 
@@ -135,7 +135,7 @@ impl Worker {
 
     /// Waits until it has finished so many deliveries, and returns the line of the last.
     pub async fn finished(&self, times: usize) -> Value {
-        self.logged_times("request finished", times).await
+        self.logged_times(log_text::REQUEST_FINISHED, times).await
     }
 
     /// Waits until it has logged a message with more to it.
@@ -151,7 +151,7 @@ impl Worker {
     /// Gets a page from its probe address.
     pub async fn page(&self, path: &str) -> (u16, String) {
         let base = self.http.get_or_init(|| async {
-            let line = self.logged("serving /livez, /readyz and /metrics").await;
+            let line = self.logged(log_text::SERVING_HTTP).await;
             format!("http://{}", line["addr"].as_str().unwrap())
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();

@@ -1,0 +1,64 @@
+//! What the binary under test logs and reports, where a test awaits or asserts it, by subsystem.
+
+// The life of the process.
+pub const SERVING_HTTP: &str = "serving /livez, /readyz and /metrics";
+pub const SHUTTING_DOWN: &str = "shutting down";
+pub const STOPPED: &str = "stopped";
+pub const SECOND_SIGNAL: &str = "handoff: ended at once by a second signal";
+pub const TRACES_DISABLED: &str = "no traces are sent";
+pub const SPANS_DROPPED: &str = "the collector takes no spans; they are dropped until it does";
+
+// Consuming, and one line for each request.
+pub const CONSUMING: &str = "consuming";
+/// The field of `CONSUMING` with the prefetch window's state, and two of its values.
+pub const WINDOW: &str = "pace";
+pub const WINDOW_FULL: &str = "Full";
+pub const WINDOW_ONE_AT_A_TIME: &str = "Careful";
+pub const NOT_CONSUMING: &str = "not consuming; trying again until it works";
+pub const WINDOW_GROWN: &str = "fetching more at a time";
+pub const REQUEST_FINISHED: &str = "request finished";
+pub const HANDED_BACK: &str = "handed back, or to be redelivered";
+
+// RabbitMQ.
+pub const RABBITMQ_LOST: &str = "lost RabbitMQ; reconnecting";
+/// The field of `RABBITMQ_LOST` with the cause.
+pub const RABBITMQ_LOST_CAUSE: &str = "fault";
+pub const CONSUMER_FORGOTTEN: &str = "RabbitMQ has forgotten the subscription";
+pub const TOPOLOGY_DIFFERS: &str =
+    "the topology is not as it should be; requests are taken all the same";
+pub const PUBLISHING_BLOCKED: &str = "RabbitMQ blocks publishing: it is short of memory or disk";
+pub const PUBLISHING_UNBLOCKED: &str = "RabbitMQ takes messages again";
+pub const COPY_NOT_TAKEN: &str = "RabbitMQ did not take a message; offering it again";
+pub const FAILED_EVENT_UNROUTABLE: &str = "no queue is bound to take `handoff.failed`";
+
+// The platform and the gate before it.
+pub const BREAKER_OPEN: &str = "the platform fails for everyone; requests are held";
+pub const TOKEN_REFUSED: &str = "the platform gives no tokens; requests are held";
+pub const RATE_LIMITED: &str = "the platform asks to be left alone; requests are held";
+/// The field of `RATE_LIMITED` with the pause in seconds.
+pub const RETRY_AFTER: &str = "seconds";
+pub const RESUMED: &str = "the platform answers again; requests go on";
+pub const CALL_RETRIED: &str = "trying again";
+pub const API_KEY_FILE_EMPTY: &str =
+    "HANDOFF_IDV_API_KEY_FILE names a file that is empty; the former API key stays in use";
+pub const TOKEN_CALL_UNCONNECTED: &str = "the token call found no connection, or lost it";
+
+// Redis.
+pub const REDIS_UNAVAILABLE: &str = "no connection to Redis: requests are served without the cache";
+/// The field of `REDIS_UNAVAILABLE` with the cause.
+pub const REDIS_CAUSE: &str = "why";
+pub const REDIS_CREDENTIALS_REFUSED: &str = "it refused the user or the password";
+pub const REDIS_RECONNECTED: &str = "Redis is back";
+pub const REDIS_CONNECTION_DISCARDED: &str = "the connection to Redis was given up";
+pub const REQUEST_WITHOUT_CACHE: &str = "serving a request without the cache";
+pub const LINK_NOT_STORED: &str = "the link could not be stored";
+
+// Error texts that appear in log fields, events and dead letters.
+pub const UNTRUSTED_AUTHORITY: &str = "authority that is not trusted";
+pub const WRONG_CERTIFICATE_NAME: &str = "for another name";
+/// `renew` is repeated with a wrong type: two mistakes, each reported once.
+pub const REPEATED_MISTAKE_ONCE: &str = "`renew` is given twice; `renew` must be true or false";
+
+// `handoff sandbox`.
+pub const SANDBOX_READY: &str = "the sandbox is ready";
+pub const SANDBOX_STOPPING: &str = "the sandbox stops";
