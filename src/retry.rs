@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff};
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff as _};
 use tokio::time::Instant;
 
 /// Longest `Retry-After` that is honoured; a platform that asks for more is tried again after this.
@@ -49,7 +49,7 @@ impl RetryPolicy {
 
     /// Starts the clock for one delivery. All its calls share one budget.
     pub fn start(&self) -> RetrySchedule {
-        RetrySchedule { deadline: Instant::now() + self.budget, delays: Delays::default() }
+        RetrySchedule { deadline: Instant::now() + self.budget, delays: Backoff::default() }
     }
 }
 
@@ -57,13 +57,13 @@ impl RetryPolicy {
 #[derive(Debug)]
 pub struct RetrySchedule {
     deadline: Instant,
-    delays: Delays,
+    delays: Backoff,
 }
 
 impl RetrySchedule {
     /// How long to wait before the next try, or `None` where that would pass the budget.
     pub fn next_delay(&mut self) -> Option<Duration> {
-        let delay = self.delays.next();
+        let delay = self.delays.next_delay();
         let in_budget = Instant::now().checked_add(delay)? <= self.deadline;
         in_budget.then_some(delay)
     }
@@ -77,13 +77,13 @@ impl RetrySchedule {
 
 /// Endless delays that grow from one bound to another, with jitter, and never pass the upper one.
 #[derive(Debug)]
-pub struct Delays {
+pub struct Backoff {
     policy: ExponentialBackoff,
     longest: Duration,
 }
 
-impl Delays {
-    /// Delays that double from around `first` up to `longest`.
+impl Backoff {
+    /// Backoff that double from around `first` up to `longest`.
     pub fn between(first: Duration, longest: Duration) -> Self {
         let policy = ExponentialBackoffBuilder::new()
             .with_initial_interval(first.min(longest))
@@ -97,8 +97,7 @@ impl Delays {
     }
 
     /// The next delay.
-    #[expect(clippy::should_implement_trait, reason = "endless: there is no None to give")]
-    pub fn next(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         // Without a maximum elapsed time there is always a next one. Jitter passes the maximum
         // interval by half, hence the clamp.
         self.policy.next_backoff().unwrap_or(self.longest).min(self.longest)
@@ -110,7 +109,7 @@ impl Delays {
     }
 }
 
-impl Default for Delays {
+impl Default for Backoff {
     fn default() -> Self {
         Self::between(FIRST_DELAY, LONGEST_DELAY)
     }
@@ -182,9 +181,9 @@ mod tests {
         #[test]
         fn delays_grow_and_keep_to_their_bounds(first in 1u64..1_000, longest in 1u64..60_000) {
             let (first, longest) = (Duration::from_millis(first), Duration::from_millis(longest));
-            let mut delays = Delays::between(first, longest);
+            let mut delays = Backoff::between(first, longest);
             for n in 0..40 {
-                let delay = delays.next();
+                let delay = delays.next_delay();
                 prop_assert!(delay <= longest);
                 prop_assert!(delay >= first.min(longest) / 2);
                 // Far along, even the shortest jitter lies well above the first delay.

@@ -11,7 +11,7 @@ use super::{
     republish::{DeadReason, Tried, dead_letter, retry_copy},
 };
 use crate::{
-    retry::Delays,
+    retry::Backoff,
     telemetry::{log_limit::LogLimit, metrics::PublishKind},
 };
 
@@ -121,7 +121,7 @@ pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
     tries: u32,
     publish: impl Fn() -> F,
 ) -> Result<T, PublishError> {
-    let mut delays = Delays::between(Duration::from_millis(200), Duration::from_secs(5));
+    let mut delays = Backoff::between(Duration::from_millis(200), Duration::from_secs(5));
     let mut tried = 0;
     loop {
         let error = match publish().await {
@@ -137,7 +137,7 @@ pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
             return Err(error);
         }
         tokio::select! {
-            () = sleep(delays.next()) => {}
+            () = sleep(delays.next_delay()) => {}
             () = stop.cancelled() => return Err(error),
         }
     }

@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{deferred::Deferred, scripts};
 use crate::{
-    retry::Delays,
+    retry::Backoff,
     telemetry::{
         log_limit::{LogLimit, Outage},
         metrics::Metrics,
@@ -249,7 +249,7 @@ async fn keep(
     deferred: Arc<Deferred>,
     metrics: Arc<Metrics>,
 ) {
-    let mut delays = Delays::between(Duration::from_millis(50), Duration::from_secs(1));
+    let mut delays = Backoff::between(Duration::from_millis(50), Duration::from_secs(1));
     let mut outage = Outage::new(&AWAY);
     // Redis was reached, but of no use, and has done nothing since.
     let mut useless = false;
@@ -259,7 +259,7 @@ async fn keep(
                 Ok(connection) => break connection,
                 Err(why) => {
                     away(&mut outage, &why);
-                    sleep(delays.next()).await;
+                    sleep(delays.next_delay()).await;
                 }
             }
         };
@@ -300,7 +300,7 @@ async fn keep(
             away(&mut outage, &why);
         }
         if useless {
-            sleep(delays.next()).await;
+            sleep(delays.next_delay()).await;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{Check, certificate, reach::reach, span};
 use crate::{
     config::{PlatformSettings, is_loopback},
-    platform::Platform,
+    platform::PlatformClient,
     telemetry::metrics::Metrics,
 };
 
@@ -59,7 +59,7 @@ fn by_proxy(settings: &PlatformSettings) -> bool {
 
 /// Asks for a token, and drops it.
 async fn ask(settings: &PlatformSettings) -> Vec<Check> {
-    let platform = match Platform::new(settings, None, Metrics::new()) {
+    let platform = match PlatformClient::new(settings, None, Metrics::new()) {
         Ok(platform) => platform,
         Err(error) => {
             return vec![Check::finding("key", error.to_string()).costs("no request is served")];

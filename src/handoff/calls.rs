@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Failure, Handoff, Job};
 use crate::{
     cache::Lease,
-    platform::{CallError, Failed, Pass, SessionCall, Ticket},
+    platform::{CallError, CallPermit, FailedCall, SessionCall, Ticket},
     retry::RetrySchedule,
     session::{Call, Token},
 };
@@ -98,13 +98,13 @@ impl Handoff {
 
     /// Repeats a call while that may help, within the delivery's budget. Time at the gate, and a
     /// failure that shuts it, are not held against the delivery.
-    async fn retrying<'a, T, F: Future<Output = Result<T, Failed>>>(
+    async fn retrying<'a, T, F: Future<Output = Result<T, FailedCall>>>(
         &self,
         job: &Job<'_>,
         tries: &mut Tries<'a>,
         kind: Call,
         check: impl Fn(Duration, bool) -> Result<(), Stopped>,
-        call: impl Fn(Pass<'a>) -> F,
+        call: impl Fn(CallPermit<'a>) -> F,
     ) -> Result<T, Stopped> {
         let mut repeated = false;
         loop {
@@ -117,7 +117,7 @@ impl Handoff {
                 tries.expect(Call::Session);
             }
             let called = Instant::now();
-            let Failed { error, held } = match call(pass).await {
+            let FailedCall { error, during_pause: held } = match call(pass).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
@@ -157,7 +157,7 @@ impl Handoff {
     /// an outage would spend an attempt on it.
     async fn gate_shuts(&self, kind: Call, began: Instant) -> bool {
         let gate = self.platform.gate();
-        timeout(gate.doubt(kind, began), gate.until_holding()).await.is_ok()
+        timeout(gate.outage_wait(kind, began), gate.until_paused()).await.is_ok()
     }
 
     /// Waits at the gate, for as long as there is a point in it.
@@ -166,11 +166,11 @@ impl Handoff {
         job: &Job<'_>,
         tries: &mut Tries<'a>,
         kind: Call,
-    ) -> Result<Pass<'a>, Failure> {
+    ) -> Result<CallPermit<'a>, Failure> {
         job.still_ours()?;
         tokio::select! {
             biased;
-            pass = job.while_ours(tries.ticket.pass(kind)) => pass,
+            pass = job.while_ours(tries.ticket.acquire(kind)) => pass,
             () = self.no_time_to_wait(job) => Err(Failure::Interrupted),
         }
     }
@@ -182,7 +182,7 @@ impl Handoff {
             () = self.draining.cancelled() => {}
             () = job.lost.cancelled() => {}
         }
-        let _ = timeout(MOMENT, self.platform.gate().until_holding()).await;
+        let _ = timeout(MOMENT, self.platform.gate().until_paused()).await;
     }
 
     /// Waits, unless the worker shuts down or the request is not ours any more.
@@ -197,7 +197,7 @@ impl Handoff {
 impl Tries<'_> {
     /// A call is to come, most likely.
     pub(super) fn expect(&mut self, call: Call) {
-        self.ticket.expect(call);
+        self.ticket.reserve(call);
     }
 
     /// Time at the gate does not count.
@@ -212,7 +212,7 @@ impl Tries<'_> {
 
     /// No call is to come soon.
     pub(super) fn forgo(&mut self) {
-        self.ticket.forgo();
+        self.ticket.cancel_reservation();
     }
 
     /// How long to wait before the next try, or `None` where the budget is spent.

@@ -31,15 +31,15 @@ use crate::{
     broker::{PublishError, Publisher},
     cache::{Cache, Claim, Keys, Lease, Stored, Unclaimed, Want},
     message::{Event, EventBody},
-    platform::{CallError, Platform, handoff_url},
-    retry::{Delays, RetryPolicy},
+    platform::{CallError, PlatformClient, handoff_url},
+    retry::{Backoff, RetryPolicy},
     session::{Call, Session},
     telemetry::metrics::Metrics,
 };
 
 /// Everything that serving a request takes.
 pub struct Handoff {
-    platform: Arc<Platform>,
+    platform: Arc<PlatformClient>,
     cache: Cache,
     flights: SingleFlight<Result<Obtained, Failure>>,
     retry: RetryPolicy,
@@ -68,7 +68,7 @@ struct Obtained {
 impl Handoff {
     /// `draining` says that no more time is to be spent waiting.
     pub fn new(
-        platform: Arc<Platform>,
+        platform: Arc<PlatformClient>,
         cache: Cache,
         retry: RetryPolicy,
         public_url: Url,
@@ -145,7 +145,7 @@ impl Handoff {
         let stamp = job.stamp();
         let mut made_after = None;
         let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
-        let mut pauses = Delays::between(Duration::from_millis(20), Duration::from_millis(250));
+        let mut pauses = Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
         // Should there be no link, we will want to call.
         tries.expect(Call::Token);
         let mut waited = LeaseWait::none(&self.metrics);
@@ -177,7 +177,7 @@ impl Handoff {
                     made_after = Some(claimed);
                     waited.begin();
                     tries.forgo();
-                    self.pause(job, pauses.next()).await?;
+                    self.pause(job, pauses.next_delay()).await?;
                 }
                 Err(unclaimed) => {
                     waited.end();

@@ -15,10 +15,10 @@ use url::Url;
 use super::{
     answer,
     error::{CallError, Transient},
-    gate::{Failed, Gate, Pass},
+    gate::{CallPermit, FailedCall, Gate},
     key::Key,
     link::{encode_component, without_slash},
-    rate_limit::Rate,
+    rate_limit::RateLimiter,
 };
 use crate::{
     config::{PlatformSettings, is_header_value, is_loopback},
@@ -58,7 +58,7 @@ pub struct SessionCall<'a> {
 }
 
 /// The platform, ready to be called.
-pub struct Platform {
+pub struct PlatformClient {
     http: Client,
     token_url: Url,
     session_url: Url,
@@ -70,13 +70,13 @@ pub struct Platform {
     metrics: Arc<Metrics>,
 }
 
-impl fmt::Debug for Platform {
+impl fmt::Debug for PlatformClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Platform").finish_non_exhaustive()
+        f.debug_struct("PlatformClient").finish_non_exhaustive()
     }
 }
 
-impl Platform {
+impl PlatformClient {
     /// Makes the client. No connection is made yet. `rate` limits the calls, if they are limited.
     ///
     /// # Errors
@@ -84,9 +84,9 @@ impl Platform {
     /// checked).
     pub fn new(
         settings: &PlatformSettings,
-        rate: Option<Rate>,
+        rate: Option<RateLimiter>,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, BadClient> {
+    ) -> Result<Self, ClientBuildError> {
         let mut http = Client::builder()
             .user_agent(concat!("handoff/", env!("CARGO_PKG_VERSION")))
             // A redirect would carry the key, or the person's data, to who knows where.
@@ -104,10 +104,10 @@ impl Platform {
             http = http.tls_certs_only([]);
         }
         let key = Key::new(&settings.api_key)
-            .ok_or(BadClient("the API key cannot be sent as a header"))?;
+            .ok_or(ClientBuildError("the API key cannot be sent as a header"))?;
         Ok(Self {
             http: http.build().map_err(|error| {
-                BadClient(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
+                ClientBuildError(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
             })?,
             token_url: route(&settings.url, TOKEN_ROUTE)?,
             session_url: route(&settings.url, SESSION_ROUTE)?,
@@ -130,7 +130,7 @@ impl Platform {
         loop {
             self.gate.until_unattended().await;
             let mut ticket = self.gate.idle_ticket();
-            let pass = ticket.pass(Call::Token).await;
+            let pass = ticket.acquire(Call::Token).await;
             if pass.is_probe() {
                 // What it met is noted at the gate.
                 let nobodys = Span::untraced(TraceContext::from_headers(None, None));
@@ -143,7 +143,7 @@ impl Platform {
     ///
     /// # Errors
     /// [`CallError::Transient`] or [`CallError::Refused`].
-    pub async fn token(&self, pass: Pass<'_>, span: &Span<'_>) -> Result<Token, Failed> {
+    pub async fn token(&self, pass: CallPermit<'_>, span: &Span<'_>) -> Result<Token, FailedCall> {
         if pass.is_probe() {
             self.key.reload().await;
         }
@@ -179,10 +179,10 @@ impl Platform {
     /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
     pub async fn session(
         &self,
-        pass: Pass<'_>,
+        pass: CallPermit<'_>,
         call: SessionCall<'_>,
         token: &Token,
-    ) -> Result<String, Failed> {
+    ) -> Result<String, FailedCall> {
         #[derive(Serialize)]
         struct Body<'a, M> {
             metadata: M,
@@ -320,9 +320,9 @@ fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
 }
 
 /// Parsed once, rather than for each call.
-fn route(base: &Url, path: &str) -> Result<Url, BadClient> {
+fn route(base: &Url, path: &str) -> Result<Url, ClientBuildError> {
     let url = format!("{}{path}", without_slash(base));
-    Url::parse(&url).map_err(|_| BadClient("its URL is none"))
+    Url::parse(&url).map_err(|_| ClientBuildError("its URL is none"))
 }
 
 /// A platform on this machine, or reached by plain http, is called directly: a proxy could not reach
@@ -333,15 +333,15 @@ fn bypasses_proxy(url: &Url) -> bool {
 
 /// Cause no client could be made.
 #[derive(Debug)]
-pub struct BadClient(&'static str);
+pub struct ClientBuildError(&'static str);
 
-impl fmt::Display for BadClient {
+impl fmt::Display for ClientBuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot call the platform: {}", self.0)
     }
 }
 
-impl std::error::Error for BadClient {}
+impl std::error::Error for ClientBuildError {}
 
 #[cfg(test)]
 mod tests {

@@ -10,9 +10,9 @@ mod link;
 mod rate_limit;
 
 pub use self::{
-    client::{BadClient, Platform, SessionCall},
+    client::{ClientBuildError, PlatformClient, SessionCall},
     error::{CallError, Transient},
-    gate::{Cause, Failed, Gate, Pass, Ticket},
+    gate::{CallPermit, Cause, FailedCall, Gate, Ticket},
     link::{encode_component, handoff_url},
-    rate_limit::{Granted, Rate, Replicas, Shared},
+    rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };

@@ -17,7 +17,9 @@ use crate::{
     config::Settings,
     handoff::Handoff,
     health::{self, Health},
-    platform::{BadClient, Granted, Platform, Rate, Replicas, Shared},
+    platform::{
+        BucketGrant, ClientBuildError, PlatformClient, RateLimiter, ReplicaCount, SharedBucket,
+    },
     telemetry::{metrics::Metrics, traces::Traces},
 };
 
@@ -28,7 +30,7 @@ const CACHE_WARM_UP: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum StartError {
     /// The HTTP client could not be made.
-    Platform(BadClient),
+    Platform(ClientBuildError),
     /// The Redis client could not be made.
     Cache(CacheError),
 }
@@ -56,11 +58,11 @@ pub async fn run(
     let metrics = Metrics::new();
     let cache = Cache::new(&settings.cache, Arc::clone(&metrics)).map_err(StartError::Cache)?;
     let limit = settings.platform.rate_limit;
-    let replicas = limit.map(|_| Arc::new(Replicas::default()));
+    let replicas = limit.map(|_| Arc::new(ReplicaCount::default()));
     let rate = limit
         .zip(replicas.clone())
-        .map(|(limit, replicas)| Rate::new(limit, shared(cache.calls(limit)), replicas));
-    let platform = Platform::new(&settings.platform, rate, Arc::clone(&metrics));
+        .map(|(limit, replicas)| RateLimiter::new(limit, shared(cache.calls(limit)), replicas));
+    let platform = PlatformClient::new(&settings.platform, rate, Arc::clone(&metrics));
     let platform = Arc::new(platform.map_err(StartError::Platform)?);
     let health = Health::new(Arc::clone(&metrics));
     health.watch();
@@ -110,22 +112,22 @@ pub async fn run(
 }
 
 /// What the probes ask.
-fn checks(cache: &Cache, platform: &Arc<Platform>) -> health::Checks {
+fn checks(cache: &Cache, platform: &Arc<PlatformClient>) -> health::Checks {
     let (cache, gate, measured) = (cache.clone(), Arc::clone(platform), Arc::clone(platform));
     health::Checks {
         redis: Box::new(move || cache.is_well()),
-        platform: Box::new(move || gate.gate().shut().is_none()),
-        measure: Box::new(move || measured.gate().measure()),
+        platform: Box::new(move || !gate.gate().is_breaker_open()),
+        measure: Box::new(move || measured.gate().update_metrics()),
     }
 }
 
 /// The bucket in Redis, as the platform's gate wants it.
-fn shared(calls: SharedCalls) -> Shared {
+fn shared(calls: SharedCalls) -> SharedBucket {
     Box::new(move |wanted| {
         let calls = calls.clone();
         Box::pin(async move {
             let (calls, wait) = calls.take(wanted).await.ok()?;
-            Some(Granted { calls, wait })
+            Some(BucketGrant { calls, wait })
         })
     })
 }

@@ -17,8 +17,8 @@ use crate::{
     broker::{BrokerError, BrokerSession, ConsumerCount, Delivery, Frames},
     config::BrokerConfig,
     health::Health,
-    platform::Replicas,
-    retry::Delays,
+    platform::ReplicaCount,
+    retry::Backoff,
 };
 
 /// A connection that lasted this long was no failure to connect.
@@ -31,9 +31,9 @@ const CLEARING: Duration = Duration::from_secs(5);
 /// Kept back from the grace period to close the connections in.
 const CLOSING: Duration = Duration::from_secs(1);
 
-fn connect_delays() -> Delays {
+fn connect_delays() -> Backoff {
     // Short to the end: back soon once RabbitMQ is, and a try costs it little.
-    Delays::between(Duration::from_millis(250), Duration::from_secs(1))
+    Backoff::between(Duration::from_millis(250), Duration::from_secs(1))
 }
 
 /// The loop around the connection.
@@ -47,7 +47,7 @@ pub(super) struct Run {
     pub(super) shutdown: CancellationToken,
     pub(super) grace: Duration,
     /// Counted where they share a limit.
-    pub(super) replicas: Option<Arc<Replicas>>,
+    pub(super) replicas: Option<Arc<ReplicaCount>>,
 }
 
 /// A place among those in flight. The semaphore is never closed, so there is always one in it.
@@ -121,7 +121,7 @@ impl Run {
                     if !at_once {
                         delays.reset();
                     } else if !fault.is_unreadable() {
-                        self.pause(delays.next()).await;
+                        self.pause(delays.next_delay()).await;
                     }
                 }
             }
@@ -137,7 +137,7 @@ impl Run {
             if let Ok(consumers) = headcount.take().await {
                 replicas.set(consumers);
             }
-            replicas.wanted().await;
+            replicas.count_requested().await;
         }
     }
 
@@ -156,7 +156,7 @@ impl Run {
                 Ok(attached) => return Some(attached),
                 Err(error) => tries.failed(error),
             }
-            self.pause(delays.next()).await;
+            self.pause(delays.next_delay()).await;
         }
         None
     }

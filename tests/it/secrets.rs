@@ -6,7 +6,7 @@ use handoff::{
     cache::Cache,
     config::{Given, LogSettings, RunSettings, Settings},
     message::decode_request,
-    platform::Platform as Client,
+    platform::PlatformClient as Client,
     session::{Session, Token},
     telemetry::{logs, metrics::Metrics},
 };

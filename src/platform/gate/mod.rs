@@ -33,7 +33,7 @@ use self::{
 };
 use super::{
     error::CallError,
-    rate_limit::{Permit, Rate},
+    rate_limit::{RateLimiter, RatePermit},
 };
 use crate::{session::Call, telemetry::metrics::Metrics};
 
@@ -43,7 +43,7 @@ const IDLE: Caller = 0;
 /// Decides who may call the platform, and when.
 pub struct Gate {
     state: Mutex<State>,
-    rate: Option<Rate>,
+    rate: Option<RateLimiter>,
     /// Tells those who are held that something may have changed.
     changed: watch::Sender<()>,
     held: AtomicUsize,
@@ -55,21 +55,21 @@ pub struct Gate {
 pub struct Ticket<'a> {
     gate: &'a Gate,
     caller: Caller,
-    permit: Option<Permit>,
+    permit: Option<RatePermit>,
 }
 
 /// A call that brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
+pub struct FailedCall {
     /// Cause.
     pub error: CallError,
     /// Calls are held back now, or were when this one began: so this failure says nothing about the
     /// request, and is not to be counted against it.
-    pub held: bool,
+    pub during_pause: bool,
 }
 
 /// The right to make one call. Dropped without a report, it says nothing.
-pub struct Pass<'a> {
+pub struct CallPermit<'a> {
     gate: &'a Gate,
     caller: Caller,
     call: Call,
@@ -82,7 +82,7 @@ pub struct Pass<'a> {
 
 impl Gate {
     /// Open.
-    pub(super) fn new(rate: Option<Rate>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(rate: Option<RateLimiter>, metrics: Arc<Metrics>) -> Self {
         let (state, held) = (Mutex::default(), AtomicUsize::new(0));
         Self { state, rate, changed: watch::Sender::new(()), held, metrics, news: Mutex::default() }
     }
@@ -105,26 +105,31 @@ impl Gate {
 
     /// Cause only a probe can open the gate, if it is so. That the platform asked to wait is no such
     /// reason.
-    pub fn shut(&self) -> Option<Cause> {
-        self.state().shut()
+    fn open_cause(&self) -> Option<Cause> {
+        self.state().open_cause()
+    }
+
+    /// Returns whether the circuit breaker is open.
+    pub fn is_breaker_open(&self) -> bool {
+        self.open_cause().is_some()
     }
 
     /// Whether calls are held back, for whatever reason but the rate.
-    pub fn is_holding(&self) -> bool {
+    pub fn is_paused(&self) -> bool {
         let state = self.state();
-        state.shut().is_some() || state.asked_to_wait(Instant::now())
+        state.open_cause().is_some() || state.asked_to_wait(Instant::now())
     }
 
     /// Brings the metrics of pauses up to date.
-    pub fn measure(&self) {
-        let (holding, so_far) = (self.is_holding(), self.state().paused_for(Instant::now()));
+    pub fn update_metrics(&self) {
+        let (holding, so_far) = (self.is_paused(), self.state().paused_for(Instant::now()));
         self.metrics.platform_paused(holding, so_far);
     }
 
     /// Waits until calls are held back, and not for a moment only.
-    pub async fn until_holding(&self) {
+    pub async fn until_paused(&self) {
         let mut changed = self.changed.subscribe();
-        while !self.is_holding() {
+        while !self.is_paused() {
             // Never closed: the sender is ours.
             let _ = changed.changed().await;
         }
@@ -132,14 +137,14 @@ impl Gate {
 
     /// For how long to wait and see whether a call that began then, and failed, is one of those that
     /// shut the gate: then its failure says nothing about its request.
-    pub fn doubt(&self, call: Call, began: Instant) -> Duration {
-        self.state().doubt(call, began)
+    pub fn outage_wait(&self, call: Call, began: Instant) -> Duration {
+        self.state().outage_wait(call, began)
     }
 
     /// Waits until the gate is shut and holds no request, so that none would find out when to open it.
     pub(super) async fn until_unattended(&self) {
         let mut changed = self.changed.subscribe();
-        while self.shut().is_none() || self.held.load(Ordering::Relaxed) > 0 {
+        while self.open_cause().is_none() || self.held.load(Ordering::Relaxed) > 0 {
             // Never closed: the sender is ours.
             let _ = changed.changed().await;
         }
@@ -189,7 +194,7 @@ impl Gate {
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("shut", &self.shut()).finish_non_exhaustive()
+        f.debug_struct("Gate").field("shut", &self.open_cause()).finish_non_exhaustive()
     }
 }
 
@@ -206,27 +211,27 @@ impl Drop for Held<'_> {
 
 impl<'a> Ticket<'a> {
     /// Asks for leave to make a call soon, so that it need not be waited for then.
-    pub fn expect(&mut self, call: Call) {
+    pub fn reserve(&mut self, call: Call) {
         if self.permit.is_none() {
             self.permit = self.gate.rate.as_ref().map(|rate| rate.ask(call));
         }
     }
 
     /// No call is to come soon: somebody else shall have the leave.
-    pub fn forgo(&mut self) {
+    pub fn cancel_reservation(&mut self) {
         self.permit = None;
     }
 
     /// Waits until a call may be made.
-    pub async fn pass(&mut self, call: Call) -> Pass<'a> {
+    pub async fn acquire(&mut self, call: Call) -> CallPermit<'a> {
         let (gate, caller) = (self.gate, self.caller);
         loop {
             if gate.lets_through(caller, call).is_err() {
                 // Leave is not saved up: all that is held would use it at once.
-                self.forgo();
+                self.cancel_reservation();
                 gate.until_open(caller, call).await;
             }
-            self.expect(call);
+            self.reserve(call);
             if let Some(permit) = &mut self.permit {
                 let asked = Instant::now();
                 permit.granted().await;
@@ -242,7 +247,7 @@ impl<'a> Ticket<'a> {
                     permit.used();
                 }
                 let probe = decision == Decision::Probe;
-                return Pass { gate, caller, call, probe, while_held, reported: false };
+                return CallPermit { gate, caller, call, probe, while_held, reported: false };
             }
         }
     }
@@ -256,14 +261,14 @@ impl Drop for Ticket<'_> {
     }
 }
 
-impl Pass<'_> {
+impl CallPermit<'_> {
     /// Whether this call is to find out if the platform works again.
     pub(super) fn is_probe(&self) -> bool {
         self.probe
     }
 
     /// Reports what the call met.
-    pub(super) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, Failed> {
+    pub(super) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, FailedCall> {
         self.reported = true;
         let met = met(&answer);
         let (first, change, held) = {
@@ -282,11 +287,12 @@ impl Pass<'_> {
         if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
             self.gate.changed.send_replace(());
         }
-        answer.map_err(|error| Failed { held: held && met != CallResult::Success, error })
+        answer
+            .map_err(|error| FailedCall { during_pause: held && met != CallResult::Success, error })
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for CallPermit<'_> {
     fn drop(&mut self) {
         if !self.reported {
             self.gate.state().abandoned();

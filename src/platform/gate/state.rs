@@ -101,7 +101,7 @@ struct Streak {
 
 impl State {
     /// Cause only a probe can open the gate, if it is so.
-    pub(super) fn shut(&self) -> Option<Cause> {
+    pub(super) fn open_cause(&self) -> Option<Cause> {
         self.shut.as_ref().map(OpenBreaker::why)
     }
 
@@ -118,7 +118,7 @@ impl State {
     /// For how long a failure of a call that began then may yet turn out to be one of a streak that shuts
     /// the gate: long where others fail, too, or are under way; for a moment where there is nobody else,
     /// since others may be about to come; not at all where somebody has been answered well since.
-    pub(super) fn doubt(&self, call: Call, began: Instant) -> Duration {
+    pub(super) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
         let others_fail = self.streaks[call as usize].callers.len() > 1;
         let nobody_answered = self.last_good.is_none_or(|last| last < began);
         match (others_fail, nobody_answered) {
@@ -131,7 +131,7 @@ impl State {
 
     /// For how long calls were held back until now.
     pub(super) fn paused_for(&mut self, now: Instant) -> PausedFor {
-        self.pauses.look(self.shut(), self.later_until, now)
+        self.pauses.look(self.open_cause(), self.later_until, now)
     }
 
     /// Calls under way.

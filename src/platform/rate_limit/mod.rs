@@ -19,8 +19,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::share::Replicas;
-use self::share::Share;
+use self::share::LocalShare;
+pub use self::share::ReplicaCount;
 use crate::{config::RateLimit, session::Call};
 
 /// Leave that is older is asked for anew, so that what was granted in one window is not used in the
@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the shared bucket gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Granted {
+pub struct BucketGrant {
     /// Calls that may be made now.
     pub calls: u32,
     /// Time until there is leave for the next.
@@ -41,10 +41,10 @@ pub struct Granted {
 
 /// The bucket that all replicas share: grants up to so many calls, takes them back where the number is
 /// negative. `None` while it cannot be reached.
-pub type Shared = Box<dyn Fn(i64) -> BoxFuture<'static, Option<Granted>> + Send + Sync>;
+pub type SharedBucket = Box<dyn Fn(i64) -> BoxFuture<'static, Option<BucketGrant>> + Send + Sync>;
 
 /// Gives leave for calls, within the limit.
-pub struct Rate {
+pub struct RateLimiter {
     queue: Arc<Queue>,
     _dispatcher: AbortOnDropHandle<()>,
 }
@@ -67,29 +67,29 @@ struct Waiting {
 }
 
 /// Leave for one call: asked for, granted, and then used, or else given back.
-pub(super) struct Permit {
+pub(super) struct RatePermit {
     queue: Arc<Queue>,
     call: Call,
     asked: Option<oneshot::Receiver<Instant>>,
     granted: Option<Instant>,
 }
 
-impl Rate {
+impl RateLimiter {
     /// Starts to serve those who will ask.
-    pub fn new(limit: RateLimit, shared: Shared, replicas: Arc<Replicas>) -> Self {
+    pub fn new(limit: RateLimit, shared: SharedBucket, replicas: Arc<ReplicaCount>) -> Self {
         let queue = Arc::new(Queue::new(limit));
-        let share = Share::new(limit, replicas);
+        let share = LocalShare::new(limit, replicas);
         let dispatcher = tokio::spawn(serve(Arc::clone(&queue), shared, share));
         Self { queue, _dispatcher: AbortOnDropHandle::new(dispatcher) }
     }
 
     /// Asks for leave.
-    pub(super) fn ask(&self, call: Call) -> Permit {
-        Permit { queue: Arc::clone(&self.queue), call, asked: None, granted: None }.queue()
+    pub(super) fn ask(&self, call: Call) -> RatePermit {
+        RatePermit { queue: Arc::clone(&self.queue), call, asked: None, granted: None }.queue()
     }
 }
 
-impl Permit {
+impl RatePermit {
     fn queue(mut self) -> Self {
         self.asked = Some(self.queue.queue(self.call));
         self
@@ -129,7 +129,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for RatePermit {
     fn drop(&mut self) {
         self.give_back();
     }
@@ -196,7 +196,7 @@ impl Waiting {
 }
 
 /// Serves those who wait. Never ends.
-async fn serve(queue: Arc<Queue>, shared: Shared, mut share: Share) {
+async fn serve(queue: Arc<Queue>, shared: SharedBucket, mut share: LocalShare) {
     loop {
         let (left_over, wanted) = queue.hand_on();
         if left_over > 0 {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::Granted;
+use super::BucketGrant;
 use crate::config::RateLimit;
 
 /// What a replica on its own may make up for after having been held up.
@@ -21,7 +21,7 @@ const COUNT_WAIT: Duration = Duration::from_millis(20);
 
 /// How many replicas there are, by the last count: at least this one.
 #[derive(Debug, Default)]
-pub struct Replicas {
+pub struct ReplicaCount {
     count: Mutex<Count>,
     wanted: Notify,
 }
@@ -34,14 +34,14 @@ struct Count {
     wanted_since: Option<Instant>,
 }
 
-impl Replicas {
+impl ReplicaCount {
     /// There are so many now.
     pub fn set(&self, replicas: u32) {
         *self.count() = Count { replicas, at: Some(Instant::now()), wanted_since: None };
     }
 
     /// Waits until somebody wants to know.
-    pub async fn wanted(&self) {
+    pub async fn count_requested(&self) {
         self.wanted.notified().await;
     }
 
@@ -64,17 +64,17 @@ impl Replicas {
 }
 
 /// What one replica may do on its own.
-pub(super) struct Share {
+pub(super) struct LocalShare {
     /// All replicas together.
     every: Duration,
-    replicas: Arc<Replicas>,
+    replicas: Arc<ReplicaCount>,
     /// When the next call may be made. `None`: not on its own yet. It then begins with nothing, since
     /// what there was may have been used up together.
     next: Option<Instant>,
 }
 
-impl Share {
-    pub(super) fn new(limit: RateLimit, replicas: Arc<Replicas>) -> Self {
+impl LocalShare {
+    pub(super) fn new(limit: RateLimit, replicas: Arc<ReplicaCount>) -> Self {
         Self { every: limit.per / limit.count, replicas, next: None }
     }
 
@@ -83,9 +83,9 @@ impl Share {
         self.next = None;
     }
 
-    pub(super) fn take(&mut self, wanted: u32, now: Instant) -> Granted {
+    pub(super) fn take(&mut self, wanted: u32, now: Instant) -> BucketGrant {
         let Some(replicas) = self.replicas.get(now) else {
-            return Granted { calls: 0, wait: COUNT_WAIT };
+            return BucketGrant { calls: 0, wait: COUNT_WAIT };
         };
         let every = (self.every * replicas).max(Duration::from_nanos(1));
         let mut next = self.next.unwrap_or(now + every).max(now - CATCH_UP);
@@ -95,6 +95,6 @@ impl Share {
             next += every;
         }
         self.next = Some(next);
-        Granted { calls, wait: next.saturating_duration_since(now) }
+        BucketGrant { calls, wait: next.saturating_duration_since(now) }
     }
 }

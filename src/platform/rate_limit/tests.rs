@@ -10,7 +10,7 @@ use crate::{platform::error::Transient, telemetry::metrics::Metrics};
 const LIMIT: RateLimit = RateLimit { count: 10, per: Duration::from_secs(1) };
 
 /// A shared bucket that holds so many calls, and is away while it holds none below zero.
-fn bucket(left: &Arc<AtomicI64>) -> Shared {
+fn bucket(left: &Arc<AtomicI64>) -> SharedBucket {
     let left = Arc::clone(left);
     Box::new(move |wanted| {
         let left = Arc::clone(&left);
@@ -21,25 +21,25 @@ fn bucket(left: &Arc<AtomicI64>) -> Shared {
             }
             let calls = wanted.min(had);
             left.fetch_sub(calls, Ordering::Relaxed);
-            Some(Granted { calls: calls.max(0) as u32, wait: Duration::from_millis(100) })
+            Some(BucketGrant { calls: calls.max(0) as u32, wait: Duration::from_millis(100) })
         })
     })
 }
 
-fn rate(left: &Arc<AtomicI64>, replicas: u32) -> Rate {
-    let counted = Arc::new(Replicas::default());
+fn rate(left: &Arc<AtomicI64>, replicas: u32) -> RateLimiter {
+    let counted = Arc::new(ReplicaCount::default());
     let count = Arc::clone(&counted);
     tokio::spawn(async move {
         loop {
-            count.wanted().await;
+            count.count_requested().await;
             count.set(replicas);
         }
     });
-    Rate::new(LIMIT, bucket(left), counted)
+    RateLimiter::new(LIMIT, bucket(left), counted)
 }
 
 /// How many of those who wait at once have leave within a time.
-async fn granted_within(rate: &Rate, wanted: usize, time: Duration) -> usize {
+async fn granted_within(rate: &RateLimiter, wanted: usize, time: Duration) -> usize {
     let mut granted = 0;
     let _ = timeout(time, async {
         for _ in 0..wanted {
@@ -85,9 +85,9 @@ async fn a_replica_on_its_own_begins_with_nothing_and_saves_nothing_up() {
 #[tokio::test(start_paused = true)]
 async fn a_share_is_not_reckoned_by_an_old_count() {
     let left = Arc::new(AtomicI64::new(-1));
-    let replicas = Arc::new(Replicas::default());
+    let replicas = Arc::new(ReplicaCount::default());
     replicas.set(1);
-    let rate = Rate::new(LIMIT, bucket(&left), Arc::clone(&replicas));
+    let rate = RateLimiter::new(LIMIT, bucket(&left), Arc::clone(&replicas));
     tokio::time::sleep(COUNT_LIMIT * 2).await;
     // Nobody counts: for a while that is waited for, then the old count has to do.
     assert_eq!(granted_within(&rate, 10, COUNT_LIMIT).await, 0);
@@ -117,7 +117,7 @@ async fn leave_that_is_not_used_goes_to_somebody_else_or_back() {
     tokio::time::sleep(Duration::from_millis(10)).await;
     drop(first);
     second.granted().await;
-    // Granted and never looked at is the same.
+    // BucketGrant and never looked at is the same.
     drop(second);
     let third = rate.ask(Call::Session);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -140,7 +140,7 @@ async fn leave_grows_stale() {
 }
 
 /// A bucket as Redis keeps it: it gains ten calls a second and holds five.
-fn filling() -> Shared {
+fn filling() -> SharedBucket {
     let full = Arc::new(Mutex::new(Instant::now()));
     Box::new(move |wanted| {
         let full = Arc::clone(&full);
@@ -155,28 +155,28 @@ fn filling() -> Shared {
                 Err(_) => (*full - every * granted.unsigned_abs() as u32).max(now),
             };
             let wait = (*full + every).saturating_duration_since(now + every * 5);
-            Some(Granted { calls: granted.max(0) as u32, wait })
+            Some(BucketGrant { calls: granted.max(0) as u32, wait })
         })
     })
 }
 
 #[tokio::test(start_paused = true)]
 async fn leave_is_not_saved_up_while_the_gate_holds_calls_back() {
-    let rate = Rate::new(LIMIT, filling(), Arc::new(Replicas::default()));
+    let rate = RateLimiter::new(LIMIT, filling(), Arc::new(ReplicaCount::default()));
     let gate = Arc::new(Gate::new(Some(rate), Metrics::new()));
     let later = CallError::Transient {
         call: Call::Token,
         why: Transient::Timeout,
         retry_after: Some(Duration::from_secs(60)),
     };
-    let _ = gate.ticket("first").pass(Call::Token).await.report::<()>(Err(later));
+    let _ = gate.ticket("first").acquire(Call::Token).await.report::<()>(Err(later));
     let calls: Vec<_> = (0..100)
         .map(|n| {
             let gate = Arc::clone(&gate);
             tokio::spawn(async move {
                 let mut ticket = gate.ticket(&n.to_string());
-                ticket.expect(Call::Token);
-                let pass = ticket.pass(Call::Token).await;
+                ticket.reserve(Call::Token);
+                let pass = ticket.acquire(Call::Token).await;
                 pass.report(Ok(())).unwrap();
                 Instant::now()
             })

@@ -247,7 +247,7 @@ fn nobody_calls_before_the_time_the_platform_asked_for() {
     let mut gate = Scene::new();
     gate.call(1, Token, CallResult::Success);
     gate.call(1, Session, CallResult::Later(Duration::from_secs(20)));
-    assert!(gate.state.asked_to_wait(gate.now) && gate.state.shut().is_none());
+    assert!(gate.state.asked_to_wait(gate.now) && gate.state.open_cause().is_none());
     for call in [Token, Session] {
         assert!(matches!(gate.decide(2, call), Decision::WaitUntil(_)));
     }
@@ -269,7 +269,7 @@ fn a_platform_that_fails_and_names_a_time_is_down_all_the_same() {
         }
         gate.later(10);
     }
-    assert_eq!(gate.state.shut(), Some(Cause::Down(Token)));
+    assert_eq!(gate.state.open_cause(), Some(Cause::Down(Token)));
     assert!(calls < 30, "{calls} in a minute");
     // One that works, and has enough, is not.
     let mut gate = Scene::new();
@@ -309,17 +309,17 @@ fn the_first_failures_of_an_outage_may_be_the_beginning_of_a_pause() {
     let mut gate = Scene::new();
     let began = gate.now;
     gate.call(1, Session, CallResult::Failure);
-    let moment = gate.state.doubt(Session, began);
+    let moment = gate.state.outage_wait(Session, began);
     assert!(moment > Duration::ZERO, "others may be about to come");
     assert!(gate.later(1).enters(2, Session));
-    assert!(gate.state.doubt(Session, began) > moment, "another call may fail, too");
+    assert!(gate.state.outage_wait(Session, began) > moment, "another call may fail, too");
     gate.later(1).report(2, Session, CallResult::Success);
     assert!(gate.enters(3, Session));
-    assert_eq!(gate.state.doubt(Session, began), Duration::ZERO, "others are served");
+    assert_eq!(gate.state.outage_wait(Session, began), Duration::ZERO, "others are served");
     let began = gate.later(1).now;
     gate.report(3, Session, CallResult::Failure);
     gate.call(4, Session, CallResult::Failure);
-    assert!(gate.state.doubt(Session, began) > moment, "others fail, too");
+    assert!(gate.state.outage_wait(Session, began) > moment, "others fail, too");
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn an_outage_from_the_start_costs_as_many_calls_as_it_takes_to_notice() {
             gate.report(first, Token, CallResult::Failure);
         }
     }
-    assert!(gate.state.shut().is_some());
+    assert!(gate.state.open_cause().is_some());
     assert_eq!(calls, 5);
 }
 

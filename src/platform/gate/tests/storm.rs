@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::{CallError, Gate};
 use crate::{
     config::RateLimit,
-    platform::{Granted, Rate, Replicas, error::Transient},
+    platform::{BucketGrant, RateLimiter, ReplicaCount, error::Transient},
     session::Call::{Session, Token},
     telemetry::metrics::Metrics,
 };
@@ -21,8 +21,8 @@ fn transient(retry_after: Option<Duration>) -> CallError {
 async fn go(gate: &Gate, n: u64, well: bool, mut dice: StdRng) {
     let mut ticket = gate.ticket(&n.to_string());
     for call in [Token, Session] {
-        ticket.expect(call);
-        let pass = ticket.pass(call).await;
+        ticket.reserve(call);
+        let pass = ticket.acquire(call).await;
         sleep(Duration::from_millis(dice.random_range(0..800))).await;
         let answer = match dice.random_range(0..10) {
             _ if well => Ok(()),
@@ -39,7 +39,7 @@ async fn go(gate: &Gate, n: u64, well: bool, mut dice: StdRng) {
     }
 }
 
-async fn storm(seed: u64, rate: Option<Rate>) {
+async fn storm(seed: u64, rate: Option<RateLimiter>) {
     let gate = Arc::new(Gate::new(rate, Metrics::new()));
     let mut dice = StdRng::seed_from_u64(seed);
     let mut requests = tokio::task::JoinSet::new();
@@ -62,7 +62,7 @@ async fn storm(seed: u64, rate: Option<Rate>) {
     while requests.join_next().await.is_some() {}
     assert!(began.elapsed() < Duration::from_secs(40), "seed {seed}: {:?}", began.elapsed());
     let mut ticket = gate.ticket("last");
-    drop(ticket.pass(Token).await);
+    drop(ticket.acquire(Token).await);
     assert_eq!(gate.state().under_way(), 0, "seed {seed}");
 }
 
@@ -73,12 +73,12 @@ async fn whatever_gives_up_leaves_nothing_behind() {
         let limit = RateLimit { count: 60, per: Duration::from_secs(1) };
         let shared = Box::new(|wanted: i64| {
             let calls = u32::try_from(wanted.clamp(0, 3)).unwrap();
-            let granted = Granted { calls, wait: Duration::from_millis(50) };
+            let granted = BucketGrant { calls, wait: Duration::from_millis(50) };
             Box::pin(async move {
                 sleep(Duration::from_millis(2)).await;
                 Some(granted)
             }) as _
         });
-        storm(seed, Some(Rate::new(limit, shared, Arc::new(Replicas::default())))).await;
+        storm(seed, Some(RateLimiter::new(limit, shared, Arc::new(ReplicaCount::default())))).await;
     }
 }
