@@ -26,7 +26,7 @@ use crate::{
 const CONCURRENCY: u16 = 64;
 
 /// A connection that publishes requests and a subscription to all events.
-pub struct Client {
+pub(crate) struct Client {
     connection: Connection,
     publisher: Publisher,
     request_exchange: String,
@@ -35,7 +35,7 @@ pub struct Client {
 
 /// An event, as far as it is read here.
 #[derive(Deserialize)]
-pub struct Received {
+pub(crate) struct Received {
     /// `handoff.ready` or `handoff.failed`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -49,13 +49,11 @@ pub struct Received {
 /// What an event says, as far as it is read here.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ReceivedData {
+pub(crate) struct ReceivedData {
     /// The request it answers.
     pub request_id: String,
     /// Who it is for, where that is known.
     pub user_id: Option<String>,
-    /// The session, with `handoff.ready`.
-    pub session_id: Option<String>,
     /// The link, with `handoff.ready`. A bearer secret.
     pub url: Option<String>,
     /// Whether the link was there before, with `handoff.ready`.
@@ -66,9 +64,7 @@ pub struct ReceivedData {
 
 /// Cause there is no link.
 #[derive(Deserialize)]
-pub struct ReceivedReason {
-    /// For machines.
-    pub code: String,
+pub(crate) struct ReceivedReason {
     /// For people.
     pub message: String,
 }
@@ -79,7 +75,7 @@ impl Client {
     ///
     /// # Errors
     /// The first thing that does not work.
-    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+    pub(crate) async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(connection.get()).await?;
@@ -97,12 +93,12 @@ impl Client {
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn traffic(&self) -> Result<Traffic, BrokerError> {
+    pub(crate) async fn traffic(&self) -> Result<Traffic, BrokerError> {
         self.publisher.topology().traffic(self.connection.get()).await
     }
 
     /// A handle that publishes while this one waits for events.
-    pub fn requester(&self) -> Requester {
+    pub(crate) fn requester(&self) -> Requester {
         Requester {
             publisher: self.publisher.clone(),
             request_exchange: self.request_exchange.clone(),
@@ -113,7 +109,7 @@ impl Client {
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn next_event(&mut self) -> Result<Received, BrokerError> {
+    pub(crate) async fn next_event(&mut self) -> Result<Received, BrokerError> {
         loop {
             match self.events.next().await {
                 Some(Ok(delivery)) => {
@@ -129,7 +125,7 @@ impl Client {
     }
 
     /// Closes the connection.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         // The subscription's queue goes with the connection, in good order or not.
         self.connection.close().await;
     }
@@ -137,7 +133,7 @@ impl Client {
 
 /// Publishes requests.
 #[derive(Clone)]
-pub struct Requester {
+pub(crate) struct Requester {
     publisher: Publisher,
     request_exchange: String,
 }
@@ -147,7 +143,7 @@ impl Requester {
     ///
     /// # Errors
     /// RabbitMQ did not take it, or may not have.
-    pub async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
+    pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
         let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())

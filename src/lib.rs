@@ -1,44 +1,54 @@
 //! Turns verification requests on RabbitMQ into short-lived identity-verification links.
 //!
-//! The program is `handoff`; this library is what it is made of, and makes no promise of its own: what
-//! others may rely on is the reference, `docs/reference.md`. `ARCHITECTURE.md` is the map of the house.
+//! This library is the inside of the `handoff` program, not a stable API. Users rely on
+//! `docs/reference.md`; `ARCHITECTURE.md` explains the design. Modules are public only where
+//! `main.rs`, the tests, the benches or the fuzz targets use them.
 //!
-//! | module | |
+//! A request flows one way: delivery, request, platform calls, cache entry, event, settlement.
+//! Imports follow the same direction, from the top of this table to the bottom:
+//!
+//! | module | what it does |
 //! | --- | --- |
-//! | [`cli`] | the commands |
-//! | [`worker`] | the run: consume, bound, hand over, settle, drain |
-//! | [`handoff`] | the use case: claim, token, session, link, store, tell |
-//! | [`platform`] | the two calls and the handoff URL |
-//! | [`cache`] | Redis: links, tokens, leases |
-//! | [`broker`] | RabbitMQ: connections, topology, deliveries, publishing, settling |
-//! | [`message`] | the wire types |
-//! | [`config`], [`retry`], [`hash`], [`session`] | settings, delays, and what the rest has in common |
-//! | [`health`], [`telemetry`] | probes, logs, metrics, traces |
-//! | [`tls`] | what is wrong with a TLS connection, in words of our own |
-//! | [`client`] | the other side of the queue: publish requests, hear events |
-//! | [`sandbox`] | the simulated platform |
-//! | [`doctor`] | what is wrong with the settings and the servers around a worker |
-//! | [`schema`] | the AsyncAPI document |
+//! | [`cli`] | parses the command line and runs one command |
+//! | [`worker`] | consumes deliveries, publishes their events, settles them, drains on shutdown |
+//! | `handoff` | obtains a link for one request: claim, token, session, store |
+//! | [`platform`] | calls the platform, builds the link, pauses while the platform fails |
+//! | [`cache`] | stores links, tokens and leases in Redis |
+//! | [`broker`] | connects to RabbitMQ, consumes, publishes, settles, declares the topology |
+//! | [`message`] | defines the wire types: requests and events |
+//! | [`session`], `retry`, `hash` | hold types and functions that several of the modules above share |
+//! | [`config`] | parses settings from flags and environment variables |
+//! | [`telemetry`], `health` | export logs, metrics and traces; serve the probes |
+//! | `tls` | explains TLS errors |
+//!
+//! These modules serve commands other than `handoff run`:
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `client` | publishes requests and receives events, for `request` and `demo` |
+//! | `doctor` | checks the settings, RabbitMQ, Redis and the platform |
+//! | [`sandbox`] | simulates the platform |
+//! | `schema` | generates the AsyncAPI document |
 
 #![forbid(unsafe_code)]
 
 pub mod broker;
 pub mod cache;
 pub mod cli;
-pub mod client;
+pub(crate) mod client;
 pub mod config;
-pub mod doctor;
+pub(crate) mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod handoff;
-pub mod hash;
-pub mod health;
+pub(crate) mod handoff;
+pub(crate) mod hash;
+pub(crate) mod health;
 pub mod message;
 pub mod platform;
-pub mod retry;
+pub(crate) mod retry;
 pub mod sandbox;
-pub mod schema;
+pub(crate) mod schema;
 pub mod session;
 pub mod telemetry;
-pub mod tls;
+pub(crate) mod tls;
 pub mod worker;

@@ -25,7 +25,7 @@ const AREA_LIMIT: Duration = Duration::from_secs(30);
 /// How one thing was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// As it should be.
     Ok,
     /// Worth knowing; may well be meant so.
@@ -36,7 +36,7 @@ pub enum Verdict {
 
 /// One thing that was looked at. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Check {
+pub(crate) struct Check {
     /// `settings`, `rabbitmq`, `redis` or `platform`.
     pub area: &'static str,
     /// What was looked at.
@@ -99,7 +99,7 @@ impl Check {
 
 /// Looks at everything that a worker with these settings needs. With `probe`, one token of the least life
 /// is asked for, to see whether the key is good.
-pub async fn examine(settings: &Settings, probe: bool) -> Vec<Check> {
+pub(crate) async fn examine(settings: &Settings, probe: bool) -> Vec<Check> {
     let areas = tokio::join!(
         bounded("settings", async |checks| settings::examine(settings, checks)),
         bounded("rabbitmq", async |checks| rabbitmq::examine(settings, checks).await),

@@ -23,7 +23,7 @@ const TRACE_PARENT: &str = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-
 ///
 /// # Errors
 /// The defaults of the settings do not hold, which would be a slip there.
-pub fn asyncapi() -> Result<String, Mistakes> {
+pub(crate) fn asyncapi() -> Result<String, Mistakes> {
     let topology = Topology::new(&BrokerConfig::by_default()?);
     Ok(yaml::document(&document(&topology)))
 }

@@ -20,7 +20,7 @@ const NO_AUTHORITY: &str = "no certificate authority is known: install the syste
 pub(crate) type Shared = Arc<dyn Error + Send + Sync>;
 
 /// What TLS has to do with an error, if anything. Says what to do; holds nothing of the error itself.
-pub fn trouble(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(crate) fn trouble(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(tls) = error.downcast_ref::<Tls>() {
