@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{
     Bench, Node, Platform, Worker, log_text,
-    platform::held,
+    platform::hold_calls,
     rabbit::{table, text},
 };
 
@@ -105,7 +105,7 @@ async fn without_declaring_the_topology_is_only_checked() {
 #[tokio::test]
 async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connection() {
     let node = Node::rabbitmq().await;
-    let mut bench = Bench::on_own_rabbitmq(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_rabbitmq(Platform::healthy().await, &node).await;
     bench.set("RETRY_DELAYS", "1s,3s,9s");
     // Everything but writing to the exchange of events.
     node.ctl(&["add_user", "limited", "secret"]).await;
@@ -131,12 +131,12 @@ async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connect
 async fn neither_an_empty_queue_nor_full_hands_are_a_reason_to_restart() {
     let idle = Bench::new().await;
     let idle = idle.worker().await;
-    let (_never, script) = held(|_| true);
+    let (_never, script) = hold_calls(|_| true);
     let mut busy = Bench::with(Platform::scripted(script).await).await;
     busy.set("CONCURRENCY", "1");
     let worker = busy.worker().await;
     busy.requests(0..2).await;
-    busy.platform.called(1).await;
+    busy.platform.wait_for_calls(1).await;
     // Longer than a loop that does not turn may seem alive.
     tokio::time::sleep(std::time::Duration::from_secs(6)).await;
     idle.is_alive().await;

@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::support::{
     Bench, Flow, Message, Node, Platform, Proxy, Worker, log_text,
-    platform::{Call, held, well},
+    platform::{Call, hold_calls, success},
     until,
 };
 
@@ -43,7 +43,7 @@ async fn served(worker: &Worker) -> f64 {
 async fn rabbitmq_may_be_killed_in_the_middle_of_300_requests() {
     let node = Node::rabbitmq().await;
     // However fast the machine, some are not through when it dies.
-    let (opening, script) = held(|call| call.nth >= 200);
+    let (latch, script) = hold_calls(|call| call.nth >= 200);
     let slowed = move |call: &Call| script(call).after(Duration::from_millis(20));
     let mut bench = Bench::keeping_events(Platform::scripted(slowed).await, &node).await;
     bench.set("CONCURRENCY", "16");
@@ -52,7 +52,7 @@ async fn rabbitmq_may_be_killed_in_the_middle_of_300_requests() {
     until("some are served", async || served(&worker).await >= 60.0).await;
     node.kill().await;
     worker.logged(log_text::RABBITMQ_LOST).await;
-    opening.open();
+    latch.open();
     worker.is_alive().await;
     assert_eq!(worker.page("/readyz").await.0, 503);
 
@@ -82,14 +82,14 @@ async fn a_network_that_swallows_all_for_20_seconds_leaves_nothing_behind() {
     worker.logged_times(log_text::CONSUMING, 2).await;
     let before = worker.holdings(proxy.addr);
 
-    let (opening, script) = held(|call| call.user_is("user-10"));
-    bench.platform.now(script);
+    let (latch, script) = hold_calls(|call| call.user_is("user-10"));
+    bench.platform.set_script(script);
     bench.requests(0..11).await;
-    bench.platform.called(22).await;
+    bench.platform.wait_for_calls(22).await;
     proxy.both(Flow::Vanishes);
     let vanished = Instant::now();
     worker.logged_times(log_text::RABBITMQ_LOST, 2).await;
-    opening.open();
+    latch.open();
     bench.requests(0..30).await;
     while vanished.elapsed() < Duration::from_secs(20) {
         worker.is_alive().await;
@@ -144,7 +144,7 @@ async fn without_declaring_what_is_deleted_is_told_once_and_ends_nothing() {
 #[tokio::test]
 async fn connections_that_break_again_and_again_leave_no_request_in_hand() {
     let latency = Duration::from_millis(5);
-    let platform = Platform::scripted(move |call| well(call).after(latency)).await;
+    let platform = Platform::scripted(move |call| success(call).after(latency)).await;
     let mut bench = Bench::with(platform).await;
     let proxy = bench.through_proxy("AMQP_URL").await;
     bench.set("CONCURRENCY", "16");
@@ -153,7 +153,7 @@ async fn connections_that_break_again_and_again_leave_no_request_in_hand() {
         let served = bench.platform.calls().len();
         let requests = bench.requests(cut * 30..(cut + 1) * 30);
         let cutting = async {
-            bench.platform.called(served + 20).await;
+            bench.platform.wait_for_calls(served + 20).await;
             proxy.cut();
         };
         tokio::join!(requests, cutting);
@@ -189,7 +189,7 @@ async fn a_channel_that_rabbitmq_closes_is_opened_anew() {
 #[tokio::test]
 async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     let node = Node::rabbitmq().await;
-    let mut bench = Bench::on_own_rabbitmq(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_rabbitmq(Platform::healthy().await, &node).await;
     let url = node.url.replace("guest:guest", "worker:s3cret-that-nobody-may-see");
     bench.set("AMQP_URL", &format!("{url}?heartbeat=2"));
 
@@ -234,12 +234,12 @@ async fn whatever_a_rabbitmq_that_lives_does_costs_nothing() {
     bench.all_ready(20).await;
 
     // A memory alarm: what is made meanwhile is told after, and nothing is taken for a fault.
-    let (opening, script) = held(|call| call.user_is("user-20"));
-    bench.platform.now(script);
+    let (latch, script) = hold_calls(|call| call.user_is("user-20"));
+    bench.platform.set_script(script);
     bench.requests(0..21).await;
-    bench.platform.called(42).await;
+    bench.platform.wait_for_calls(42).await;
     node.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await;
-    opening.open();
+    latch.open();
     worker.logged(log_text::PUBLISHING_BLOCKED).await;
     assert_eq!(worker.page("/readyz").await.0, 200);
     worker.is_alive().await;
@@ -306,7 +306,7 @@ async fn deleted_queues_are_declared_again() {
 
 #[tokio::test]
 async fn a_deleted_event_exchange_is_declared_again() {
-    let mut bench = Bench::deaf(Platform::well().await).await;
+    let mut bench = Bench::deaf(Platform::healthy().await).await;
     bench.set("RETRY_DELAYS", "200ms,5m");
     let worker = bench.worker().await;
     bench.rabbit.delete_exchange(&bench.rabbit.event_exchange.clone()).await;
@@ -320,7 +320,7 @@ async fn a_deleted_event_exchange_is_declared_again() {
 #[tokio::test]
 async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
     let node = Node::rabbitmq().await;
-    let (session, script) = held(|call| call.user_is("slow"));
+    let (session, script) = hold_calls(|call| call.user_is("slow"));
     let platform = Platform::scripted(script).await;
     let mut bench = Bench::on_own_rabbitmq(platform, &node).await;
     node.stop().await;
@@ -335,7 +335,7 @@ async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-0");
     // One is in the middle of its session call when RabbitMQ dies.
     bench.rabbit.request("r-1", json!({ "userId": "slow" })).await;
-    bench.platform.called(4).await;
+    bench.platform.wait_for_calls(4).await;
     node.kill().await;
     worker.logged(log_text::RABBITMQ_LOST).await;
     assert_eq!(worker.metric("handoff_broker_connected").await, 0.0);
@@ -357,16 +357,16 @@ async fn a_worker_waits_for_rabbitmq_and_survives_its_restart() {
 
 #[tokio::test]
 async fn what_is_in_flight_when_the_queue_is_deleted_is_served_all_the_same() {
-    let (opening, script) = held(|_| true);
+    let (latch, script) = hold_calls(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let worker = bench.worker().await;
     for n in 0..5 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
     }
-    bench.platform.called(5).await;
+    bench.platform.wait_for_calls(5).await;
     bench.rabbit.delete_queue(&bench.rabbit.queue.clone()).await;
     worker.logged_times(log_text::CONSUMING, 2).await;
-    opening.open();
+    latch.open();
     let events = bench.rabbit.events(5).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     bench.rabbit.request("r-5", json!({ "userId": "user-0" })).await;

@@ -6,8 +6,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Opening, Platform, Proxy,
-    platform::{Call, held, well},
+    Answer, Bench, Flow, Latch, Platform, Proxy,
+    platform::{Call, hold_calls, success},
 };
 
 const HOUR: i64 = 3_600_000;
@@ -197,13 +197,13 @@ async fn a_lease_that_has_lost_its_end_holds_nobody_up_for_ever() {
 }
 
 /// With Redis behind a proxy, and a platform that answers each call as soon as it is told.
-async fn watched() -> (Bench, Proxy, Opening, Opening) {
+async fn watched() -> (Bench, Proxy, Latch, Latch) {
     let mut bench = Bench::new().await;
     let proxy = bench.through_proxy("REDIS_URL").await;
-    let (token, session) = (Opening::closed(), Opening::closed());
-    bench.platform.now({
+    let (token, session) = (Latch::closed(), Latch::closed());
+    bench.platform.set_script({
         let (token, session) = (token.clone(), session.clone());
-        move |call| well(call).once(if call.is_token() { &token } else { &session })
+        move |call| success(call).held_by(if call.is_token() { &token } else { &session })
     });
     (bench, proxy, token, session)
 }
@@ -215,7 +215,7 @@ async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
     proxy.take_sent();
 
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     assert_eq!(requests_cost(&proxy), 1, "the claim");
     token.open();
     session.open();
@@ -241,11 +241,11 @@ async fn nobody_waits_for_the_token_to_be_stored() {
     let (mut bench, proxy, token, session) = watched().await;
     let _worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     // From here Redis is silent; the session call is made all the same.
     proxy.replies(Flow::Waits);
     token.open();
-    bench.platform.called(2).await;
+    bench.platform.wait_for_calls(2).await;
     proxy.replies(Flow::Passes);
     session.open();
     bench.rabbit.event().await;
@@ -254,11 +254,11 @@ async fn nobody_waits_for_the_token_to_be_stored() {
 #[tokio::test]
 async fn the_token_of_a_worker_that_died_serves_its_successor() {
     let mut bench = Bench::new().await;
-    let (session, script) = held(|call| !call.is_token());
-    bench.platform.now(script);
+    let (session, script) = hold_calls(|call| !call.is_token());
+    bench.platform.set_script(script);
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(2).await;
+    bench.platform.wait_for_calls(2).await;
     crate::support::until("the token is stored", async || {
         bench.cached().await.iter().any(|(key, ..)| key.ends_with(":token"))
     })
@@ -282,7 +282,7 @@ async fn a_rejection_frees_the_lease_at_once() {
     let mut bench = Bench::with(
         Platform::scripted(|call: &Call| match (call.is_token(), call.nth) {
             (false, 0) => Answer::status(400),
-            _ => well(call),
+            _ => success(call),
         })
         .await,
     )

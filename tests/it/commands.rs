@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::support::{
     Bench, Platform, TempFile,
-    platform::{Call, well},
+    platform::{Call, success},
     required_env, soon,
     worker::{Settings, command},
 };
@@ -39,7 +39,7 @@ fn events(output: &Output) -> Vec<Value> {
 #[tokio::test]
 async fn the_demo_shows_the_main_job_and_ends_well() {
     // Names of its own, on the RabbitMQ that all tests share.
-    let bench = Bench::deaf(Platform::well().await).await;
+    let bench = Bench::deaf(Platform::healthy().await).await;
     let mut settings = client_settings(&bench);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
     settings.insert("HANDOFF_KEY_PREFIX".into(), bench.name.clone());
@@ -64,7 +64,7 @@ async fn the_demo_shows_the_main_job_and_ends_well() {
 
 #[tokio::test]
 async fn the_demo_serves_on_until_it_is_stopped() {
-    let bench = Bench::deaf(Platform::well().await).await;
+    let bench = Bench::deaf(Platform::healthy().await).await;
     let mut settings = client_settings(&bench);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
     settings.insert("HANDOFF_KEY_PREFIX".into(), bench.name.clone());
@@ -154,7 +154,7 @@ async fn many_requests_come_from_a_file() {
 async fn a_failed_event_is_a_failure() {
     let script = |call: &Call| match call.user_is("bad") {
         true => crate::support::Answer::status(400),
-        false => well(call),
+        false => success(call),
     };
     let bench = Bench::with(Platform::scripted(script).await).await;
     let _worker = bench.worker().await;

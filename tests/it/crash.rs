@@ -11,8 +11,8 @@ use lapin::BasicProperties;
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Message, Opening, Platform, Proxy, Worker, log_text,
-    platform::{Call, held, well},
+    Answer, Bench, Flow, Latch, Message, Platform, Proxy, Worker, log_text,
+    platform::{Call, hold_calls, success},
     rabbit::{table, text},
     until,
 };
@@ -33,7 +33,7 @@ async fn keys(bench: &Bench) -> HashSet<String> {
 async fn four_kills_in_three_hundred_requests_lose_none_and_double_only_calls_under_way() {
     let platform = Platform::scripted(|call: &Call| {
         // Slow enough for some to be under way at any time.
-        well(call).after(Duration::from_millis(20))
+        success(call).after(Duration::from_millis(20))
     });
     let mut bench = Bench::with(platform.await).await;
     let mut worker = bench.worker().await;
@@ -90,32 +90,32 @@ async fn four_kills_in_three_hundred_requests_lose_none_and_double_only_calls_un
 
 #[tokio::test]
 async fn what_is_at_work_comes_again_though_what_came_after_it_is_done() {
-    let (first, never) = (Opening::closed(), Opening::closed());
+    let (first, never) = (Latch::closed(), Latch::closed());
     let platform = Platform::scripted({
         let (first, never) = (first.clone(), never.clone());
         move |call| match call.is_token() {
-            true => well(call),
+            true => success(call),
             false if (0..20).any(|n| n != 10 && call.user_is(&format!("user-{n}"))) => {
-                well(call).once(&first)
+                success(call).held_by(&first)
             }
-            false => well(call).once(&never),
+            false => success(call).held_by(&never),
         }
     });
     let mut bench = Bench::with(platform.await).await;
     bench.set("CONCURRENCY", "20");
     let worker = bench.worker().await;
     bench.requests(0..20).await;
-    bench.platform.called(40).await;
+    bench.platform.wait_for_calls(40).await;
     // All but one in their midst, at the same moment.
     first.open();
     bench.rabbit.events(19).await;
     bench.requests(20..39).await;
     // RabbitMQ hands out no more than 20, so it has heard of the 19 that are done.
-    bench.platform.called(40 + 38).await;
+    bench.platform.wait_for_calls(40 + 38).await;
     worker.kill().await;
     bench.rabbit.holds(20).await;
 
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     let successor = bench.worker().await;
     let again = bench.rabbit.events(20).await;
     let again: HashSet<_> = again.iter().map(|event| event.data()["userId"].to_string()).collect();
@@ -158,24 +158,24 @@ async fn a_kill_costs_at_each_step_what_is_documented() {
     let (idv, amqp) =
         (to_platform.url(&bench.platform.url), to_rabbit.url(&bench.settings["HANDOFF_AMQP_URL"]));
     bench.set("IDV_URL", &idv).set("AMQP_URL", &amqp);
-    let (never, token) = (Opening::closed(), Opening::closed());
-    bench.platform.now({
+    let (never, token) = (Latch::closed(), Latch::closed());
+    bench.platform.set_script({
         let (never, token) = (never.clone(), token.clone());
         move |call| {
             let whose = call.header("traceparent");
             let is = |user| whose == trace_of(user);
             match call.is_token() {
-                true if is("token") => well(call).once(&never),
-                true if is("between") => well(call).once(&token),
-                false if is("session") => well(call).once(&never),
-                _ => well(call),
+                true if is("token") => success(call).held_by(&never),
+                true if is("between") => success(call).held_by(&token),
+                false if is("session") => success(call).held_by(&never),
+                _ => success(call),
             }
         }
     });
     let worker = bench.worker().await;
     ask(&bench, "token").await;
     ask(&bench, "session").await;
-    bench.platform.called(3).await;
+    bench.platform.wait_for_calls(3).await;
     // From here RabbitMQ does not hear the worker any more, but the worker hears RabbitMQ.
     to_rabbit.requests(Flow::Waits);
     ask(&bench, "stored").await;
@@ -184,7 +184,7 @@ async fn a_kill_costs_at_each_step_what_is_documented() {
     })
     .await;
     ask(&bench, "between").await;
-    bench.platform.called(6).await;
+    bench.platform.wait_for_calls(6).await;
     // The platform does not hear of the session call either.
     to_platform.requests(Flow::Waits);
     token.open();
@@ -198,7 +198,7 @@ async fn a_kill_costs_at_each_step_what_is_documented() {
         proxy.cut();
         proxy.requests(Flow::Passes);
     }
-    bench.platform.now(well);
+    bench.platform.set_script(success);
 
     let _successor = bench.worker().await;
     for event in bench.rabbit.events(4).await {
@@ -222,20 +222,20 @@ async fn a_kill_after_the_event_repeats_it_under_the_same_id() {
     for confirmed in [false, true] {
         let mut bench = Bench::new().await;
         let proxy = bench.through_proxy("AMQP_URL").await;
-        let (session, script) = held(|call| !call.is_token());
-        bench.platform.now(script);
+        let (session, script) = hold_calls(|call| !call.is_token());
+        bench.platform.set_script(script);
         let worker = bench.worker().await;
         // One before, so that a channel to publish on is there.
         ask(&bench, "bob").await;
-        bench.platform.called(2).await;
+        bench.platform.wait_for_calls(2).await;
         session.open();
         bench.rabbit.event().await;
         worker.logged(log_text::REQUEST_FINISHED).await;
 
-        let (session, script) = held(|call| !call.is_token());
-        bench.platform.now(script);
+        let (session, script) = hold_calls(|call| !call.is_token());
+        bench.platform.set_script(script);
         ask(&bench, "ann").await;
-        bench.platform.called(4).await;
+        bench.platform.wait_for_calls(4).await;
         // The event goes out, its confirm does not come back …
         proxy.replies(Flow::Waits);
         session.open();
@@ -275,7 +275,7 @@ async fn stalled_and_succeeded(bench: &mut Bench) -> (Worker, Worker, Message) {
     bench.set("CONCURRENCY", "1").set("IDV_TIMEOUT", "1m");
     let stalled = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(2).await;
+    bench.platform.wait_for_calls(2).await;
     token_is_stored(bench, &stalled).await;
     stalled.signal("STOP");
     let successor = bench.worker().await;
@@ -288,7 +288,7 @@ async fn stalled_and_succeeded(bench: &mut Bench) -> (Worker, Worker, Message) {
 
 #[tokio::test]
 async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
-    let (answer, script) = held(|call| !call.is_token() && call.nth == 0);
+    let (answer, script) = hold_calls(|call| !call.is_token() && call.nth == 0);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let (stalled, successor, second) = stalled_and_succeeded(&mut bench).await;
     assert_eq!(second.data()["sessionId"], "session-1");
@@ -314,12 +314,12 @@ async fn a_worker_that_was_stalled_past_its_lease_takes_its_successors_link() {
 
 #[tokio::test]
 async fn a_worker_that_was_stalled_past_its_lease_begins_nothing_more() {
-    let answer = Opening::closed();
+    let answer = Latch::closed();
     let script = {
         let answer = answer.clone();
         move |call: &Call| match (call.is_token(), call.nth) {
-            (false, 0) => Answer::status(503).once(&answer),
-            _ => well(call),
+            (false, 0) => Answer::status(503).held_by(&answer),
+            _ => success(call),
         }
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -335,12 +335,12 @@ async fn a_worker_that_was_stalled_past_its_lease_begins_nothing_more() {
 
 #[tokio::test]
 async fn a_request_that_kills_every_worker_ends_in_the_dead_queue_and_takes_nobody_along() {
-    let never = Opening::closed();
+    let never = Latch::closed();
     let platform = Platform::scripted(move |call: &Call| {
         match call.header("traceparent") == trace_of("poison") {
-            true => well(call).once(&never),
+            true => success(call).held_by(&never),
             // Nobody is served while it kills one worker after another.
-            false => well(call).after(Duration::from_millis(150)),
+            false => success(call).after(Duration::from_millis(150)),
         }
     });
     let mut bench = Bench::with(platform.await).await;

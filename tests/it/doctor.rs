@@ -13,7 +13,7 @@ use crate::support::{
     Answer, Authority, Bench, Flow, Message, Node, Platform, Proxy, TempFile, TlsFront,
     bench::{redis, redis_cmd},
     log_text,
-    platform::{API_KEY, well},
+    platform::{API_KEY, success},
     rabbit::{table, text},
     soon,
     tls::secured,
@@ -108,7 +108,7 @@ async fn where_all_is_well_there_is_no_finding_and_no_call() {
 
 #[tokio::test]
 async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
-    let mut bench = Bench::deaf(Platform::well().await).await;
+    let mut bench = Bench::deaf(Platform::healthy().await).await;
     let (queue, dead) = (bench.rabbit.queue.clone(), format!("{}.dead", bench.rabbit.queue));
     let channel = bench.rabbit.channel().await;
     let durable = QueueDeclareOptions::durable();
@@ -182,7 +182,7 @@ async fn requests_that_wait_for_nobody_and_dead_letters_are_told() {
 #[tokio::test]
 async fn rights_and_alarms_of_rabbitmq_are_found() {
     let node = Node::rabbitmq().await;
-    let mut bench = Bench::on_own_rabbitmq(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_rabbitmq(Platform::healthy().await, &node).await;
     bench.worker().await.stop().await;
     node.ctl(&["add_user", "poor", "secret"]).await;
     node.ctl(&["set_permissions", "poor", "^$", "^$", ".*"]).await;
@@ -210,7 +210,7 @@ async fn rights_and_alarms_of_rabbitmq_are_found() {
 #[tokio::test]
 async fn what_is_wrong_with_redis_is_found() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let mut admin = redis(&node.url).await;
     let mut set = async |line: &str| {
         let mut words = line.split(' ');
@@ -336,11 +336,11 @@ async fn the_key_is_tried_only_where_that_is_asked_for() {
     assert_eq!(calls[0].body, json!({ "ttl": 1 }));
 
     let hour_ago = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(3_600));
-    bench.platform.now(move |_| Answer::status(401).header("date", hour_ago.clone()));
+    bench.platform.set_script(move |_| Answer::status(401).header("date", hour_ago.clone()));
     let told = doctor(&bench, &["--probe"]).await;
     told.finding("platform", "key", &["status 401", "Ephemeral Devices: Write"]);
     told.finding("platform", "clock", &["behind", "NTP"]);
-    bench.platform.now(well);
+    bench.platform.set_script(success);
 }
 
 #[tokio::test]

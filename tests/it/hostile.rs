@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{
     Answer, Bench, Message, Platform, Proxy, Rabbit, log_text,
-    platform::{Call, held, well},
+    platform::{Call, hold_calls, success},
     rabbit::{table, text},
 };
 
@@ -71,7 +71,7 @@ async fn where_else_a_message_went_its_copies_do_not_go() {
 async fn a_dead_letter_that_is_moved_back_goes_through_the_retry_queues_again() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(500),
-        _ => well(call),
+        _ => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
@@ -125,13 +125,13 @@ async fn odd_properties_are_served() {
 
 #[tokio::test]
 async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
-    let (opening, script) = held(Call::is_token);
+    let (latch, script) = hold_calls(Call::is_token);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let worker = bench.worker().await;
     for n in 0..10 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
     }
-    bench.platform.called(10).await;
+    bench.platform.wait_for_calls(10).await;
     // Ten are in the middle of a call when it comes: an id that is not UTF-8, which AMQP allows.
     let proxy = Proxy::to(&bench.settings["HANDOFF_AMQP_URL"]).await;
     let strange =
@@ -139,7 +139,7 @@ async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
     proxy.rewrite(b"unreadable-id", b"unreadable\xff\xfe\xfd");
     strange.request("unreadable-id", json!({ "userId": "x" })).await;
     worker.logged(log_text::RABBITMQ_LOST).await;
-    opening.open();
+    latch.open();
     let events = bench.rabbit.events(10).await;
     let served: std::collections::HashSet<_> =
         events.iter().map(|event| event.data()["userId"].to_string()).collect();

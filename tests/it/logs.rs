@@ -6,7 +6,7 @@ use crate::support::{Bench, Node, Platform, log_text, until};
 
 #[tokio::test]
 async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() {
-    let mut bench = Bench::deaf(Platform::well().await).await;
+    let mut bench = Bench::deaf(Platform::healthy().await).await;
     bench.set("LOG", "info");
     let worker = bench.worker().await;
     for n in 0..200 {
@@ -36,7 +36,7 @@ fn id(line: &serde_json::Value) -> String {
 #[tokio::test]
 async fn a_redis_that_comes_and_goes_is_told_three_times_a_minute() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     for flaps in 1..=5 {
         node.kill().await;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{
     Answer, Bench, Flow, Platform, Worker, log_text,
-    platform::{Call, held, well},
+    platform::{Call, hold_calls, success},
     until,
 };
 
@@ -64,7 +64,7 @@ fn script(call: &Call) -> Answer {
         Some("rejected") => Answer::status(422),
         Some("unlucky") => Answer::status(500),
         Some("late") if call.nth == 0 => Answer::status(429).header("retry-after", "1"),
-        _ => well(call),
+        _ => success(call),
     }
 }
 
@@ -174,7 +174,7 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
 
 #[tokio::test]
 async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
-    let (opening, script) = held(|call| !call.is_token());
+    let (latch, script) = hold_calls(|call| !call.is_token());
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("CONCURRENCY", "1");
     let workers = [bench.worker().await, bench.worker().await];
@@ -183,22 +183,22 @@ async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
     // One makes the link, the other waits for it.
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    bench.platform.called(2).await;
+    bench.platform.wait_for_calls(2).await;
     until("both at work", async || sum("handoff_in_flight").await == 2.0).await;
     // Nothing shows that it waits: it asks Redis at once, and then again and again.
     tokio::time::sleep(std::time::Duration::from_millis(150)).await;
-    opening.open();
+    latch.open();
     bench.rabbit.events(2).await;
     assert_eq!(sum("handoff_lease_wait_seconds_count").await, 1.0);
     let waited = sum("handoff_lease_wait_seconds_sum").await;
     assert!((0.1..5.0).contains(&waited), "{waited}");
 
     // It takes a second until a platform that gives no tokens is asked again.
-    bench.platform.now(|_| Answer::status(403));
+    bench.platform.set_script(|_| Answer::status(403));
     bench.rabbit.request("r-3", json!({ "userId": "bob" })).await;
-    bench.platform.called(3).await;
+    bench.platform.wait_for_calls(3).await;
     until("a pause", async || sum("handoff_platform_paused").await == 1.0).await;
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
     let paused = "handoff_platform_paused_seconds_total{reason=\"refused\"}";
     let total = sum(paused).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{
     Answer, Bench, Platform, Worker, log_text,
-    platform::{API_KEY, Call, held, well},
+    platform::{API_KEY, Call, hold_calls, success},
     rabbit::{table, text},
 };
 
@@ -204,7 +204,7 @@ async fn a_renewal_takes_no_old_link_from_those_it_comes_together_with() {
 
 #[tokio::test]
 async fn sixty_requests_at_once_over_three_workers_make_one_session() {
-    let (opening, script) = held(|call| !call.is_token());
+    let (latch, script) = hold_calls(|call| !call.is_token());
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("CONCURRENCY", "20");
     let workers = [bench.worker().await, bench.worker().await, bench.worker().await];
@@ -223,7 +223,7 @@ async fn sixty_requests_at_once_over_three_workers_make_one_session() {
         futures_util::future::join_all(in_flight).await.iter().sum::<f64>() == 60.0
     })
     .await;
-    opening.open();
+    latch.open();
     let events = bench.rabbit.events(60).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     let made = events.iter().filter(|event| event.data()["reused"] == false).count();
@@ -358,7 +358,7 @@ async fn an_expired_request_is_told_and_dropped() {
 
 #[tokio::test]
 async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
-    let script = |call: &_| match well(call) {
+    let script = |call: &_| match success(call) {
         answer if answer.body.starts_with(b"{\"authorization") => answer,
         _ => Answer::status(503),
     };
@@ -374,15 +374,15 @@ async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
 
 #[tokio::test]
 async fn a_request_that_expires_between_the_calls_makes_no_session() {
-    let (opening, script) = held(|_| true);
+    let (latch, script) = hold_calls(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let _worker = bench.worker().await;
     let end = time::OffsetDateTime::now_utc() + Duration::from_millis(1_500);
     let expires_at = end.format(&time::format_description::well_known::Rfc3339).unwrap();
     bench.rabbit.request("r-1", json!({ "userId": "ann", "expiresAt": expires_at })).await;
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     crate::support::until("nobody waits", async || time::OffsetDateTime::now_utc() > end).await;
-    opening.open();
+    latch.open();
     assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "request_expired");
     assert!(bench.platform.session_calls().is_empty());
 }
@@ -391,7 +391,7 @@ async fn a_request_that_expires_between_the_calls_makes_no_session() {
 async fn a_rejected_session_is_buried_without_a_retry() {
     for status in [400, 403, 404, 409, 422] {
         let script = move |call: &Call| match call.is_token() {
-            true => well(call),
+            true => success(call),
             false => Answer::status(status),
         };
         let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -411,7 +411,7 @@ async fn a_rejected_session_is_buried_without_a_retry() {
 async fn a_refused_token_is_replaced_once() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(401),
-        _ => well(call),
+        _ => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let _worker = bench.worker().await;
@@ -429,13 +429,13 @@ async fn a_token_that_was_used_by_a_call_whose_answer_was_lost_is_no_rejection()
     // A token serves one session, and three times the answer is lost behind a proxy.
     let script = move |call: &Call| {
         if call.is_token() {
-            return well(call);
+            return success(call);
         }
         let mut used = used.lock().unwrap();
         match (used.insert(call.header("authorization")), used.len()) {
             (false, _) => Answer::status(401),
             (true, ..4) => Answer::status(503),
-            (true, _) => well(call),
+            (true, _) => success(call),
         }
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -448,7 +448,7 @@ async fn a_token_that_was_used_by_a_call_whose_answer_was_lost_is_no_rejection()
 #[tokio::test]
 async fn a_token_refused_twice_is_a_rejection() {
     let script = |call: &Call| match call.is_token() {
-        true => well(call),
+        true => success(call),
         false => Answer::status(401),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -484,7 +484,7 @@ async fn settings_come_from_files_and_flags_too() {
 
 #[tokio::test]
 async fn an_expired_request_of_which_nobody_hears_leaves_a_dead_letter() {
-    let bench = Bench::deaf(Platform::well().await).await;
+    let bench = Bench::deaf(Platform::healthy().await).await;
     let _worker = bench.worker().await;
     let data = json!({ "userId": "ann", "expiresAt": "2020-01-31T12:00:00Z" });
     bench.rabbit.request("r-1", data).await;
@@ -496,7 +496,7 @@ async fn an_expired_request_of_which_nobody_hears_leaves_a_dead_letter() {
 #[tokio::test]
 async fn a_token_refused_after_a_failure_is_replaced_once_as_any_other() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
-        (true, _) => well(call),
+        (true, _) => success(call),
         (false, 0) => Answer::status(503),
         (false, _) => Answer::status(401),
     };

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Answer, Bench, Flow, Opening, Platform, Proxy, TempFile, Worker, log_text,
-    platform::{API_KEY, Call, held, well},
+    Answer, Bench, Flow, Latch, Platform, Proxy, TempFile, Worker, log_text,
+    platform::{API_KEY, Call, hold_calls, success},
     rabbit::{table, text},
     until,
 };
@@ -71,10 +71,10 @@ async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
         assert_eq!(worker.metric(PAUSED).await, 1.0);
     }
     // Five calls open a breaker; then one probe after 0.75 s, one 1.5 s later, and one every 2.9 s.
-    bench.platform.called(2 * 8).await;
+    bench.platform.wait_for_calls(2 * 8).await;
     let took = began.elapsed();
     assert!(took > Duration::from_secs(4), "{took:?}");
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     let back = Instant::now();
     bench.rabbit.event().await;
     assert!(back.elapsed() < Duration::from_secs(4), "{:?}", back.elapsed());
@@ -99,20 +99,20 @@ async fn an_outage_spends_no_attempt_even_where_there_is_no_budget() {
     publish(&bench, 0, 20).await;
     let worker = bench.worker().await;
     worker.logged(log_text::BREAKER_OPEN).await;
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     assert_eq!(served(&mut bench, 20).await.len(), 20);
     assert_unspent(&bench, &worker).await;
 }
 
 #[tokio::test]
 async fn sessions_that_fail_for_everyone_are_an_outage_and_keep_their_tokens() {
-    let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
+    let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("RETRY_BUDGET", "1s").set("CONCURRENCY", "8");
     let worker = bench.worker().await;
     publish(&bench, 0, 8).await;
     worker.logged(log_text::BREAKER_OPEN).await;
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     assert_eq!(served(&mut bench, 8).await.len(), 8);
     assert_eq!(bench.platform.token_calls().len(), 8);
     assert_unspent(&bench, &worker).await;
@@ -122,7 +122,7 @@ async fn sessions_that_fail_for_everyone_are_an_outage_and_keep_their_tokens() {
 async fn one_request_that_always_fails_pauses_nobody() {
     let poison = |call: &Call| match call.user_is("poison") {
         true => Answer::status(500),
-        false => well(call),
+        false => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(poison).await).await;
     bench.set("RETRY_BUDGET", "700ms").set("RETRY_DELAYS", "100ms,200ms");
@@ -141,7 +141,7 @@ async fn one_request_that_always_fails_pauses_nobody() {
 async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
     let guarded = |call: &Call| match call.is_token() && call.header("authorization") != API_KEY {
         true => Answer::status(401),
-        false => well(call),
+        false => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(guarded).await).await;
     let key = TempFile::new("wrong-k3y-that-nobody-may-see\n");
@@ -156,7 +156,7 @@ async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
     assert_eq!(worker.page("/livez").await.0, 200);
     // The first finds it out; the others that had gone by then hear the same; one probe follows.
     let early = bench.platform.calls().len();
-    bench.platform.called(early + 1).await;
+    bench.platform.wait_for_calls(early + 1).await;
     // What is no key is not taken for one.
     std::fs::write(key.path(), "").unwrap();
     worker.logged(log_text::API_KEY_FILE_EMPTY).await;
@@ -184,7 +184,7 @@ async fn a_wrong_host_pauses_too() {
         let worker = bench.worker().await;
         publish(&bench, 0, 3).await;
         worker.logged(log_text::TOKEN_REFUSED).await;
-        bench.platform.now(well);
+        bench.platform.set_script(success);
         served(&mut bench, 3).await;
         assert_unspent(&bench, &worker).await;
     }
@@ -194,7 +194,7 @@ async fn a_wrong_host_pauses_too() {
 async fn a_platform_that_asks_to_be_left_alone_is_left_alone_by_all() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(429).header("retry-after", "2"),
-        _ => well(call),
+        _ => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("RETRY_BUDGET", "0s");
@@ -239,7 +239,7 @@ async fn with_nobody_waiting_it_resumes_by_itself() {
     ask_until(&bench, Duration::from_secs(2)).await;
     worker.logged(log_text::TOKEN_REFUSED).await;
     assert_eq!(bench.rabbit.event().await.data()["reason"]["code"], "request_expired");
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     worker.logged(log_text::RESUMED).await;
     assert_eq!(readiness(&worker).await, (200, Value::Null));
     assert!(bench.platform.session_calls().is_empty());
@@ -251,7 +251,7 @@ async fn a_live_link_is_handed_out_while_calls_are_held() {
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
-    bench.platform.now(away);
+    bench.platform.set_script(away);
     publish(&bench, 0, 6).await;
     worker.logged(log_text::BREAKER_OPEN).await;
     bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
@@ -282,7 +282,7 @@ async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() 
             ("x-handoff-attempt", AMQPValue::LongInt(1)),
         ]));
     bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     // Longer than it may be held: it comes back, and is held again.
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.cancel();
@@ -302,7 +302,7 @@ async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() 
 
 #[tokio::test]
 async fn a_budget_longer_than_a_request_may_be_kept_is_spent_all_the_same() {
-    let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
+    let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("RETRY_DELAYS", "100ms").set("RETRY_BUDGET", "1h");
     bench.worker().await.stop().await;
@@ -327,21 +327,21 @@ async fn what_is_held_is_let_go_when_rabbitmq_is_lost() {
     proxy.both(Flow::Passes);
     // Nobody waits in a place that RabbitMQ has given away: whoever comes next needs it.
     until("they are let go", async || worker.lines(log_text::HANDED_BACK).len() == 3).await;
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     served(&mut bench, 3).await;
 }
 
 #[tokio::test]
 async fn a_token_that_has_waited_too_long_is_replaced() {
-    let script = |call: &Call| if call.is_token() { well(call) } else { Answer::status(500) };
+    let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("IDV_TOKEN_TTL", "5s").set("LINK_MIN_LIFE", "2s").set("CONCURRENCY", "4");
     let worker = bench.worker().await;
     publish(&bench, 0, 4).await;
     worker.logged(log_text::BREAKER_OPEN).await;
     // Probes use the tokens up to their last good moment; then new ones are asked for.
-    bench.platform.called(4 + 5 + 3).await;
-    bench.platform.now(well);
+    bench.platform.wait_for_calls(4 + 5 + 3).await;
+    bench.platform.set_script(success);
     let events = bench.rabbit.events(4).await;
     for event in events {
         // Both are RFC 3339 in UTC.
@@ -353,19 +353,19 @@ async fn a_token_that_has_waited_too_long_is_replaced() {
 
 #[tokio::test]
 async fn a_slow_platform_is_called_by_all_at_once() {
-    let (opening, script) = held(|_| true);
+    let (latch, script) = hold_calls(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let _worker = bench.worker().await;
     publish(&bench, 0, 64).await;
-    bench.platform.called(64).await;
-    opening.open();
+    bench.platform.wait_for_calls(64).await;
+    latch.open();
     assert_eq!(served(&mut bench, 64).await.len(), 64);
 }
 
 #[tokio::test]
 async fn a_probe_that_hangs_until_others_have_found_the_platform_well_spends_nothing() {
-    let never = Opening::closed();
-    let silent = move |call: &Call| well(call).once(&never);
+    let never = Latch::closed();
+    let silent = move |call: &Call| success(call).held_by(&never);
     let mut bench = Bench::with(Platform::scripted(silent).await).await;
     // A probe hangs for longer than until the next begins.
     bench.set("IDV_TIMEOUT", "4s").set("RETRY_BUDGET", "2s").set("CONCURRENCY", "8");
@@ -374,8 +374,8 @@ async fn a_probe_that_hangs_until_others_have_found_the_platform_well_spends_not
     worker.logged(log_text::BREAKER_OPEN).await;
     let before = bench.platform.calls().len();
     // The third is under way, which begins 2.9 s before the fourth.
-    bench.platform.called(before + 3).await;
-    bench.platform.now(well);
+    bench.platform.wait_for_calls(before + 3).await;
+    bench.platform.set_script(success);
     assert_eq!(served(&mut bench, 16).await.len(), 16);
     worker.finished(16).await;
     assert_unspent(&bench, &worker).await;
@@ -388,7 +388,7 @@ async fn a_connection_that_breaks_twice_in_a_pause_holds_up_nobody_who_needs_no_
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
-    bench.platform.now(|_| Answer::status(403));
+    bench.platform.set_script(|_| Answer::status(403));
     publish(&bench, 0, 3).await;
     until("they are held", async || worker.metric("handoff_in_flight").await == 3.0).await;
     // The second comes at once, with a request in hand: that may be what breaks it.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{
     Bench, Flow, Platform, Proxy, log_text,
-    rude::{Manner, Rude},
+    raw_platform::{RawAnswer, RawPlatform},
 };
 
 async fn request(bench: &Bench, user: &str) {
@@ -14,37 +14,37 @@ async fn request(bench: &Bench, user: &str) {
 }
 
 #[tokio::test]
-async fn bad_manners_of_any_kind_are_a_failed_call_and_pass() {
-    let rude = Rude::new(Manner::Well).await;
+async fn malformed_answers_are_retried_as_failed_calls() {
+    let platform = RawPlatform::new(RawAnswer::Valid).await;
     let mut bench = Bench::new().await;
-    bench.set("IDV_URL", &rude.url).set("IDV_TIMEOUT", "700ms").set("RETRY_BUDGET", "20s");
+    bench.set("IDV_URL", &platform.url).set("IDV_TIMEOUT", "700ms").set("RETRY_BUDGET", "20s");
     let worker = bench.worker().await;
-    let manners = [
-        (Manner::Silent, "timeout"),
-        (Manner::Drips, "timeout"),
-        (Manner::Endless, "broken_answer"),
-        (Manner::EndlessHeaders, "connection_error"),
-        (Manner::Breaks, "broken_answer"),
-        (Manner::Resets, "connection_error"),
-        (Manner::Babbles, "connection_error"),
-        (Manner::Says(b"{\"authorization\":"), "broken_answer"),
-        (Manner::Says(b"[]"), "broken_answer"),
-        (Manner::Says(b"{\"authorization\":null,\"id\":{}}"), "broken_answer"),
-        (Manner::Says(b"\xff\xfe"), "broken_answer"),
-        (Manner::Says(b""), "broken_answer"),
+    let answers = [
+        (RawAnswer::Silent, "timeout"),
+        (RawAnswer::SlowBytes, "timeout"),
+        (RawAnswer::EndlessBody, "broken_answer"),
+        (RawAnswer::EndlessHeaders, "connection_error"),
+        (RawAnswer::TruncatedBody, "broken_answer"),
+        (RawAnswer::Reset, "connection_error"),
+        (RawAnswer::NotHttp, "connection_error"),
+        (RawAnswer::Body(b"{\"authorization\":"), "broken_answer"),
+        (RawAnswer::Body(b"[]"), "broken_answer"),
+        (RawAnswer::Body(b"{\"authorization\":null,\"id\":{}}"), "broken_answer"),
+        (RawAnswer::Body(b"\xff\xfe"), "broken_answer"),
+        (RawAnswer::Body(b""), "broken_answer"),
     ];
-    for (n, (manner, outcome)) in manners.into_iter().enumerate() {
+    for (n, (answer, outcome)) in answers.into_iter().enumerate() {
         let series =
             format!("handoff_platform_calls_total{{call=\"token\",outcome=\"{outcome}\"}}");
         let before = worker.metric_or_zero(&series).await;
-        rude.now(manner);
-        let calls = rude.calls();
+        platform.set_answer(answer);
+        let calls = platform.calls();
         request(&bench, &format!("user-{n}")).await;
-        rude.called(calls + 2).await;
-        rude.now(Manner::Well);
+        platform.wait_for_calls(calls + 2).await;
+        platform.set_answer(RawAnswer::Valid);
         let event = bench.rabbit.event().await;
-        assert_eq!(event.routing_key, "handoff.ready", "{manner:?}");
-        assert!(worker.metric_or_zero(&series).await > before, "{manner:?} is no {outcome}");
+        assert_eq!(event.routing_key, "handoff.ready", "{answer:?}");
+        assert!(worker.metric_or_zero(&series).await > before, "{answer:?} is no {outcome}");
     }
     let log = worker.log();
     assert!(!log.contains("t0ken") && !log.contains("SSH-2.0"), "{log}");
@@ -52,7 +52,7 @@ async fn bad_manners_of_any_kind_are_a_failed_call_and_pass() {
 
 #[tokio::test]
 async fn a_network_that_swallows_what_goes_to_the_platform_heals() {
-    let platform = Platform::well().await;
+    let platform = Platform::healthy().await;
     let proxy = Proxy::to(&platform.url).await;
     let mut bench = Bench::with(platform).await;
     let url = proxy.url(&bench.platform.url);

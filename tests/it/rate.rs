@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::{
-    Bench, Flow, Node, Opening, Platform, log_text,
-    platform::{Call, well},
+    Bench, Flow, Latch, Node, Platform, log_text,
+    platform::{Call, success},
     until,
 };
 
@@ -48,7 +48,7 @@ async fn replicas_keep_within_the_limit_together_and_use_it() {
 #[tokio::test]
 async fn without_redis_each_replica_keeps_to_its_share() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     bench.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s");
     let workers = [bench.worker().await, bench.worker().await];
     node.kill().await;
@@ -66,11 +66,11 @@ async fn without_redis_each_replica_keeps_to_its_share() {
 
 #[tokio::test]
 async fn leave_to_call_comes_with_what_is_waited_for_anyway() {
-    let bench_platform = Platform::well().await;
-    let token = Opening::closed();
-    bench_platform.now({
+    let bench_platform = Platform::healthy().await;
+    let token = Latch::closed();
+    bench_platform.set_script({
         let token = token.clone();
-        move |call| if call.is_token() { well(call).once(&token) } else { well(call) }
+        move |call| if call.is_token() { success(call).held_by(&token) } else { success(call) }
     });
     let mut bench = Bench::with(bench_platform).await;
     let proxy = bench.through_proxy("REDIS_URL").await;
@@ -86,12 +86,12 @@ async fn leave_to_call_comes_with_what_is_waited_for_anyway() {
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     until("claim and leave are asked for together", async || scripts() == 2).await;
     proxy.replies(Flow::Passes);
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     until("leave for the session is asked for", async || scripts() == 3).await;
     // From here Redis is silent; the session call is made all the same.
     proxy.replies(Flow::Waits);
     token.open();
-    bench.platform.called(2).await;
+    bench.platform.wait_for_calls(2).await;
     proxy.replies(Flow::Passes);
     bench.rabbit.event().await;
 }

@@ -6,10 +6,10 @@ use deadpool_redis::redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Bench, Flow, Node, Opening, Platform, Proxy,
+    Answer, Bench, Flow, Latch, Node, Platform, Proxy,
     bench::{redis, redis_cmd},
     log_text,
-    platform::{Call, held, well},
+    platform::{Call, hold_calls, success},
     until,
 };
 
@@ -64,7 +64,7 @@ async fn a_network_that_swallows_all_for_20_seconds_costs_half_a_second_and_leav
 #[tokio::test]
 async fn without_redis_requests_are_served_and_with_it_again_links_are_cached() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
@@ -129,8 +129,8 @@ async fn a_silent_redis_holds_up_only_those_who_meet_it_first() {
 async fn without_redis_requests_at_once_in_one_worker_still_share_a_session() {
     let mut bench = Bench::new().await;
     bench.set("REDIS_URL", "redis://127.0.0.1:1/0");
-    let (session, script) = held(|call| !call.is_token());
-    bench.platform.now(script);
+    let (session, script) = hold_calls(|call| !call.is_token());
+    bench.platform.set_script(script);
     let worker = bench.worker().await;
     for n in 0..10 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
@@ -145,7 +145,7 @@ async fn without_redis_requests_at_once_in_one_worker_still_share_a_session() {
 #[tokio::test]
 async fn a_redis_that_was_frozen_costs_nobody_anything_once_it_is_back() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     node.freeze().await;
     for n in 0..10 {
@@ -166,7 +166,7 @@ async fn a_redis_that_was_frozen_costs_nobody_anything_once_it_is_back() {
 #[tokio::test]
 async fn a_renewal_without_redis_is_the_persons_link_once_it_is_back() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
@@ -185,14 +185,14 @@ async fn a_renewal_without_redis_is_the_persons_link_once_it_is_back() {
 #[tokio::test]
 async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     bench.rabbit.event().await;
-    let (session, script) = held(|call| !call.is_token());
-    bench.platform.now(script);
+    let (session, script) = hold_calls(|call| !call.is_token());
+    bench.platform.set_script(script);
     bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
-    bench.platform.called(4).await;
+    bench.platform.wait_for_calls(4).await;
     node.kill().await;
     worker.logged(log_text::REDIS_UNAVAILABLE).await;
     node.start().await;
@@ -205,7 +205,7 @@ async fn a_renewal_makes_one_session_even_if_redis_forgets_all_meanwhile() {
 #[tokio::test]
 async fn a_redis_that_is_full_shows_as_degraded() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     let mut client = redis(&node.url).await;
     limit(&mut client, "1").await;
@@ -222,7 +222,7 @@ async fn a_redis_that_is_full_shows_as_degraded() {
 #[tokio::test]
 async fn what_a_full_redis_refused_is_stored_once_it_has_room() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     bench.set("IDV_TOKEN_TTL", "1h").set("LINK_MIN_LIFE", "10m");
     let _worker = bench.worker().await;
     let mut client = redis(&node.url).await;
@@ -244,7 +244,7 @@ async fn what_a_full_redis_refused_is_stored_once_it_has_room() {
 #[tokio::test]
 async fn a_redis_that_is_a_replica_is_told_as_one_that_is_away_until_it_takes_writes() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::well().await, &node).await;
+    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
     let worker = bench.worker().await;
     let mut client = redis(&node.url).await;
     let mut follow = async |host: &str, port: &str| {
@@ -276,12 +276,12 @@ async fn limit(client: &mut MultiplexedConnection, bytes: &str) {
 
 #[tokio::test]
 async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
-    let answer = Opening::closed();
+    let answer = Latch::closed();
     let script = {
         let answer = answer.clone();
         move |call: &Call| match (call.is_token(), call.nth) {
-            (true, 0) => Answer::status(503).once(&answer),
-            _ => well(call),
+            (true, 0) => Answer::status(503).held_by(&answer),
+            _ => success(call),
         }
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -291,7 +291,7 @@ async fn who_waits_for_the_platform_asks_redis_again_once_it_is_back() {
     let alone = bench.worker().await;
     proxy.both(Flow::Waits);
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     // Meanwhile another worker makes the link.
     bench.set("REDIS_URL", &direct);
     let _other = bench.worker().await;

@@ -7,8 +7,8 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Opening, Platform, log_text,
-    platform::{Call, well},
+    Answer, Bench, Latch, Platform, log_text,
+    platform::{Call, success},
     rabbit::{table, text},
 };
 
@@ -19,7 +19,7 @@ async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
         let failing = std::sync::Arc::clone(&failing);
         move |call: &Call| match failing.load(std::sync::atomic::Ordering::Relaxed) {
             true => Answer::status(500),
-            false => well(call),
+            false => success(call),
         }
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -27,7 +27,7 @@ async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
     let worker = bench.worker().await;
     bench.rabbit.request("early", json!({ "userId": "ann" })).await;
     // The delays double from 200 ms, so the fourth call is more than a second after the first.
-    bench.platform.called(4).await;
+    bench.platform.wait_for_calls(4).await;
     bench.rabbit.request("late", json!({ "userId": "ann" })).await;
     let first = worker.finished(1).await;
     assert_eq!((&first["request_id"], &first["outcome"]), (&json!("early"), &json!("retried")));
@@ -48,7 +48,7 @@ async fn a_passing_failure_is_retried_in_process() {
         (false, 0) => Answer::status(503).header("retry-after", "1"),
         (false, 1) => Answer::status(302).header("location", "http://127.0.0.1:1/elsewhere"),
         (false, 2) => Answer { body: vec![b' '; 65 * 1024], ..Answer::status(200) },
-        _ => well(call),
+        _ => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let worker = bench.worker().await;
@@ -68,12 +68,12 @@ async fn a_passing_failure_is_retried_in_process() {
 
 #[tokio::test]
 async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
-    let never = Opening::closed();
+    let never = Latch::closed();
     let script = {
         let never = never.clone();
         move |call: &Call| match call.nth {
-            0 => well(call).once(&never),
-            _ => well(call),
+            0 => success(call).held_by(&never),
+            _ => success(call),
         }
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
@@ -100,7 +100,7 @@ async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
 
 #[tokio::test]
 async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
-    let script = |call: &_| match well(call) {
+    let script = |call: &_| match success(call) {
         answer if answer.body.starts_with(b"{\"authorization") => answer,
         _ => Answer::status(500),
     };
@@ -135,7 +135,7 @@ async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
 async fn what_works_on_the_second_attempt_is_served() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(500),
-        _ => well(call),
+        _ => success(call),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
@@ -147,7 +147,7 @@ async fn what_works_on_the_second_attempt_is_served() {
 
 #[tokio::test]
 async fn an_event_that_nobody_takes_holds_on_to_its_request() {
-    let mut bench = Bench::deaf(Platform::well().await).await;
+    let mut bench = Bench::deaf(Platform::healthy().await).await;
     bench.set("RETRY_DELAYS", "200ms,300ms");
     let worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
@@ -195,7 +195,7 @@ async fn a_failure_that_a_full_queue_refuses_to_hear_of_holds_nobody_up() {
 
 #[tokio::test]
 async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
-    let bench_platform = Platform::well().await;
+    let bench_platform = Platform::healthy().await;
     let mut bench = Bench::deaf(bench_platform).await;
     bench.set("RETRY_DELAYS", "300ms");
     let worker = bench.worker().await;

@@ -43,7 +43,7 @@ async fn the_least_rights_suffice() {
     grant.query_async::<()>(&mut admin).await.unwrap();
 
     // Everything by its default name.
-    let bench = Bench::on_own_rabbitmq(Platform::well().await, &rabbitmq).await;
+    let bench = Bench::on_own_rabbitmq(Platform::healthy().await, &rabbitmq).await;
     let amqp = |user: &str| rabbitmq.url.replace("guest:guest", &format!("{user}:secret"));
     let named = ["QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "KEY_PREFIX"];
     let named = named.map(|name| format!("HANDOFF_{name}"));

@@ -17,7 +17,7 @@ use crate::support::{
     Answer, Bench, Collector, Message, Platform, Worker,
     bench::{redis, redis_cmd},
     log_text,
-    platform::{API_KEY, Call, well},
+    platform::{API_KEY, Call, success},
     required_env, soon,
 };
 
@@ -62,7 +62,7 @@ fn script(call: &Call) -> Answer {
         Some("echoed") => echo(200, call),
         Some("unlikely") => echo(600, call),
         Some("broken") => Answer::json(&json!({ "error": metadata, "id": null })),
-        _ if call.is_token() => well(call),
+        _ if call.is_token() => success(call),
         _ => Answer::json(&json!({ "id": format!("s3ssion-that-{MARK}-{}", call.nth) })),
     }
 }
@@ -186,14 +186,14 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     // Redis refuses its user, and then the platform our key, or what stands in a token's place.
     acl("DELUSER").query_async::<()>(&mut redis).await.unwrap();
     let broken = json!({ "authorization": format!("t0ken-that-{MARK}\n") });
-    bench.platform.now(move |_| Answer::json(&broken));
+    bench.platform.set_script(move |_| Answer::json(&broken));
     bench.rabbit.request("r-last", json!({ "userId": USER })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
     worker.logged(log_text::REDIS_UNAVAILABLE).await;
     let calls = bench.platform.calls().len();
-    bench.platform.now(|call| echo(403, call));
+    bench.platform.set_script(|call| echo(403, call));
     bench.rabbit.request("r-refused", json!({ "userId": USER })).await;
-    bench.platform.called(calls + 1).await;
+    bench.platform.wait_for_calls(calls + 1).await;
 
     let printed = assert_tells_nothing(worker).await;
     let spans = collector.spans();
@@ -258,7 +258,9 @@ async fn only_our_own_setting_says_what_is_logged() {
     bench.set("LOG", "info");
     bench.settings.insert("RUST_LOG".into(), "trace".into());
     let worker = bench.worker().await;
-    bench.platform.now(|call| if call.nth == 0 { Answer::status(500) } else { well(call) });
+    bench
+        .platform
+        .set_script(|call| if call.nth == 0 { Answer::status(500) } else { success(call) });
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
     assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
     worker.logged(log_text::REQUEST_FINISHED).await;

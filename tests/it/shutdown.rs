@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, Bench, Flow, Opening, Platform, Proxy, Worker, log_text,
-    platform::{Call, held, well},
+    Answer, Bench, Flow, Latch, Platform, Proxy, Worker, log_text,
+    platform::{Call, hold_calls, success},
     soon, until,
     worker::{Settings, command, signal},
 };
@@ -42,18 +42,18 @@ async fn a_worker_that_never_reached_rabbitmq_ends_at_once() {
 
 #[tokio::test]
 async fn what_is_in_flight_is_finished() {
-    let (opening, script) = held(|_| true);
+    let (latch, script) = hold_calls(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     let mut worker = bench.worker().await;
     for n in 0..20 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
     }
-    bench.platform.called(20).await;
+    bench.platform.wait_for_calls(20).await;
     worker.signal("TERM");
     worker.logged(log_text::SHUTTING_DOWN).await;
     // Nothing is taken any more.
     bench.rabbit.request("late", json!({ "userId": "late" })).await;
-    opening.open();
+    latch.open();
     let mut served: Vec<_> = bench
         .rabbit
         .events(20)
@@ -72,20 +72,20 @@ async fn what_is_in_flight_is_finished() {
 #[tokio::test]
 async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
     let script = |call: &Call| match call.is_token() {
-        true => well(call),
+        true => success(call),
         false => Answer::status(503).header("retry-after", "60"),
     };
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("RETRY_BUDGET", "5m").set("SHUTDOWN_GRACE", "2m");
     let mut worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(2).await;
+    bench.platform.wait_for_calls(2).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     bench.rabbit.holds(1).await;
 
     // The next worker finds it as it was, token included.
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     let _worker = bench.worker().await;
     let event = bench.rabbit.event().await;
     assert_eq!(event.data()["requestId"], "r-1");
@@ -94,16 +94,16 @@ async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
 
 #[tokio::test]
 async fn what_does_not_finish_within_the_grace_is_handed_back() {
-    let (_never, script) = held(|_| true);
+    let (_never, script) = hold_calls(|_| true);
     let mut bench = Bench::with(Platform::scripted(script).await).await;
     bench.set("SHUTDOWN_GRACE", "1s");
     let mut worker = bench.worker().await;
     bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     bench.rabbit.holds(1).await;
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     let _worker = bench.worker().await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
 }
@@ -124,21 +124,21 @@ async fn a_silent_rabbitmq_does_not_stretch_the_grace() {
 
 #[tokio::test]
 async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
-    let opening = Opening::closed();
+    let latch = Latch::closed();
     let script = {
-        let opening = opening.clone();
-        move |_: &Call| Answer::status(503).once(&opening)
+        let latch = latch.clone();
+        move |_: &Call| Answer::status(503).held_by(&latch)
     };
     let bench = Bench::with(Platform::scripted(script).await).await;
     let mut worker = bench.worker().await;
     for n in 0..20 {
         bench.rabbit.request(&format!("r-{n}"), json!({ "userId": "ann" })).await;
     }
-    bench.platform.called(1).await;
+    bench.platform.wait_for_calls(1).await;
     until("all are in flight", async || worker.metric("handoff_in_flight").await == 20.0).await;
     worker.signal("TERM");
     worker.logged(log_text::SHUTTING_DOWN).await;
-    opening.open();
+    latch.open();
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(bench.platform.calls().len(), 1);
     bench.rabbit.holds(20).await;
@@ -147,11 +147,11 @@ async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once_with_a_status_of_its_own() {
     for second in ["TERM", "INT"] {
-        let (_never, script) = held(|call| !call.is_token());
+        let (_never, script) = hold_calls(|call| !call.is_token());
         let mut bench = Bench::with(Platform::scripted(script).await).await;
         let mut worker = bench.worker().await;
         bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-        bench.platform.called(2).await;
+        bench.platform.wait_for_calls(2).await;
         worker.signal("TERM");
         worker.logged(log_text::SHUTTING_DOWN).await;
         // One that is let finish would take its 25 s.
@@ -162,7 +162,7 @@ async fn a_second_signal_ends_it_at_once_with_a_status_of_its_own() {
         let told = log_text::SECOND_SIGNAL;
         until(told, async || worker.log().contains(told)).await;
         // What was in its hands comes back.
-        bench.platform.now(well);
+        bench.platform.set_script(success);
         let _worker = bench.worker().await;
         assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
     }
@@ -199,7 +199,7 @@ async fn rolling_restarts_lose_and_double_nothing() {
     const REQUESTS: usize = 300;
     const USERS: usize = 100;
     let latency = Duration::from_millis(50);
-    let platform = Platform::scripted(move |call| well(call).after(latency)).await;
+    let platform = Platform::scripted(move |call| success(call).after(latency)).await;
     let mut bench = Bench::with(platform).await;
     bench.set("CONCURRENCY", "8");
     let mut workers = vec![bench.worker().await, bench.worker().await, bench.worker().await];
@@ -263,7 +263,7 @@ async fn what_is_handed_back_again_and_again_is_not_given_up_on() {
         until("it is held", async || worker.metric("handoff_in_flight").await == 1.0).await;
         worker.stop().await;
     }
-    bench.platform.now(well);
+    bench.platform.set_script(success);
     let worker = bench.worker().await;
     assert_eq!(bench.rabbit.event().await.data()["requestId"], "r-1");
     assert_eq!(worker.finished(1).await["attempt"], 1);

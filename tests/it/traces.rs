@@ -14,7 +14,7 @@ use crate::support::{
     Answer, Authority, Bench, Collector, Platform, TlsFront,
     collector::Span,
     log_text,
-    platform::{Call, well},
+    platform::{Call, success},
     rabbit::{table, text},
     tls::secured,
 };
@@ -54,7 +54,7 @@ fn has(span: &Span, expected: &[(&str, &str)]) {
 async fn one_trace_leads_from_the_publisher_through_both_calls_to_the_event() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(500),
-        _ => well(call),
+        _ => success(call),
     };
     let collector = Collector::well().await;
     let mut bench = traced(Platform::scripted(script).await, &collector).await;
@@ -151,7 +151,7 @@ async fn one_trace_leads_from_the_publisher_through_both_calls_to_the_event() {
 #[tokio::test]
 async fn a_trace_begins_here_unless_the_publisher_has_one_and_its_sampling_is_kept() {
     let collector = Collector::well().await;
-    let mut bench = traced(Platform::well().await, &collector).await;
+    let mut bench = traced(Platform::healthy().await, &collector).await;
     bench.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());
     bench.settings.insert("OTEL_SERVICE_NAME".into(), "links".into());
     let worker = bench.worker().await;
@@ -176,11 +176,11 @@ async fn a_trace_begins_here_unless_the_publisher_has_one_and_its_sampling_is_ke
 #[tokio::test]
 async fn without_a_collector_no_span_is_made_and_what_came_is_passed_on() {
     let collector = Collector::well().await;
-    let mut disabled = traced(Platform::well().await, &collector).await;
+    let mut disabled = traced(Platform::healthy().await, &collector).await;
     disabled.settings.insert("OTEL_SDK_DISABLED".into(), "true".into());
-    let mut none = traced(Platform::well().await, &collector).await;
+    let mut none = traced(Platform::healthy().await, &collector).await;
     none.settings.insert("OTEL_TRACES_EXPORTER".into(), "none".into());
-    let mut wrong = traced(Platform::well().await, &collector).await;
+    let mut wrong = traced(Platform::healthy().await, &collector).await;
     wrong.settings.insert("OTEL_EXPORTER_OTLP_PROTOCOL".into(), "grpc".into());
     for (bench, is_wrong) in [(&mut disabled, false), (&mut none, false), (&mut wrong, true)] {
         let worker = bench.worker().await;
@@ -202,7 +202,7 @@ async fn a_collector_that_is_dead_hangs_or_refuses_slows_and_stops_nobody() {
     refusing.answers(Some(400));
     let dead = "http://127.0.0.1:1".to_owned();
     for url in [dead, hanging.url.clone(), refusing.url.clone()] {
-        let mut bench = traced(Platform::well().await, &refusing).await;
+        let mut bench = traced(Platform::healthy().await, &refusing).await;
         for (name, value) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
             // Everything at once, so that whatever may fill up does.
@@ -236,7 +236,7 @@ async fn a_collector_behind_tls_is_trusted_as_the_environment_says() {
     let collector = Collector::well().await;
     let authority = Authority::new();
     let front = TlsFront::of(&collector.url, &authority.issue(&["127.0.0.1"])).await;
-    let mut bench = traced(Platform::well().await, &collector).await;
+    let mut bench = traced(Platform::healthy().await, &collector).await;
     let url = secured(&collector.url, front.port());
     bench.settings.insert("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url);
     bench.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());

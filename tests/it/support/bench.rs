@@ -23,7 +23,7 @@ pub struct Bench {
 impl Bench {
     /// With a platform that does well, and somebody who hears events.
     pub async fn new() -> Self {
-        Self::with(Platform::well().await).await
+        Self::with(Platform::healthy().await).await
     }
 
     pub async fn with(platform: Platform) -> Self {

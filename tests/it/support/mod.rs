@@ -8,7 +8,7 @@ pub mod node;
 pub mod platform;
 pub mod proxy;
 pub mod rabbit;
-pub mod rude;
+pub mod raw_platform;
 pub mod tls;
 pub mod worker;
 
@@ -16,7 +16,7 @@ pub use bench::Bench;
 pub use browser::Browser;
 pub use collector::Collector;
 pub use node::Node;
-pub use platform::{Answer, Opening, Platform};
+pub use platform::{Answer, Latch, Platform};
 pub use proxy::{Flow, Proxy};
 pub use rabbit::{Message, Rabbit};
 pub use tls::{Authority, TlsFront};

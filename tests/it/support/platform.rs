@@ -56,14 +56,14 @@ pub struct Answer {
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
     pub after: Duration,
-    pub once: Option<Opening>,
+    pub latch: Option<Latch>,
 }
 
 /// Something that answers can wait for.
 #[derive(Clone, Debug)]
-pub struct Opening(watch::Sender<bool>);
+pub struct Latch(watch::Sender<bool>);
 
-impl Opening {
+impl Latch {
     pub fn closed() -> Self {
         Self(watch::Sender::new(false))
     }
@@ -81,7 +81,7 @@ impl Answer {
 
     pub fn status(status: u16) -> Self {
         let body = br#"{"error":"b0dy-that-nobody-may-see"}"#.to_vec();
-        Self { status, headers: vec![], body, after: Duration::ZERO, once: None }
+        Self { status, headers: vec![], body, after: Duration::ZERO, latch: None }
     }
 
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -90,8 +90,8 @@ impl Answer {
     }
 
     /// Answers no sooner than that.
-    pub fn once(mut self, opening: &Opening) -> Self {
-        self.once = Some(opening.clone());
+    pub fn held_by(mut self, latch: &Latch) -> Self {
+        self.latch = Some(latch.clone());
         self
     }
 
@@ -118,8 +118,8 @@ pub struct Platform {
 
 impl Platform {
     /// One that always does well: distinct tokens, distinct sessions.
-    pub async fn well() -> Self {
-        Self::scripted(well).await
+    pub async fn healthy() -> Self {
+        Self::scripted(success).await
     }
 
     /// One that answers each call as the script says.
@@ -137,7 +137,7 @@ impl Platform {
     }
 
     /// From now on, answers differently.
-    pub fn now(&self, script: impl Fn(&Call) -> Answer + Send + Sync + 'static) {
+    pub fn set_script(&self, script: impl Fn(&Call) -> Answer + Send + Sync + 'static) {
         *self.shared.script.lock().unwrap() = Box::new(script);
     }
 
@@ -146,7 +146,7 @@ impl Platform {
     }
 
     /// Waits until there have been so many calls.
-    pub async fn called(&self, times: usize) {
+    pub async fn wait_for_calls(&self, times: usize) {
         let mut count = self.shared.count.subscribe();
         soon(&format!("{times} calls"), count.wait_for(|count| *count >= times)).await.unwrap();
     }
@@ -167,7 +167,7 @@ impl Drop for Platform {
 }
 
 /// The answer of a platform that does well.
-pub fn well(call: &Call) -> Answer {
+pub fn success(call: &Call) -> Answer {
     Answer::json(&if call.is_token() {
         json!({ "authorization": format!("Token t0ken-that-nobody-may-see é/+=&%{}", call.nth) })
     } else {
@@ -194,8 +194,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         shared.script.lock().unwrap()(&call)
     };
     tokio::time::sleep(answer.after).await;
-    if let Some(Opening(opening)) = answer.once {
-        opening.subscribe().wait_for(|open| *open).await.unwrap();
+    if let Some(Latch(latch)) = answer.latch {
+        latch.subscribe().wait_for(|open| *open).await.unwrap();
     }
     let mut response = Response::builder().status(StatusCode::from_u16(answer.status).unwrap());
     for (name, value) in answer.headers {
@@ -205,14 +205,14 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
 }
 
 /// A platform that does well, but answers some calls no sooner than it is told.
-pub fn held(which: fn(&Call) -> bool) -> (Opening, impl Fn(&Call) -> Answer + Send + Sync) {
-    let opening = Opening::closed();
+pub fn hold_calls(which: fn(&Call) -> bool) -> (Latch, impl Fn(&Call) -> Answer + Send + Sync) {
+    let latch = Latch::closed();
     let script = {
-        let opening = opening.clone();
+        let latch = latch.clone();
         move |call: &Call| match which(call) {
-            true => well(call).once(&opening),
-            false => well(call),
+            true => success(call).held_by(&latch),
+            false => success(call),
         }
     };
-    (opening, script)
+    (latch, script)
 }
