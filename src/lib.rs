@@ -51,4 +51,5 @@ pub(crate) mod schema;
 pub mod session;
 pub mod telemetry;
 pub(crate) mod tls;
+mod units;
 pub mod worker;

@@ -2,15 +2,18 @@
 
 use std::{fmt, time::SystemTime};
 
-use super::{Cache, CacheError, Keys, LEASE, Stamp, Stored, scripts, value};
+use super::{Cache, CacheError, Keys, LEASE, Stamp, StoreOutcome, scripts, value};
 use crate::session::Session;
 
-/// Which link may be stored over, where the lease is nobody's.
-pub(super) enum Over<'a> {
-    Anything,
-    Nothing,
-    /// The one with this stamp, which was there at the claim.
-    Link(&'a Stamp),
+/// Which stored link a new one may replace once no request holds the lease.
+#[derive(Clone, Copy, Debug)]
+pub enum Overwrite<'a> {
+    /// Any link.
+    Any,
+    /// No link: stores only where there is none.
+    Never,
+    /// The link whose newest stamp is this one, as seen at the claim.
+    Only(&'a Stamp),
 }
 
 /// A claim, whatever came of it.
@@ -29,20 +32,20 @@ impl Claimant {
     pub(super) async fn store(
         &self,
         session: &Session,
-        over: Over<'_>,
-    ) -> Result<Stored, CacheError> {
+        overwrite: Overwrite<'_>,
+    ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
         let value = cache.seal(&self.keys.link, value::write_session(session))?;
         let until = cache.until(session.token.expires_at);
-        let over = match over {
-            Over::Anything => "any",
-            Over::Nothing => "",
-            Over::Link(newest) => newest.as_str(),
+        let over = match overwrite {
+            Overwrite::Any => "any",
+            Overwrite::Never => "",
+            Overwrite::Only(newest) => newest.as_str(),
         };
         let script = scripts::store(&self.keys, &self.holder, over, &self.stamp, until, &value);
         match cache.run(&script).await {
-            Ok(true) => Ok(Stored::Yes),
-            Ok(false) => Ok(Stored::Fenced),
+            Ok(true) => Ok(StoreOutcome::Stored),
+            Ok(false) => Ok(StoreOutcome::Fenced),
             Err(error) => {
                 let (keys, holder, stamp) =
                     (self.keys.clone(), self.holder.clone(), self.stamp.clone());
@@ -57,40 +60,42 @@ impl Claimant {
 }
 
 /// A claim that Redis did not answer. It may have been granted all the same.
-pub struct Unclaimed {
+pub struct UnansweredClaim {
     claimant: Claimant,
-    why: CacheError,
+    error: CacheError,
 }
 
-impl Unclaimed {
-    pub(super) fn new(claimant: Claimant, why: CacheError) -> Self {
-        if why != CacheError::Away {
+impl UnansweredClaim {
+    pub(super) fn new(claimant: Claimant, error: CacheError) -> Self {
+        if error != CacheError::Unavailable {
             // It was asked for, so it may yet be granted: to somebody who will not use it.
             let (keys, holder) = (claimant.keys.clone(), claimant.holder.clone());
             let release = move || scripts::release(&keys, &holder, false);
             claimant.cache.0.pool.defer(SystemTime::now() + LEASE, release);
         }
-        Self { claimant, why }
+        Self { claimant, error }
     }
 
-    /// Cause there was no answer.
-    pub fn why(&self) -> &CacheError {
-        &self.why
+    /// Why Redis gave no answer.
+    pub fn error(&self) -> &CacheError {
+        &self.error
     }
 
-    /// Stores a link that was made without a lease, unless somebody has one, or, where it is not to
-    /// `replace` that, there is a link already.
+    /// Stores a link made without a lease, unless another request holds the lease or `overwrite` forbids it.
     ///
     /// # Errors
     /// When Redis is still away.
-    pub async fn store(self, session: &Session, replace: bool) -> Result<Stored, CacheError> {
-        let over = if replace { Over::Anything } else { Over::Nothing };
-        self.claimant.store(session, over).await
+    pub async fn store(
+        self,
+        session: &Session,
+        overwrite: Overwrite<'_>,
+    ) -> Result<StoreOutcome, CacheError> {
+        self.claimant.store(session, overwrite).await
     }
 }
 
-impl fmt::Debug for Unclaimed {
+impl fmt::Debug for UnansweredClaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unclaimed").field("why", &self.why).finish_non_exhaustive()
+        f.debug_struct("UnansweredClaim").field("error", &self.error).finish_non_exhaustive()
     }
 }

@@ -10,19 +10,22 @@ use tokio::time::sleep;
 
 use super::{
     CacheError, LEASE, Stamp,
-    claim::{Claimant, Over},
-    millis, scripts, value,
+    claim::{Claimant, Overwrite},
+    scripts, value,
 };
-use crate::session::{Session, Token};
+use crate::{
+    session::{Session, Token},
+    units::millis,
+};
 
 /// Often enough that a failed try leaves time for another.
 const EXTEND_EVERY: Duration = Duration::from_secs(2);
 
 /// What became of a link that was to be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum StoreOutcome {
     /// It is stored.
-    Yes,
+    Stored,
     /// The lease had ended and somebody else went ahead: theirs counts.
     Fenced,
 }
@@ -112,8 +115,8 @@ impl Lease {
     ///
     /// # Errors
     /// When Redis is away.
-    pub async fn store(&self, session: &Session) -> Result<Stored, CacheError> {
-        self.claimant.store(session, Over::Link(&self.newest)).await
+    pub async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
+        self.claimant.store(session, Overwrite::Only(&self.newest)).await
     }
 
     /// Ends the lease without a link. A token that is no good goes too.

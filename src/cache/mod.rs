@@ -29,18 +29,19 @@ use scripts::Claimed;
 use seal::Seal;
 
 pub use self::{
-    claim::Unclaimed,
+    claim::{Overwrite, UnansweredClaim},
     keys::{Keys, Stamp},
-    lease::{Lease, Stored},
+    lease::{Lease, StoreOutcome},
     pool::CacheError,
-    rate_bucket::SharedCalls,
-    survey::{Refused, Survey, survey},
+    rate_bucket::RateBucket,
+    survey::{RefusedCommand, Survey, survey},
 };
 
 use crate::{
     config::{CacheSettings, RateLimit},
     session::{Session, Token},
     telemetry::metrics::{Lookup, Metrics},
+    units::millis,
 };
 
 /// Seals sessions as Redis holds them, with one key, and opens them: `benches/micro.rs` measures what
@@ -68,15 +69,15 @@ impl Sealing {
 /// How long a lease outlives a holder that was killed. A live one extends it in time.
 const LEASE: Duration = Duration::from_secs(6);
 
-/// Which cached link will do.
+/// Which stored links a request accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// Any live one.
+pub enum Freshness {
+    /// Any live link.
     Any,
-    /// The one this request made itself, or one made after that: it wants a new session, once.
-    OwnOrNewer,
-    /// Any but the one with this stamp.
-    OtherThan(Stamp),
+    /// A link made for this very request, or one stored after that.
+    SinceRequest,
+    /// A link stored after the one whose newest stamp is this.
+    NewerThan(Stamp),
 }
 
 /// The answer to a claim.
@@ -130,13 +131,13 @@ impl Cache {
 
     /// Whether there is a connection, and what was last asked by it was answered: a Redis that is
     /// full, say, refuses to write.
-    pub fn is_well(&self) -> bool {
-        self.0.pool.is_well()
+    pub fn is_available(&self) -> bool {
+        self.0.pool.is_available()
     }
 
     /// The bucket of calls that all replicas share.
-    pub fn calls(&self, limit: RateLimit) -> SharedCalls {
-        SharedCalls::new(self.clone(), limit)
+    pub fn rate_bucket(&self, limit: RateLimit) -> RateBucket {
+        RateBucket::new(self.clone(), limit)
     }
 
     /// Waits until there is a connection, for so long at most.
@@ -153,13 +154,18 @@ impl Cache {
     ///
     /// # Errors
     /// When Redis is away; the caller then goes on without it.
-    pub async fn claim(&self, keys: &Keys, stamp: &Stamp, want: &Want) -> Result<Claim, Unclaimed> {
-        let mut want = want.clone();
+    pub async fn claim(
+        &self,
+        keys: &Keys,
+        stamp: &Stamp,
+        freshness: &Freshness,
+    ) -> Result<Claim, UnansweredClaim> {
+        let mut freshness = freshness.clone();
         loop {
-            let (which, with) = match &want {
-                Want::Any => ("any", stamp),
-                Want::OwnOrNewer => ("own", stamp),
-                Want::OtherThan(stamp) => ("other", stamp),
+            let (which, with) = match &freshness {
+                Freshness::Any => ("any", stamp),
+                Freshness::SinceRequest => ("own", stamp),
+                Freshness::NewerThan(stamp) => ("other", stamp),
             };
             let holder = uuid::Uuid::new_v4().simple().to_string();
             let mut script = scripts::CLAIM.key(&keys.link);
@@ -180,7 +186,7 @@ impl Cache {
                     }
                     // Sealed with a key we do not have, or as good as ended: as if it were not there.
                     None => {
-                        want = Want::OtherThan(Stamp::from_redis(stamps));
+                        freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
                         continue;
                     }
                 },
@@ -196,7 +202,7 @@ impl Cache {
                 }
                 Err(why) => why.clone(),
             };
-            return Err(Unclaimed::new(claimant(holder), why));
+            return Err(UnansweredClaim::new(claimant(holder), why));
         }
     }
 
@@ -209,7 +215,7 @@ impl Cache {
     }
 
     /// Whether a link with this token would be handed out again.
-    pub fn is_worth_keeping(&self, token: &Token) -> bool {
+    pub fn is_reusable(&self, token: &Token) -> bool {
         self.life(token.expires_at) > 0
     }
 
@@ -225,12 +231,12 @@ impl Cache {
 
     fn read_link(&self, keys: &Keys, stored: &[u8]) -> Option<Session> {
         let session = value::read_session(&self.0.seal.open(&keys.link, stored)?)?;
-        self.is_worth_keeping(&session.token).then_some(session)
+        self.is_reusable(&session.token).then_some(session)
     }
 
     fn read_token(&self, keys: &Keys, stored: &[u8]) -> Option<Token> {
         let token = value::read_token(&self.0.seal.open(&keys.token, stored)?)?;
-        self.is_worth_keeping(&token).then_some(token)
+        self.is_reusable(&token).then_some(token)
     }
 
     fn seal(&self, key: &str, value: Vec<u8>) -> Result<Vec<u8>, CacheError> {
@@ -253,8 +259,4 @@ impl Cache {
 /// Milliseconds from now until then.
 fn left(until: SystemTime) -> u64 {
     millis(until.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -38,7 +38,7 @@ use crate::{
     tls,
 };
 
-static AWAY: LogLimit = LogLimit::new("no connection to Redis", 3);
+static AWAY: LogLimit = LogLimit::new("Redis unavailable", 3);
 
 /// Limit of one operation: two of them make the half second that a sick Redis may cost a request. Unit
 /// tests are about other things, and must not fail where the machine is slow.
@@ -52,7 +52,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheError {
     /// No connection at the moment.
-    Away,
+    Unavailable,
     /// No answer in time.
     Timeout,
     /// Redis, or the way to it, said no. Holds the kind of error only, no key and no value.
@@ -62,7 +62,7 @@ pub enum CacheError {
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Away => f.write_str("there is no connection to Redis"),
+            Self::Unavailable => f.write_str("there is no connection to Redis"),
             Self::Timeout => f.write_str("Redis did not answer in time"),
             Self::Failed(kind) => write!(f, "Redis failed: {kind}"),
         }
@@ -139,7 +139,7 @@ impl Pool {
     }
 
     /// Whether there is a connection, and it did what it was asked last.
-    pub(super) fn is_well(&self) -> bool {
+    pub(super) fn is_available(&self) -> bool {
         self.current.borrow().is_some() && !self.broken.refused.load(Ordering::Relaxed)
     }
 
@@ -166,7 +166,7 @@ impl Pool {
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
         let current = self.current.borrow().clone();
-        let (number, mut connection) = current.ok_or(CacheError::Away)?;
+        let (number, mut connection) = current.ok_or(CacheError::Unavailable)?;
         #[cfg(test)]
         let lost = self.lost.lock().unwrap().take();
         #[cfg(test)]
@@ -292,7 +292,7 @@ async fn keep(
         offer.send_replace(None);
         // Out of the pool for good: the pool would only find out by asking it again.
         drop(Connection::take(connection));
-        tracing::debug!("the connection to Redis was given up");
+        tracing::debug!("Redis connection dropped: reconnecting");
         let useless_by = broken.useless().take();
         // What comes late, by a former connection, says nothing of this one.
         if let Some((_, why)) = useless_by.filter(|(about, _)| *about == number) {
@@ -307,13 +307,13 @@ async fn keep(
 
 fn away(outage: &mut Outage, why: &str) {
     if outage.report_down() {
-        tracing::warn!(%why, "no connection to Redis: requests are served without the cache");
+        tracing::warn!(error = why, "Redis unavailable: serving requests without the cache");
     }
 }
 
 fn back(outage: &mut Outage) {
     if outage.report_up() {
-        tracing::info!("Redis is back");
+        tracing::info!("Redis available again: using the cache");
     }
 }
 
@@ -368,7 +368,7 @@ pub(super) fn describe(error: &RedisError) -> String {
         (None, true, _) => "no answer in time".to_owned(),
         (None, _, true) => "connection refused".to_owned(),
         _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
-            "it refused the user or the password".to_owned()
+            "user or password refused".to_owned()
         }
         _ if error.kind() == redis::ErrorKind::Io => io_trouble(error),
         _ => format!("{:?}", error.kind()),

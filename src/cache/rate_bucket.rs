@@ -9,7 +9,7 @@ use crate::config::RateLimit;
 /// limit's length sees one and a half times the number, or twice where calls are made a little after
 /// they were granted.
 #[derive(Clone)]
-pub struct SharedCalls {
+pub struct RateBucket {
     cache: Cache,
     key: String,
     /// Time in which the bucket gains one call.
@@ -18,7 +18,7 @@ pub struct SharedCalls {
     most: u32,
 }
 
-impl SharedCalls {
+impl RateBucket {
     pub(super) fn new(cache: Cache, limit: RateLimit) -> Self {
         let key = format!("{}:{{calls}}:rate", cache.0.prefix);
         let every = limit.per.div_f64(limit.count.into());

@@ -35,18 +35,18 @@ pub struct Survey {
     /// The way there and back: the median of a few.
     pub latency: Duration,
     /// How far Redis' clock is ahead of ours, in milliseconds, where it tells the time.
-    pub ahead: Option<i64>,
+    pub clock_ahead_ms: Option<i64>,
     /// Whether it does what the worker asks of it.
-    pub trial: Result<(), Refused>,
+    pub commands: Result<(), RefusedCommand>,
 }
 
 /// What Redis did not do.
 #[derive(Debug)]
-pub struct Refused {
+pub struct RefusedCommand {
     /// The command.
     pub command: &'static str,
     /// The code Redis gave, or what happened instead.
-    pub why: String,
+    pub error: String,
 }
 
 /// Looks at Redis. Writes one key of its own below the prefix, which is gone at once.
@@ -63,9 +63,9 @@ pub async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, String> 
     let latency = latency(&mut redis).await?;
     let info = redis::cmd("INFO").query_async::<String>(&mut redis).await;
     let info = info.map(|text| fields(&text)).map_err(|error| describe(&error));
-    let ahead = ahead(&mut redis).await;
-    let trial = trial(&mut redis, prefix).await;
-    Ok(Survey { info, latency, ahead, trial })
+    let clock_ahead_ms = ahead(&mut redis).await;
+    let commands = trial(&mut redis, prefix).await;
+    Ok(Survey { info, latency, clock_ahead_ms, commands })
 }
 
 async fn latency(redis: &mut MultiplexedConnection) -> Result<Duration, String> {
@@ -90,8 +90,8 @@ async fn ahead(redis: &mut MultiplexedConnection) -> Option<i64> {
     Some(theirs - i64::try_from(ours.as_millis()).ok()?)
 }
 
-async fn trial(redis: &mut MultiplexedConnection, prefix: &str) -> Result<(), Refused> {
-    let refused = |command| move |error| Refused { command, why: describe(&error) };
+async fn trial(redis: &mut MultiplexedConnection, prefix: &str) -> Result<(), RefusedCommand> {
+    let refused = |command| move |error| RefusedCommand { command, error: describe(&error) };
     let key = format!("{prefix}:{{doctor}}:{}", uuid::Uuid::new_v4().simple());
     for (command, arguments) in COMMANDS {
         let mut call = redis::cmd(command);

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use crate::session::{Session, Token};
+use crate::{
+    session::{Session, Token},
+    units::millis,
+};
 
 /// The last second that RFC 3339 can tell, in milliseconds since 1970.
 const YEAR_9999: u64 = 253_402_300_799_000;
@@ -52,7 +55,7 @@ fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
     let end = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let stored = Stored {
         t: token.value.expose_secret().into(),
-        e: super::millis(end),
+        e: millis(end),
         s: session.map(Into::into),
     };
     // Two strings and a number: nothing in them can fail to serialize.

@@ -10,7 +10,7 @@ use url::Url;
 
 use super::{Check, certificate, reach::reach, span};
 use crate::{
-    cache::{self, Refused, Survey},
+    cache::{self, RefusedCommand, Survey},
     config::CacheSettings,
 };
 
@@ -49,9 +49,10 @@ pub(super) async fn examine(settings: &CacheSettings, checks: &mut Vec<Check>) {
 }
 
 fn judge(survey: &Survey) -> Vec<Check> {
-    let mut checks = vec![latency(survey.latency), commands(&survey.trial)];
-    checks
-        .extend(survey.ahead.map(|ahead| super::skew("clock", "Redis'", ahead, SKEW, GREAT_SKEW)));
+    let mut checks = vec![latency(survey.latency), commands(&survey.commands)];
+    checks.extend(
+        survey.clock_ahead_ms.map(|ahead| super::skew("clock", "Redis'", ahead, SKEW, GREAT_SKEW)),
+    );
     match &survey.info {
         Ok(info) => {
             checks.push(version(info));
@@ -80,8 +81,8 @@ fn latency(trip: Duration) -> Check {
         .run("redis-cli SLOWLOG GET")
 }
 
-fn commands(trial: &Result<(), Refused>) -> Check {
-    let Refused { command, why } = match trial {
+fn commands(trial: &Result<(), RefusedCommand>) -> Check {
+    let RefusedCommand { command, error } = match trial {
         Ok(()) => {
             return Check::ok(
                 "commands",
@@ -90,8 +91,8 @@ fn commands(trial: &Result<(), Refused>) -> Check {
         }
         Err(refused) => refused,
     };
-    let check = Check::finding("commands", format!("Redis refuses {command}: {why}")).costs(AWAY);
-    match why.as_str() {
+    let check = Check::finding("commands", format!("Redis refuses {command}: {error}")).costs(AWAY);
+    match error.as_str() {
         "NOPERM" => check.mend("give the worker's user what the reference lists under Redis").run(
             "redis-cli ACL SETUSER USER ~PREFIX:* +ping +script|load +evalsha +get +strlen +set +del +pttl +pexpire \
              +time +select",

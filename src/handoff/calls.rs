@@ -70,7 +70,7 @@ impl Handoff {
             let late = repeated || held >= HELD_LONG;
             let outdated = match lease {
                 Some(lease) => lease.is_lost(),
-                None => late && self.cache.is_well(),
+                None => late && self.cache.is_available(),
             };
             if outdated { Err(Stopped::Outdated) } else { Ok(()) }
         };
@@ -88,7 +88,7 @@ impl Handoff {
         let Job { request, request_id, span, .. } = *job;
         let session = SessionCall { request, request_id, span };
         let call = |pass| self.platform.session(pass, session, token);
-        let check = |held, _| match held >= HELD_LONG && !self.cache.is_worth_keeping(token) {
+        let check = |held, _| match held >= HELD_LONG && !self.cache.is_reusable(token) {
             _ if lease.is_some_and(Lease::is_lost) => Err(Stopped::Outdated),
             true => Err(Stopped::Stale),
             false => Ok(()),

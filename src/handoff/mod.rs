@@ -29,7 +29,7 @@ pub use self::job::{Failure, Job};
 use self::single_flight::{Joined, SingleFlight};
 use crate::{
     broker::{PublishError, Publisher},
-    cache::{Cache, Claim, Keys, Lease, Stored, Unclaimed, Want},
+    cache::{Cache, Claim, Freshness, Keys, Lease, Overwrite, StoreOutcome, UnansweredClaim},
     message::{Event, EventBody},
     platform::{CallError, PlatformClient, handoff_url},
     retry::{Backoff, RetryPolicy},
@@ -144,7 +144,8 @@ impl Handoff {
     ) -> Result<Obtained, Failure> {
         let stamp = job.stamp();
         let mut made_after = None;
-        let mut want = if job.request.renew { Want::OwnOrNewer } else { Want::Any };
+        let mut freshness =
+            if job.request.renew { Freshness::SinceRequest } else { Freshness::Any };
         let mut pauses = Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
         // Should there be no link, we will want to call.
         tries.expect(Call::Token);
@@ -152,7 +153,7 @@ impl Handoff {
         loop {
             job.still_ours()?;
             let claimed = Instant::now();
-            match self.cache.claim(keys, &stamp, &want).await {
+            match self.cache.claim(keys, &stamp, &freshness).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
                     return Ok(Obtained { session, reused: true, made_after });
@@ -161,9 +162,9 @@ impl Handoff {
                     waited.end();
                     // Should we be too slow and somebody else go ahead, theirs is the link that
                     // counts.
-                    want = match job.request.renew {
-                        true => Want::OtherThan(lease.newest().clone()),
-                        false => Want::Any,
+                    freshness = match job.request.renew {
+                        true => Freshness::NewerThan(lease.newest().clone()),
+                        false => Freshness::Any,
                     };
                     if let Some(session) = self.make_and_store(job, &lease, tries).await? {
                         return Ok(Obtained::new(session));
@@ -171,17 +172,17 @@ impl Handoff {
                 }
                 Ok(Claim::Held { newest }) => {
                     // Whatever comes after this link is new enough for us.
-                    if want == Want::OwnOrNewer {
-                        want = Want::OtherThan(newest);
+                    if freshness == Freshness::SinceRequest {
+                        freshness = Freshness::NewerThan(newest);
                     }
                     made_after = Some(claimed);
                     waited.begin();
                     tries.forgo();
                     self.pause(job, pauses.next_delay()).await?;
                 }
-                Err(unclaimed) => {
+                Err(unanswered) => {
                     waited.end();
-                    let made = self.make_without_cache(job, tries, unclaimed).await?;
+                    let made = self.make_without_cache(job, tries, unanswered).await?;
                     if let Some(session) = made {
                         return Ok(Obtained::new(session));
                     }
@@ -204,8 +205,8 @@ impl Handoff {
         };
         match made {
             Ok(session) => match lease.store(&session).await {
-                Ok(Stored::Yes) => Ok(Some(session)),
-                Ok(Stored::Fenced) => {
+                Ok(StoreOutcome::Stored) => Ok(Some(session)),
+                Ok(StoreOutcome::Fenced) => {
                     tracing::debug!(request_id, "the lease was lost; the successor's link counts");
                     Ok(None)
                 }
@@ -229,17 +230,18 @@ impl Handoff {
         &self,
         job: &Job<'_>,
         tries: &mut Tries<'_>,
-        unclaimed: Unclaimed,
+        unanswered: UnansweredClaim,
     ) -> Result<Option<Session>, Failure> {
         let request_id = job.request_id.short();
-        tracing::debug!(request_id, why = %unclaimed.why(), "serving a request without the cache");
+        tracing::debug!(request_id, error = %unanswered.error(), "serving a request without the cache");
         let session = match self.make(job, None, tries).await {
             Ok(session) => session,
             Err(NotMade::Outdated) => return Ok(None),
             Err(NotMade::Failed { failure, .. }) => return Err(failure),
         };
         // Redis may be back by now. If not, this is made up for when it is.
-        let _ = unclaimed.store(&session, job.request.renew).await;
+        let overwrite = if job.request.renew { Overwrite::Any } else { Overwrite::Never };
+        let _ = unanswered.store(&session, overwrite).await;
         Ok(Some(session))
     }
 

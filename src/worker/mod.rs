@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{process::Processor, run::Run};
 use crate::{
-    cache::{Cache, CacheError, SharedCalls},
+    cache::{Cache, CacheError, RateBucket},
     config::Settings,
     handoff::Handoff,
     health::{self, Health},
@@ -59,9 +59,9 @@ pub async fn run(
     let cache = Cache::new(&settings.cache, Arc::clone(&metrics)).map_err(StartError::Cache)?;
     let limit = settings.platform.rate_limit;
     let replicas = limit.map(|_| Arc::new(ReplicaCount::default()));
-    let rate = limit
-        .zip(replicas.clone())
-        .map(|(limit, replicas)| RateLimiter::new(limit, shared(cache.calls(limit)), replicas));
+    let rate = limit.zip(replicas.clone()).map(|(limit, replicas)| {
+        RateLimiter::new(limit, shared(cache.rate_bucket(limit)), replicas)
+    });
     let platform = PlatformClient::new(&settings.platform, rate, Arc::clone(&metrics));
     let platform = Arc::new(platform.map_err(StartError::Platform)?);
     let health = Health::new(Arc::clone(&metrics));
@@ -115,14 +115,14 @@ pub async fn run(
 fn checks(cache: &Cache, platform: &Arc<PlatformClient>) -> health::Checks {
     let (cache, gate, measured) = (cache.clone(), Arc::clone(platform), Arc::clone(platform));
     health::Checks {
-        redis: Box::new(move || cache.is_well()),
+        redis: Box::new(move || cache.is_available()),
         platform: Box::new(move || !gate.gate().is_breaker_open()),
         measure: Box::new(move || measured.gate().update_metrics()),
     }
 }
 
 /// The bucket in Redis, as the platform's gate wants it.
-fn shared(calls: SharedCalls) -> SharedBucket {
+fn shared(calls: RateBucket) -> SharedBucket {
     Box::new(move |wanted| {
         let calls = calls.clone();
         Box::pin(async move {

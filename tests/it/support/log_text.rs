@@ -44,12 +44,12 @@ pub const API_KEY_FILE_EMPTY: &str =
 pub const TOKEN_CALL_UNCONNECTED: &str = "the token call found no connection, or lost it";
 
 // Redis.
-pub const REDIS_UNAVAILABLE: &str = "no connection to Redis: requests are served without the cache";
+pub const REDIS_UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
 /// The field of `REDIS_UNAVAILABLE` with the cause.
-pub const REDIS_CAUSE: &str = "why";
-pub const REDIS_CREDENTIALS_REFUSED: &str = "it refused the user or the password";
-pub const REDIS_RECONNECTED: &str = "Redis is back";
-pub const REDIS_CONNECTION_DISCARDED: &str = "the connection to Redis was given up";
+pub const REDIS_CAUSE: &str = "error";
+pub const REDIS_CREDENTIALS_REFUSED: &str = "user or password refused";
+pub const REDIS_RECONNECTED: &str = "Redis available again: using the cache";
+pub const REDIS_CONNECTION_DISCARDED: &str = "Redis connection dropped: reconnecting";
 pub const REQUEST_WITHOUT_CACHE: &str = "serving a request without the cache";
 pub const LINK_NOT_STORED: &str = "the link could not be stored";
 

@@ -15,7 +15,10 @@ use super::{
     model::{Answer, Over, Person, Store, Wanted},
 };
 use crate::{
-    cache::{Cache, Claim, Keys, Lease, Stamp, Stored, Unclaimed, Want, pool::Lost},
+    cache::{
+        Cache, Claim, Freshness, Keys, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
+        pool::Lost,
+    },
     config::CacheSettings,
     session::{Session, Token},
     telemetry::metrics::Metrics,
@@ -70,7 +73,7 @@ struct Work {
 /// By what right.
 enum Right {
     Lease(Lease),
-    None(Unclaimed),
+    None(UnansweredClaim),
 }
 
 enum Deferred {
@@ -186,9 +189,9 @@ impl World {
     ) {
         let (keys, stamp) = (self.keys(person), self.stamp(person, request));
         let want = match wanted {
-            Wanted::Any => Want::Any,
-            Wanted::OwnOrNewer => Want::OwnOrNewer,
-            Wanted::OtherThan(other) => Want::OtherThan(self.stamp(person, other)),
+            Wanted::Any => Freshness::Any,
+            Wanted::OwnOrNewer => Freshness::SinceRequest,
+            Wanted::OtherThan(other) => Freshness::NewerThan(self.stamp(person, other)),
         };
         let answer = self.lose(worker, lost).claim(&keys, &stamp, &want).await;
         let (claim, token) = (self.next(), self.next());
@@ -199,9 +202,9 @@ impl World {
             number.map_or(Stamp::from_redis(b""), |number| self.stamp(person, number))
         };
         match (answer, expected) {
-            (Err(unclaimed), _) if lost.is_some() => {
+            (Err(unanswered), _) if lost.is_some() => {
                 self.workers[worker].deferred.push((work, Deferred::Release));
-                self.workers[worker].work = Some((work, Right::None(unclaimed)));
+                self.workers[worker].work = Some((work, Right::None(unanswered)));
             }
             (Ok(Claim::Link(session)), Some(Answer::Link(expected))) => {
                 assert_eq!(session.id, self.session_id(person, expected), "the person's own");
@@ -243,12 +246,16 @@ impl World {
         self.lose(worker, lost);
         let stored = match right {
             Right::Lease(lease) => lease.store(&made).await,
-            Right::None(unclaimed) => unclaimed.store(&made, replace).await,
+            Right::None(unanswered) => {
+                unanswered
+                    .store(&made, if replace { Overwrite::Any } else { Overwrite::Never })
+                    .await
+            }
         };
         let store = Store { claim, request, session, over, short };
         let expected = (lost != Some(Lost::Call)).then(|| self.is_stored(work, &store));
         match stored {
-            Ok(stored) => assert_eq!(Some(stored == Stored::Yes), expected),
+            Ok(stored) => assert_eq!(Some(stored == StoreOutcome::Stored), expected),
             Err(_) => {
                 assert!(lost.is_some());
                 self.workers[worker].deferred.push((work, Deferred::Store(store)));
