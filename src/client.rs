@@ -17,7 +17,7 @@ use crate::{
         BrokerError, Connection, PublishError, Publisher, Role, Topology, Traffic, bounded,
         connect, step,
     },
-    config::BrokerConfig,
+    config::BrokerSettings,
     message::{FAILED, READY, REQUESTED},
     telemetry::metrics::Metrics,
 };
@@ -75,7 +75,7 @@ impl Client {
     ///
     /// # Errors
     /// The first thing that does not work.
-    pub(crate) async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+    pub(crate) async fn connect(config: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         topology.ensure(connection.get()).await?;

@@ -22,7 +22,7 @@ use super::{
     upkeep,
 };
 use crate::{
-    config::BrokerConfig,
+    config::BrokerSettings,
     telemetry::{
         log_limit::{LogLimit, Outage},
         metrics::Metrics,
@@ -167,7 +167,7 @@ impl BrokerSession {
     /// # Errors
     /// The first thing that does not work. Nothing of it is left behind.
     pub async fn attach(
-        config: &BrokerConfig,
+        config: &BrokerSettings,
         concurrency: u16,
         frames: Frames,
         metrics: Arc<Metrics>,

@@ -24,7 +24,7 @@ use super::{
     step::{STEP_LIMIT, open_channel, step},
     topology::short,
 };
-use crate::{config::BrokerConfig, message::decode_request, telemetry::metrics::Metrics};
+use crate::{config::BrokerSettings, message::decode_request, telemetry::metrics::Metrics};
 
 /// The dead queue, and what of it is held.
 pub struct DeadQueue {
@@ -46,7 +46,7 @@ impl DeadQueue {
     ///
     /// # Errors
     /// The first thing that does not work.
-    pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
+    pub async fn open(config: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = connect(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
         let left = topology.dead_letters(connection.get()).await?;

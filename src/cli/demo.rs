@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{CliError, hints, qr, say, signals};
 use crate::{
     client::{Client, Received},
-    config::{BrokerConfig, DEMO_LOG, DEMO_WORKFLOW, DemoSettings, RunSettings, Settings},
+    config::{BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, RunFlags, Settings},
     health,
     message::READY,
     sandbox::{Options, Sandbox},
@@ -46,7 +46,7 @@ pub(super) struct DemoArgs {
     #[arg(long)]
     serve: bool,
     #[command(flatten)]
-    settings: DemoSettings,
+    settings: DemoFlags,
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
@@ -96,7 +96,7 @@ async fn start_sandbox() -> Result<Sandbox, CliError> {
 }
 
 /// What was given, with the sandbox for a platform, and names that meet nobody else's.
-fn settings(given: DemoSettings, sandbox: &Sandbox) -> Result<Settings, CliError> {
+fn settings(given: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
     let given = given
         .0
         .with("HANDOFF_IDV_URL", sandbox.url())
@@ -108,11 +108,11 @@ fn settings(given: DemoSettings, sandbox: &Sandbox) -> Result<Settings, CliError
         .or("HANDOFF_KEY_PREFIX", format!("handoff-demo-{}", Uuid::new_v4().simple()))
         .or("HANDOFF_HTTP_ADDR", "127.0.0.1:0")
         .or("HANDOFF_LOG", DEMO_LOG);
-    Ok(Settings::read(&RunSettings(given))?)
+    Ok(Settings::parse(&RunFlags(given))?)
 }
 
 /// Connects, and makes sure that no real request comes into the hands of a simulated platform.
-async fn connect(broker: &BrokerConfig) -> Result<Client, CliError> {
+async fn connect(broker: &BrokerSettings) -> Result<Client, CliError> {
     let client = Client::connect(broker).await.map_err(hints::demo)?;
     let traffic = client.traffic().await.map_err(CliError::failed)?;
     if traffic.consumers == 0 && traffic.messages == 0 {
@@ -246,7 +246,7 @@ async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-fn what_next(broker: &BrokerConfig, sandbox: &Sandbox, probes: &str) -> String {
+fn what_next(broker: &BrokerSettings, sandbox: &Sandbox, probes: &str) -> String {
     let amqp = broker.url.expose_secret();
     // The stock password is nobody's secret; any other is not shown.
     let amqp = if amqp.contains("//guest:guest@") { amqp } else { "…" };

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::{
-    config::{RunSettings, Settings},
+    config::{RunFlags, Settings},
     doctor::{Check, Verdict, examine},
     telemetry::logs,
 };
@@ -34,11 +34,11 @@ pub(super) struct DoctorArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    settings: RunSettings,
+    settings: RunFlags,
 }
 
 pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
-    let settings = Settings::read(&args.settings)?;
+    let settings = Settings::parse(&args.settings)?;
     logs::init(&settings.log);
     let checks = examine(&settings, args.probe).await;
     let text = match args.json {

@@ -23,7 +23,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Mistakes;
+use crate::config::ConfigErrors;
 
 /// Turns verification requests on RabbitMQ into short-lived identity-verification links.
 #[derive(Parser)]
@@ -55,7 +55,7 @@ enum Command {
 #[derive(Debug)]
 pub enum CliError {
     /// The settings are wrong.
-    Configuration(Mistakes),
+    Configuration(ConfigErrors),
     /// The arguments are wrong.
     Usage(String),
     /// It did not work out. Says why and what to do; holds no secret.
@@ -91,8 +91,8 @@ impl fmt::Display for CliError {
 
 impl std::error::Error for CliError {}
 
-impl From<Mistakes> for CliError {
-    fn from(mistakes: Mistakes) -> Self {
+impl From<ConfigErrors> for CliError {
+    fn from(mistakes: ConfigErrors) -> Self {
         Self::Configuration(mistakes)
     }
 }

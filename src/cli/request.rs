@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{CliError, hints, progress::bar, qr, say};
 use crate::{
     client::{Client, Received, Requester},
-    config::{BrokerConfig, BrokerSettings, parse_duration},
+    config::{BrokerFlags, BrokerSettings, parse_duration},
     message::{Decoded, READY, decode_request},
     telemetry::logs,
 };
@@ -51,7 +51,7 @@ pub(super) struct RequestArgs {
     #[arg(long)]
     qr: bool,
     #[command(flatten)]
-    settings: BrokerSettings,
+    settings: BrokerFlags,
 }
 
 /// The data object of a request.
@@ -70,7 +70,7 @@ struct Data<'a> {
 }
 
 pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
-    let (config, log) = BrokerConfig::read(&args.settings)?;
+    let (config, log) = BrokerSettings::parse(&args.settings)?;
     let bodies = bodies(&args)?;
     logs::init(&log);
     let mut client = Client::connect(&config).await.map_err(hints::broker)?;

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{CliError, signals};
 use crate::{
-    config::{RunSettings, Settings},
+    config::{RunFlags, Settings},
     health,
     telemetry::logs,
     worker,
@@ -20,11 +20,11 @@ use crate::{
     HANDOFF_IDV_API_KEY_FILE=/run/secrets/idv-key handoff run --idv-url https://idv.example.com")]
 pub(super) struct RunArgs {
     #[command(flatten)]
-    settings: RunSettings,
+    settings: RunFlags,
 }
 
 pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
-    let settings = Settings::read(&args.settings)?;
+    let settings = Settings::parse(&args.settings)?;
     logs::init(&settings.log);
     let signals = signals::listen().map_err(CliError::failed)?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;

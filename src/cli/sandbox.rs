@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use super::{CliError, signals};
 use crate::{
-    config::{LogSettings, LoggingSettings, parse_duration, parse_rate},
+    config::{LogFlags, LogSettings, parse_duration, parse_rate},
     sandbox::{Options, RateLimit, Sandbox, TokenAlphabet},
     telemetry::logs,
 };
@@ -114,7 +114,7 @@ pub(super) struct SandboxArgs {
     #[arg(long, env = "HANDOFF_SANDBOX_PUBLIC_URL", hide_env_values = true, value_name = "URL")]
     public_url: Option<String>,
     #[command(flatten)]
-    settings: LoggingSettings,
+    settings: LogFlags,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -126,7 +126,7 @@ enum Alphabet {
 }
 
 pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
-    logs::init(&LogSettings::read(&args.settings)?);
+    logs::init(&LogSettings::parse(&args.settings)?);
     let signals = signals::listen().map_err(CliError::failed)?;
     let addr = args.addr;
     let options = Options::from(args);

@@ -3,7 +3,7 @@
 //! All mistakes are found in one go and reported by the name of the variable, never by value, before
 //! anything is connected. The settings are those of the reference, section "Settings".
 
-mod read;
+mod parser;
 mod table;
 mod units;
 mod values;
@@ -14,9 +14,7 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 pub use self::{
-    table::{
-        BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoSettings, Given, LoggingSettings, RunSettings,
-    },
+    table::{BrokerFlags, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, LogFlags, RawSettings, RunFlags},
     units::{parse_duration, parse_rate},
     values::{is_header_value, is_loopback, read_api_key},
 };
@@ -28,7 +26,7 @@ pub struct Settings {
     /// The platform and the links that lead to it.
     pub platform: PlatformSettings,
     /// RabbitMQ and the names on it.
-    pub broker: BrokerConfig,
+    pub broker: BrokerSettings,
     /// Redis and what is kept there.
     pub cache: CacheSettings,
     /// The worker itself.
@@ -74,7 +72,7 @@ pub struct ApiKey {
 
 /// RabbitMQ: the address and the names.
 #[derive(Clone, Debug)]
-pub struct BrokerConfig {
+pub struct BrokerSettings {
     /// `amqp://` or `amqps://`.
     pub url: SecretString,
     /// The request queue; the retry and dead queues are named after it.
@@ -145,22 +143,22 @@ impl Settings {
     ///
     /// # Errors
     /// Every mistake there is, by the name of the variable.
-    pub fn read(given: &RunSettings) -> Result<Self, Mistakes> {
-        let mut reader = read::Reader::new(&given.0);
-        let settings = read::settings(&mut reader);
+    pub fn parse(given: &RunFlags) -> Result<Self, ConfigErrors> {
+        let mut reader = parser::Parser::new(&given.0);
+        let settings = parser::settings(&mut reader);
         reader.finish(settings)
     }
 }
 
-impl BrokerConfig {
+impl BrokerSettings {
     /// What holds when nothing is given, whatever the environment says.
     ///
     /// # Errors
     /// A default that is a mistake, which would be a slip in the table.
-    pub fn by_default() -> Result<Self, Mistakes> {
-        let given = Given::defaults();
-        let mut reader = read::Reader::new(&given);
-        let settings = read::broker(&mut reader);
+    pub fn defaults() -> Result<Self, ConfigErrors> {
+        let given = RawSettings::defaults();
+        let mut reader = parser::Parser::new(&given);
+        let settings = parser::broker(&mut reader);
         reader.finish(settings)
     }
 
@@ -168,9 +166,9 @@ impl BrokerConfig {
     ///
     /// # Errors
     /// Every mistake there is, by the name of the variable.
-    pub fn read(given: &BrokerSettings) -> Result<(Self, LogSettings), Mistakes> {
-        let mut reader = read::Reader::new(&given.0);
-        let settings = read::broker(&mut reader).zip(read::log(&mut reader));
+    pub fn parse(given: &BrokerFlags) -> Result<(Self, LogSettings), ConfigErrors> {
+        let mut reader = parser::Parser::new(&given.0);
+        let settings = parser::broker(&mut reader).zip(parser::log(&mut reader));
         reader.finish(settings)
     }
 }
@@ -180,18 +178,18 @@ impl LogSettings {
     ///
     /// # Errors
     /// Every mistake there is, by the name of the variable.
-    pub fn read(given: &LoggingSettings) -> Result<Self, Mistakes> {
-        let mut reader = read::Reader::new(&given.0);
-        let settings = read::log(&mut reader);
+    pub fn parse(given: &LogFlags) -> Result<Self, ConfigErrors> {
+        let mut reader = parser::Parser::new(&given.0);
+        let settings = parser::log(&mut reader);
         reader.finish(settings)
     }
 }
 
 /// Everything that is wrong with the configuration. Holds names and remedies, no values.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mistakes(Vec<String>);
+pub struct ConfigErrors(Vec<String>);
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
             1 => write!(f, "the configuration has a mistake:")?,
@@ -201,4 +199,4 @@ impl fmt::Display for Mistakes {
     }
 }
 
-impl std::error::Error for Mistakes {}
+impl std::error::Error for ConfigErrors {}

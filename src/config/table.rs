@@ -132,11 +132,11 @@ impl Setting {
 
 /// Every setting as it was given, unread. Flags win over the environment.
 #[derive(Clone, Default)]
-pub struct Given {
+pub struct RawSettings {
     flags: Vec<(String, OsString)>,
 }
 
-impl Given {
+impl RawSettings {
     /// What holds when nothing is given, whatever the environment says.
     pub(super) fn defaults() -> Self {
         let defaults = SETTINGS.iter().filter_map(|setting| Some((setting, setting.default?)));
@@ -209,7 +209,7 @@ macro_rules! given_for {
     ($(#[$doc:meta])* $name:ident, $scopes:expr, $defaults:expr) => {
         $(#[$doc])*
         #[derive(Clone, Default)]
-        pub struct $name(pub Given);
+        pub struct $name(pub RawSettings);
 
         impl Args for $name {
             fn augment_args(command: Command) -> Command {
@@ -226,7 +226,7 @@ macro_rules! given_for {
 
         impl FromArgMatches for $name {
             fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-                Ok(Self(Given::from_matches(matches, &$scopes)))
+                Ok(Self(RawSettings::from_matches(matches, &$scopes)))
             }
             fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
                 *self = Self::from_arg_matches(matches)?;
@@ -238,18 +238,18 @@ macro_rules! given_for {
 
 given_for!(
     /// The settings of `handoff run`: all of them.
-    RunSettings, [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Logging],
+    RunFlags, [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Logging],
     []
 );
 given_for!(
     /// The settings of `handoff demo`, which brings a platform of its own.
-    DemoSettings, [Scope::Broker, Scope::Worker, Scope::Logging], DEMO
+    DemoFlags, [Scope::Broker, Scope::Worker, Scope::Logging], DEMO
 );
 given_for!(
     /// The settings of commands that only speak to RabbitMQ.
-    BrokerSettings, [Scope::Broker, Scope::Logging], []
+    BrokerFlags, [Scope::Broker, Scope::Logging], []
 );
 given_for!(
     /// The settings of commands that only log.
-    LoggingSettings, [Scope::Logging], []
+    LogFlags, [Scope::Logging], []
 );

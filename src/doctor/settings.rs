@@ -146,7 +146,7 @@ fn delays(settings: &Settings) -> Option<Check> {
 mod tests {
     use super::*;
     use crate::{
-        config::{Given, RunSettings},
+        config::{RawSettings, RunFlags},
         doctor::Verdict,
     };
 
@@ -155,11 +155,11 @@ mod tests {
         let needed = [("IDV_URL", "https://idv.example.com"), ("IDV_API_KEY", "k")];
         let here = [("AMQP_URL", "amqp://127.0.0.1"), ("REDIS_URL", "redis://localhost")];
         let given = needed.iter().chain(&here).chain(given);
-        let given = given.fold(Given::default(), |given, (name, value)| {
+        let given = given.fold(RawSettings::default(), |given, (name, value)| {
             given.with(&format!("HANDOFF_{name}"), *value)
         });
         let mut checks = Vec::new();
-        examine(&Settings::read(&RunSettings(given)).unwrap(), &mut checks);
+        examine(&Settings::parse(&RunFlags(given)).unwrap(), &mut checks);
         checks.iter().filter(|check| check.name == name).map(|check| check.verdict).collect()
     }
 

@@ -3,11 +3,11 @@
 use super::{Check, quoted};
 use crate::{
     broker::{Difference, Found, Greeting, State, Topology},
-    config::BrokerConfig,
+    config::BrokerSettings,
 };
 
 /// What is wrong with an exchange or a queue, if anything.
-pub(super) fn object(found: &Found, config: &BrokerConfig, vhost: &str) -> Option<Check> {
+pub(super) fn object(found: &Found, config: &BrokerSettings, vhost: &str) -> Option<Check> {
     let name = if found.is_queue { "queue" } else { "exchange" };
     let what = format!("the {name} `{}`", found.name);
     let vhost = quoted(vhost);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     broker::Topology,
-    config::{BrokerConfig, Mistakes},
+    config::{BrokerSettings, ConfigErrors},
     message::{FAILED, READY, REQUESTED, schema},
 };
 
@@ -23,8 +23,8 @@ const TRACE_PARENT: &str = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-
 ///
 /// # Errors
 /// The defaults of the settings do not hold, which would be a slip there.
-pub(crate) fn asyncapi() -> Result<String, Mistakes> {
-    let topology = Topology::new(&BrokerConfig::by_default()?);
+pub(crate) fn asyncapi() -> Result<String, ConfigErrors> {
+    let topology = Topology::new(&BrokerSettings::defaults()?);
     Ok(yaml::document(&document(&topology)))
 }
 

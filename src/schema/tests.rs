@@ -2,7 +2,7 @@ use super::*;
 use crate::message::decode_request;
 
 fn whole() -> Value {
-    document(&Topology::new(&BrokerConfig::by_default().unwrap()))
+    document(&Topology::new(&BrokerSettings::defaults().unwrap()))
 }
 
 #[test]

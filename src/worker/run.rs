@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, BrokerSession, ConsumerCount, Delivery, Frames},
-    config::BrokerConfig,
+    config::BrokerSettings,
     health::Health,
     platform::ReplicaCount,
     retry::Backoff,
@@ -39,7 +39,7 @@ fn connect_delays() -> Backoff {
 /// The loop around the connection.
 pub(super) struct Run {
     pub(super) processor: Arc<Processor>,
-    pub(super) broker: BrokerConfig,
+    pub(super) broker: BrokerSettings,
     pub(super) prefetch: u16,
     pub(super) slots: Arc<Semaphore>,
     pub(super) tasks: TaskTracker,

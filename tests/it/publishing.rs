@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use futures_util::{StreamExt, stream};
 use handoff::{
     broker::{PublishError, Publisher, Topology},
-    config::BrokerConfig,
+    config::BrokerSettings,
     message::{Event, EventBody, FailedReason, ReasonCode, TraceContext},
     telemetry::{metrics::Metrics, traces::Span},
 };
@@ -48,7 +48,7 @@ async fn of_many_events_in_flight_each_is_told_its_own_fate() {
         channel.queue_bind(queue, name(), "handoff.ready".into(), Default::default(), none());
     binding.await.unwrap();
 
-    let topology = Topology::new(&BrokerConfig {
+    let topology = Topology::new(&BrokerSettings {
         url: url.as_str().into(),
         queue: bench.rabbit.queue.clone(),
         request_exchange: bench.rabbit.request_exchange.clone(),

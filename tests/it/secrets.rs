@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use handoff::{
     cache::Cache,
-    config::{Given, LogSettings, RunSettings, Settings},
+    config::{LogSettings, RawSettings, RunFlags, Settings},
     message::decode_request,
     platform::PlatformClient as Client,
     session::{Session, Token},
@@ -291,13 +291,13 @@ async fn a_panic_tells_its_place_alone() {
 #[tokio::test]
 async fn what_holds_a_secret_does_not_show_it() {
     let url = |scheme: &str| format!("{scheme}://{USER}:{PASSWORD}@127.0.0.1:1/0");
-    let given = Given::default()
+    let given = RawSettings::default()
         .with("HANDOFF_IDV_URL", "http://127.0.0.1:1")
         .with("HANDOFF_IDV_API_KEY", API_KEY)
         .with("HANDOFF_AMQP_URL", url("amqp"))
         .with("HANDOFF_REDIS_URL", url("redis"))
         .with("HANDOFF_CACHE_KEY", CACHE_KEY);
-    let settings = Settings::read(&RunSettings(given)).unwrap();
+    let settings = Settings::parse(&RunFlags(given)).unwrap();
     let shown = format!("{settings:#?} {settings:?}");
     assert!(shown.contains("127.0.0.1") && shown.contains("verification"), "{shown}");
     assert_silent("the settings", &shown);

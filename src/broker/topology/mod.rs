@@ -19,7 +19,7 @@ use super::{
     error::{Refusal, refusal},
     step::{STEP_LIMIT, open_channel},
 };
-use crate::{config::BrokerConfig, message::REQUESTED};
+use crate::{config::BrokerSettings, message::REQUESTED};
 
 /// Redeliveries after which RabbitMQ itself moves a request to the dead queue: the way out for one
 /// that keeps killing the worker.
@@ -56,7 +56,7 @@ pub struct Topology {
 
 impl Topology {
     /// The topology by its names. Nothing is declared yet.
-    pub fn new(config: &BrokerConfig) -> Self {
+    pub fn new(config: &BrokerSettings) -> Self {
         let request_queue = config.queue.clone();
         let dead_queue = format!("{request_queue}.dead");
         let mut queues = vec![

@@ -21,7 +21,7 @@ use crate::{
         pipeline::MANDATORY,
         step::{STEP_LIMIT, open_channel},
     },
-    config::BrokerConfig,
+    config::BrokerSettings,
 };
 
 /// How often to look whether RabbitMQ has blocked the connection.
@@ -65,7 +65,7 @@ impl Survey {
     ///
     /// # Errors
     /// There is no connection.
-    pub async fn open(config: &BrokerConfig) -> Result<Self, BrokerError> {
+    pub async fn open(config: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = connect(&config.url, Role::Client).await?;
         Ok(Self { connection, topology: Topology::new(config) })
     }

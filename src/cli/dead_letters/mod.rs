@@ -23,7 +23,7 @@ use self::{
 use super::{CliError, hints, progress::bar, say, signals};
 use crate::{
     broker::{DeadLetter, DeadQueue},
-    config::{BrokerConfig, BrokerSettings},
+    config::{BrokerFlags, BrokerSettings},
     telemetry::logs,
 };
 
@@ -65,7 +65,7 @@ struct ListArgs {
     #[command(flatten)]
     chosen: Chosen,
     #[command(flatten)]
-    settings: BrokerSettings,
+    settings: BrokerFlags,
 }
 
 #[derive(Args)]
@@ -79,7 +79,7 @@ struct ReplayArgs {
     #[arg(long, value_name = "N/DURATION", value_parser = pace)]
     rate: Option<Duration>,
     #[command(flatten)]
-    settings: BrokerSettings,
+    settings: BrokerFlags,
 }
 
 #[derive(Args)]
@@ -93,7 +93,7 @@ struct DropArgs {
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
-    settings: BrokerSettings,
+    settings: BrokerFlags,
 }
 
 pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
@@ -102,7 +102,7 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
         Action::Replay(args) => (&args.settings, &args.choice.chosen),
         Action::Drop(args) => (&args.settings, &args.choice.chosen),
     };
-    let (config, log) = BrokerConfig::read(settings)?;
+    let (config, log) = BrokerSettings::parse(settings)?;
     logs::init(&log);
     let signals = signals::listen().map_err(CliError::failed)?;
     let interrupted = signals.shutdown.clone();
@@ -111,7 +111,7 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
 
 async fn go(
     action: &Action,
-    config: &BrokerConfig,
+    config: &BrokerSettings,
     chosen: &Chosen,
     interrupted: CancellationToken,
 ) -> Result<(), CliError> {

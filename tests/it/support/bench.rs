@@ -105,11 +105,11 @@ impl Bench {
             let flag = name.trim_start_matches("HANDOFF_").to_lowercase().replace('_', "-");
             format!("--{flag}={value}")
         });
-        let command = handoff::config::RunSettings::augment_args(clap::Command::new("run"));
+        let command = handoff::config::RunFlags::augment_args(clap::Command::new("run"));
         let flags = std::iter::once("run".to_owned()).chain(flags);
         let matches = command.try_get_matches_from(flags).unwrap();
-        let given = handoff::config::RunSettings::from_arg_matches(&matches).unwrap();
-        handoff::config::Settings::read(&given).unwrap()
+        let given = handoff::config::RunFlags::from_arg_matches(&matches).unwrap();
+        handoff::config::Settings::parse(&given).unwrap()
     }
 
     /// Publishes requests, `r-0` for `user-0` and so on.

@@ -5,8 +5,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    ApiKey, BrokerConfig, CacheSettings, Given, LogFormat, LogSettings, Mistakes, PlatformSettings,
-    RateLimit, Settings, WorkerSettings,
+    ApiKey, BrokerSettings, CacheSettings, ConfigErrors, LogFormat, LogSettings, PlatformSettings,
+    RateLimit, RawSettings, Settings, WorkerSettings,
     table::{SETTINGS, Setting},
     units::{parse_duration, parse_rate},
     values::{
@@ -27,21 +27,21 @@ struct Text {
 }
 
 /// Takes settings one by one and keeps the mistakes.
-pub(super) struct Reader<'a> {
-    given: &'a Given,
+pub(super) struct Parser<'a> {
+    given: &'a RawSettings,
     mistakes: Vec<String>,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(given: &'a Given) -> Self {
+impl<'a> Parser<'a> {
+    pub(super) fn new(given: &'a RawSettings) -> Self {
         Self { given, mistakes: Vec::new() }
     }
 
     /// The settings, if there was no mistake.
-    pub(super) fn finish<T>(self, settings: Option<T>) -> Result<T, Mistakes> {
+    pub(super) fn finish<T>(self, settings: Option<T>) -> Result<T, ConfigErrors> {
         match settings {
             Some(settings) if self.mistakes.is_empty() => Ok(settings),
-            _ => Err(Mistakes(self.mistakes)),
+            _ => Err(ConfigErrors(self.mistakes)),
         }
     }
 
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
 }
 
 /// All settings of `handoff run`.
-pub(super) fn settings(reader: &mut Reader<'_>) -> Option<Settings> {
+pub(super) fn settings(reader: &mut Parser<'_>) -> Option<Settings> {
     // Each part is read before any is given up, so that every mistake is found.
     let token_ttl = reader.value("IDV_TOKEN_TTL", whole_seconds);
     let platform = platform(reader, token_ttl);
@@ -147,7 +147,7 @@ pub(super) fn settings(reader: &mut Reader<'_>) -> Option<Settings> {
     })
 }
 
-fn platform(reader: &mut Reader<'_>, token_ttl: Option<Duration>) -> Option<PlatformSettings> {
+fn platform(reader: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<PlatformSettings> {
     let allow_http = reader.value("IDV_ALLOW_HTTP", yes_or_no);
     let base = |text: &str| base_url(text, allow_http.unwrap_or(true));
     let url = reader.required(
@@ -172,7 +172,7 @@ fn platform(reader: &mut Reader<'_>, token_ttl: Option<Duration>) -> Option<Plat
     })
 }
 
-fn api_key(reader: &mut Reader<'_>) -> Option<ApiKey> {
+fn api_key(reader: &mut Parser<'_>) -> Option<ApiKey> {
     let Some(text) = reader.text("IDV_API_KEY").ok()? else {
         reader.wrong(
             "HANDOFF_IDV_API_KEY",
@@ -191,7 +191,7 @@ fn api_key(reader: &mut Reader<'_>) -> Option<ApiKey> {
 }
 
 /// The settings of whoever speaks to RabbitMQ.
-pub(super) fn broker(reader: &mut Reader<'_>) -> Option<BrokerConfig> {
+pub(super) fn broker(reader: &mut Parser<'_>) -> Option<BrokerSettings> {
     let url = reader.value("AMQP_URL", amqp_url);
     let queue = reader.value("QUEUE", amqp_name);
     let request_exchange = reader.value("REQUEST_EXCHANGE", amqp_name);
@@ -204,7 +204,7 @@ pub(super) fn broker(reader: &mut Reader<'_>) -> Option<BrokerConfig> {
         reader.wrong("HANDOFF_QUEUE", "is too long: the names of its retry queues pass 255 bytes");
         return None;
     }
-    Some(BrokerConfig {
+    Some(BrokerSettings {
         url: url?,
         queue,
         request_exchange: request_exchange?,
@@ -214,7 +214,7 @@ pub(super) fn broker(reader: &mut Reader<'_>) -> Option<BrokerConfig> {
     })
 }
 
-fn cache(reader: &mut Reader<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
+fn cache(reader: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
     let url = reader.value("REDIS_URL", redis_url);
     let key_prefix = reader.value("KEY_PREFIX", key_prefix);
     let seal_keys = reader.optional("CACHE_KEY", seal_keys);
@@ -234,7 +234,7 @@ fn cache(reader: &mut Reader<'_>, token_ttl: Option<Duration>) -> Option<CacheSe
     })
 }
 
-fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
+fn worker(reader: &mut Parser<'_>) -> Option<WorkerSettings> {
     let workflow_id = reader.optional("IDV_WORKFLOW_ID", |text| match text.len() {
         1..=128 => Ok(text.to_owned()),
         _ => Err("must be 1 to 128 bytes long"),
@@ -264,7 +264,7 @@ fn worker(reader: &mut Reader<'_>) -> Option<WorkerSettings> {
 }
 
 /// What is logged, and how.
-pub(super) fn log(reader: &mut Reader<'_>) -> Option<LogSettings> {
+pub(super) fn log(reader: &mut Parser<'_>) -> Option<LogSettings> {
     let directives = reader.value("LOG", log_directives);
     let format = reader.optional("LOG_FORMAT", |text| match text {
         "text" => Ok(LogFormat::Text),
