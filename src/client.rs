@@ -14,8 +14,8 @@ use serde::Deserialize;
 
 use crate::{
     broker::{
-        BrokerError, Connection, PublishError, Publisher, Role, Topology, Traffic, bounded,
-        connect, step,
+        BrokerError, Connection, PublishError, Publisher, QueueCounts, Role, Topology, rpc,
+        short_string,
     },
     config::BrokerSettings,
     message::{FAILED, READY, REQUESTED},
@@ -76,16 +76,16 @@ impl Client {
     /// # Errors
     /// The first thing that does not work.
     pub(crate) async fn connect(config: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client).await?;
+        let connection = Connection::open(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
-        topology.ensure(connection.get()).await?;
-        let subscribed = subscribe(connection.get(), topology.event_exchange());
-        let events = step("subscribe to events", subscribed).await?;
+        topology.ensure(connection.lapin()).await?;
+        let subscribed = subscribe(connection.lapin(), topology.event_exchange());
+        let events = rpc("subscribe to events", subscribed).await?;
         let request_exchange = topology.request_exchange().to_owned();
         // Nobody scrapes a command.
         let metrics = Metrics::new();
         let publisher =
-            Publisher::new(Arc::clone(connection.get()), topology, CONCURRENCY, metrics);
+            Publisher::new(Arc::clone(connection.lapin()), topology, CONCURRENCY, metrics);
         Ok(Self { connection, publisher, request_exchange, events })
     }
 
@@ -93,8 +93,8 @@ impl Client {
     ///
     /// # Errors
     /// The connection is lost.
-    pub(crate) async fn traffic(&self) -> Result<Traffic, BrokerError> {
-        self.publisher.topology().traffic(self.connection.get()).await
+    pub(crate) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
+        self.publisher.topology().request_queue_counts(self.connection.lapin()).await
     }
 
     /// A handle that publishes while this one waits for events.
@@ -148,7 +148,7 @@ impl Requester {
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
-            .with_message_id(bounded(id))
+            .with_message_id(short_string(id))
             .with_timestamp(now.unwrap_or_default().as_secs());
         self.publisher.publish(&self.request_exchange, REQUESTED, properties, body).await
     }
@@ -172,7 +172,7 @@ async fn subscribe(
         channel
             .queue_bind(
                 queue.name().clone(),
-                bounded(exchange),
+                short_string(exchange),
                 kind.into(),
                 bind,
                 FieldTable::default(),

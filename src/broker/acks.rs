@@ -135,7 +135,7 @@ mod tests {
         Send,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn rpc() -> impl Strategy<Value = Step> {
         let missed = prop_oneof![9 => Just(0), 1 => 1u64..3];
         prop_oneof![
             4 => missed.prop_map(|missed| Step::Come { missed }),
@@ -157,14 +157,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_done_is_acknowledged_once_and_nothing_else(
-            steps in prop::collection::vec(step(), 0..100),
+            steps in prop::collection::vec(rpc(), 0..100),
         ) {
             let mut ledger = Ledger::default();
             // RabbitMQ's side: what it has delivered, and what of that is not settled.
             let (mut latest, mut unsettled) = (0, BTreeSet::new());
             let (mut at_work, mut done) = (Vec::new(), BTreeSet::new());
-            for step in steps.into_iter().chain([Step::Send]) {
-                match step {
+            for rpc in steps.into_iter().chain([Step::Send]) {
+                match rpc {
                     Step::Come { missed } => {
                         unsettled.extend(latest + 1..=latest + 1 + missed);
                         latest += 1 + missed;

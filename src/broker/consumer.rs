@@ -14,7 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     BrokerError, Delivery,
     acks::Acks,
-    step::{STEP_LIMIT, step},
+    log,
+    rpc::{RPC_TIMEOUT, rpc},
     topology::short,
 };
 
@@ -30,10 +31,10 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Subscribes, for one delivery at a time until [`Self::widen`].
+    /// Subscribes, for one delivery at a time until [`Self::set_prefetch`].
     pub(super) async fn start(connection: &Connection, queue: &str) -> Result<Self, BrokerError> {
         let queue = short(queue)?;
-        let (channel, consumer) = step(&doing(&queue), async {
+        let (channel, consumer) = rpc(&doing(&queue), async {
             let channel = connection.create_channel().await?;
             let consumer = subscribe(&channel, &queue, 1).await?;
             Ok((channel, consumer))
@@ -56,14 +57,14 @@ impl Consumer {
     ///
     /// # Errors
     /// The channel broke, or the queue is gone.
-    pub async fn widen(&mut self, prefetch: u16) -> Result<(), BrokerError> {
-        let wider = step(&doing(&self.queue), async {
+    pub async fn set_prefetch(&mut self, prefetch: u16) -> Result<(), BrokerError> {
+        let wider = rpc(&doing(&self.queue), async {
             let channel = self.acks.channel();
             channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
             subscribe(channel, &self.queue, prefetch).await
         })
         .await?;
-        tracing::debug!(prefetch, "fetching more at a time");
+        log::prefetch_raised(prefetch);
         self.tag = wider.tag();
         // What the former subscription has brought still comes, first.
         let former = std::mem::replace(&mut self.deliveries, Box::pin(stream::empty()));
@@ -80,7 +81,7 @@ impl Consumer {
         self.ended = !matches!(next, Some(Ok(_)));
         match next {
             Some(Ok(delivery)) => Ok(Delivery::new(delivery, &self.acks)),
-            Some(Err(error)) => Err(BrokerError::broke("consuming failed", &error)),
+            Some(Err(error)) => Err(BrokerError::connection_lost("consuming failed", &error)),
             None => {
                 Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?"))
             }
@@ -111,11 +112,11 @@ impl Consumer {
                 return; // the channel is gone, and what was unsettled with it: it is redelivered
             }
             while let Some(Ok(delivery)) = self.deliveries.next().await {
-                Delivery::new(delivery, &self.acks).hand_back();
+                Delivery::new(delivery, &self.acks).requeue();
             }
         };
         // Past the limit, closing the connection hands the rest back.
-        let _ = timeout(STEP_LIMIT, stop).await;
+        let _ = timeout(RPC_TIMEOUT, stop).await;
     }
 }
 

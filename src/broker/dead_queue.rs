@@ -18,10 +18,9 @@ use tokio::time::timeout;
 use super::{
     BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology,
     acks::Acks,
-    connect,
     delivery::SUSPECT_REDELIVERIES,
     republish::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
-    step::{STEP_LIMIT, open_channel, step},
+    rpc::{RPC_TIMEOUT, open_channel, rpc},
     topology::short,
 };
 use crate::{config::BrokerSettings, message::decode_request, telemetry::metrics::Metrics};
@@ -47,13 +46,13 @@ impl DeadQueue {
     /// # Errors
     /// The first thing that does not work.
     pub async fn open(config: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client).await?;
+        let connection = Connection::open(&config.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(config));
-        let left = topology.dead_letters(connection.get()).await?;
-        let acks = Acks::new(open_channel(connection.get()).await?);
+        let left = topology.dead_letters(connection.lapin()).await?;
+        let acks = Acks::new(open_channel(connection.lapin()).await?);
         // Nobody scrapes a command.
         let metrics = Metrics::new();
-        let publisher = Publisher::new(Arc::clone(connection.get()), topology, 1, metrics);
+        let publisher = Publisher::new(Arc::clone(connection.lapin()), topology, 1, metrics);
         Ok(Self { connection, acks, publisher, left, last: None })
     }
 
@@ -70,7 +69,7 @@ impl DeadQueue {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         let queue = short(self.publisher.topology().dead_queue())?;
         let get = self.acks.channel().basic_get(queue, BasicGetOptions::default());
-        let got = step("take a message from the dead queue", get).await?;
+        let got = rpc("take a message from the dead queue", get).await?;
         self.left = if got.is_some() { left } else { 0 };
         Ok(got.map(|message| {
             self.last = Some(message.delivery.delivery_tag);
@@ -125,7 +124,7 @@ impl DeadQueue {
             }
         };
         // Past the limit, the end of the connection does the same.
-        let _ = timeout(STEP_LIMIT, back).await;
+        let _ = timeout(RPC_TIMEOUT, back).await;
         self.connection.close().await;
     }
 }
@@ -134,7 +133,7 @@ impl DeadLetter {
     /// The request's id: as the worker noted it, as the body says, or the message's own.
     pub fn request_id(&self) -> Option<String> {
         let delivery = &self.delivery;
-        let noted = delivery.copied_request_id().map(str::to_owned);
+        let noted = delivery.request_id_header().map(str::to_owned);
         noted
             .or_else(|| {
                 let decoded = decode_request(delivery.body(), usize::MAX, Some("any"));
@@ -158,7 +157,7 @@ impl DeadLetter {
 
     /// Attempts that were made.
     pub fn attempts(&self) -> u32 {
-        self.delivery.tried_before()
+        self.delivery.previous_attempts()
     }
 
     /// When it came here.

@@ -70,14 +70,14 @@ impl Delivery {
     }
 
     /// The request id that an earlier copy of ours carries.
-    pub fn copied_request_id(&self) -> Option<&str> {
+    pub fn request_id_header(&self) -> Option<&str> {
         self.header(REQUEST_ID)
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
             .filter(|id| !id.is_empty())
     }
 
     /// How many deliveries of this request were tried before this one.
-    pub fn tried_before(&self) -> u32 {
+    pub fn previous_attempts(&self) -> u32 {
         self.number(ATTEMPT)
     }
 
@@ -133,7 +133,7 @@ impl Delivery {
     /// back already.
     ///
     /// `nack`, not `reject`: newer brokers count only the latter towards the delivery limit.
-    pub fn hand_back(&self) {
+    pub fn requeue(&self) {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         self.settle(|| self.acks.channel().basic_nack(self.tag(), back));
     }

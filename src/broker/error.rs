@@ -1,112 +1,145 @@
-//! What can go wrong with RabbitMQ, told with the remedy and without the URL.
+//! Errors of RabbitMQ, with the fix where it is known and never with the URL.
 
-use std::{fmt, io};
+use std::io;
 
 use lapin::{
     ErrorKind,
     protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
 };
+use thiserror::Error;
 
 use crate::tls;
 
-/// Cause something with RabbitMQ did not work. Says what to do about it where that is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An operation on RabbitMQ that failed, or a connection that was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message}")]
 pub struct BrokerError {
-    what: String,
-    kind: Kind,
+    message: String,
+    kind: BrokerErrorKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// Something was asked for, and did not work.
-    Other,
-    /// A connection broke while it was in use …
-    Broke,
-    /// … over something that the library could not read …
-    Unreadable,
-    /// … or over a frame that is larger than we take.
-    TooLarge,
+enum BrokerErrorKind {
+    /// An operation failed.
+    Operation,
+    /// A connection in use was lost …
+    ConnectionLost,
+    /// … because lapin could not decode a frame …
+    Undecodable,
+    /// … or because a frame was larger than the negotiated `frame_max`.
+    FrameTooLarge,
 }
 
 impl BrokerError {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), kind: Kind::Other }
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: BrokerErrorKind::Operation }
     }
 
-    /// A connection that broke while it was in use: `<what>: <why>`.
-    pub(super) fn broke(what: &str, error: &lapin::Error) -> Self {
+    /// A failed operation: `cannot <operation>: <cause>`.
+    pub(crate) fn during(operation: &str, error: &lapin::Error) -> Self {
+        Self::new(format!("cannot {operation}: {}", cause(error)))
+    }
+
+    pub(crate) fn timeout(operation: &str) -> Self {
+        Self::new(format!("cannot {operation}: RabbitMQ did not answer in time"))
+    }
+
+    /// A connection that was lost while in use: `<what>: <cause>`.
+    pub(super) fn connection_lost(what: &str, error: &lapin::Error) -> Self {
         let kind = match error.kind() {
-            ErrorKind::ParsingError(_) => Kind::Unreadable,
+            ErrorKind::ParsingError(_) => BrokerErrorKind::Undecodable,
             ErrorKind::ProtocolError(error)
                 if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR) =>
             {
-                Kind::TooLarge
+                BrokerErrorKind::FrameTooLarge
             }
-            _ => Kind::Broke,
+            _ => BrokerErrorKind::ConnectionLost,
         };
-        Self { kind, ..Self::new(format!("{what}: {}", why(error))) }
+        Self { kind, ..Self::new(format!("{what}: {}", cause(error))) }
     }
 
-    /// Whether a connection broke while it was in use.
-    pub fn is_break(&self) -> bool {
-        self.kind != Kind::Other
+    /// Whether a connection was lost while in use.
+    pub fn is_connection_lost(&self) -> bool {
+        self.kind != BrokerErrorKind::Operation
     }
 
-    /// Whether the library could not read what RabbitMQ sent. AMQP lets a producer put any bytes into
-    /// properties that the library insists are UTF-8: such a message breaks the connection of
-    /// whoever it is delivered to.
-    pub fn is_unreadable(&self) -> bool {
-        self.kind == Kind::Unreadable
+    /// Whether lapin could not decode a frame, which ends the connection.
+    ///
+    /// A producer may put any bytes into the short strings of a message's properties, and RabbitMQ passes
+    /// them on. amq-protocol 10.6 requires UTF-8 there, as AMQP does (amqp-rs/amq-protocol#28), so the
+    /// message breaks the connection of every worker it is delivered to.
+    pub fn is_undecodable(&self) -> bool {
+        self.kind == BrokerErrorKind::Undecodable
     }
 
-    /// Whether RabbitMQ sent a frame that is larger than we take: what a message says of itself is not
-    /// cut to fit, as its body is.
-    pub fn is_too_large(&self) -> bool {
-        self.kind == Kind::TooLarge
-    }
-
-    /// An error met while doing something: `cannot <doing>: <why>`.
-    pub(crate) fn during(doing: &str, error: &lapin::Error) -> Self {
-        Self::new(format!("cannot {doing}: {}", why(error)))
-    }
-
-    pub(crate) fn timeout(doing: &str) -> Self {
-        Self::new(format!("cannot {doing}: RabbitMQ did not answer in time"))
+    /// Whether RabbitMQ sent a frame above `frame_max`: it splits a body over frames, not headers.
+    pub fn is_frame_too_large(&self) -> bool {
+        self.kind == BrokerErrorKind::FrameTooLarge
     }
 }
 
-impl fmt::Display for BrokerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
+/// Why RabbitMQ did not take a message, or may not have.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// No queue is bound with this routing key.
+    #[error("no queue is bound to take it")]
+    Unroutable,
+    /// A negative confirm: a queue is full, or could not store the message.
+    #[error("RabbitMQ refused it: a queue is full or failed")]
+    Refused,
+    /// No confirm in time, though the connection is open.
+    #[error("RabbitMQ did not confirm it in time")]
+    Unconfirmed,
+    /// RabbitMQ closed the channel: the exchange does not exist.
+    #[error("RabbitMQ closed the channel: the exchange does not exist")]
+    ExchangeMissing,
+    /// RabbitMQ closed the channel, for this reason.
+    #[error("RabbitMQ closed the channel: {0}")]
+    ChannelClosed(String),
+    /// The connection is lost. RabbitMQ redelivers every unsettled delivery.
+    #[error("the connection to RabbitMQ was lost")]
+    Disconnected,
+}
+
+impl PublishError {
+    /// The value of the metrics label `outcome`.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Unroutable => "unroutable",
+            Self::Refused => "refused",
+            Self::Unconfirmed => "unconfirmed",
+            Self::ExchangeMissing | Self::ChannelClosed(_) => "failed",
+            Self::Disconnected => "disconnected",
+        }
     }
 }
 
-impl std::error::Error for BrokerError {}
-
-/// The three soft errors that a declaration or a publish is answered with.
+/// The soft errors that answer a declaration or a publish. Each closes its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It is there with other arguments.
-    OtherArguments,
-    /// It is not there.
+    /// The object exists with other arguments.
+    PreconditionFailed,
+    /// The object does not exist.
     NotFound,
     /// The user lacks a permission.
-    Forbidden,
+    AccessRefused,
 }
 
 pub(super) fn refusal(error: &lapin::Error) -> Option<Refusal> {
     let ErrorKind::ProtocolError(error) = error.kind() else { return None };
     match error.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Some(Refusal::OtherArguments),
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Some(Refusal::PreconditionFailed),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Some(Refusal::NotFound),
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Some(Refusal::Forbidden),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Some(Refusal::AccessRefused),
         _ => None,
     }
 }
 
-/// An error in a few words. Neither RabbitMQ's texts nor the kinds of i/o error hold a secret;
-/// what the library says beyond those might, so it is not repeated.
-pub(super) fn why(error: &lapin::Error) -> String {
+/// What a lapin error means, in one phrase.
+///
+/// Passes on RabbitMQ's own texts and the kinds of I/O errors, which hold no secret. lapin's other texts
+/// might, so they are replaced.
+pub(super) fn cause(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => match error.kind() {
             AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
@@ -118,15 +151,18 @@ pub(super) fn why(error: &lapin::Error) -> String {
             "RabbitMQ did not answer in time".to_owned()
         }
         ErrorKind::IOError(error) => tls::on_the_way(error),
-        ErrorKind::MissingHeartbeatError => "RabbitMQ fell silent".to_owned(),
+        ErrorKind::MissingHeartbeatError => "RabbitMQ sent no heartbeat in time".to_owned(),
         ErrorKind::ParsingError(_) => {
-            "RabbitMQ sent what cannot be read (properties that are not UTF-8?)".to_owned()
+            "RabbitMQ sent a frame that cannot be decoded (message properties that are not UTF-8?)"
+                .to_owned()
         }
         ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) => {
             "the connection is closed".to_owned()
         }
-        ErrorKind::ChannelsLimitReached => "RabbitMQ allows no more channels".to_owned(),
-        ErrorKind::SerialisationError(_) => "it does not fit into an AMQP frame".to_owned(),
+        ErrorKind::ChannelsLimitReached => {
+            "all channels of the connection are in use (channel_max)".to_owned()
+        }
+        ErrorKind::SerialisationError(_) => "it does not fit into one AMQP frame".to_owned(),
         _ => "the connection failed".to_owned(),
     }
 }

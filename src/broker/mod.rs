@@ -6,26 +6,30 @@ mod consumer;
 mod dead_queue;
 mod delivery;
 mod error;
-mod greeting;
+mod log;
 mod pipeline;
 mod publisher;
 mod republish;
+mod rpc;
+mod server_properties;
+mod session;
 mod settle;
 mod socket;
-mod step;
 mod topology;
-mod upkeep;
 
-pub(crate) use self::step::step;
+pub(crate) use self::rpc::rpc;
 pub use self::{
-    connection::{BrokerSession, Connection, ConsumerCount, Frames, Role, connect},
+    connection::{Connection, FrameMax, Role},
     consumer::Consumer,
     dead_queue::{DeadLetter, DeadQueue},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
-    error::BrokerError,
-    greeting::{Greeting, greeting},
-    publisher::{PublishError, Publisher, bounded},
-    republish::{DeadReason, Tried},
+    error::{BrokerError, PublishError},
+    publisher::{Publisher, short_string},
+    republish::Tried,
+    server_properties::{ServerProperties, server_properties},
+    session::{BrokerSession, ConsumerCount},
     settle::{Settled, Settlement, settle, until_confirmed},
-    topology::{Difference, Found, State, Survey, Topology, Traffic},
+    topology::{
+        Difference, ObjectKind, ObjectState, QueueCounts, Survey, SurveyedObject, Topology,
+    },
 };

@@ -27,7 +27,7 @@ use lapin::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::PublishError;
+use super::error::PublishError;
 
 /// RabbitMQ returns what no queue takes.
 pub(super) const MANDATORY: BasicPublishOptions =

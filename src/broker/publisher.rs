@@ -5,7 +5,6 @@
 //! a returned message to whichever confirm comes next on its channel.
 
 use std::{
-    fmt,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -22,9 +21,9 @@ use tokio::{
 };
 
 use super::{
-    BrokerError, Topology, Traffic,
+    BrokerError, QueueCounts, Topology,
     connection::LOOK_EVERY,
-    error::{Refusal, refusal, why},
+    error::{PublishError, Refusal, cause, refusal},
     pipeline::{MANDATORY, Message, Pipeline},
 };
 use crate::{
@@ -41,48 +40,6 @@ const MAX_CHANNELS: u16 = 64;
 /// connection is told as one.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
 const PERSISTENT: u8 = 2;
-
-/// Cause a message was not taken over by RabbitMQ, or may not have been.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PublishError {
-    /// No queue is bound that would take it.
-    Unroutable,
-    /// RabbitMQ confirmed negatively: a queue is full, or could not store it.
-    Refused,
-    /// No confirm in time, though the connection stands.
-    Unconfirmed,
-    /// The channel was closed over it.
-    Failed(String),
-    /// The connection is gone. What was unsettled is redelivered.
-    Disconnected,
-}
-
-impl PublishError {
-    /// The outcome's name in metrics.
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Unroutable => "unroutable",
-            Self::Refused => "refused",
-            Self::Unconfirmed => "unconfirmed",
-            Self::Failed(_) => "failed",
-            Self::Disconnected => "disconnected",
-        }
-    }
-}
-
-impl fmt::Display for PublishError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unroutable => f.write_str("no queue is bound to take it"),
-            Self::Refused => f.write_str("RabbitMQ refused it: a queue is full or failed"),
-            Self::Unconfirmed => f.write_str("RabbitMQ did not confirm it in time"),
-            Self::Failed(why) => write!(f, "RabbitMQ closed the channel: {why}"),
-            Self::Disconnected => f.write_str("the connection to RabbitMQ is gone"),
-        }
-    }
-}
-
-impl std::error::Error for PublishError {}
 
 /// One connection's confirm channels: that of the events, and a pool for all else.
 #[derive(Clone)]
@@ -116,8 +73,8 @@ impl Publisher {
     }
 
     /// What goes on at the request queue.
-    pub(super) async fn traffic(&self) -> Result<Traffic, BrokerError> {
-        self.0.topology.traffic(&self.0.connection).await
+    pub(super) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
+        self.0.topology.request_queue_counts(&self.0.connection).await
     }
 
     /// Largest frame that RabbitMQ takes on this connection, in bytes.
@@ -130,7 +87,7 @@ impl Publisher {
     ///
     /// # Errors
     /// RabbitMQ did not take it, or may not have.
-    pub async fn event(
+    pub async fn publish_event(
         &self,
         event: &Event,
         correlation_id: &str,
@@ -160,7 +117,7 @@ impl Publisher {
     ///
     /// # Errors
     /// RabbitMQ did not take it, or may not have.
-    pub(super) async fn copy(
+    pub(super) async fn republish(
         &self,
         kind: PublishKind,
         queue: &str,
@@ -188,7 +145,7 @@ impl Publisher {
         properties: BasicProperties,
     ) -> Result<Option<Result<(), PublishError>>, PublishError> {
         let message = Message {
-            exchange: bounded(exchange),
+            exchange: short_string(exchange),
             routing_key: event.kind.into(),
             properties,
             body: event.body.clone(),
@@ -253,22 +210,17 @@ impl Publisher {
         let first = self.attempt(exchange, routing_key, properties.clone(), body).await;
         // Through the default exchange a message is unroutable when its queue is gone. That nobody
         // listens for events, on the other hand, is not ours to mend.
-        let gone = match &first {
-            Err(Attempt::ExchangeGone) => true,
-            Err(Attempt::Error(PublishError::Unroutable)) => exchange.is_empty(),
+        let deleted = match &first {
+            Err(PublishError::ExchangeMissing) => true,
+            Err(PublishError::Unroutable) => exchange.is_empty(),
             _ => false,
         };
-        let last = match gone {
-            true => match self.0.topology.ensure(&self.0.connection).await {
-                Ok(()) => self.attempt(exchange, routing_key, properties, body).await,
-                Err(error) => Err(Attempt::Error(PublishError::Failed(error.to_string()))),
-            },
-            false => first,
-        };
-        last.map_err(|error| match error {
-            Attempt::Error(error) => error,
-            Attempt::ExchangeGone => PublishError::Failed("the exchange does not exist".to_owned()),
-        })
+        if !deleted {
+            return first;
+        }
+        let declared = self.0.topology.ensure(&self.0.connection).await;
+        declared.map_err(|error| PublishError::ChannelClosed(error.to_string()))?;
+        self.attempt(exchange, routing_key, properties, body).await
     }
 
     async fn attempt(
@@ -277,12 +229,12 @@ impl Publisher {
         routing_key: &str,
         properties: BasicProperties,
         body: &[u8],
-    ) -> Result<(), Attempt> {
+    ) -> Result<(), PublishError> {
         // Never closed, so a turn always comes.
         let _turn = self.0.turns.acquire().await;
         let attempt = async {
             let channel = self.channel().await?;
-            let (exchange, routing_key) = (bounded(exchange), bounded(routing_key));
+            let (exchange, routing_key) = (short_string(exchange), short_string(routing_key));
             let publish = channel.basic_publish(exchange, routing_key, MANDATORY, body, properties);
             let confirm = publish.await?.await?;
             Ok((channel, confirm))
@@ -295,12 +247,12 @@ impl Publisher {
         let fate = match confirm {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
-                Err(PublishError::Unroutable.into())
+                Err(PublishError::Unroutable)
             }
             // A channel that a full quorum queue has refused once may be refused for good, even when
             // the queue's limit is gone.
             Confirmation::Nack(None) | Confirmation::NotRequested => {
-                return Err(PublishError::Refused.into());
+                return Err(PublishError::Refused);
             }
         };
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
@@ -326,25 +278,15 @@ impl Publisher {
         Ok(channel)
     }
 
-    fn failed(&self, error: &lapin::Error) -> Attempt {
+    fn failed(&self, error: &lapin::Error) -> PublishError {
         if refusal(error) == Some(Refusal::NotFound) {
-            return Attempt::ExchangeGone;
+            return PublishError::ExchangeMissing;
         }
-        match self.0.connection.status().connected() {
-            true => PublishError::Failed(why(error)).into(),
-            false => PublishError::Disconnected.into(),
+        if self.0.connection.status().connected() {
+            PublishError::ChannelClosed(cause(error))
+        } else {
+            PublishError::Disconnected
         }
-    }
-}
-
-enum Attempt {
-    ExchangeGone,
-    Error(PublishError),
-}
-
-impl From<PublishError> for Attempt {
-    fn from(error: PublishError) -> Self {
-        Self::Error(error)
     }
 }
 
@@ -359,8 +301,8 @@ fn properties(event: &Event, correlation_id: &str, trace: &TraceContext) -> Basi
     BasicProperties::default()
         .with_content_type("application/cloudevents+json".into())
         .with_delivery_mode(PERSISTENT)
-        .with_message_id(bounded(&event.id))
-        .with_correlation_id(bounded(correlation_id))
+        .with_message_id(short_string(&event.id))
+        .with_correlation_id(short_string(correlation_id))
         .with_type(event.kind.into())
         .with_timestamp(seconds)
         .with_app_id("handoff".into())
@@ -368,6 +310,6 @@ fn properties(event: &Event, correlation_id: &str, trace: &TraceContext) -> Basi
 }
 
 /// Text as AMQP carries it in properties: its first 255 bytes, or a few less.
-pub fn bounded(text: &str) -> ShortString {
+pub fn short_string(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_default()
 }

@@ -7,8 +7,8 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::topology::text;
-use crate::{message::format_date_time, telemetry::log_limit::LogLimit};
+use super::{log, topology::text};
+use crate::message::{FailedReason, RequestId, format_date_time};
 
 /// On every copy: the request's id.
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
@@ -46,24 +46,20 @@ const ROUTING: [&str; 2] = ["CC", "BCC"];
 /// message that moves on to another queue.
 pub(super) const RESERVE: usize = 12 * 1024;
 
-/// What is known of a request that is copied.
+/// The request behind a delivery, and the attempts it has used.
 #[derive(Clone, Copy, Debug)]
 pub struct Tried<'a> {
-    /// Its id.
-    pub request_id: &'a str,
-    /// Deliveries tried, the one that is copied included.
+    /// The request's id.
+    pub request_id: &'a RequestId,
+    /// Attempts made, the current one included.
     pub attempts: u32,
 }
 
-/// Cause a request cannot be served.
-#[derive(Clone, Copy, Debug)]
-pub struct DeadReason<'a> {
-    /// The reason's code.
-    pub code: &'a str,
-    /// For people; holds no secret and no user id.
-    pub detail: &'a str,
-    /// When.
-    pub failed_at: SystemTime,
+impl Tried<'_> {
+    /// The same without the current attempt, which was not used up.
+    pub(super) fn without_last(self) -> Self {
+        Self { attempts: self.attempts.saturating_sub(1), ..self }
+    }
 }
 
 /// The properties of a copy that is to be tried again.
@@ -79,20 +75,21 @@ pub(super) fn retry_copy(
 pub(super) fn dead_letter(
     of: &BasicProperties,
     tried: Tried<'_>,
-    reason: DeadReason<'_>,
+    reason: &FailedReason,
+    failed_at: SystemTime,
     frame_max: usize,
 ) -> BasicProperties {
     let mut headers = headers(of, tried, frame_max);
-    headers.insert(REASON.into(), text(reason.code));
-    headers.insert(DETAIL.into(), text(reason.detail));
-    headers.insert(FAILED_AT.into(), text(&format_date_time(reason.failed_at)));
+    headers.insert(REASON.into(), text(reason.code.as_str()));
+    headers.insert(DETAIL.into(), text(&reason.message));
+    headers.insert(FAILED_AT.into(), text(&format_date_time(failed_at)));
     properties(of, headers)
 }
 
 /// The properties of a dead letter that is to be tried as if it had never been.
 pub(super) fn replay_copy(of: &BasicProperties, frame_max: usize) -> BasicProperties {
     let none = FieldTable::default();
-    let headers = kept(of.headers().as_ref().unwrap_or(&none), frame_max);
+    let headers = kept(of.headers().as_ref().unwrap_or(&none), None, frame_max);
     properties(of, without(&headers, ATTEMPT))
 }
 
@@ -109,8 +106,9 @@ fn without(headers: &FieldTable, name: &str) -> FieldTable {
 
 fn headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> FieldTable {
     let none = FieldTable::default();
-    let mut headers = kept(of.headers().as_ref().unwrap_or(&none), frame_max);
-    let id = tried.request_id;
+    let mut headers =
+        kept(of.headers().as_ref().unwrap_or(&none), Some(tried.request_id), frame_max);
+    let id = tried.request_id.as_str();
     headers.insert(REQUEST_ID.into(), text(&id[..id.floor_char_boundary(MAX_REQUEST_ID)]));
     headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(tried.attempts.into()));
     headers
@@ -141,14 +139,12 @@ fn properties(from: &BasicProperties, headers: FieldTable) -> BasicProperties {
     to
 }
 
-static TOO_LARGE: LogLimit = LogLimit::new("headers too large for one frame", 1);
-
 /// The producer's headers, as they were.
 ///
 /// Unlike a body, they must go into one AMQP frame. Where they do not, together with what is still to
 /// be added, the largest stay behind: RabbitMQ closes the connection over a frame that is too large,
 /// and a message that did this would come back and do it again.
-fn kept(headers: &FieldTable, frame_max: usize) -> FieldTable {
+fn kept(headers: &FieldTable, request_id: Option<&RequestId>, frame_max: usize) -> FieldTable {
     // Of our own, those that an earlier end has left, where somebody moved a dead letter back.
     let ours = [REASON, DETAIL, FAILED_AT];
     let stays =
@@ -168,8 +164,8 @@ fn kept(headers: &FieldTable, frame_max: usize) -> FieldTable {
         kept.insert(name.clone(), value.clone());
     }
     let dropped = entries.len() - kept.inner().len();
-    if dropped > 0 && TOO_LARGE.permit() {
-        tracing::warn!(dropped, "headers too large for one frame are not on the copy of a message");
+    if dropped > 0 {
+        log::headers_too_large(request_id, dropped);
     }
     kept
 }
@@ -209,20 +205,20 @@ mod tests {
     #[test]
     fn headers_that_fit_stay_as_they_are() {
         let headers = table(&[("a", 10), ("b", 100_000), ("c", 0)]);
-        assert_eq!(kept(&headers, 131_072), headers);
+        assert_eq!(kept(&headers, None, 131_072), headers);
     }
 
     #[test]
     fn what_is_not_the_producers_stays_behind() {
         let headers = table(&[("x-death", 1), ("x-first-death-queue", 1), ("CC", 1), ("mine", 1)]);
-        assert_eq!(kept(&headers, 131_072), table(&[("mine", 1)]));
+        assert_eq!(kept(&headers, None, 131_072), table(&[("mine", 1)]));
     }
 
     #[test]
     fn the_largest_go_first() {
         let headers = table(&[("a", 10), ("b", 100_000), ("c", 50_000), ("d", 20)]);
-        assert_eq!(kept(&headers, 131_072), table(&[("a", 10), ("c", 50_000), ("d", 20)]));
-        assert_eq!(kept(&headers, 16_384), table(&[("a", 10), ("d", 20)]));
+        assert_eq!(kept(&headers, None, 131_072), table(&[("a", 10), ("c", 50_000), ("d", 20)]));
+        assert_eq!(kept(&headers, None, 16_384), table(&[("a", 10), ("d", 20)]));
     }
 
     #[test]
@@ -230,6 +226,6 @@ mod tests {
         let mut headers = table(&[("a", 10)]);
         let inner = AMQPValue::FieldTable(table(&[("x", 70_000)]));
         headers.insert("n".into(), AMQPValue::FieldArray(vec![inner.clone(), inner].into()));
-        assert_eq!(kept(&headers, 131_072), table(&[("a", 10)]));
+        assert_eq!(kept(&headers, None, 131_072), table(&[("a", 10)]));
     }
 }

@@ -1,139 +1,134 @@
-//! Settling a delivery: whatever became of it, RabbitMQ has it in writing before the request goes.
+//! Settling a delivery: a retry copy or dead letter is confirmed before its delivery is acked.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Delivery, PublishError, Publisher,
-    delivery::SUSPECT_REDELIVERIES,
-    republish::{DeadReason, Tried, dead_letter, retry_copy},
+    delivery::{Delivery, SUSPECT_REDELIVERIES},
+    error::PublishError,
+    log,
+    publisher::Publisher,
+    republish::{Tried, dead_letter, retry_copy},
 };
 use crate::{
+    message::{FailedReason, RequestId},
     retry::Backoff,
-    telemetry::{log_limit::LogLimit, metrics::PublishKind},
+    telemetry::metrics::PublishKind,
 };
 
-static NOT_TAKEN: LogLimit = LogLimit::new("RabbitMQ did not take a message", 1);
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// What is to become of a delivery.
-#[derive(Clone, Copy, Debug)]
+/// What happens to a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement<'a> {
-    /// It is done with: its event is confirmed.
-    Done,
-    /// It is tried again later.
+    /// Ack it: the request is done, and its event is confirmed.
+    Ack,
+    /// Publish a copy to a retry queue, then ack.
     Retry {
         /// The retry queue.
         queue: &'a str,
-        /// What its copy says.
-        tried: Tried<'a>,
+        /// Why this attempt failed, for the log.
+        cause: String,
     },
-    /// It cannot be served: it goes to the dead queue.
-    DeadLetter {
-        /// What its copy says.
-        tried: Tried<'a>,
-        /// And why.
-        reason: DeadReason<'a>,
-    },
-    /// Somebody else shall have it. With what a copy says, should there be need of one.
-    HandBack(Tried<'a>),
-    /// It goes to the end of the request queue. Handing it back would count towards the delivery limit.
-    Postpone {
-        /// What its copy says.
-        tried: Tried<'a>,
-    },
+    /// Publish a copy to the dead queue, then ack: the request cannot be served.
+    DeadLetter(FailedReason),
+    /// Return it to the request queue, for any worker to take. Spends no attempt.
+    Requeue,
+    /// Publish a copy to the end of the request queue, then ack. Spends no attempt, and unlike
+    /// [`Self::Requeue`] does not count towards the delivery limit.
+    Postpone,
 }
 
-/// What became of a delivery.
+/// Where a delivery is after [`settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It left the request queue.
-    Gone,
-    /// It is in the request queue still, or again.
-    Back,
+    /// Acked: it has left the request queue.
+    Acked,
+    /// Still in the request queue, or back in it: a worker will receive it again.
+    Requeued,
 }
 
 /// Settles a delivery.
 ///
-/// A copy that RabbitMQ does not take is offered again and again, for as long as the connection
-/// stands and `stop` does not come: the request stays unsettled meanwhile, so nothing is lost.
+/// Offers a copy that RabbitMQ does not confirm again, until it is confirmed, the connection is lost or
+/// `stop` is cancelled. The delivery stays unsettled meanwhile, so no request is lost.
 pub async fn settle(
     delivery: &Delivery,
-    settlement: Settlement<'_>,
+    settlement: &Settlement<'_>,
+    tried: Tried<'_>,
     publisher: &Publisher,
     stop: &CancellationToken,
 ) -> Settled {
     let frame_max = publisher.frame_max();
     let (kind, queue, properties) = match settlement {
-        Settlement::Done => return acked(delivery),
-        Settlement::HandBack(_) if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
-            delivery.hand_back();
-            return Settled::Back;
+        Settlement::Ack => return ack(delivery),
+        Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
+            delivery.requeue();
+            return Settled::Requeued;
         }
-        Settlement::Retry { queue, tried } => {
-            (PublishKind::Retry, queue, retry_copy(delivery.properties(), tried, frame_max))
+        Settlement::Retry { queue, .. } => {
+            (PublishKind::Retry, *queue, retry_copy(delivery.properties(), tried, frame_max))
         }
-        // An older RabbitMQ counts what is handed back towards the delivery limit: one that came back
-        // often goes by way of a copy, whose count begins anew.
-        Settlement::HandBack(tried) | Settlement::Postpone { tried } => (
+        // RabbitMQ before 4.3 counts a nack towards the delivery limit, so a delivery that has come back
+        // often is replaced by a copy, whose count starts at zero.
+        Settlement::Requeue | Settlement::Postpone => (
             PublishKind::Postponed,
             publisher.topology().request_queue(),
-            retry_copy(delivery.properties(), tried, frame_max),
+            retry_copy(delivery.properties(), tried.without_last(), frame_max),
         ),
-        Settlement::DeadLetter { tried, reason } => (
+        Settlement::DeadLetter(reason) => (
             PublishKind::DeadLetter,
             publisher.topology().dead_queue(),
-            dead_letter(delivery.properties(), tried, reason, frame_max),
+            dead_letter(delivery.properties(), tried, reason, SystemTime::now(), frame_max),
         ),
     };
-    // Rare: all others need not have room for it.
-    let copied = Box::pin(until_confirmed(stop, u32::MAX, move || {
-        publisher.copy(kind, queue, properties.clone(), delivery.body())
+    // Boxed to keep the caller's future small; copies are rare.
+    let copied = Box::pin(until_confirmed(tried.request_id, u32::MAX, stop, move || {
+        publisher.republish(kind, queue, properties.clone(), delivery.body())
     }));
     match copied.await {
-        Ok(()) if matches!(settlement, Settlement::HandBack(_)) => {
+        Ok(()) if *settlement == Settlement::Requeue => {
             delivery.ack();
-            Settled::Back
+            Settled::Requeued
         }
-        Ok(()) => acked(delivery),
+        Ok(()) => ack(delivery),
         Err(_) => {
-            delivery.hand_back();
-            Settled::Back
+            delivery.requeue();
+            Settled::Requeued
         }
     }
 }
 
-fn acked(delivery: &Delivery) -> Settled {
-    match delivery.ack() {
-        true => Settled::Gone,
-        false => Settled::Back,
-    }
+fn ack(delivery: &Delivery) -> Settled {
+    if delivery.ack() { Settled::Acked } else { Settled::Requeued }
 }
 
-/// Publishes until it is confirmed, so many times at most, or until the connection is gone or `stop`
-/// comes.
+/// Repeats a publish, with backoff, until RabbitMQ confirms it.
 ///
 /// # Errors
-/// The last error, when it gave up.
+/// The last error, after `max_attempts`, when the connection is lost or `stop` is cancelled.
 pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
+    request_id: &RequestId,
+    max_attempts: u32,
     stop: &CancellationToken,
-    tries: u32,
     publish: impl Fn() -> F,
 ) -> Result<T, PublishError> {
-    let mut delays = Backoff::between(Duration::from_millis(200), Duration::from_secs(5));
-    let mut tried = 0;
+    let mut delays = Backoff::between(FIRST_DELAY, LONGEST_DELAY);
+    let mut attempts = 0;
     loop {
         let error = match publish().await {
-            Ok(done) => return Ok(done),
+            Ok(confirmed) => return Ok(confirmed),
             Err(PublishError::Disconnected) => return Err(PublishError::Disconnected),
             Err(error) => error,
         };
-        tried += 1;
-        if tried == 1 && NOT_TAKEN.permit() {
-            tracing::warn!(%error, "RabbitMQ did not take a message; offering it again");
+        attempts += 1;
+        if attempts == 1 {
+            log::publish_not_confirmed(request_id, &error);
         }
-        if tried >= tries {
+        if attempts >= max_attempts {
             return Err(error);
         }
         tokio::select! {

@@ -114,7 +114,7 @@ fn settings(given: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
 /// Connects, and makes sure that no real request comes into the hands of a simulated platform.
 async fn connect(broker: &BrokerSettings) -> Result<Client, CliError> {
     let client = Client::connect(broker).await.map_err(hints::demo)?;
-    let traffic = client.traffic().await.map_err(CliError::failed)?;
+    let traffic = client.request_queue_counts().await.map_err(CliError::failed)?;
     if traffic.consumers == 0 && traffic.messages == 0 {
         return Ok(client);
     }

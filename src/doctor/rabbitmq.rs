@@ -13,7 +13,7 @@ use super::{
     topology::{object, unseen},
 };
 use crate::{
-    broker::{Greeting, State, Survey, Traffic, greeting},
+    broker::{ObjectState, QueueCounts, ServerProperties, Survey, server_properties},
     config::Settings,
 };
 
@@ -42,7 +42,7 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     };
     checks.push(Check::ok("connection", format!("reached in {}", span(reached.took))));
     checks.extend(certificate::check(reached.certified_until, SystemTime::now()));
-    let greeted = timeout(GREETING_LIMIT, greeting(reached.stream)).await.ok().flatten();
+    let greeted = timeout(GREETING_LIMIT, server_properties(reached.stream)).await.ok().flatten();
     checks.push(version(greeted.as_ref()));
     checks.push(consumer_timeout(settings));
     match Survey::open(config).await {
@@ -62,8 +62,8 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     }
 }
 
-fn version(greeting: Option<&Greeting>) -> Check {
-    let Some(Greeting { product, version }) = greeting else {
+fn version(greeting: Option<&ServerProperties>) -> Check {
+    let Some(ServerProperties { product, version }) = greeting else {
         return Check::finding("version", "what is there says nothing in AMQP 0-9-1")
             .costs("no request is served")
             .mend("do host and port of HANDOFF_AMQP_URL lead to RabbitMQ?");
@@ -117,7 +117,7 @@ async fn look_around(survey: &Survey, settings: &Settings, checks: &mut Vec<Chec
             let all = objects.len();
             let wrong: Vec<_> =
                 objects.iter().filter_map(|found| object(found, config, &vhost)).collect();
-            let missing = objects.iter().filter(|found| found.state == State::Missing);
+            let missing = objects.iter().filter(|found| found.state == ObjectState::Missing);
             let missing: Vec<_> = missing.map(|found| format!("`{}`", found.name)).collect();
             if config.declare && !missing.is_empty() {
                 let what = format!("a worker will declare when it starts: {}", missing.join(", "));
@@ -129,7 +129,7 @@ async fn look_around(survey: &Survey, settings: &Settings, checks: &mut Vec<Chec
                 checks.push(Check::ok("topology", format!("all {all} exchanges and queues fit")));
             }
             checks.extend(wrong);
-            let traffic = |name: &str| objects.iter().find(|found| found.name == name)?.traffic;
+            let traffic = |name: &str| objects.iter().find(|found| found.name == name)?.counts;
             let topology = survey.topology();
             checks.extend(traffic(topology.request_queue()).map(|t| requests(t, settings)));
             checks.extend(traffic(topology.dead_queue()).map(|t| dead_letters(t.messages)));
@@ -149,15 +149,15 @@ async fn look_around(survey: &Survey, settings: &Settings, checks: &mut Vec<Chec
     });
 }
 
-fn requests(traffic: Traffic, settings: &Settings) -> Check {
-    let Traffic { messages, consumers } = traffic;
+fn requests(traffic: QueueCounts, settings: &Settings) -> Check {
+    let QueueCounts { messages, consumers } = traffic;
     match traffic {
-        Traffic { consumers: 0, messages: 0 } => {
+        QueueCounts { consumers: 0, messages: 0 } => {
             Check::hint("consumers", "nobody takes requests; none waits")
                 .costs("a request would wait")
                 .mend("start a worker: handoff run")
         }
-        Traffic { consumers: 0, .. } => {
+        QueueCounts { consumers: 0, .. } => {
             Check::finding("consumers", format!("nobody takes requests, and {messages} wait"))
                 .costs("they wait until somebody does")
                 .mend("start a worker: handoff run; if one runs, its /readyz says what holds it up")
@@ -187,7 +187,8 @@ mod tests {
     use crate::doctor::Verdict;
 
     fn of(product: &str, version: &str) -> Verdict {
-        let greeting = Greeting { product: product.to_owned(), version: version.to_owned() };
+        let greeting =
+            ServerProperties { product: product.to_owned(), version: version.to_owned() };
         super::version(Some(&greeting)).verdict
     }
 

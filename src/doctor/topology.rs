@@ -2,28 +2,32 @@
 
 use super::{Check, quoted};
 use crate::{
-    broker::{Difference, Found, Greeting, State, Topology},
+    broker::{Difference, ObjectKind, ObjectState, ServerProperties, SurveyedObject, Topology},
     config::BrokerSettings,
 };
 
 /// What is wrong with an exchange or a queue, if anything.
-pub(super) fn object(found: &Found, config: &BrokerSettings, vhost: &str) -> Option<Check> {
-    let name = if found.is_queue { "queue" } else { "exchange" };
+pub(super) fn object(
+    found: &SurveyedObject,
+    config: &BrokerSettings,
+    vhost: &str,
+) -> Option<Check> {
+    let name = found.kind.as_str();
     let what = format!("the {name} `{}`", found.name);
     let vhost = quoted(vhost);
     // Where a worker declares nothing, it takes what it finds.
     let wrong = if config.declare { Check::finding } else { Check::hint };
     Some(match &found.state {
-        State::Fits => return None,
+        ObjectState::Matches => return None,
         // Told together: before the first worker has run, it is all of them.
-        State::Missing if config.declare => return None,
-        State::Missing => Check::finding(
+        ObjectState::Missing if config.declare => return None,
+        ObjectState::Missing => Check::finding(
             name,
             format!("{what} does not exist, and HANDOFF_DECLARE_TOPOLOGY is false"),
         )
         .costs("a worker does not take requests until it exists")
         .mend("create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true"),
-        State::Differs(differences) if found.is_queue => differing_queue(
+        ObjectState::Differs(differences) if found.kind == ObjectKind::Queue => differing_queue(
             found,
             differences,
             config.declare,
@@ -31,7 +35,7 @@ pub(super) fn object(found: &Found, config: &BrokerSettings, vhost: &str) -> Opt
         .mend("stop the workers, see that it is empty, and delete it; a worker declares it anew")
         .run(format!("rabbitmqctl --vhost {vhost} list_queues name messages"))
         .run(format!("rabbitmqctl --vhost {vhost} delete_queue {}", quoted(&found.name))),
-        State::Differs(differences) => {
+        ObjectState::Differs(differences) => {
             wrong(name, format!("{what} is there, and is another: {}", listed(differences)))
                 .costs(match config.declare {
                     true => "a worker does not take requests, since it cannot declare it",
@@ -39,7 +43,7 @@ pub(super) fn object(found: &Found, config: &BrokerSettings, vhost: &str) -> Opt
                 })
                 .mend("delete it, or rename ours: HANDOFF_REQUEST_EXCHANGE, HANDOFF_EVENT_EXCHANGE")
         }
-        State::Unknown(why) => {
+        ObjectState::Unknown(why) => {
             wrong(name, format!("{what} is there; whether it fits cannot be told: {why}"))
                 .costs(match config.declare {
                     true => "a worker does not take requests, since it may not declare it",
@@ -55,7 +59,7 @@ pub(super) fn object(found: &Found, config: &BrokerSettings, vhost: &str) -> Opt
 }
 
 /// A queue that is not replicated is wrong, whoever has declared it.
-fn differing_queue(found: &Found, differences: &[Difference], declare: bool) -> Check {
+fn differing_queue(found: &SurveyedObject, differences: &[Difference], declare: bool) -> Check {
     let traits = ["x-queue-type", "durable"];
     let is_fragile = differences.iter().any(|one| traits.contains(&one.name.as_str()));
     let (verdict, cost): (fn(_, String) -> _, _) = match (is_fragile, declare) {
@@ -80,7 +84,11 @@ fn listed(differences: &[Difference]) -> String {
 }
 
 /// What AMQP has no question for, with the commands that do.
-pub(super) fn unseen(vhost: &str, topology: &Topology, greeting: Option<&Greeting>) -> Check {
+pub(super) fn unseen(
+    vhost: &str,
+    topology: &Topology,
+    greeting: Option<&ServerProperties>,
+) -> Check {
     let ctl = format!("rabbitmqctl --vhost {}", quoted(vhost));
     let check = Check::hint(
         "not seen",

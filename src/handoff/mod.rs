@@ -306,7 +306,7 @@ impl Handoff {
             reused,
         };
         let event = Event::new(&body, SystemTime::now());
-        match publisher.event(&event, job.correlation_id, job.span).await {
+        match publisher.publish_event(&event, job.correlation_id, job.span).await {
             Ok(()) => Ok(()),
             Err(PublishError::Disconnected) => Err(Failure::Interrupted),
             Err(error) => {

@@ -20,7 +20,7 @@ impl Envelope {
     /// The message's own id comes first, then what an earlier copy was given. A body that has an id
     /// of its own overrules both.
     pub(super) fn read(delivery: &Delivery, queue: &str, traces: &Traces) -> Self {
-        let known = delivery.message_id().or_else(|| delivery.copied_request_id());
+        let known = delivery.message_id().or_else(|| delivery.request_id_header());
         let request_id = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned);
         let trace = TraceContext::from_headers(
             delivery.header("traceparent"),
@@ -30,7 +30,7 @@ impl Envelope {
             request_id: RequestId::new(request_id),
             correlation_id: delivery.correlation_id().map(str::to_owned),
             span: traces.delivery(trace, queue),
-            attempts: delivery.tried_before().saturating_add(1),
+            attempts: delivery.previous_attempts().saturating_add(1),
         }
     }
 

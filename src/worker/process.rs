@@ -15,8 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::metadata::Envelope;
 use crate::{
     broker::{
-        DeadReason, Delivery, PublishError, Publisher, Settled, Settlement, Tried, settle,
-        until_confirmed,
+        Delivery, PublishError, Publisher, Settled, Settlement, Tried, settle, until_confirmed,
     },
     handoff::{Failure, Handoff, Job, Served},
     message::{
@@ -106,8 +105,8 @@ impl Processor {
                 match told.await {
                     Ok(heard) => heard,
                     Err(_) => {
-                        delivery.hand_back();
-                        return self.record(&verdict, envelope, Settled::Back, started);
+                        delivery.requeue();
+                        return self.record(&verdict, envelope, Settled::Requeued, started);
                     }
                 }
             }
@@ -183,8 +182,8 @@ impl Processor {
             attempts: envelope.attempts,
         };
         let event = Event::new(&body, SystemTime::now());
-        let told = until_confirmed(&self.overdue, TELL_TRIES, || async {
-            match publisher.event(&event, envelope.correlation_id(), &envelope.span).await {
+        let told = until_confirmed(&envelope.request_id, TELL_TRIES, &self.overdue, || async {
+            match publisher.publish_event(&event, envelope.correlation_id(), &envelope.span).await {
                 Ok(()) => Ok(true),
                 Err(PublishError::Unroutable) => {
                     let request_id = envelope.request_id.short();
@@ -216,26 +215,20 @@ impl Processor {
         envelope: &Envelope,
         publisher: &Publisher,
     ) -> Settled {
-        let tried = Tried { request_id: envelope.request_id.as_str(), attempts: envelope.attempts };
-        // As if this delivery had not been.
-        let untried = Tried { attempts: envelope.attempts.saturating_sub(1), ..tried };
+        let tried = Tried { request_id: &envelope.request_id, attempts: envelope.attempts };
         let settlement = match verdict {
-            Verdict::Served(_) => Settlement::Done,
-            Verdict::HandBack => Settlement::HandBack(untried),
-            Verdict::Postpone => Settlement::Postpone { tried: untried },
-            Verdict::Retry(_, queue) => Settlement::Retry { queue, tried },
+            Verdict::Served(_) => Settlement::Ack,
+            Verdict::HandBack => Settlement::Requeue,
+            Verdict::Postpone => Settlement::Postpone,
+            Verdict::Retry(why, queue) => Settlement::Retry { queue, cause: why.clone() },
             // Nobody waits for an expired request, so nobody would want to replay it either. But if
             // nobody has heard of its end, it leaves a trace.
             Verdict::Fail(FailedReason { code: ReasonCode::RequestExpired, .. }) if heard => {
-                Settlement::Done
+                Settlement::Ack
             }
-            Verdict::Fail(FailedReason { code, message }) => {
-                let failed_at = SystemTime::now();
-                let reason = DeadReason { code: code.as_str(), detail: message, failed_at };
-                Settlement::DeadLetter { tried, reason }
-            }
+            Verdict::Fail(reason) => Settlement::DeadLetter(reason.clone()),
         };
-        settle(delivery, settlement, publisher, &self.overdue).await
+        settle(delivery, &settlement, tried, publisher, &self.overdue).await
     }
 
     /// One line and one count for each delivery that is done with.
@@ -243,7 +236,7 @@ impl Processor {
         let Envelope { request_id, mut span, .. } = envelope;
         let request_id = request_id.short();
         let (outcome, reason, detail) = match verdict {
-            _ if settled == Settled::Back => {
+            _ if settled == Settled::Requeued => {
                 return tracing::debug!(request_id, "handed back, or to be redelivered");
             }
             Verdict::Served(Served { reused: false }) => (Outcome::Ready, None, None),

@@ -14,7 +14,7 @@ use super::{
     process::Processor,
 };
 use crate::{
-    broker::{BrokerError, BrokerSession, ConsumerCount, Delivery, Frames},
+    broker::{BrokerError, BrokerSession, ConsumerCount, Delivery, FrameMax},
     config::BrokerSettings,
     health::Health,
     platform::ReplicaCount,
@@ -76,7 +76,7 @@ pub(super) enum Pace {
 impl Run {
     pub(super) async fn until_shutdown(self) {
         let mut pace = Pace::Full;
-        let mut frames = Frames::Small;
+        let mut frames = FrameMax::Small;
         let mut delays = connect_delays();
         let mut first = true;
         let mut news = News::none();
@@ -89,7 +89,7 @@ impl Run {
             let began = Instant::now();
             let deliveries = TaskTracker::new();
             let lost = CancellationToken::new();
-            let headcount = attached.headcount();
+            let headcount = attached.consumer_count();
             let end = tokio::select! {
                 end = self.consume(&mut attached, pace, &deliveries, &lost) => end,
                 end = self.count_replicas(headcount) => match end {},
@@ -109,18 +109,18 @@ impl Run {
                 End::Fault(fault) => {
                     news.lost(&fault);
                     let at_once = began.elapsed() < STEADY;
-                    if fault.is_too_large() && frames == Frames::Small {
+                    if fault.is_frame_too_large() && frames == FrameMax::Small {
                         // They do until something comes that does not fit.
-                        frames = Frames::Large;
-                    } else if fault.is_unreadable()
-                        || (fault.is_break() && at_once && !deliveries.is_empty())
+                        frames = FrameMax::Server;
+                    } else if fault.is_undecodable()
+                        || (fault.is_connection_lost() && at_once && !deliveries.is_empty())
                     {
                         // Who breaks it once is likely to have been delivered just before.
                         pace = Pace::Careful;
                     }
                     if !at_once {
                         delays.reset();
-                    } else if !fault.is_unreadable() {
+                    } else if !fault.is_undecodable() {
                         self.pause(delays.next_delay()).await;
                     }
                 }
@@ -134,7 +134,7 @@ impl Run {
     async fn count_replicas(&self, headcount: ConsumerCount) -> Infallible {
         let Some(replicas) = &self.replicas else { return std::future::pending().await };
         loop {
-            if let Ok(consumers) = headcount.take().await {
+            if let Ok(consumers) = headcount.query().await {
                 replicas.set(consumers);
             }
             replicas.count_requested().await;
@@ -142,12 +142,12 @@ impl Run {
     }
 
     /// Connects, however long it takes. `None` on shutdown.
-    async fn attach(&self, frames: Frames) -> Option<BrokerSession> {
+    async fn attach(&self, frames: FrameMax) -> Option<BrokerSession> {
         let mut delays = connect_delays();
         let mut tries = Tries::none();
         while !self.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.processor.metrics);
-            let attach = BrokerSession::attach(&self.broker, self.prefetch, frames, metrics);
+            let attach = BrokerSession::open(&self.broker, self.prefetch, frames, metrics);
             let attached = tokio::select! {
                 attached = self.health.heartbeat.while_waiting(attach) => attached,
                 () = self.shutdown.cancelled() => break,
@@ -175,7 +175,7 @@ impl Run {
         deliveries: &TaskTracker,
         lost: &CancellationToken,
     ) -> End {
-        let mut fault = std::pin::pin!(attached.fault());
+        let mut fault = std::pin::pin!(attached.wait_for_fault());
         let heartbeat = &self.health.heartbeat;
         let mut taken = 0;
         let mut width = Width::new(self.prefetch);
@@ -233,7 +233,7 @@ impl Run {
         to: u16,
         fault: &mut (impl Future<Output = BrokerError> + Unpin),
     ) -> Option<End> {
-        match self.unless_ended(attached.consumer.widen(to), fault).await {
+        match self.unless_ended(attached.consumer.set_prefetch(to), fault).await {
             Ok(widened) => widened.err().map(End::Fault),
             Err(end) => Some(end),
         }
@@ -291,7 +291,7 @@ impl Run {
         deliveries: &TaskTracker,
         lost: &CancellationToken,
     ) {
-        let fault = attached.fault();
+        let fault = attached.wait_for_fault();
         attached.stop_consuming().await;
         deliveries.close();
         tokio::select! {
@@ -344,12 +344,12 @@ impl Run {
 /// lost to us: RabbitMQ delivers them again, and they are not to be kept here.
 async fn retire(mut attached: BrokerSession, deliveries: TaskTracker, lost: CancellationToken) {
     deliveries.close();
-    if attached.is_whole() {
+    if attached.can_settle() {
         attached.stop_consuming().await;
     }
     tokio::select! {
         () = deliveries.wait() => {}
-        () = attached.until_broken() => lost.cancel(),
+        () = attached.wait_until_lost() => lost.cancel(),
     }
     deliveries.wait().await;
     attached.close().await;

@@ -67,7 +67,7 @@ async fn of_many_events_in_flight_each_is_told_its_own_fate() {
                 async move {
                     let id = format!("r-{in_flight}-{every}-{number}");
                     let event = if unheard { failed(&id) } else { ready(&id) };
-                    let told = publisher.event(&event, &id, span).await;
+                    let told = publisher.publish_event(&event, &id, span).await;
                     let due = if unheard { Err(PublishError::Unroutable) } else { Ok(()) };
                     (told != due).then_some((id, told))
                 }

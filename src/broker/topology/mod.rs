@@ -2,6 +2,7 @@
 
 mod difference;
 mod survey;
+mod watch;
 
 use lapin::{
     Channel, Connection, ExchangeKind,
@@ -10,14 +11,15 @@ use lapin::{
 };
 use tokio::time::timeout;
 
+pub(super) use self::watch::watch;
 pub use self::{
     difference::Difference,
-    survey::{Found, State, Survey},
+    survey::{ObjectKind, ObjectState, Survey, SurveyedObject},
 };
 use super::{
     BrokerError,
     error::{Refusal, refusal},
-    step::{STEP_LIMIT, open_channel},
+    rpc::{RPC_TIMEOUT, open_channel},
 };
 use crate::{config::BrokerSettings, message::REQUESTED};
 
@@ -35,7 +37,7 @@ struct Queue {
 
 /// What goes on at the request queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Traffic {
+pub struct QueueCounts {
     /// Requests that wait, those in the hands of a consumer not counted.
     pub messages: u32,
     /// Consumers at the moment.
@@ -138,21 +140,24 @@ impl Topology {
     ///
     /// # Errors
     /// The queue does not exist, or the connection is lost.
-    pub async fn traffic(&self, connection: &Connection) -> Result<Traffic, BrokerError> {
+    pub async fn request_queue_counts(
+        &self,
+        connection: &Connection,
+    ) -> Result<QueueCounts, BrokerError> {
         self.look(connection, self.request_queue()).await
     }
 
-    async fn look(&self, connection: &Connection, queue: &str) -> Result<Traffic, BrokerError> {
+    async fn look(&self, connection: &Connection, queue: &str) -> Result<QueueCounts, BrokerError> {
         let name = short(queue)?;
         let look = async {
             let channel = connection.create_channel().await?;
             let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
             let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
             channel.close(200, "done".into()).await?;
-            Ok(Traffic { messages: queue.message_count(), consumers: queue.consumer_count() })
+            Ok(QueueCounts { messages: queue.message_count(), consumers: queue.consumer_count() })
         };
         let doing = format!("look at the queue `{queue}`");
-        timeout(STEP_LIMIT, look).await.map_err(|_| BrokerError::timeout(&doing))?.map_err(
+        timeout(RPC_TIMEOUT, look).await.map_err(|_| BrokerError::timeout(&doing))?.map_err(
             |error| match refusal(&error) {
                 Some(Refusal::NotFound) => BrokerError::new(format!(
                     "cannot {doing}: it does not exist; a worker declares it when it starts, or \
@@ -187,7 +192,7 @@ impl Topology {
             self.bind(&channel).await?;
         }
         // Unanswered or not, the channel is not used again.
-        let _ = timeout(STEP_LIMIT, channel.close(200, "done".into())).await;
+        let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
         Ok(())
     }
 
@@ -241,27 +246,27 @@ impl Topology {
         declared: impl Future<Output = lapin::Result<T>>,
     ) -> Result<(), BrokerError> {
         let doing = if self.declare { "declare" } else { "check" };
-        let error = match timeout(STEP_LIMIT, declared).await {
+        let error = match timeout(RPC_TIMEOUT, declared).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => return Err(BrokerError::timeout(&format!("{doing} {what}"))),
         };
         let remedy = match (refusal(&error), self.declare) {
-            (Some(Refusal::OtherArguments), true) => format!(
+            (Some(Refusal::PreconditionFailed), true) => format!(
                 "it exists with other arguments; delete it once it is empty, or choose another name \
                  with {setting}, or set HANDOFF_DECLARE_TOPOLOGY=false to use it as it is"
             ),
             (Some(Refusal::NotFound), false) => {
                 "it does not exist; create it, or set HANDOFF_DECLARE_TOPOLOGY=true".to_owned()
             }
-            (Some(Refusal::Forbidden), true) => {
+            (Some(Refusal::AccessRefused), true) => {
                 "the user may not; grant the `configure` permission, or create it yourself and set \
                  HANDOFF_DECLARE_TOPOLOGY=false"
                     .to_owned()
             }
             _ => return Err(BrokerError::during(&format!("{doing} {what}"), &error)),
         };
-        let why = super::error::why(&error);
+        let why = super::error::cause(&error);
         Err(BrokerError::new(format!("cannot {doing} {what}: {remedy} (RabbitMQ says: {why})")))
     }
 }

@@ -13,13 +13,14 @@ use lapin::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Difference, Queue, Topology, Traffic, short};
+use super::{Difference, Queue, QueueCounts, Topology, short};
 use crate::{
     broker::{
-        BrokerError, Connection, Role, bounded, connect,
-        error::{Refusal, refusal, why},
+        BrokerError, Connection, Role,
+        error::{Refusal, cause, refusal},
         pipeline::MANDATORY,
-        step::{STEP_LIMIT, open_channel},
+        rpc::{RPC_TIMEOUT, open_channel},
+        short_string,
     },
     config::BrokerSettings,
 };
@@ -36,22 +37,41 @@ pub struct Survey {
 }
 
 /// An exchange or a queue, as it was found.
-pub struct Found {
+pub struct SurveyedObject {
     /// Its name.
     pub name: String,
-    /// Whether it is a queue, or else an exchange.
-    pub is_queue: bool,
+    /// What it is.
+    pub kind: ObjectKind,
     /// How it compares with what it should be.
-    pub state: State,
+    pub state: ObjectState,
     /// What waits in a queue that is there, and who consumes.
-    pub traffic: Option<Traffic>,
+    pub counts: Option<QueueCounts>,
+}
+
+/// An exchange or a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// An exchange.
+    Exchange,
+    /// A queue.
+    Queue,
+}
+
+impl ObjectKind {
+    /// Its name in texts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exchange => "exchange",
+            Self::Queue => "queue",
+        }
+    }
 }
 
 /// How an object compares with what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ObjectState {
     /// It is as it should be.
-    Fits,
+    Matches,
     /// It is not there.
     Missing,
     /// It is there, and differs.
@@ -66,7 +86,7 @@ impl Survey {
     /// # Errors
     /// There is no connection.
     pub async fn open(config: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = connect(&config.url, Role::Client).await?;
+        let connection = Connection::open(&config.url, Role::Client).await?;
         Ok(Self { connection, topology: Topology::new(config) })
     }
 
@@ -77,22 +97,32 @@ impl Survey {
 
     /// The virtual host.
     pub fn vhost(&self) -> String {
-        self.connection.get().status().vhost().to_string()
+        self.connection.lapin().status().vhost().to_string()
     }
 
     /// Looks at every exchange and queue.
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn objects(&self) -> Result<Vec<Found>, BrokerError> {
+    pub async fn objects(&self) -> Result<Vec<SurveyedObject>, BrokerError> {
         let mut objects = Vec::new();
         for (name, _) in &self.topology.exchanges {
             let state = self.exchange(name).await?;
-            objects.push(Found { name: name.clone(), is_queue: false, state, traffic: None });
+            objects.push(SurveyedObject {
+                name: name.clone(),
+                kind: ObjectKind::Exchange,
+                state,
+                counts: None,
+            });
         }
         for queue in &self.topology.queues {
-            let (state, traffic) = self.queue(queue).await?;
-            objects.push(Found { name: queue.name.clone(), is_queue: true, state, traffic });
+            let (state, counts) = self.queue(queue).await?;
+            objects.push(SurveyedObject {
+                name: queue.name.clone(),
+                kind: ObjectKind::Queue,
+                state,
+                counts,
+            });
         }
         Ok(objects)
     }
@@ -105,20 +135,20 @@ impl Survey {
     pub async fn takes_messages(&self) -> Result<(), BrokerError> {
         let doing = "publish to the default exchange";
         let publish = async {
-            let channel = self.connection.get().create_channel().await?;
+            let channel = self.connection.lapin().create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let nowhere = format!("handoff-doctor-{}", uuid::Uuid::new_v4().simple());
             for _ in 0..2 {
                 let properties = BasicProperties::default();
                 channel
-                    .basic_publish("".into(), bounded(&nowhere), MANDATORY, &[], properties)
+                    .basic_publish("".into(), short_string(&nowhere), MANDATORY, &[], properties)
                     .await?
                     .await?;
             }
             Ok(())
         };
         let blocked = async {
-            while !self.connection.get().status().blocked() {
+            while !self.connection.lapin().status().blocked() {
                 sleep(LOOK_OFTEN).await;
             }
         };
@@ -132,7 +162,7 @@ impl Survey {
                 }
             }
         };
-        timeout(STEP_LIMIT, published).await.unwrap_or_else(|_| Err(BrokerError::timeout(doing)))
+        timeout(RPC_TIMEOUT, published).await.unwrap_or_else(|_| Err(BrokerError::timeout(doing)))
     }
 
     /// Closes the connection.
@@ -140,7 +170,7 @@ impl Survey {
         self.connection.close().await;
     }
 
-    async fn exchange(&self, name: &str) -> Result<State, BrokerError> {
+    async fn exchange(&self, name: &str) -> Result<ObjectState, BrokerError> {
         let declare = async |passive| {
             let channel = self.channel().await?;
             let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
@@ -152,29 +182,32 @@ impl Survey {
                 return Ok(state);
             }
         }
-        Ok(State::Fits)
+        Ok(ObjectState::Matches)
     }
 
-    async fn queue(&self, queue: &Queue) -> Result<(State, Option<Traffic>), BrokerError> {
-        let (state, traffic) = self.declare(queue, true, queue.arguments.clone()).await?;
-        if state != State::Fits {
+    async fn queue(
+        &self,
+        queue: &Queue,
+    ) -> Result<(ObjectState, Option<QueueCounts>), BrokerError> {
+        let (state, counts) = self.declare(queue, true, queue.arguments.clone()).await?;
+        if state != ObjectState::Matches {
             return Ok((state, None));
         }
         // RabbitMQ names one argument at a time. So what it names is taken over, and it is asked again.
         let (mut arguments, mut all) = (queue.arguments.clone(), Vec::new());
         for _ in 0..MOST_DIFFERENCES {
             match self.declare(queue, false, arguments.clone()).await?.0 {
-                State::Differs(differences) => all.extend(differences),
-                State::Fits => break,
-                other if all.is_empty() => return Ok((other, traffic)),
+                ObjectState::Differs(differences) => all.extend(differences),
+                ObjectState::Matches => break,
+                other if all.is_empty() => return Ok((other, counts)),
                 _ => break,
             }
             if !all.last().is_some_and(|last: &Difference| last.adopt(&mut arguments)) {
                 break;
             }
         }
-        let state = if all.is_empty() { State::Fits } else { State::Differs(all) };
-        Ok((state, traffic))
+        let state = if all.is_empty() { ObjectState::Matches } else { ObjectState::Differs(all) };
+        Ok((state, counts))
     }
 
     async fn declare(
@@ -182,14 +215,14 @@ impl Survey {
         queue: &Queue,
         passive: bool,
         arguments: FieldTable,
-    ) -> Result<(State, Option<Traffic>), BrokerError> {
+    ) -> Result<(ObjectState, Option<QueueCounts>), BrokerError> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
         let declared = channel.queue_declare(short(&queue.name)?, options, arguments);
         Ok(match self.ask(declared).await? {
             Ok(found) => {
                 let (messages, consumers) = (found.message_count(), found.consumer_count());
-                (State::Fits, Some(Traffic { messages, consumers }))
+                (ObjectState::Matches, Some(QueueCounts { messages, consumers }))
             }
             Err(state) => (state, None),
         })
@@ -197,27 +230,29 @@ impl Survey {
 
     /// One of its own for each question: a refusal closes it.
     async fn channel(&self) -> Result<Channel, BrokerError> {
-        open_channel(self.connection.get()).await
+        open_channel(self.connection.lapin()).await
     }
 
     /// The inner error is RabbitMQ's answer, the outer one that there was none.
     async fn ask<T>(
         &self,
         question: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<Result<T, State>, BrokerError> {
+    ) -> Result<Result<T, ObjectState>, BrokerError> {
         let doing = "look at the topology";
-        let answer = timeout(STEP_LIMIT, question).await;
+        let answer = timeout(RPC_TIMEOUT, question).await;
         let error = match answer.map_err(|_| BrokerError::timeout(doing))? {
             Ok(answer) => return Ok(Ok(answer)),
             Err(error) => error,
         };
-        if !self.connection.get().status().connected() {
+        if !self.connection.lapin().status().connected() {
             return Err(BrokerError::during(doing, &error));
         }
         Ok(Err(match refusal(&error) {
-            Some(Refusal::NotFound) => State::Missing,
-            Some(Refusal::OtherArguments) => State::Differs(vec![Difference::read(&why(&error))]),
-            _ => State::Unknown(why(&error)),
+            Some(Refusal::NotFound) => ObjectState::Missing,
+            Some(Refusal::PreconditionFailed) => {
+                ObjectState::Differs(vec![Difference::read(&cause(&error))])
+            }
+            _ => ObjectState::Unknown(cause(&error)),
         }))
     }
 }

@@ -15,7 +15,7 @@ pub const WINDOW: &str = "pace";
 pub const WINDOW_FULL: &str = "Full";
 pub const WINDOW_ONE_AT_A_TIME: &str = "Careful";
 pub const NOT_CONSUMING: &str = "not consuming; trying again until it works";
-pub const WINDOW_GROWN: &str = "fetching more at a time";
+pub const WINDOW_GROWN: &str = "prefetch raised";
 pub const REQUEST_FINISHED: &str = "request finished";
 pub const HANDED_BACK: &str = "handed back, or to be redelivered";
 
@@ -23,12 +23,13 @@ pub const HANDED_BACK: &str = "handed back, or to be redelivered";
 pub const RABBITMQ_LOST: &str = "lost RabbitMQ; reconnecting";
 /// The field of `RABBITMQ_LOST` with the cause.
 pub const RABBITMQ_LOST_CAUSE: &str = "fault";
-pub const CONSUMER_FORGOTTEN: &str = "RabbitMQ has forgotten the subscription";
-pub const TOPOLOGY_DIFFERS: &str =
-    "the topology is not as it should be; requests are taken all the same";
-pub const PUBLISHING_BLOCKED: &str = "RabbitMQ blocks publishing: it is short of memory or disk";
-pub const PUBLISHING_UNBLOCKED: &str = "RabbitMQ takes messages again";
-pub const COPY_NOT_TAKEN: &str = "RabbitMQ did not take a message; offering it again";
+pub const CONSUMER_FORGOTTEN: &str =
+    "RabbitMQ lost the consumer: the queue has messages and no consumer";
+pub const TOPOLOGY_DIFFERS: &str = "topology check failed; still consuming";
+pub const PUBLISHING_BLOCKED: &str =
+    "publishing blocked by RabbitMQ (memory or disk alarm); waiting";
+pub const PUBLISHING_UNBLOCKED: &str = "publishing unblocked by RabbitMQ; resumed";
+pub const COPY_NOT_TAKEN: &str = "publish not confirmed; retrying";
 pub const FAILED_EVENT_UNROUTABLE: &str = "no queue is bound to take `handoff.failed`";
 
 // The platform and the gate before it.

@@ -11,7 +11,7 @@ const MAX_GREETING: usize = 64 * 1024;
 
 /// Which server it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Greeting {
+pub struct ServerProperties {
     /// Its name, such as `RabbitMQ`.
     pub product: String,
     /// Its version, such as `4.2.1`.
@@ -19,7 +19,9 @@ pub struct Greeting {
 }
 
 /// Says the first word on a fresh connection, and reads the answer. `None` where that is not AMQP 0-9-1.
-pub async fn greeting(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<Greeting> {
+pub async fn server_properties(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> Option<ServerProperties> {
     stream.write_all(b"AMQP\x00\x00\x09\x01").await.ok()?;
     // A frame: its kind, its channel, its length; then that many bytes.
     let mut head = [0; 7];
@@ -29,7 +31,7 @@ pub async fn greeting(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option
     let mut frame = vec![0; length];
     stream.read_exact(&mut frame).await.ok()?;
     match parse_class(&frame[..]).ok()?.1 {
-        AMQPClass::Connection(AMQPMethod::Start(start)) => Some(Greeting {
+        AMQPClass::Connection(AMQPMethod::Start(start)) => Some(ServerProperties {
             product: text(&start.server_properties, "product"),
             version: text(&start.server_properties, "version"),
         }),

@@ -10,17 +10,15 @@ use std::{sync::Arc, time::Duration};
 use lapin::Connection;
 use tokio::time::sleep;
 
-use super::{BrokerError, Topology, Traffic};
+use super::{QueueCounts, Topology};
+use crate::broker::{error::BrokerError, log};
 
 /// How long that may last. Declaring what is there costs RabbitMQ little.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Declares the topology again and again, or, where declaring is off, checks it. What does not work
 /// is told once, and ends nothing: requests are still taken. Ends when the subscription is forgotten.
-pub(super) async fn look_after(
-    topology: Arc<Topology>,
-    connection: Arc<Connection>,
-) -> BrokerError {
+pub(crate) async fn watch(topology: Arc<Topology>, connection: Arc<Connection>) -> BrokerError {
     let mut told = None;
     loop {
         sleep(EVERY).await;
@@ -30,12 +28,16 @@ pub(super) async fn look_after(
             && connection.status().connected()
             && told.as_ref() != Some(error)
         {
-            tracing::warn!(%error, "the topology is not as it should be; requests are taken all the same");
+            log::topology_check_failed(error);
         }
         told = error;
         // A queue without a leader has nothing to tell either: both are 0 then.
-        if let Ok(Traffic { messages: 1.., consumers: 0 }) = topology.traffic(&connection).await {
-            return BrokerError::new("RabbitMQ has forgotten the subscription");
+        if let Ok(QueueCounts { messages: 1.., consumers: 0 }) =
+            topology.request_queue_counts(&connection).await
+        {
+            return BrokerError::new(
+                "RabbitMQ lost the consumer: the queue has messages and no consumer",
+            );
         }
     }
 }

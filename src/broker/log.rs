@@ -1,0 +1,58 @@
+//! The broker's log messages, and how often each may be repeated.
+
+use super::error::{BrokerError, PublishError};
+use crate::{
+    message::RequestId,
+    telemetry::log_limit::{LogLimit, Outage},
+};
+
+const PUBLISH_NOT_CONFIRMED: &str = "publish not confirmed; retrying";
+const PUBLISHING_BLOCKED: &str = "publishing blocked by RabbitMQ (memory or disk alarm); waiting";
+const HEADERS_TOO_LARGE: &str =
+    "headers too large for one frame; dropped the largest from the copy";
+
+static PUBLISH_NOT_CONFIRMED_LIMIT: LogLimit = LogLimit::new(PUBLISH_NOT_CONFIRMED, 1);
+static PUBLISHING_BLOCKED_LIMIT: LogLimit = LogLimit::new(PUBLISHING_BLOCKED, 3);
+static HEADERS_TOO_LARGE_LIMIT: LogLimit = LogLimit::new(HEADERS_TOO_LARGE, 1);
+
+pub(super) fn publish_not_confirmed(request_id: &RequestId, error: &PublishError) {
+    if PUBLISH_NOT_CONFIRMED_LIMIT.permit() {
+        tracing::warn!(request_id = request_id.short(), %error, "{PUBLISH_NOT_CONFIRMED}");
+    }
+}
+
+pub(super) fn headers_too_large(request_id: Option<&RequestId>, dropped: usize) {
+    if HEADERS_TOO_LARGE_LIMIT.permit() {
+        let request_id = request_id.map(RequestId::short);
+        tracing::warn!(request_id, dropped, "{HEADERS_TOO_LARGE}");
+    }
+}
+
+pub(super) fn topology_check_failed(error: &BrokerError) {
+    tracing::warn!(%error, "topology check failed; still consuming");
+}
+
+pub(super) fn prefetch_raised(prefetch: u16) {
+    tracing::debug!(prefetch, "prefetch raised");
+}
+
+/// Whether RabbitMQ blocks publishing on a connection, as logged.
+pub(super) struct PublishingLog(Outage);
+
+impl PublishingLog {
+    pub(super) fn new() -> Self {
+        Self(Outage::new(&PUBLISHING_BLOCKED_LIMIT))
+    }
+
+    pub(super) fn blocked(&mut self) {
+        if self.0.report_down() {
+            tracing::warn!("{PUBLISHING_BLOCKED}");
+        }
+    }
+
+    pub(super) fn unblocked(&mut self) {
+        if self.0.report_up() {
+            tracing::info!("publishing unblocked by RabbitMQ; resumed");
+        }
+    }
+}
