@@ -1,124 +1,121 @@
-//! Troubles that come again and again are told a few times, and then counted.
+//! Limits how often one message is logged, and counts the rest.
+//!
+//! A failing dependency fails every request, and a line for each would bury all others.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     time::{Instant, sleep_until},
 };
 
-/// What was not told is told as a number after this long.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// How often one kind of trouble is told within a minute. What comes beyond that is counted, and told
-/// in one line at the minute's end.
+/// Permits a message a few times a minute, and logs the number it suppressed.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
-    what: &'static str,
-    most: u32,
+    message: &'static str,
+    per_window: u32,
     window: Mutex<Window>,
 }
 
 #[derive(Debug)]
 struct Window {
-    ends: Option<Instant>,
-    told: u32,
-    untold: u64,
+    end: Option<Instant>,
+    logged: u32,
+    suppressed: u64,
+    summary_scheduled: bool,
 }
 
 impl LogLimit {
-    /// So many a minute of what goes by this name.
-    pub(crate) const fn new(what: &'static str, most: u32) -> Self {
-        Self { what, most, window: Mutex::new(Window { ends: None, told: 0, untold: 0 }) }
+    /// Permits `message` `per_window` times a minute.
+    pub(crate) const fn new(message: &'static str, per_window: u32) -> Self {
+        let window = Window { end: None, logged: 0, suppressed: 0, summary_scheduled: false };
+        Self { message, per_window, window: Mutex::new(window) }
     }
 
-    /// It has happened again. Whether to tell it.
+    /// Returns whether to log the message now; counts it as suppressed otherwise.
     pub(crate) fn permit(&'static self) -> bool {
-        let (told, ends) = self.window().one_more(self.most, Instant::now());
-        // Outside of the runtime, where nothing can be told later, the count waits for the next time.
-        if let (Some(ends), Ok(runtime)) = (ends, Handle::try_current()) {
+        if self.permit_ongoing() {
+            return true;
+        }
+        let mut window = self.window.lock();
+        window.suppressed += 1;
+        // Outside a runtime, as in a panic on the watchdog's thread, the next call schedules it.
+        if !window.summary_scheduled
+            && let (Some(end), Ok(runtime)) = (window.end, Handle::try_current())
+        {
+            window.summary_scheduled = true;
             runtime.spawn(async move {
-                sleep_until(ends).await;
-                self.sum_up();
+                sleep_until(end).await;
+                self.log_summary();
             });
         }
-        told
+        false
     }
 
-    /// It goes on. Whether to tell it by now.
-    fn permit_late(&'static self) -> bool {
-        let free = self.window().is_free(self.most, Instant::now());
-        free && self.permit()
-    }
-
-    fn sum_up(&self) {
-        let times = std::mem::take(&mut self.window().untold);
-        if times > 0 {
-            let (what, seconds) = (self.what, WINDOW.as_secs());
-            tracing::warn!(what, times, seconds, "told before, and not each time since");
+    /// As [`Self::permit`], for an occurrence that was counted before.
+    fn permit_ongoing(&self) -> bool {
+        let now = Instant::now();
+        let mut window = self.window.lock();
+        if window.end.is_none_or(|end| end <= now) {
+            window.end = Some(now + WINDOW);
+            window.logged = 0;
+            window.summary_scheduled = false;
         }
+        let permitted = window.logged < self.per_window;
+        window.logged += u32::from(permitted);
+        permitted
     }
 
-    /// The window is whole after every step, so a panic elsewhere does not spoil it.
-    fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    fn log_summary(&self) {
+        let count = std::mem::take(&mut self.window.lock().suppressed);
+        if count > 0 {
+            // Not `message`: that is the name of the line's own text.
+            let repeated = self.message;
+            let window_s = WINDOW.as_secs();
+            tracing::warn!(repeated, count, window_s, "repeated messages suppressed");
+        }
     }
 }
 
-impl Window {
-    /// Whether to tell it, and until when to count if this is the first that is counted.
-    fn one_more(&mut self, most: u32, now: Instant) -> (bool, Option<Instant>) {
-        if self.ends.is_none_or(|ends| ends <= now) {
-            self.ends = Some(now + WINDOW);
-            self.told = 0;
-        }
-        if self.told < most {
-            self.told += 1;
-            return (true, None);
-        }
-        self.untold += 1;
-        (false, self.ends.filter(|_| self.untold == 1))
-    }
-
-    fn is_free(&self, most: u32, now: Instant) -> bool {
-        self.told < most || self.ends.is_none_or(|ends| ends <= now)
-    }
-}
-
-/// Something that is well or is not. Its end is told if its beginning was, and a beginning that was not
-/// told at once is told later if it lasts.
+/// A dependency that is up or down, and whether the log says so.
+///
+/// A recovery is logged only if the outage was. An outage whose first line was suppressed is logged
+/// later if it lasts.
 #[derive(Debug)]
 pub(crate) struct Outage {
     limit: &'static LogLimit,
-    begun: bool,
-    told: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Up,
+    DownSuppressed,
+    DownLogged,
 }
 
 impl Outage {
-    /// All is well.
     pub(crate) const fn new(limit: &'static LogLimit) -> Self {
-        Self { limit, begun: false, told: false }
+        Self { limit, state: State::Up }
     }
 
-    /// It is not well: now, or still. Whether to tell it.
+    /// Records that the dependency is down, and returns whether to log it.
     pub(crate) fn report_down(&mut self) -> bool {
-        let begun = std::mem::replace(&mut self.begun, true);
-        let tell = match (begun, self.told) {
-            (false, _) => self.limit.permit(),
-            (true, false) => self.limit.permit_late(),
-            (true, true) => false,
+        let permitted = match self.state {
+            State::Up => self.limit.permit(),
+            State::DownSuppressed => self.limit.permit_ongoing(),
+            State::DownLogged => return false,
         };
-        self.told |= tell;
-        tell
+        self.state = if permitted { State::DownLogged } else { State::DownSuppressed };
+        permitted
     }
 
-    /// It is well. Whether to tell it.
+    /// Records that the dependency is up, and returns whether to log the recovery.
     pub(crate) fn report_up(&mut self) -> bool {
-        self.begun = false;
-        std::mem::take(&mut self.told)
+        std::mem::replace(&mut self.state, State::Up) == State::DownLogged
     }
 }
 
@@ -129,38 +126,57 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_told_is_counted_and_summed_up() {
-        static LIMIT: LogLimit = LogLimit::new("it went wrong", 2);
-        let untold = || LIMIT.window().untold;
-        let told = || (0..10_000).filter(|_| LIMIT.permit()).count();
-        assert_eq!(told(), 2);
+    async fn suppressed_messages_are_counted_and_summed_up() {
+        static LIMIT: LogLimit = LogLimit::new("it failed", 2);
+        let suppressed = || LIMIT.window.lock().suppressed;
+        let permitted = || (0..10_000).filter(|_| LIMIT.permit()).count();
+        assert_eq!(permitted(), 2);
         advance(WINDOW / 2).await;
-        assert_eq!((told(), untold()), (0, 19_998));
+        assert_eq!((permitted(), suppressed()), (0, 19_998));
         tokio::time::sleep(WINDOW).await;
-        assert_eq!(untold(), 0, "summed up");
-        assert_eq!(told(), 2, "a minute later");
+        assert_eq!(suppressed(), 0, "summed up");
+        assert_eq!(permitted(), 2, "a minute later");
+        tokio::time::sleep(2 * WINDOW).await;
+        assert_eq!(suppressed(), 0, "the second window is summed up, too");
+    }
+
+    #[test]
+    fn a_message_suppressed_outside_a_runtime_is_summed_up_later() {
+        static LIMIT: LogLimit = LogLimit::new("it failed", 1);
+        assert!(LIMIT.permit() && !LIMIT.permit());
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+            assert!(!LIMIT.permit());
+            tokio::time::sleep(2 * WINDOW).await;
+            assert_eq!(LIMIT.window.lock().suppressed, 0);
+        });
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_flaps_is_told_now_and_then_and_what_lasts_is_told_once() {
-        static LIMIT: LogLimit = LogLimit::new("it is away", 3);
+    async fn a_flapping_dependency_is_logged_now_and_then() {
+        static LIMIT: LogLimit = LogLimit::new("it is down", 3);
         let mut outage = Outage::new(&LIMIT);
-        let mut told = Vec::new();
+        let mut reports = Vec::new();
         for _ in 0..120 {
-            told.push((
+            reports.push([
                 outage.report_down(),
                 outage.report_down(),
                 outage.report_up(),
                 outage.report_up(),
-            ));
+            ]);
             advance(Duration::from_secs(1)).await;
         }
-        let lines = told.iter().filter(|told| **told == (true, false, true, false)).count();
-        let silent = told.iter().filter(|told| **told == (false, false, false, false)).count();
-        assert_eq!((lines, silent), (6, 114));
+        let logged = reports.iter().filter(|report| **report == [true, false, true, false]);
+        let suppressed = reports.iter().filter(|report| **report == [false; 4]);
+        assert_eq!((logged.count(), suppressed.count()), (6, 114));
+    }
 
-        let told = (0..3).filter(|_| LIMIT.permit()).count();
-        assert_eq!((told, outage.report_down()), (3, false), "too much was told before");
+    #[tokio::test(start_paused = true)]
+    async fn a_lasting_outage_is_logged_once_even_if_its_first_line_was_suppressed() {
+        static LIMIT: LogLimit = LogLimit::new("it is down", 3);
+        let mut outage = Outage::new(&LIMIT);
+        assert_eq!((0..9).filter(|_| LIMIT.permit()).count(), 3);
+        assert!(!outage.report_down(), "all lines of the window are used");
         advance(WINDOW).await;
         assert!(outage.report_down() && !outage.report_down() && outage.report_up());
     }

@@ -1,4 +1,4 @@
-//! What the worker tells about itself: logs, metrics and traces.
+//! Logs, metrics and traces.
 
 pub(crate) mod log_limit;
 pub mod logs;

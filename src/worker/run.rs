@@ -333,7 +333,7 @@ impl Run {
                 attached.close().await;
             }
         };
-        let flush = self.processor.traces.flush();
+        let flush = self.processor.traces.shut_down();
         let _ = timeout_at(end, async { tokio::join!(close, flush) }).await;
         tracing::info!("stopped");
     }

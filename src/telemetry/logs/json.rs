@@ -1,7 +1,7 @@
-//! Log lines as JSON: one flat object each.
+//! Formats a log line as one flat JSON object.
 //!
-//! The formatter that comes with the subscriber writes each word through several adapters, which made
-//! the line of a request a tenth of what a reused link costs. This one fills a buffer.
+//! The `json` formatter of tracing-subscriber 0.3.23 costs about 8,000 of the 286,000 instructions
+//! of a request (2.7 %, callgrind): it passes each value through several adapters. Not reported upstream.
 
 use std::fmt::{self, Write};
 
@@ -19,7 +19,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// The time, the level, what the event says, and where it comes from.
+/// Writes `timestamp`, `level`, the event's fields, and `target`.
 pub(super) struct Json;
 
 impl<S, N> FormatEvent<S, N> for Json
@@ -36,22 +36,22 @@ where
         let mut now = String::new();
         SystemTime.format_time(&mut Writer::new(&mut now))?;
         let mut line = Line(Vec::with_capacity(256));
-        line.put("timestamp", &now);
-        line.put("level", event.metadata().level().as_str());
+        line.push("timestamp", &now);
+        line.push("level", event.metadata().level().as_str());
         event.record(&mut line);
-        line.put("target", event.metadata().target());
+        line.push("target", event.metadata().target());
         line.0.extend_from_slice(b"}\n");
         writer.write_str(std::str::from_utf8(&line.0).map_err(|_| fmt::Error)?)
     }
 }
 
-/// An object that is not closed yet.
+/// A JSON object without its closing brace.
 struct Line(Vec<u8>);
 
 impl Line {
-    fn put<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
+    fn push<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
         self.0.push(if self.0.is_empty() { b'{' } else { b',' });
-        // Text and numbers: neither they nor the buffer can fail.
+        // Writing text or a number to a `Vec` cannot fail.
         let _ = serde_json::to_writer(&mut self.0, name);
         self.0.push(b':');
         let _ = serde_json::to_writer(&mut self.0, value);
@@ -60,40 +60,38 @@ impl Line {
 
 impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field.name(), value);
+        self.push(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field.name(), &value);
+        self.push(field.name(), &value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field.name(), &value);
+        self.push(field.name(), &value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field.name(), &value);
+        self.push(field.name(), &value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field.name(), &value);
+        self.push(field.name(), &value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = String::new();
-        // What a value can say of itself until it fails.
+        // If the value's `Debug` fails half-way, the line has the first half.
         let _ = write!(text, "{value:?}");
-        self.put(field.name(), &text);
+        self.push(field.name(), &text);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
+    use std::{io, sync::Arc};
 
+    use parking_lot::Mutex;
     use serde_json::{Value, json};
     use tracing_subscriber::{Layer, layer::SubscriberExt};
 
@@ -104,7 +102,7 @@ mod tests {
 
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -114,53 +112,52 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_told_is_one_object_on_a_line() {
+    fn every_event_is_one_json_object_on_one_line() {
         let lines = Lines::default();
         let writer = lines.clone();
         let layer =
             tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).event_format(Json);
-        let rude = "\"quoted\"\n\u{1b}[31m\u{0}é\u{2028}";
-        let error: &(dyn std::error::Error + 'static) = &io::Error::other(rude);
+        let hostile = "\"quoted\"\n\u{1b}[31m\u{0}é\u{2028}";
+        let error: &(dyn std::error::Error + 'static) = &io::Error::other(hostile);
+        let absent = None::<&str>;
         tracing::subscriber::with_default(
             tracing_subscriber::registry().with(layer.boxed()),
             || {
-                let (some, none) = (Some("there"), None::<&str>);
                 tracing::info!(
-                    text = rude,
-                    some,
-                    none,
+                    text = hostile,
+                    present = Some("there"),
+                    absent,
                     number = 7_u64,
-                    below = -7_i64,
+                    negative = -7_i64,
                     "said \"so\""
                 );
-                tracing::warn!(half = 0.5, none = f64::NAN, yes = true, %rude, quoted = ?rude, error);
+                tracing::warn!(half = 0.5, nan = f64::NAN, yes = true, %hostile, quoted = ?hostile, error);
             },
         );
-        let printed = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let printed = String::from_utf8(lines.0.lock().clone()).unwrap();
         let (_, after_the_time) = printed.split_once("Z\",").unwrap();
         assert!(after_the_time.starts_with(r#""level":"INFO","message":"said \"so\"","text":"#));
-        assert!(printed.ends_with(&format!("\"target\":\"{}\"}}\n", module_path!())));
-        let mut read = printed.lines().map(|line| {
-            let mut line: Value = serde_json::from_str(line).unwrap();
-            let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();
-            let time = time.as_str().unwrap().to_owned();
-            assert!(
-                crate::message::parse_date_time(&time).is_some() && time.ends_with('Z'),
-                "{time}"
-            );
-            line
-        });
         let target = module_path!();
+        assert!(printed.ends_with(&format!("\"target\":\"{target}\"}}\n")));
+        let mut parsed = printed.lines().map(without_timestamp);
         let first = json!({
-            "level": "INFO", "message": "said \"so\"", "text": rude, "some": "there", "number": 7,
-            "below": -7, "target": target,
+            "level": "INFO", "message": "said \"so\"", "text": hostile, "present": "there", "number": 7,
+            "negative": -7, "target": target,
         });
-        assert_eq!(read.next(), Some(first));
+        assert_eq!(parsed.next(), Some(first));
         let second = json!({
-            "level": "WARN", "half": 0.5, "none": null, "yes": true, "rude": rude,
-            "quoted": format!("{rude:?}"), "error": rude, "target": target,
+            "level": "WARN", "half": 0.5, "nan": null, "yes": true, "hostile": hostile,
+            "quoted": format!("{hostile:?}"), "error": hostile, "target": target,
         });
-        assert_eq!(read.next(), Some(second));
-        assert_eq!(read.next(), None);
+        assert_eq!(parsed.next(), Some(second));
+        assert_eq!(parsed.next(), None);
+    }
+
+    fn without_timestamp(line: &str) -> Value {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();
+        let time = time.as_str().unwrap();
+        assert!(crate::message::parse_date_time(time).is_some() && time.ends_with('Z'), "{time}");
+        line
     }
 }

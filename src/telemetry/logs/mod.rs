@@ -1,4 +1,4 @@
-//! Log lines: to stderr, one per event, for people or for machines.
+//! Log lines on stderr, one per event, as text or JSON.
 
 mod json;
 
@@ -12,41 +12,41 @@ use tracing_subscriber::{
 use super::log_limit::LogLimit;
 use crate::config::{LogFormat, LogSettings};
 
-static PANICS: LogLimit = LogLimit::new("panicked", 10);
+const PANICKED: &str = "panicked; message withheld because it may contain a secret";
+static PANICS: LogLimit = LogLimit::new(PANICKED, 10);
 
-/// Sends log lines to stderr from here on, and panics to the log.
+/// Sends log lines and panics to stderr from here on.
 ///
-/// Only this program's own lines are let through. The libraries below would, at trace level, print
-/// frames and headers, and with them tokens, links and user ids.
+/// Drops the lines of all libraries: at trace level they print frames and headers, and with them
+/// tokens, links and user ids.
 pub fn init(settings: &LogSettings) {
     let terminal = std::io::stderr().is_terminal();
     let format =
         settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    // The settings were read by the same parser; should that ever differ, less is logged, not more.
+    // `config` has parsed the directives already. Should the parsers differ, log less, not more.
     let filter = EnvFilter::builder().parse(&settings.directives).unwrap_or_else(|_| "info".into());
-    let colours = terminal && colours_wanted();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
-        LogFormat::Text => lines.with_ansi(colours).boxed(),
+        LogFormat::Text => lines.with_ansi(terminal && colours_wanted()).boxed(),
         LogFormat::Json => lines.with_ansi(false).event_format(json::Json).boxed(),
     };
-    let ours = filter_fn(|metadata: &Metadata<'_>| metadata.target().starts_with("handoff"));
-    // Each command sets it once; a second call, as tests might make, leaves the first in place.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).with(filter).try_init();
+    let own = filter_fn(|metadata: &Metadata<'_>| metadata.target().starts_with("handoff"));
+    // Fails if a subscriber is set already, as in a test that calls this twice: the first stays.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(own)).with(filter).try_init();
     log_panics();
 }
 
-/// Whether colours are welcome, where there is a terminal to show them.
-pub fn colours_wanted() -> bool {
+/// Returns false if the user has set `NO_COLOR` (<https://no-color.org>).
+pub(crate) fn colours_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// A panic's message may hold anything, so only its place is told.
+/// Logs where a panic happened, but not its message, which may contain anything.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
         if PANICS.permit() {
-            tracing::error!(place, "panicked; the message is withheld, since it may hold a secret");
+            tracing::error!(location, "{PANICKED}");
         }
     }));
 }

@@ -1,4 +1,4 @@
-//! What is counted of RabbitMQ.
+//! Metrics of the connection to RabbitMQ.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use super::{
     labels::{KindOutcomeLabel, PublishKind, resolved},
 };
 
-/// What a publish that RabbitMQ took over is called.
+/// The `outcome` of a publish that RabbitMQ confirmed.
 const CONFIRMED: &str = "confirmed";
 
 #[derive(Debug)]
 pub(super) struct Broker {
     publishes: Family<KindOutcomeLabel, Counter>,
-    /// The usual outcome, by kind.
+    /// The counters of `outcome="confirmed"`, by kind.
     confirmed: [Counter; 5],
     confirm_time: Histogram,
     connected: Gauge,
@@ -39,22 +39,22 @@ impl Broker {
         };
         registry.register(
             "handoff_publishes",
-            "Messages published, repeats included, by kind and by what RabbitMQ made of them",
+            "Messages published, repeats included, by kind and outcome",
             publishes,
         );
         registry.register(
             "handoff_publish_confirm_seconds",
-            "From publishing a message to its confirm, or to giving it up",
+            "Time from publishing a message to its confirm or failure",
             broker.confirm_time.clone(),
         );
         registry.register(
             "handoff_broker_connected",
-            "1 while consuming from RabbitMQ",
+            "1 while the worker consumes from RabbitMQ",
             broker.connected.clone(),
         );
         registry.register(
             "handoff_broker_reconnects",
-            "Connections to RabbitMQ made after the first",
+            "Connections to RabbitMQ after the first",
             broker.reconnects.clone(),
         );
         broker
@@ -62,8 +62,8 @@ impl Broker {
 }
 
 impl Metrics {
-    /// A message was published, and RabbitMQ took it, or did not: `fault` comes from a fixed set.
-    pub fn published(&self, kind: PublishKind, fault: Option<&'static str>, took: Duration) {
+    /// Counts a publish. `fault` is the `outcome` of a failed one, out of a fixed set.
+    pub(crate) fn published(&self, kind: PublishKind, fault: Option<&'static str>, took: Duration) {
         match fault {
             None => {
                 self.broker.confirmed[kind as usize].inc();
@@ -76,13 +76,13 @@ impl Metrics {
         self.broker.confirm_time.observe(took.as_secs_f64());
     }
 
-    /// Consuming, or not.
-    pub fn broker_connected(&self, connected: bool) {
+    /// Records whether the worker consumes.
+    pub(crate) fn broker_connected(&self, connected: bool) {
         self.broker.connected.set(i64::from(connected));
     }
 
-    /// There is a connection to RabbitMQ again.
-    pub fn broker_reconnected(&self) {
+    /// Counts a connection to RabbitMQ after the first.
+    pub(crate) fn broker_reconnected(&self) {
         self.broker.reconnects.inc();
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted of Redis.
+//! Metrics of the cache in Redis.
 
 use std::time::Duration;
 
@@ -32,22 +32,22 @@ impl Cache {
         };
         registry.register(
             "handoff_cache_lookups",
-            "Links asked for in Redis, found (hit) or to be made (miss)",
+            "Lookups of a link in Redis: found (hit) or not (miss)",
             lookups,
         );
         registry.register(
             "handoff_lease_wait_seconds",
-            "Time that requests waited for somebody else to make their link",
+            "Time that requests waited for another worker to make their link",
             cache.lease_wait.clone(),
         );
         registry.register(
             "handoff_cache_errors",
-            "Redis operations that failed and were done without",
+            "Redis operations that failed or were skipped",
             cache.errors.clone(),
         );
         registry.register(
             "handoff_cache_reconnects",
-            "Connections to Redis made after the first",
+            "Connections to Redis after the first",
             cache.reconnects.clone(),
         );
         cache
@@ -55,23 +55,23 @@ impl Cache {
 }
 
 impl Metrics {
-    /// The cache has answered.
-    pub fn looked_up(&self, lookup: Lookup) {
+    /// Counts a lookup that Redis answered.
+    pub(crate) fn looked_up(&self, lookup: Lookup) {
         self.cache.lookups[lookup as usize].inc();
     }
 
-    /// A request has waited for somebody else to make its link.
-    pub fn lease_waited(&self, wait: Duration) {
+    /// Records how long a request waited for another worker to make its link.
+    pub(crate) fn lease_waited(&self, wait: Duration) {
         self.cache.lease_wait.observe(wait.as_secs_f64());
     }
 
-    /// A Redis operation failed and was done without.
-    pub fn cache_failed(&self) {
+    /// Counts a Redis operation that failed or was skipped.
+    pub(crate) fn cache_failed(&self) {
         self.cache.errors.inc();
     }
 
-    /// There is a connection to Redis again.
-    pub fn cache_reconnected(&self) {
+    /// Counts a connection to Redis after the first.
+    pub(crate) fn cache_reconnected(&self) {
         self.cache.reconnects.inc();
     }
 }

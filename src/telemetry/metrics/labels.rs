@@ -1,4 +1,4 @@
-//! The values of labels: fixed sets, so that the number of series is bounded.
+//! Label values: fixed sets, so that the number of series is bounded.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -7,8 +7,7 @@ use prometheus_client::{
 
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names are the reference's")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Ready,
     Reused,
     Failed,
@@ -18,8 +17,8 @@ pub enum Outcome {
 impl Outcome {
     pub(super) const ALL: [Self; 4] = [Self::Ready, Self::Reused, Self::Failed, Self::Retried];
 
-    /// The outcome's name, in metrics and logs alike.
-    pub fn as_str(self) -> &'static str {
+    /// The name in metrics, logs and spans.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Reused => "reused",
@@ -29,12 +28,12 @@ impl Outcome {
     }
 }
 
-/// What the cache answers to a request for a link.
+/// Whether the cache had a link for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lookup {
-    /// A link that will do.
+pub(crate) enum Lookup {
+    /// The cache had a link that the request may use.
     Hit,
-    /// None: one is to be made.
+    /// The worker must make one.
     Miss,
 }
 
@@ -49,18 +48,18 @@ impl Lookup {
     }
 }
 
-/// What is published.
+/// The kind of a published message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PublishKind {
+pub(crate) enum PublishKind {
     /// `handoff.ready`.
     Ready,
     /// `handoff.failed`.
     Failed,
-    /// A copy for a retry queue.
+    /// A copy of a request, to a retry queue.
     Retry,
-    /// A copy for the end of the request queue.
+    /// A copy of a request, to the end of the request queue.
     Postponed,
-    /// A copy for the dead queue.
+    /// A copy of a request, to the dead queue.
     DeadLetter,
 }
 
@@ -68,8 +67,8 @@ impl PublishKind {
     pub(super) const ALL: [Self; 5] =
         [Self::Ready, Self::Failed, Self::Retry, Self::Postponed, Self::DeadLetter];
 
-    /// Its name in metrics.
-    pub fn as_str(self) -> &'static str {
+    /// The name in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Failed => "failed",
@@ -118,8 +117,7 @@ pub(super) struct KindOutcomeLabel {
     pub(super) outcome: &'static str,
 }
 
-/// The counters of these labels: there from the start, at 0, and found again without a look into the
-/// family, which costs a lock.
+/// Creates the counters of these labels, at 0. Counting then needs no lookup, which takes a lock.
 pub(super) fn resolved<L, const N: usize>(
     family: &Family<L, Counter>,
     labels: [L; N],

@@ -1,7 +1,7 @@
-//! Metrics for Prometheus, under the names of the reference, section "Metrics".
+//! Prometheus metrics; the section "Metrics" of `docs/reference.md` lists them.
 //!
-//! Recording one is an atomic addition or two: the series of everyday outcomes are found when the
-//! worker starts, not with each event.
+//! Recording one costs an atomic addition or two: the series of common outcomes are looked up once,
+//! at start-up.
 
 mod broker;
 mod cache;
@@ -14,20 +14,19 @@ use std::sync::Arc;
 
 use prometheus_client::{encoding::prometheus_text, metrics::info::Info, registry::Registry};
 
-pub use self::{
+pub(crate) use self::{
     labels::{Lookup, Outcome, PublishKind},
     platform::PausedFor,
-    requests::InFlight,
 };
 
-/// The `Content-Type` of what [`Metrics::encode`] writes.
-pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
+/// The `Content-Type` of [`Metrics::encode`].
+pub(crate) const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
-/// From a cache hit on a fast network to a call that ran into its limit, in seconds.
+/// Buckets in seconds, from a cache hit to a call that timed out.
 const DURATIONS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
-/// Every metric of the process. Cheap to share, cheap to record.
+/// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -38,10 +37,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All metrics at zero. Series that exist from the start can be told from series that nobody
-    /// counts.
+    /// Registers all metrics, at zero: a missing series then means a fault, not that nothing happened.
     pub fn new() -> Arc<Self> {
-        // The encoder adds `_total` to counters and `_info` to infos, and a full stop to every help.
+        // The encoder appends `_total` to counters, `_info` to infos, and a full stop to each help.
         let mut registry = Registry::default();
         let requests = requests::Requests::register(&mut registry);
         let platform = platform::Platform::register(&mut registry);
@@ -53,10 +51,10 @@ impl Metrics {
         Arc::new(Self { registry, requests, platform, cache, broker })
     }
 
-    /// All metrics in the Prometheus text format.
-    pub fn encode(&self) -> String {
+    /// Writes all metrics in the Prometheus text format.
+    pub(crate) fn encode(&self) -> String {
         let mut text = String::new();
-        // Writing to a string cannot fail; an encoder that refuses would leave the text cut short.
+        // Writing to a `String` cannot fail. If an encoder did, the page would end early.
         let _ = prometheus_text::encode(&mut text, &self.registry);
         text
     }
@@ -79,8 +77,8 @@ mod tests {
         metrics.looked_up(Lookup::Miss);
         metrics.published(PublishKind::DeadLetter, None, Duration::from_millis(2));
         metrics.published(PublishKind::Ready, Some("unroutable"), Duration::from_millis(2));
-        let so_far = PausedFor { refused: Duration::from_millis(1_500), ..PausedFor::default() };
-        metrics.platform_paused(true, so_far);
+        let total = PausedFor { refused: Duration::from_millis(1_500), ..PausedFor::default() };
+        metrics.platform_paused(true, total);
         let guard = metrics.in_flight();
         let text = metrics.encode();
         for line in [

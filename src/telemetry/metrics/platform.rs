@@ -1,4 +1,4 @@
-//! What is counted of the platform: its calls, their repeats, and the time without.
+//! Metrics of calls to the platform, their retries, and pauses.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -23,8 +23,8 @@ type Seconds = Counter<f64, AtomicU64>;
 #[derive(Debug)]
 pub(super) struct Platform {
     calls: Family<CallOutcomeLabel, Counter>,
-    /// The usual outcome, by call.
-    good: [Counter; 2],
+    /// The counters of `outcome="ok"`, by call.
+    ok: [Counter; 2],
     durations: [Histogram; 2],
     retries: Family<CallReasonLabel, Counter>,
     rate_wait: Histogram,
@@ -32,26 +32,26 @@ pub(super) struct Platform {
     paused_for: [Seconds; 3],
 }
 
-/// For how long calls were held back, by reason.
+/// Total time that calls were paused, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PausedFor {
-    /// The platform fails for everyone.
-    pub down: Duration,
-    /// It gives no tokens.
-    pub refused: Duration,
-    /// It asks to be left alone.
-    pub asked: Duration,
+pub(crate) struct PausedFor {
+    /// The circuit breaker was open because calls failed.
+    pub(crate) down: Duration,
+    /// The platform refused the token call.
+    pub(crate) refused: Duration,
+    /// The platform asked to wait: a `Retry-After`.
+    pub(crate) asked: Duration,
 }
 
 impl Platform {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let calls = Family::<CallOutcomeLabel, Counter>::default();
-        let good = CALLS.map(|call| CallOutcomeLabel { call: call.as_str(), outcome: "ok" });
+        let ok = CALLS.map(|call| CallOutcomeLabel { call: call.as_str(), outcome: "ok" });
         let durations: Family<CallLabel, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(DURATIONS));
         let paused_for = Family::<ReasonLabel, Seconds>::default();
         let platform = Self {
-            good: resolved(&calls, good),
+            ok: resolved(&calls, ok),
             durations: CALLS
                 .map(|call| durations.get_or_create_owned(&CallLabel { call: call.as_str() })),
             calls: calls.clone(),
@@ -69,22 +69,22 @@ impl Platform {
         );
         registry.register(
             "handoff_platform_retries",
-            "Calls to the platform repeated within one delivery, by what the last one met",
+            "Calls to the platform repeated within a delivery, by the failure before",
             platform.retries.clone(),
         );
         registry.register(
             "handoff_rate_limit_wait_seconds",
-            "Time that calls waited for leave from the shared rate limit",
+            "Time that calls waited for a permit of the shared rate limit",
             platform.rate_wait.clone(),
         );
         registry.register(
             "handoff_platform_paused",
-            "1 while calls to the platform are held back",
+            "1 while calls to the platform are paused",
             platform.paused.clone(),
         );
         registry.register(
             "handoff_platform_paused_seconds",
-            "Time during which calls to the platform were held back, by reason",
+            "Time that calls to the platform were paused, by reason",
             paused_for,
         );
         platform
@@ -92,11 +92,11 @@ impl Platform {
 }
 
 impl Metrics {
-    /// A platform call ended. `outcome` comes from a fixed set.
-    pub fn called(&self, call: Call, outcome: &'static str, duration: Duration) {
+    /// Counts a finished call. `outcome` is one of a fixed set.
+    pub(crate) fn called(&self, call: Call, outcome: &'static str, duration: Duration) {
         let platform = &self.platform;
         if outcome == "ok" {
-            platform.good[call as usize].inc();
+            platform.ok[call as usize].inc();
         } else {
             let label = CallOutcomeLabel { call: call.as_str(), outcome };
             platform.calls.get_or_create(&label).inc();
@@ -104,23 +104,23 @@ impl Metrics {
         platform.durations[call as usize].observe(duration.as_secs_f64());
     }
 
-    /// A platform call is repeated, after it met `reason`, which comes from a fixed set.
-    pub fn retried(&self, call: Call, reason: &'static str) {
+    /// Counts a retry within a delivery. `reason` is one of a fixed set.
+    pub(crate) fn retried(&self, call: Call, reason: &'static str) {
         let label = CallReasonLabel { call: call.as_str(), reason };
         self.platform.retries.get_or_create(&label).inc();
     }
 
-    /// A call had leave from the shared limit, after so long.
-    pub fn rate_waited(&self, wait: Duration) {
+    /// Records how long a call waited for a permit of the shared rate limit.
+    pub(crate) fn rate_waited(&self, wait: Duration) {
         self.platform.rate_wait.observe(wait.as_secs_f64());
     }
 
-    /// Platform calls are held back, or not, and were for so long in all.
-    pub fn platform_paused(&self, paused: bool, so_far: PausedFor) {
+    /// Records whether calls are paused, and how long they have been in total.
+    pub(crate) fn platform_paused(&self, paused: bool, total: PausedFor) {
         self.platform.paused.set(i64::from(paused));
-        let so_far = [so_far.down, so_far.refused, so_far.asked];
-        for (counter, so_far) in self.platform.paused_for.iter().zip(so_far) {
-            counter.inner().store(so_far.as_secs_f64().to_bits(), Ordering::Relaxed);
+        let total = [total.down, total.refused, total.asked];
+        for (counter, total) in self.platform.paused_for.iter().zip(total) {
+            counter.inner().store(total.as_secs_f64().to_bits(), Ordering::Relaxed);
         }
     }
 }

@@ -1,5 +1,4 @@
-//! What the system says of this process, read when it is asked for. Linux tells it in `/proc`; where
-//! there is none, these metrics are missing.
+//! Metrics of the process, read from `/proc` at each scrape; missing where there is no `/proc`.
 
 use std::fs;
 
@@ -9,14 +8,12 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-/// Clock ticks a second in `/proc`: fixed by Linux for all that read it, on every architecture we
-/// build for.
-const TICKS: f64 = 100.0;
+/// Clock ticks per second in `/proc` (`USER_HZ`): 100 on x86_64 and aarch64.
+const USER_HZ: f64 = 100.0;
 
 #[derive(Debug)]
 pub(super) struct Process;
 
-/// What it is found to be.
 #[derive(Debug)]
 struct Usage {
     cpu_seconds: f64,
@@ -28,24 +25,25 @@ struct Usage {
 impl Usage {
     fn read() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The second field, a name in parentheses, may hold anything.
+        // The second field, the program's name in parentheses, may contain spaces and parentheses.
         let fields: Vec<_> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();
         let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
-        let (user, system, started) = (ticks(14)?, ticks(15)?, ticks(22)?);
+        // proc_pid_stat(5): `utime`, `stime` and `starttime`.
+        let [user, system, started] = [ticks(14)?, ticks(15)?, ticks(22)?];
         let booted = value_in("/proc/stat", "btime ")?;
         Some(Self {
-            cpu_seconds: (user + system) / TICKS,
-            start_time: booted as f64 + started / TICKS,
+            cpu_seconds: (user + system) / USER_HZ,
+            start_time: booted as f64 + started / USER_HZ,
             resident_bytes: value_in("/proc/self/status", "VmRSS:")? * 1024,
             open_fds: fs::read_dir("/proc/self/fd").ok()?.count() as u64,
         })
     }
 }
 
-/// The number after this beginning of a line.
-fn value_in(file: &str, beginning: &str) -> Option<u64> {
+/// Returns the number in the first line of `file` that starts with `prefix`.
+fn value_in(file: &str, prefix: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
-    let rest = text.lines().find_map(|line| line.strip_prefix(beginning))?;
+    let rest = text.lines().find_map(|line| line.strip_prefix(prefix))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
@@ -53,7 +51,7 @@ impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let Some(usage) = Usage::read() else { return Ok(()) };
         let cpu = ConstCounter::new(usage.cpu_seconds);
-        let help = "Processor time spent, by the program and by the system for it.";
+        let help = "CPU time spent in user and system mode.";
         cpu.encode(encoder.encode_descriptor(
             "process_cpu_seconds",
             help,
@@ -65,11 +63,11 @@ impl Collector for Process {
             ConstGauge::new(value).encode(encoder)
         };
         let resident = usage.resident_bytes as f64;
-        gauge("process_resident_memory_bytes", "Memory in use.", resident)?;
-        gauge("process_open_fds", "Open files and sockets.", usage.open_fds as f64)?;
+        gauge("process_resident_memory_bytes", "Resident memory.", resident)?;
+        gauge("process_open_fds", "Open file descriptors.", usage.open_fds as f64)?;
         gauge(
             "process_start_time_seconds",
-            "When the process was started, as a Unix time.",
+            "Start of the process, as a Unix timestamp.",
             usage.start_time,
         )
     }
@@ -82,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_found_to_be_what_it_is() {
+    fn usage_of_this_process_is_plausible() {
         let usage = Usage::read().unwrap();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
         assert!((now - usage.start_time).abs() < 3_600.0, "{usage:?} at {now}");

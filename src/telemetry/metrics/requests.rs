@@ -1,4 +1,4 @@
-//! What is counted of deliveries.
+//! Metrics of deliveries.
 
 use std::time::Duration;
 
@@ -12,8 +12,7 @@ use super::{
     labels::{Outcome, OutcomeLabel, resolved},
 };
 
-/// The same as [`DURATIONS`] for a request's whole way, which may lead through every retry queue, in
-/// seconds.
+/// Buckets in seconds, from a reused link to a request that went through every retry queue.
 const END_TO_END: [f64; 15] = [
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0,
 ];
@@ -39,17 +38,17 @@ impl Requests {
         registry.register("handoff_requests", "Deliveries settled, by outcome", family);
         registry.register(
             "handoff_request_duration_seconds",
-            "From taking a delivery to settling it",
+            "Time from receiving a delivery to settling it",
             requests.duration.clone(),
         );
         registry.register(
             "handoff_end_to_end_seconds",
-            "From a request's AMQP timestamp to its confirmed event",
+            "Time from the AMQP timestamp of a request to its confirmed event",
             requests.end_to_end.clone(),
         );
         registry.register(
             "handoff_in_flight",
-            "Deliveries being worked on",
+            "Deliveries being processed",
             requests.in_flight.clone(),
         );
         requests
@@ -57,27 +56,27 @@ impl Requests {
 }
 
 impl Metrics {
-    /// A delivery was taken; the guard's end says that it is settled or gone.
-    pub fn in_flight(&self) -> InFlight {
+    /// Counts a delivery as in flight until the guard is dropped.
+    pub(crate) fn in_flight(&self) -> InFlight {
         self.requests.in_flight.inc();
         InFlight(self.requests.in_flight.clone())
     }
 
-    /// A delivery was settled.
-    pub fn settled(&self, outcome: Outcome, duration: Duration) {
+    /// Counts a settled delivery.
+    pub(crate) fn settled(&self, outcome: Outcome, duration: Duration) {
         self.requests.outcomes[outcome as usize].inc();
         self.requests.duration.observe(duration.as_secs_f64());
     }
 
-    /// An event was confirmed, this long after its request was published.
-    pub fn event_confirmed(&self, end_to_end: Duration) {
+    /// Records the time from publishing a request to its confirmed event.
+    pub(crate) fn event_confirmed(&self, end_to_end: Duration) {
         self.requests.end_to_end.observe(end_to_end.as_secs_f64());
     }
 }
 
-/// Counts one delivery for as long as it lives.
+/// Counts a delivery as in flight until it is dropped.
 #[derive(Debug)]
-pub struct InFlight(Gauge);
+pub(crate) struct InFlight(Gauge);
 
 impl Drop for InFlight {
     fn drop(&mut self) {

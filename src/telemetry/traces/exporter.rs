@@ -1,8 +1,6 @@
-//! The way to the collector: OTLP over HTTP, in batches, on a thread of its own.
+//! Exports spans over OTLP/HTTP, in batches, from a separate thread.
 //!
-//! Spans wait in a queue of bounded length, and what does not fit is dropped: whatever the collector
-//! does, nobody waits for it. The thread has a runtime of its own, so that the one that serves
-//! requests need not encode, encrypt and send, too.
+//! The queue is bounded and drops what does not fit, so a slow collector delays no request.
 
 use std::{
     env, fs,
@@ -21,121 +19,130 @@ use reqwest::{Certificate, Client, Identity, redirect};
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
-use super::Inner;
+use super::Exporting;
 use crate::config::is_loopback;
 
-/// Limit of one export, unless the environment sets another.
+/// Timeout of an export unless `OTEL_EXPORTER_OTLP_TIMEOUT` sets another.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A setting that is not empty: the one for traces, else the one for all that OTLP carries.
+/// Reads `OTEL_EXPORTER_OTLP_TRACES_…`, or else `OTEL_EXPORTER_OTLP_…`; empty means unset.
 fn setting(name: &str) -> Option<String> {
     let names = [format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")];
     names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
-fn is(name: &str, value: &str) -> bool {
-    env::var(name).is_ok_and(|set| set.eq_ignore_ascii_case(value))
+fn env_is(name: &str, expected: &str) -> bool {
+    env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case(expected))
 }
 
-/// A tracer that exports to the collector, if the environment names one and nothing speaks against it.
-pub(super) fn from_env() -> Result<Option<Inner>, &'static str> {
+/// Builds a tracer, or returns `None` if no collector is configured or traces are disabled.
+pub(super) fn from_env() -> Result<Option<Exporting>, &'static str> {
     let Some(endpoint) = setting("ENDPOINT") else { return Ok(None) };
-    if is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
+    if env_is("OTEL_SDK_DISABLED", "true") || env_is("OTEL_TRACES_EXPORTER", "none") {
         return Ok(None);
     }
     let endpoint = Url::parse(&endpoint)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"))
-        .ok_or("OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) is no URL for http or https")?;
+        .ok_or("OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT): must be an http:// or https:// URL")?;
     if setting("PROTOCOL").is_some_and(|protocol| protocol != "http/protobuf") {
-        return Err("of OTEL_EXPORTER_OTLP_PROTOCOL only http/protobuf is there");
+        return Err(
+            "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, the only supported protocol",
+        );
     }
     let timeout = setting("TIMEOUT").and_then(|millis| millis.parse().ok());
     let timeout = timeout.map_or(TIMEOUT, Duration::from_millis);
-    // The rest of the family is read by the library: headers, compression, batches, sampler.
-    let inner = SpanExporter::builder()
+    // The library reads the other variables: headers, compression, batch size, sampler.
+    let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(client(&endpoint, timeout)?)
         .with_protocol(Protocol::HttpBinary)
         .with_timeout(timeout)
         .build()
-        .map_err(|_| "the settings in OTEL_EXPORTER_OTLP_… do not fit together")?;
+        .map_err(
+            |_| "OTEL_EXPORTER_OTLP_…: opentelemetry-otlp rejects this combination of settings",
+        )?;
     let runtime = Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|_| "no runtime for the exporter")?;
-    let exporter = OwnRuntime { inner, runtime, failing: AtomicBool::new(false) };
+    let runtime = runtime
+        .map_err(|_| "the operating system refuses the resources for the exporter's runtime")?;
+    let exporter = BlockingExporter { inner: exporter, runtime, failing: AtomicBool::new(false) };
     let provider = SdkTracerProvider::builder()
         .with_span_processor(BatchSpanProcessor::builder(exporter).build())
         .with_resource(resource())
         .build();
     let tracer = provider.tracer("handoff");
-    Ok(Some(Inner { provider, tracer }))
+    Ok(Some(Exporting { provider, tracer }))
 }
 
-/// By the rules for the platform: no redirect, which would carry the headers to who knows where, and
-/// no proxy for what is not encrypted.
+/// Builds an HTTP client that follows no redirect and sends nothing unencrypted through a proxy.
+///
+/// A redirect would send the headers, which may hold credentials, to another server.
 fn client(endpoint: &Url, timeout: Duration) -> Result<Client, &'static str> {
-    const AUTHORITY: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE names no file with PEM certificates";
-    const OURS: &str =
-        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and …_CLIENT_KEY name no such PEM files";
+    const AUTHORITIES: &str =
+        "OTEL_EXPORTER_OTLP_CERTIFICATE: must name a readable file of PEM certificates";
+    const IDENTITY: &str = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and …_CLIENT_KEY: must name \
+                            readable PEM files of a certificate and its key";
     let mut client = Client::builder().redirect(redirect::Policy::none()).timeout(timeout);
     if endpoint.scheme() == "http" {
-        // No certificate will be seen, so none has to be there to compare it with.
+        // Without TLS there is no certificate to verify: do not load the system's.
         client = client.no_proxy().tls_certs_only([]);
     } else if is_loopback(endpoint) {
         client = client.no_proxy();
     }
     if let Some(file) = setting("CERTIFICATE") {
-        let pem = fs::read(file).map_err(|_| AUTHORITY)?;
-        let authorities = Certificate::from_pem_bundle(&pem).map_err(|_| AUTHORITY)?;
+        let pem = fs::read(file).map_err(|_| AUTHORITIES)?;
+        let authorities = Certificate::from_pem_bundle(&pem).map_err(|_| AUTHORITIES)?;
         client = client.tls_certs_only(authorities);
     }
     if let (Some(certificate), Some(key)) = (setting("CLIENT_CERTIFICATE"), setting("CLIENT_KEY")) {
-        let [certificate, key] = [certificate, key].map(|file| fs::read(file).map_err(|_| OURS));
+        let [certificate, key] =
+            [certificate, key].map(|file| fs::read(file).map_err(|_| IDENTITY));
         let identity = Identity::from_pem(&[certificate?, key?].join(&b'\n'));
-        client = client.identity(identity.map_err(|_| OURS)?);
+        client = client.identity(identity.map_err(|_| IDENTITY)?);
     }
-    client.build().map_err(|_| "TLS cannot be set up for OTEL_EXPORTER_OTLP_ENDPOINT")
+    client.build().map_err(
+        |_| "OTEL_EXPORTER_OTLP_ENDPOINT: TLS setup failed; check the system's CA certificates",
+    )
 }
 
-/// Who we are: what the environment says goes first.
+/// Returns the resource attributes: name and version as defaults for those of the environment.
 fn resource() -> Resource {
-    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let given = Resource::builder().build();
-    let has = |key: &'static str| given.get(&Key::from_static_str(key));
-    let unnamed =
-        has("service.name").is_none_or(|name| name.as_str().starts_with("unknown_service"));
+    let from_env = Resource::builder().build();
+    let get = |key: &'static str| from_env.get(&Key::from_static_str(key));
     let mut resource = Resource::builder();
-    if unnamed {
+    if get("service.name").is_none_or(|name| name.as_str().starts_with("unknown_service")) {
         resource = resource.with_service_name("handoff");
     }
-    if has("service.version").is_none() {
+    if get("service.version").is_none() {
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         resource = resource.with_attribute(version);
     }
     resource.build()
 }
 
-/// An exporter that is driven where it is called: on the thread that collects batches.
+/// Exports on the thread of the batch processor, with a runtime for reqwest.
+///
+/// opentelemetry_sdk 0.33 calls the exporter from a plain thread, where reqwest's async client
+/// panics ("there is no reactor running"): open-telemetry/opentelemetry-rust#3125. `reqwest::blocking`
+/// would work, too, but starts a second thread.
 #[derive(Debug)]
-struct OwnRuntime {
+struct BlockingExporter {
     inner: SpanExporter,
     runtime: Runtime,
     failing: AtomicBool,
 }
 
-impl Exporter for OwnRuntime {
+impl Exporter for BlockingExporter {
     fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
         let exported = self.runtime.block_on(self.inner.export(batch));
-        let fails = exported.is_err();
-        // Told once, until it is over.
-        match (self.failing.swap(fails, Ordering::Relaxed), &exported) {
-            (false, Err(error)) => {
+        let was_failing = self.failing.swap(exported.is_err(), Ordering::Relaxed);
+        match &exported {
+            Err(error) if !was_failing => {
+                // Not the error itself: its text may contain the URL and the collector's answer.
                 let status = status(&error.to_string());
-                tracing::warn!(
-                    status,
-                    "the collector takes no spans; they are dropped until it does"
-                );
+                tracing::warn!(status, "trace export failed; dropping spans until it succeeds");
             }
-            (true, Ok(())) => tracing::info!("the collector takes spans again"),
+            Ok(()) if was_failing => tracing::info!("trace export succeeds again"),
             _ => {}
         }
         std::future::ready(exported)
@@ -150,9 +157,8 @@ impl Exporter for OwnRuntime {
     }
 }
 
-/// The status that the collector answered with, out of what the library says of it. None where there
-/// was no answer.
+/// Finds the HTTP status in an error of opentelemetry-otlp, which has no field for it.
 fn status(error: &str) -> Option<u16> {
-    let words = error.split(|c: char| !c.is_ascii_alphanumeric());
-    words.filter_map(|word| word.parse().ok()).find(|status| (100..600).contains(status))
+    let parts = error.split(|c: char| !c.is_ascii_alphanumeric());
+    parts.filter_map(|part| part.parse().ok()).find(|status| (100..600).contains(status))
 }

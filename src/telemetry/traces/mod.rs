@@ -1,7 +1,7 @@
-//! Traces for OpenTelemetry: a span for each delivery, and in it one for each call and each event.
+//! OpenTelemetry traces: a span per delivery, with a child per platform call and per event.
 //!
-//! Off unless the environment names a collector. A span says what happened and how long it took;
-//! it holds no token, link, key or user id, and no query of a URL.
+//! Off unless the environment names a collector. No attribute holds a token, link, key, user id or
+//! URL query.
 
 mod exporter;
 mod span;
@@ -15,62 +15,63 @@ use opentelemetry::{
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::{task::spawn_blocking, time::timeout};
 
-pub use self::span::{ServerAddress, Span};
+pub(crate) use self::span::ServerAddress;
+pub use self::span::Span;
 use crate::message::TraceContext;
 
-/// How long the last spans may take at the end.
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// How long shutdown waits for the last export.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Makes spans, where there is a collector to take them. Cheap to share.
+/// Creates spans if a collector is configured; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Traces(Option<Arc<Inner>>);
+pub(crate) struct Traces(Option<Arc<Exporting>>);
 
 #[derive(Debug)]
-struct Inner {
+struct Exporting {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
 impl Traces {
-    /// As the environment says, in the variables that OpenTelemetry specifies. What is wrong with
-    /// them is told, and then there are no traces: the worker does its work all the same.
-    pub fn from_env() -> Self {
+    /// Reads the `OTEL_…` variables. Logs an invalid one and then disables traces, since the worker
+    /// can serve requests without.
+    pub(crate) fn from_env() -> Self {
         match exporter::from_env() {
-            Ok(inner) => Self(inner.map(Arc::new)),
-            Err(why) => {
-                tracing::warn!(why, "no traces are sent");
+            Ok(exporting) => Self(exporting.map(Arc::new)),
+            Err(error) => {
+                tracing::warn!(error, "traces disabled: invalid OTLP settings");
                 Self(None)
             }
         }
     }
 
-    /// Begins the span of a delivery, in the trace that its message belongs to, if it names one.
-    pub fn delivery(&self, came: TraceContext, queue: &str) -> Span<'static> {
+    /// Starts the span of a delivery, in the trace of its message if that has one.
+    pub(crate) fn delivery(&self, context: TraceContext, queue: &str) -> Span<'static> {
         match &self.0 {
-            Some(inner) => Span::delivery(inner, came, queue),
-            None => Span::untraced(came),
+            Some(exporting) => Span::delivery(&exporting.tracer, context, queue),
+            None => Span::untraced(context),
         }
     }
 
-    /// Sends what is left, for so long at most, and makes no more spans.
-    pub async fn flush(&self) {
-        if let Some(inner) = &self.0 {
-            let provider = inner.provider.clone();
-            // It waits for the exporter's thread, which a silent collector may keep busy.
-            let shutdown = spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_LIMIT));
-            let _ = timeout(FLUSH_LIMIT, shutdown).await;
+    /// Exports the remaining spans, for at most [`FLUSH_TIMEOUT`], and stops the exporter.
+    pub(crate) async fn shut_down(&self) {
+        if let Some(exporting) = &self.0 {
+            let provider = exporting.provider.clone();
+            // Blocks on the exporter's thread, which a collector that does not answer keeps busy.
+            let shutdown = spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+            let _ = timeout(FLUSH_TIMEOUT, shutdown).await;
         }
     }
 }
 
-/// What a message's headers say, as a parent of spans.
-fn remote(came: &TraceContext) -> Context {
-    let (Some((trace, span, flags)), true) = (came.ids(), came.is_continued()) else {
+/// Converts the trace headers of a message into the parent of a span.
+fn remote_parent(context: &TraceContext) -> Context {
+    let Some((trace, span, flags)) = context.ids().filter(|_| context.is_continued()) else {
         return Context::new();
     };
     let ids = (TraceId::from_hex(trace), SpanId::from_hex(span), u8::from_str_radix(flags, 16));
     let (Ok(trace), Ok(span), Ok(flags)) = ids else { return Context::new() };
-    let state = came.state().and_then(|state| TraceState::from_str(state).ok());
+    let state = context.state().and_then(|state| TraceState::from_str(state).ok());
     let flags = TraceFlags::new(flags);
     let parent = SpanContext::new(trace, span, flags, true, state.unwrap_or_default());
     Context::new().with_remote_span_context(parent)
