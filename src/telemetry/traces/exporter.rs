@@ -142,7 +142,7 @@ impl Exporter for BlockingExporter {
                 let status = status(&error.to_string());
                 tracing::warn!(status, "trace export failed; dropping spans until it succeeds");
             }
-            Ok(()) if was_failing => tracing::info!("trace export succeeds again"),
+            Ok(()) if was_failing => tracing::info!("trace export recovered"),
             _ => {}
         }
         std::future::ready(exported)

@@ -39,7 +39,7 @@ impl Traces {
         match exporter::from_env() {
             Ok(exporting) => Self(exporting.map(Arc::new)),
             Err(error) => {
-                tracing::warn!(error, "traces disabled: invalid OTLP settings");
+                tracing::warn!(error, "invalid OTLP settings; running without traces");
                 Self(None)
             }
         }

@@ -5,8 +5,8 @@ pub const SERVING_HTTP: &str = "serving /livez, /readyz and /metrics";
 pub const SHUTTING_DOWN: &str = "shutting down";
 pub const STOPPED: &str = "stopped";
 pub const SECOND_SIGNAL: &str = "handoff: ended at once by a second signal";
-pub const TRACES_DISABLED: &str = "no traces are sent";
-pub const SPANS_DROPPED: &str = "the collector takes no spans; they are dropped until it does";
+pub const TRACES_DISABLED: &str = "invalid OTLP settings; running without traces";
+pub const SPANS_DROPPED: &str = "trace export failed; dropping spans until it succeeds";
 
 // Consuming, and one line for each request.
 pub const CONSUMING: &str = "consuming";
