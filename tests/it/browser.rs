@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Bench, Browser, Worker,
+    Browser, TestEnv, Worker,
     browser::{ENTER, TAB},
     platform::API_KEY,
 };
@@ -34,8 +34,8 @@ const LONG: &str = "Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenausz
     Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenauszahlungsstelle%\
     Donaudampfschifffahrtsgesellschaft";
 
-/// A bench whose platform is the sandbox, with tokens that careless encoding breaks.
-async fn bench() -> (Bench, Sandbox) {
+/// A env whose platform is the sandbox, with tokens that careless encoding breaks.
+async fn bench() -> (TestEnv, Sandbox) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = Options {
         api_key: API_KEY.to_owned(),
@@ -44,24 +44,24 @@ async fn bench() -> (Bench, Sandbox) {
         ..Options::default()
     };
     let sandbox = Sandbox::start(listener, options).unwrap();
-    let mut bench = Bench::new().await;
-    bench.set("IDV_URL", &sandbox.url());
-    (bench, sandbox)
+    let mut env = TestEnv::start().await;
+    env.set("IDV_URL", &sandbox.url());
+    (env, sandbox)
 }
 
 /// A worker and a browser, started side by side.
-async fn worker_and_browser(bench: &Bench) -> (Worker, Browser) {
-    tokio::join!(bench.worker(), Browser::start())
+async fn worker_and_browser(env: &TestEnv) -> (Worker, Browser) {
+    tokio::join!(env.start_worker(), Browser::start())
 }
 
 /// The data of a ready event for each user, in the users' order.
-async fn links(bench: &mut Bench, users: &[&str]) -> Vec<Value> {
+async fn links(env: &mut TestEnv, users: &[&str]) -> Vec<Value> {
     for (n, user) in users.iter().enumerate() {
         let request = json!({ "userId": user, "workflowId": format!("w/{n} & <i>ü</i>") });
-        bench.rabbit.request(&n.to_string(), request).await;
+        env.rabbitmq.publish_request(&n.to_string(), request).await;
     }
     let mut links = vec![Value::Null; users.len()];
-    for event in bench.rabbit.events(users.len()).await {
+    for event in env.rabbitmq.next_events(users.len()).await {
         assert_eq!(event.routing_key, "handoff.ready");
         let data = event.data();
         let n: usize = data["requestId"].as_str().unwrap().parse().unwrap();
@@ -79,11 +79,11 @@ async fn inner(browser: &Browser, url: &str) -> String {
 
 #[tokio::test]
 async fn every_link_leads_its_user_to_their_session() {
-    let (mut bench, sandbox) = bench().await;
-    let (_worker, browser) = worker_and_browser(&bench).await;
+    let (mut env, sandbox) = bench().await;
+    let (_worker, browser) = worker_and_browser(&env).await;
     assert_eq!(LONG.len(), 256);
 
-    for (n, link) in links(&mut bench, &USERS).await.iter().enumerate() {
+    for (n, link) in links(&mut env, &USERS).await.iter().enumerate() {
         let url = link["url"].as_str().unwrap();
         assert_eq!(browser.open(url).await, 200);
         let inner = inner(&browser, url).await;
@@ -112,9 +112,9 @@ async fn every_link_leads_its_user_to_their_session() {
 
 #[tokio::test]
 async fn a_link_that_opens_nothing_says_why() {
-    let (mut bench, sandbox) = bench().await;
-    let (_worker, browser) = worker_and_browser(&bench).await;
-    let links = links(&mut bench, &["Zoë 1", "Zoë 2"]).await;
+    let (mut env, sandbox) = bench().await;
+    let (_worker, browser) = worker_and_browser(&env).await;
+    let links = links(&mut env, &["Zoë 1", "Zoë 2"]).await;
     let url = links[0]["url"].as_str().unwrap();
     let own = inner(&browser, url).await;
     let [one, other] = [0, 1].map(|n| links[n]["sessionId"].as_str().unwrap());

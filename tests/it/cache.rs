@@ -6,8 +6,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Flow, Latch, Platform, Proxy,
+    Answer, Flow, Latch, Platform, Proxy, TestEnv,
     platform::{Call, hold_calls, success},
+    redis::{self, RedisEntry},
 };
 
 const HOUR: i64 = 3_600_000;
@@ -53,21 +54,23 @@ fn requests_cost(proxy: &Proxy) -> usize {
 
 #[tokio::test]
 async fn keys_hold_no_user_and_links_end_before_their_token() {
-    let mut bench = Bench::new().await;
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann-whom-nobody-may-know" })).await;
-    let event = bench.rabbit.event().await;
+    let mut env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
+    env.publish_request("r-1", "ann-whom-nobody-may-know").await;
+    let event = env.rabbitmq.next_event().await;
 
-    let [(key, value, left)] = &bench.cached().await[..] else { panic!("not one key") };
+    let [RedisEntry { key, value, ttl_ms }] = &env.redis_entries().await[..] else {
+        panic!("not one key")
+    };
     let (prefix, rest) = key.split_once(':').unwrap();
-    assert_eq!(prefix, bench.name);
+    assert_eq!(prefix, env.name);
     let (hash, what) = rest.strip_prefix('{').unwrap().split_once("}:").unwrap();
     assert!(!hash.is_empty() && !hash.contains(['{', '}', ':']), "{key}");
     assert_eq!(what, "link");
     assert!(!key.contains("ann"));
     let value = String::from_utf8_lossy(value);
     assert!(value.contains("t0ken") && !value.contains("ann-whom"), "{value}");
-    assert!((HOUR - MIN_LIFE - 30_000..=HOUR - MIN_LIFE).contains(left), "{left}");
+    assert!((HOUR - MIN_LIFE - 30_000..=HOUR - MIN_LIFE).contains(ttl_ms), "{ttl_ms}");
 
     let ends = event.data()["expiresAt"].as_str().unwrap().to_owned();
     let ends =
@@ -78,71 +81,73 @@ async fn keys_hold_no_user_and_links_end_before_their_token() {
 
 #[tokio::test]
 async fn a_link_that_is_about_to_end_is_not_handed_out_again() {
-    let mut bench = Bench::new().await;
-    bench.set("IDV_TOKEN_TTL", "3s").set("LINK_MIN_LIFE", "2s");
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    let mut env = TestEnv::start().await;
+    env.set("IDV_TOKEN_TTL", "3s").set("LINK_MIN_LIFE", "2s");
+    let _worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], false);
     // A second later, though its token lives on.
-    crate::support::until("the link is gone", async || bench.cached().await.is_empty()).await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
-    assert_eq!(bench.platform.session_calls().len(), 2);
+    crate::support::wait_until("the link is gone", async || env.redis_entries().await.is_empty())
+        .await;
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], false);
+    assert_eq!(env.platform.session_calls().len(), 2);
 }
 
 #[tokio::test]
 async fn values_are_sealed_and_keys_rotate() {
     let key = |byte: u8| BASE64_STANDARD.encode([byte; 32]);
-    let mut bench = Bench::new().await;
-    bench.set("CACHE_KEY", &key(1));
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let first = bench.rabbit.event().await;
-    let [(link, value, _)] = &bench.cached().await[..] else { panic!("not one key") };
+    let mut env = TestEnv::start().await;
+    env.set("CACHE_KEY", &key(1));
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    let first = env.rabbitmq.next_event().await;
+    let [RedisEntry { key: link, value, .. }] = &env.redis_entries().await[..] else {
+        panic!("not one key")
+    };
     for secret in [&b"t0ken"[..], b"session-0", b"ann"] {
         assert!(!value.windows(secret.len()).any(|window| window == secret));
     }
     worker.stop().await;
 
     // A new key seals from now on; what the old one sealed still opens.
-    bench.set("CACHE_KEY", &format!("{},{}", key(2), key(1)));
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["url"], first.data()["url"]);
+    env.set("CACHE_KEY", &format!("{},{}", key(2), key(1)));
+    let worker = env.start_worker().await;
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["url"], first.data()["url"]);
     worker.stop().await;
 
     // Without the old one it cannot be read, and is made anew.
-    bench.set("CACHE_KEY", &key(2));
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-3", json!({ "userId": "ann" })).await;
-    let third = bench.rabbit.event().await;
+    env.set("CACHE_KEY", &key(2));
+    let _worker = env.start_worker().await;
+    env.publish_request("r-3", "ann").await;
+    let third = env.rabbitmq.next_event().await;
     assert_eq!(third.data()["reused"], false);
 
     // A value under another person's name is no value.
-    let mut redis = crate::support::bench::redis(&bench.settings["HANDOFF_REDIS_URL"]).await;
-    let command = crate::support::bench::redis_cmd;
-    bench.rabbit.request("r-4", json!({ "userId": "bob" })).await;
-    bench.rabbit.event().await;
-    let bobs = bench.cached().await.into_iter().find(|(key, ..)| key != link).unwrap();
-    command("COPY")
-        .arg(&bobs.0)
+    let mut redis = redis::connect(env.setting("REDIS_URL")).await;
+    env.publish_request("r-4", "bob").await;
+    env.rabbitmq.next_event().await;
+    let bobs = env.redis_entries().await.into_iter().find(|entry| &entry.key != link).unwrap();
+    redis::cmd("COPY")
+        .arg(&bobs.key)
         .arg(link)
         .arg("REPLACE")
         .query_async::<()>(&mut redis)
         .await
         .unwrap();
-    bench.rabbit.request("r-5", json!({ "userId": "ann" })).await;
-    let event = bench.rabbit.event().await;
+    env.publish_request("r-5", "ann").await;
+    let event = env.rabbitmq.next_event().await;
     assert_eq!((&event.data()["reused"], &event.data()["userId"]), (&json!(false), &json!("ann")));
 }
 
 #[tokio::test]
 async fn rubbish_in_redis_counts_as_absent() {
-    let mut bench = Bench::new().await;
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.rabbit.event().await;
-    let (link, stored, _) = bench.cached().await.remove(0);
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    env.rabbitmq.next_event().await;
+    let RedisEntry { key: link, value: stored, .. } = env.redis_entries().await.remove(0);
     let token = link.replace("}:link", "}:token");
     let stamp = &stored[..33];
     let ends_never = [stamp, br#"{"t":"t","e":18446744073709551615,"s":"s"}"#].concat();
@@ -167,29 +172,29 @@ async fn rubbish_in_redis_counts_as_absent() {
     ];
     for (number, rubbish) in rubbish.into_iter().enumerate() {
         for key in [&link, &token] {
-            bench.cache_rubbish(key, rubbish).await;
+            env.set_redis_value(key, rubbish).await;
         }
-        bench.rabbit.request(&format!("rubbish-{number}"), json!({ "userId": "ann" })).await;
-        let event = bench.rabbit.event().await;
+        env.publish_request(&format!("rubbish-{number}"), "ann").await;
+        let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.ready", "{number}");
         assert_eq!(event.data()["reused"], false, "{number}");
         // And what is stored instead is good.
-        bench.rabbit.request(&format!("again-{number}"), json!({ "userId": "ann" })).await;
-        assert_eq!(bench.rabbit.event().await.data()["reused"], true, "{number}");
+        env.publish_request(&format!("again-{number}"), "ann").await;
+        assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true, "{number}");
     }
     assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
 }
 
 #[tokio::test]
 async fn a_lease_that_has_lost_its_end_holds_nobody_up_for_ever() {
-    let mut bench = Bench::new().await;
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.rabbit.event().await;
-    let (link, _, _) = bench.cached().await.remove(0);
-    bench.cache_rubbish(&link.replace(":link", ":lease"), b"somebody").await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann", "renew": true })).await;
-    let event = bench.rabbit.event().await;
+    let mut env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    env.rabbitmq.next_event().await;
+    let link = env.redis_entries().await.remove(0).key;
+    env.set_redis_value(&link.replace(":link", ":lease"), b"somebody").await;
+    env.rabbitmq.publish_request("r-2", json!({ "userId": "ann", "renew": true })).await;
+    let event = env.rabbitmq.next_event().await;
     assert_eq!(
         (&event.data()["requestId"], &event.data()["reused"]),
         (&json!("r-2"), &json!(false))
@@ -197,38 +202,38 @@ async fn a_lease_that_has_lost_its_end_holds_nobody_up_for_ever() {
 }
 
 /// With Redis behind a proxy, and a platform that answers each call as soon as it is told.
-async fn watched() -> (Bench, Proxy, Latch, Latch) {
-    let mut bench = Bench::new().await;
-    let proxy = bench.through_proxy("REDIS_URL").await;
+async fn watched() -> (TestEnv, Proxy, Latch, Latch) {
+    let mut env = TestEnv::start().await;
+    let proxy = env.proxy("REDIS_URL").await;
     let (token, session) = (Latch::closed(), Latch::closed());
-    bench.platform.set_script({
+    env.platform.set_script({
         let (token, session) = (token.clone(), session.clone());
         move |call| success(call).held_by(if call.is_token() { &token } else { &session })
     });
-    (bench, proxy, token, session)
+    (env, proxy, token, session)
 }
 
 #[tokio::test]
 async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
-    let (mut bench, proxy, token, session) = watched().await;
-    let _worker = bench.worker().await;
+    let (mut env, proxy, token, session) = watched().await;
+    let _worker = env.start_worker().await;
     proxy.take_sent();
 
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.wait_for_calls(1).await;
+    env.publish_request("r-1", "ann").await;
+    env.platform.wait_for_calls(1).await;
     assert_eq!(requests_cost(&proxy), 1, "the claim");
     token.open();
     session.open();
-    bench.rabbit.event().await;
+    env.rabbitmq.next_event().await;
     assert_eq!(requests_cost(&proxy), 2, "the token, which nobody waits for, and the link");
 
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
     assert_eq!(requests_cost(&proxy), 1, "the claim");
 
     // Whatever came before.
-    bench.rabbit.request("r-3", json!({ "userId": "bob" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], false);
+    env.publish_request("r-3", "bob").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], false);
     assert_eq!(
         requests_cost(&proxy),
         3,
@@ -238,39 +243,39 @@ async fn a_new_link_waits_for_two_round_trips_and_a_reused_one_for_one() {
 
 #[tokio::test]
 async fn nobody_waits_for_the_token_to_be_stored() {
-    let (mut bench, proxy, token, session) = watched().await;
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.wait_for_calls(1).await;
+    let (mut env, proxy, token, session) = watched().await;
+    let _worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    env.platform.wait_for_calls(1).await;
     // From here Redis is silent; the session call is made all the same.
-    proxy.replies(Flow::Waits);
+    proxy.set_replies(Flow::Held);
     token.open();
-    bench.platform.wait_for_calls(2).await;
-    proxy.replies(Flow::Passes);
+    env.platform.wait_for_calls(2).await;
+    proxy.set_replies(Flow::Forwarded);
     session.open();
-    bench.rabbit.event().await;
+    env.rabbitmq.next_event().await;
 }
 
 #[tokio::test]
 async fn the_token_of_a_worker_that_died_serves_its_successor() {
-    let mut bench = Bench::new().await;
+    let mut env = TestEnv::start().await;
     let (session, script) = hold_calls(|call| !call.is_token());
-    bench.platform.set_script(script);
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.platform.wait_for_calls(2).await;
-    crate::support::until("the token is stored", async || {
-        bench.cached().await.iter().any(|(key, ..)| key.ends_with(":token"))
+    env.platform.set_script(script);
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    env.platform.wait_for_calls(2).await;
+    crate::support::wait_until("the token is stored", async || {
+        env.redis_entries().await.iter().any(|entry| entry.key.ends_with(":token"))
     })
     .await;
     worker.kill().await;
     session.open();
 
-    let _successor = bench.worker().await;
-    let event = bench.rabbit.event().await;
+    let _successor = env.start_worker().await;
+    let event = env.rabbitmq.next_event().await;
     assert_eq!(event.data()["requestId"], "r-1");
-    assert_eq!(bench.platform.token_calls().len(), 1);
-    let sessions = bench.platform.session_calls();
+    assert_eq!(env.platform.token_calls().len(), 1);
+    let sessions = env.platform.session_calls();
     assert_eq!(sessions.len(), 2);
     // A platform that heeds the key makes one session of both.
     assert_eq!(sessions[0].header("idempotency-key"), sessions[1].header("idempotency-key"));
@@ -279,21 +284,23 @@ async fn the_token_of_a_worker_that_died_serves_its_successor() {
 
 #[tokio::test]
 async fn a_rejection_frees_the_lease_at_once() {
-    let mut bench = Bench::with(
-        Platform::scripted(|call: &Call| match (call.is_token(), call.nth) {
-            (false, 0) => Answer::status(400),
-            _ => success(call),
-        })
-        .await,
-    )
-    .await;
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    let left: Vec<_> = bench.cached().await.into_iter().map(|(key, ..)| key).collect();
+    let mut env = TestEnv::builder()
+        .platform(
+            Platform::scripted(|call: &Call| match (call.is_token(), call.nth) {
+                (false, 0) => Answer::status(400),
+                _ => success(call),
+            })
+            .await,
+        )
+        .start()
+        .await;
+    let _worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
+    let left: Vec<_> = env.redis_entries().await.into_iter().map(|entry| entry.key).collect();
     assert!(left.iter().all(|key| key.ends_with(":token")), "{left:?}");
     // The token it left has made no session: it serves the next request of the same person.
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    assert_eq!(bench.platform.token_calls().len(), 1);
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    assert_eq!(env.platform.token_calls().len(), 1);
 }

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::support::{
-    Bench, Platform, TempFile,
+    Platform, TempFile, TestEnv,
     platform::{Call, success},
-    required_env, soon,
+    required_env, within_timeout,
     worker::{Settings, command},
 };
 
 async fn run(arguments: &[&str], settings: &Settings) -> Output {
-    soon("the end", command(arguments, settings).output()).await.unwrap()
+    within_timeout("the end", command(arguments, settings).output()).await.unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -24,11 +24,11 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// What the clients of a bench's worker need to know.
-fn client_settings(bench: &Bench) -> Settings {
+/// What the clients of a env's worker need to know.
+fn client_settings(env: &TestEnv) -> Settings {
     let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
     let names = names.map(|name| format!("HANDOFF_{name}"));
-    let settings = bench.settings.clone().into_iter();
+    let settings = env.settings.clone().into_iter();
     settings.filter(|(name, _)| names.contains(name)).collect()
 }
 
@@ -39,10 +39,10 @@ fn events(output: &Output) -> Vec<Value> {
 #[tokio::test]
 async fn the_demo_shows_the_main_job_and_ends_well() {
     // Names of its own, on the RabbitMQ that all tests share.
-    let bench = Bench::deaf(Platform::healthy().await).await;
-    let mut settings = client_settings(&bench);
+    let env = TestEnv::builder().without_event_queue().start().await;
+    let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
-    settings.insert("HANDOFF_KEY_PREFIX".into(), bench.name.clone());
+    settings.insert("HANDOFF_KEY_PREFIX".into(), env.name.clone());
     let output = run(&["demo"], &settings).await;
     let shown = stdout(&output);
     assert!(output.status.success(), "{shown}\n{}", stderr(&output));
@@ -64,44 +64,44 @@ async fn the_demo_shows_the_main_job_and_ends_well() {
 
 #[tokio::test]
 async fn the_demo_serves_on_until_it_is_stopped() {
-    let bench = Bench::deaf(Platform::healthy().await).await;
-    let mut settings = client_settings(&bench);
+    let env = TestEnv::builder().without_event_queue().start().await;
+    let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
-    settings.insert("HANDOFF_KEY_PREFIX".into(), bench.name.clone());
+    settings.insert("HANDOFF_KEY_PREFIX".into(), env.name.clone());
     let mut demo = command(&["demo", "--serve"], &settings)
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
-    while let Some(line) = soon("the next line", lines.next_line()).await.unwrap() {
+    while let Some(line) = within_timeout("the next line", lines.next_line()).await.unwrap() {
         if line.contains("in another terminal") || line.contains("In another terminal") {
             break;
         }
     }
-    let client = client_settings(&bench);
+    let client = client_settings(&env);
     let output = run(&["request", "--user", "dora"], &client).await;
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(events(&output)[0]["data"]["workflowId"], "demo");
     crate::support::worker::signal(&demo, "INT");
-    assert!(soon("the demo's end", demo.wait()).await.unwrap().success());
+    assert!(within_timeout("the demo's end", demo.wait()).await.unwrap().success());
 }
 
 #[tokio::test]
 async fn the_demo_keeps_its_hands_off_a_queue_in_use() {
-    let bench = Bench::new().await;
-    let _worker = bench.worker().await;
-    let mut settings = client_settings(&bench);
+    let env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
+    let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
     let output = run(&["demo"], &settings).await;
     assert_eq!(output.status.code(), Some(1));
     let told = stderr(&output);
-    assert!(told.contains(&bench.rabbit.queue) && told.contains("1 consumers"), "{told}");
+    assert!(told.contains(&env.rabbitmq.queue) && told.contains("1 consumers"), "{told}");
 }
 
 #[tokio::test]
 async fn a_request_is_published_and_its_event_printed() {
-    let bench = Bench::new().await;
-    let _worker = bench.worker().await;
+    let env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
     let arguments = [
         "request",
         "--user",
@@ -116,7 +116,7 @@ async fn a_request_is_published_and_its_event_printed() {
         "de",
         "--qr",
     ];
-    let output = run(&arguments, &client_settings(&bench)).await;
+    let output = run(&arguments, &client_settings(&env)).await;
     assert!(output.status.success(), "{}", stderr(&output));
     let [event] = &events(&output)[..] else { panic!("one event: {}", stdout(&output)) };
     assert_eq!(
@@ -125,22 +125,22 @@ async fn a_request_is_published_and_its_event_printed() {
     );
     assert!(stderr(&output).contains("▄▄▄▄▄▄▄"), "the QR code goes beside the results");
     assert_eq!(
-        bench.platform.session_calls()[0].body,
+        env.platform.session_calls()[0].body,
         json!({ "metadata": { "plan": "gold", "note": "a=b", "externalUserId": "ann" }, "locale": "de" })
     );
     let renewed =
-        run(&["request", "--user", "ann", "--workflow", "w", "--renew"], &client_settings(&bench))
+        run(&["request", "--user", "ann", "--workflow", "w", "--renew"], &client_settings(&env))
             .await;
     assert_eq!(events(&renewed)[0]["data"]["reused"], false);
 }
 
 #[tokio::test]
 async fn many_requests_come_from_a_file() {
-    let bench = Bench::new().await;
-    let _worker = bench.worker().await;
+    let env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
     let lines: String = (0..200).map(|n| format!("{{\"userId\":\"user-{n}\"}}\n\n")).collect();
     let file = TempFile::new(&lines);
-    let output = run(&["request", "--file", file.path()], &client_settings(&bench)).await;
+    let output = run(&["request", "--file", file.path()], &client_settings(&env)).await;
     assert!(output.status.success(), "{}", stderr(&output));
     let mut users: Vec<_> =
         events(&output).iter().map(|event| event["data"]["userId"].to_string()).collect();
@@ -156,10 +156,10 @@ async fn a_failed_event_is_a_failure() {
         true => crate::support::Answer::status(400),
         false => success(call),
     };
-    let bench = Bench::with(Platform::scripted(script).await).await;
-    let _worker = bench.worker().await;
+    let env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let _worker = env.start_worker().await;
     let file = TempFile::new("{\"userId\":\"bad\"}\n{\"userId\":\"good\"}\n");
-    let output = run(&["request", "--file", file.path()], &client_settings(&bench)).await;
+    let output = run(&["request", "--file", file.path()], &client_settings(&env)).await;
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(events(&output).len(), 2, "the others are printed all the same");
     assert!(stderr(&output).contains("1 of 2 requests failed"), "{}", stderr(&output));
@@ -167,15 +167,15 @@ async fn a_failed_event_is_a_failure() {
 
 #[tokio::test]
 async fn nobody_answering_is_a_failure_after_the_wait() {
-    let bench = Bench::new().await;
+    let env = TestEnv::start().await;
     // Events of others are no reason to wait longer.
     let chatter = async {
         loop {
             let event = json!({ "type": "handoff.ready", "data": { "requestId": "other" } });
-            bench.rabbit.publish_event("handoff.ready", event.to_string()).await;
+            env.rabbitmq.publish_event("handoff.ready", event.to_string()).await;
         }
     };
-    let client = client_settings(&bench);
+    let client = client_settings(&env);
     let asked = run(&["request", "--user", "ann", "--wait", "1s"], &client);
     let output = tokio::select! {
         output = asked => output,
@@ -247,14 +247,14 @@ async fn a_worker_uses_the_sandbox_as_it_would_the_platform() {
         .unwrap();
     let mut line = String::new();
     let mut shown = BufReader::new(sandbox.stdout.take().unwrap());
-    soon("the address", shown.read_line(&mut line)).await.unwrap();
+    within_timeout("the address", shown.read_line(&mut line)).await.unwrap();
     let url = line.trim().strip_prefix("sandbox: listening on ").unwrap().to_owned();
 
-    let mut bench = Bench::new().await;
-    bench.set("IDV_URL", &url).set("IDV_API_KEY", "ApiKey k");
-    let _worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let event = bench.rabbit.event().await;
+    let mut env = TestEnv::start().await;
+    env.set("IDV_URL", &url).set("IDV_API_KEY", "ApiKey k");
+    let _worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    let event = env.rabbitmq.next_event().await;
     let link = event.data()["url"].as_str().unwrap().to_owned();
     assert!(link.starts_with(&format!("{url}/capture?url=")), "the path prefix is kept: {link}");
     let page = reqwest::get(&link).await.unwrap();
@@ -264,7 +264,7 @@ async fn a_worker_uses_the_sandbox_as_it_would_the_platform() {
     assert_eq!(stats["sessionsByUser"], json!({ "ann": 1 }));
 
     crate::support::worker::signal(&sandbox, "TERM");
-    assert!(soon("the sandbox's end", sandbox.wait()).await.unwrap().success());
+    assert!(within_timeout("the sandbox's end", sandbox.wait()).await.unwrap().success());
     let mut rest = String::new();
     shown.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, "");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{soon, worker::command};
+use crate::support::{within_timeout, worker::command};
 
 /// A value that must never be repeated.
 const SECRET: &str = "v4lue-that-nobody-may-see";
@@ -13,7 +13,7 @@ async fn run(settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, Str
         .map(|(name, value)| (format!("HANDOFF_{name}"), (*value).to_owned()))
         .collect();
     let arguments: Vec<&str> = std::iter::once("run").chain(arguments.iter().copied()).collect();
-    let output = soon("the end", command(&arguments, &settings).output()).await.unwrap();
+    let output = within_timeout("the end", command(&arguments, &settings).output()).await.unwrap();
     assert!(output.stdout.is_empty());
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }

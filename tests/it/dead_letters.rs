@@ -10,27 +10,27 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    Bench, Message, log_text,
-    rabbit::{table, text},
-    soon, until,
+    Message, TestEnv, log_text,
+    rabbitmq::{field_table, long_string},
+    wait_until, within_timeout,
     worker::{Settings, command},
 };
 
-fn dead(bench: &Bench) -> String {
-    format!("{}.dead", bench.rabbit.queue)
+fn dead(env: &TestEnv) -> String {
+    env.dead_queue()
 }
 
 /// The settings that the command reads.
-fn settings(bench: &Bench) -> Settings {
+fn settings(env: &TestEnv) -> Settings {
     let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
     let names = names.map(|name| format!("HANDOFF_{name}"));
-    let read = bench.settings.iter().filter(|(name, _)| names.contains(name));
+    let read = env.settings.iter().filter(|(name, _)| names.contains(name));
     read.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-async fn run(bench: &Bench, arguments: &[&str]) -> Output {
+async fn run(env: &TestEnv, arguments: &[&str]) -> Output {
     let arguments = [&["dead-letters"], arguments].concat();
-    command(&arguments, &settings(bench)).output().await.unwrap()
+    command(&arguments, &settings(env)).output().await.unwrap()
 }
 
 fn rows(output: &Output) -> Vec<Value> {
@@ -47,13 +47,13 @@ fn ids(rows: &[Value]) -> Vec<&str> {
 
 /// A dead letter as a worker leaves it.
 fn letter(id: &str, reason: &str, failed_at: &str) -> Message {
-    let headers = table(&[
-        ("mine", text("kept")),
-        ("x-handoff-request-id", text(id)),
+    let headers = field_table(&[
+        ("mine", long_string("kept")),
+        ("x-handoff-request-id", long_string(id)),
         ("x-handoff-attempt", AMQPValue::LongLongInt(5)),
-        ("x-handoff-reason", text(reason)),
-        ("x-handoff-detail", text("why it failed")),
-        ("x-handoff-failed-at", text(failed_at)),
+        ("x-handoff-reason", long_string(reason)),
+        ("x-handoff-detail", long_string("why it failed")),
+        ("x-handoff-failed-at", long_string(failed_at)),
     ]);
     let properties = BasicProperties::default()
         .with_message_id(ShortString::from(id))
@@ -64,25 +64,25 @@ fn letter(id: &str, reason: &str, failed_at: &str) -> Message {
 }
 
 /// With a topology, and these dead letters.
-async fn bench(letters: &[(&str, &str, &str)]) -> Bench {
-    let bench = Bench::new().await;
-    bench.worker().await.stop().await;
+async fn bench(letters: &[(&str, &str, &str)]) -> TestEnv {
+    let env = TestEnv::start().await;
+    env.declare_topology().await;
     for (id, reason, failed_at) in letters {
-        bench.rabbit.put(&dead(&bench), &letter(id, reason, failed_at)).await;
+        env.rabbitmq.publish_to_queue(&dead(&env), &letter(id, reason, failed_at)).await;
     }
-    bench
+    env
 }
 
 #[tokio::test]
 async fn dead_letters_are_listed_shown_and_chosen() {
     let recent = handoff::message::format_date_time(std::time::SystemTime::now());
-    let bench = bench(&[
+    let env = bench(&[
         ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
         ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
         ("c", "platform_rejected", &recent),
     ])
     .await;
-    let all = rows(&run(&bench, &["list"]).await);
+    let all = rows(&run(&env, &["list"]).await);
     assert_eq!(ids(&all), ["a", "b", "c"]);
     let first = all.iter().find(|row| row["requestId"] == "a").unwrap();
     assert_eq!(
@@ -103,130 +103,132 @@ async fn dead_letters_are_listed_shown_and_chosen() {
         (&["a", "c"], &["a", "c"]),
         (&["--all"], &["a", "b", "c"]),
     ] {
-        let rows = rows(&run(&bench, &[&["list"], arguments].concat()).await);
+        let rows = rows(&run(&env, &[&["list"], arguments].concat()).await);
         assert_eq!(ids(&rows), chosen, "{arguments:?}");
     }
-    let shown = &rows(&run(&bench, &["show", "b"]).await)[0];
+    let shown = &rows(&run(&env, &["show", "b"]).await)[0];
     assert_eq!(shown["body"], json!({ "userId": "user of b" }));
     assert_eq!(
         (&shown["headers"]["mine"], &shown["properties"]["messageId"]),
         (&json!("kept"), &json!("b"))
     );
-    let missing = run(&bench, &["show", "b", "x"]).await;
+    let missing = run(&env, &["show", "b", "x"]).await;
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("not in the dead queue: x"));
     // Looking leaves everything where it was.
-    assert_eq!(bench.rabbit.depth(&dead(&bench)).await, 3);
+    assert_eq!(env.rabbitmq.depth(&dead(&env)).await, 3);
 }
 
 #[tokio::test]
 async fn what_happens_to_them_has_to_be_chosen() {
-    let bench = bench(&[]).await;
+    let env = bench(&[]).await;
     for action in ["replay", "drop"] {
-        let output = run(&bench, &[action]).await;
+        let output = run(&env, &[action]).await;
         assert_eq!(output.status.code(), Some(2), "{action}");
-        let output = run(&bench, &[action, "--all", "--reason", "x"]).await;
+        let output = run(&env, &[action, "--all", "--reason", "x"]).await;
         assert_eq!(output.status.code(), Some(2), "{action}");
     }
     // On a queue that is not there, nothing is made.
-    let mut bench = bench;
-    bench.set("QUEUE", "nowhere");
-    let output = run(&bench, &["list"]).await;
+    let mut env = env;
+    env.set("QUEUE", "nowhere");
+    let output = run(&env, &["list"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.dead"));
 }
 
 #[tokio::test]
 async fn what_is_replayed_begins_anew_while_a_worker_runs() {
-    let mut bench = bench(&[
+    let mut env = bench(&[
         ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
         ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
     ])
     .await;
-    let worker = bench.worker().await;
-    let dry = run(&bench, &["replay", "--reason", "retries_exhausted", "--dry-run"]).await;
+    let worker = env.start_worker().await;
+    let dry = run(&env, &["replay", "--reason", "retries_exhausted", "--dry-run"]).await;
     assert_eq!(ids(&rows(&dry)), ["a"]);
-    assert_eq!(bench.rabbit.depth(&dead(&bench)).await, 2);
-    let output = run(&bench, &["replay", "a"]).await;
+    assert_eq!(env.rabbitmq.depth(&dead(&env)).await, 2);
+    let output = run(&env, &["replay", "a"]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         "1 dead letter sent to the request queue\n"
     );
-    let event = bench.rabbit.event().await;
+    let event = env.rabbitmq.next_event().await;
     assert_eq!(
         (&event.data()["requestId"], event.routing_key.as_str()),
         (&json!("a"), "handoff.ready")
     );
-    assert_eq!(worker.logged(log_text::REQUEST_FINISHED).await["attempt"], 1);
-    assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["b"]);
+    assert_eq!(worker.wait_for_log(log_text::REQUEST_FINISHED).await["attempt"], 1);
+    assert_eq!(ids(&rows(&run(&env, &["list"]).await)), ["b"]);
 }
 
 #[tokio::test]
 async fn what_is_dropped_is_gone() {
-    let bench = bench(&[
+    let env = bench(&[
         ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
         ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
     ])
     .await;
     // Not on a terminal: nothing is asked.
-    let output = run(&bench, &["drop", "--reason", "platform_rejected"]).await;
+    let output = run(&env, &["drop", "--reason", "platform_rejected"]).await;
     assert_eq!(String::from_utf8_lossy(&output.stderr), "1 dead letter dropped\n");
-    assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["a"]);
-    assert_eq!(bench.rabbit.depth(&bench.rabbit.queue.clone()).await, 0);
+    assert_eq!(ids(&rows(&run(&env, &["list"]).await)), ["a"]);
+    assert_eq!(env.rabbitmq.depth(&env.rabbitmq.queue.clone()).await, 0);
 }
 
 #[tokio::test]
 async fn a_request_that_rabbitmq_gave_up_on_says_so() {
-    let bench = bench(&[]).await;
+    let env = bench(&[]).await;
     let body = json!({ "specversion": "1.0", "id": "event-1", "source": "/s", "type": "verification.requested",
         "data": { "userId": "ann" } });
     let expiring = BasicProperties::default().with_expiration("1".into());
-    bench.rabbit.publish(body.to_string(), expiring).await;
-    until("it is dead", async || bench.rabbit.depth(&dead(&bench)).await == 1).await;
-    let row = &rows(&run(&bench, &["list"]).await)[0];
+    env.rabbitmq.publish(body.to_string(), expiring).await;
+    wait_until("it is dead", async || env.rabbitmq.depth(&dead(&env)).await == 1).await;
+    let row = &rows(&run(&env, &["list"]).await)[0];
     assert_eq!((&row["requestId"], &row["reason"]), (&json!("event-1"), &json!("expired")));
     assert!(row["ageSeconds"].as_u64().unwrap() < 60, "{row}");
 }
 
 #[tokio::test]
 async fn looking_again_and_again_does_not_wear_them_out() {
-    let bench = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
+    let env = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
     for _ in 0..15 {
-        assert_eq!(ids(&rows(&run(&bench, &["list"]).await)), ["a"]);
+        assert_eq!(ids(&rows(&run(&env, &["list"]).await)), ["a"]);
     }
-    let letter = bench.rabbit.take(&dead(&bench)).await;
-    assert_eq!(letter.text("mine"), "kept");
-    assert_eq!(letter.text("x-handoff-reason"), "retries_exhausted");
+    let letter = env.rabbitmq.take(&dead(&env)).await;
+    assert_eq!(letter.text_header("mine"), "kept");
+    assert_eq!(letter.text_header("x-handoff-reason"), "retries_exhausted");
     let count = letter.header("x-delivery-count").cloned();
     assert!(matches!(count, Some(AMQPValue::LongLongInt(..=11)) | None), "{count:?}");
 }
 
 #[tokio::test]
 async fn a_replay_that_is_killed_loses_none_and_leaves_none_twice() {
-    let mut bench = bench(&[]).await;
+    let mut env = bench(&[]).await;
     let all: Vec<_> = (0..1_000).map(|n| format!("r-{n}")).collect();
     for (n, id) in all.iter().enumerate() {
         let reason = if n % 2 == 0 { "retries_exhausted" } else { "platform_rejected" };
-        bench.rabbit.put(&dead(&bench), &letter(id, reason, "2020-01-31T12:00:00Z")).await;
+        env.rabbitmq
+            .publish_to_queue(&dead(&env), &letter(id, reason, "2020-01-31T12:00:00Z"))
+            .await;
     }
-    let _worker = bench.worker().await;
+    let _worker = env.start_worker().await;
     let arguments = ["dead-letters", "replay", "--reason", "retries_exhausted", "--rate", "200/s"];
-    let mut replay = command(&arguments, &settings(&bench)).spawn().unwrap();
+    let mut replay = command(&arguments, &settings(&env)).spawn().unwrap();
     let mut served: HashSet<_> = HashSet::new();
-    for event in bench.rabbit.events(100).await {
+    for event in env.rabbitmq.next_events(100).await {
         served.insert(event.data()["requestId"].as_str().unwrap().to_owned());
     }
     replay.kill().await.unwrap();
-    until("what it held is back", async || bench.rabbit.depth(&dead(&bench)).await >= 500).await;
-    let output = run(&bench, &arguments[1..4]).await;
+    wait_until("what it held is back", async || env.rabbitmq.depth(&dead(&env)).await >= 500).await;
+    let output = run(&env, &arguments[1..4]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // One that was confirmed and not acked when it was killed has come twice, as one event.
     while served.len() < 500 {
-        let event = bench.rabbit.event().await;
+        let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.ready");
         served.insert(event.data()["requestId"].as_str().unwrap().to_owned());
     }
-    let left = rows(&run(&bench, &["list"]).await);
+    let left = rows(&run(&env, &["list"]).await);
     assert!(left.iter().all(|row| row["reason"] == "platform_rejected"));
     let mut left = ids(&left);
     assert_eq!(left.len(), 500);
@@ -237,45 +239,46 @@ async fn a_replay_that_is_killed_loses_none_and_leaves_none_twice() {
 
 #[tokio::test]
 async fn a_replay_keeps_its_rate_and_heeds_an_interruption() {
-    let bench = bench(&[]).await;
+    let env = bench(&[]).await;
     for n in 0..20 {
         let letter = letter(&format!("r-{n}"), "retries_exhausted", "2020-01-31T12:00:00Z");
-        bench.rabbit.put(&dead(&bench), &letter).await;
+        env.rabbitmq.publish_to_queue(&dead(&env), &letter).await;
     }
     let arguments = ["dead-letters", "replay", "--all", "--rate", "1/h"];
-    let mut command = command(&arguments, &settings(&bench));
+    let mut command = command(&arguments, &settings(&env));
     let replay = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
-    until("one is sent", async || bench.rabbit.depth(&bench.rabbit.queue.clone()).await == 1).await;
+    wait_until("one is sent", async || env.rabbitmq.depth(&env.rabbitmq.queue.clone()).await == 1)
+        .await;
     crate::support::worker::signal(&replay, "INT");
     let output = tokio::time::timeout(Duration::from_secs(10), replay.wait_with_output()).await;
     let output = output.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("interrupted; 1 dead letter sent to the request queue"), "{stderr}");
-    until("the rest is back", async || bench.rabbit.depth(&dead(&bench)).await == 19).await;
+    wait_until("the rest is back", async || env.rabbitmq.depth(&dead(&env)).await == 19).await;
 }
 
 #[tokio::test]
 async fn on_a_terminal_dropping_is_asked_about() {
-    let bench = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
+    let env = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
     // `script` gives the command a terminal, and hands on what is typed.
     let typed = async |answer: &str| {
         let line = format!("{} dead-letters drop --all", env!("CARGO_BIN_EXE_handoff"));
         let mut command = tokio::process::Command::new("script");
-        command.args(["-qec", &line, "/dev/null"]).envs(settings(&bench)).kill_on_drop(true);
+        command.args(["-qec", &line, "/dev/null"]).envs(settings(&env)).kill_on_drop(true);
         let piped = std::process::Stdio::piped;
         let mut child = command.stdin(piped()).stdout(piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-        let output = soon("its end", child.wait_with_output()).await.unwrap();
+        let output = within_timeout("its end", child.wait_with_output()).await.unwrap();
         drop(stdin);
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let (status, said) = typed("n").await;
     assert!(said.contains("Drop 1 for good?") && said.contains("nothing was dropped"), "{said}");
     assert_eq!(status, Some(1));
-    until("it is back", async || bench.rabbit.depth(&dead(&bench)).await == 1).await;
+    wait_until("it is back", async || env.rabbitmq.depth(&dead(&env)).await == 1).await;
     let (status, said) = typed("y").await;
     assert!(said.contains("1 dead letter dropped"), "{said}");
-    assert_eq!((status, bench.rabbit.depth(&dead(&bench)).await), (Some(0), 0));
+    assert_eq!((status, env.rabbitmq.depth(&dead(&env)).await), (Some(0), 0));
 }

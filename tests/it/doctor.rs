@@ -10,13 +10,12 @@ use lapin::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Authority, Bench, Flow, Message, Node, Platform, Proxy, TempFile, TlsFront,
-    bench::{redis, redis_cmd},
-    log_text,
+    Answer, Authority, Flow, Message, Node, Proxy, TempFile, TestEnv, TlsProxy, log_text,
     platform::{API_KEY, success},
-    rabbit::{table, text},
-    soon,
-    tls::secured,
+    rabbitmq::{field_table, long_string},
+    redis,
+    tls::tls_url,
+    within_timeout,
     worker::command,
 };
 
@@ -57,9 +56,10 @@ impl Told {
     }
 }
 
-async fn doctor(bench: &Bench, flags: &[&str]) -> Told {
+async fn doctor(env: &TestEnv, flags: &[&str]) -> Told {
     let arguments = [&["doctor", "--json"], flags].concat();
-    let output = soon("the end", command(&arguments, &bench.settings).output()).await.unwrap();
+    let output =
+        within_timeout("the end", command(&arguments, &env.settings).output()).await.unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     for secret in [API_KEY, "guest:guest", "nobody-may-see"] {
@@ -73,20 +73,20 @@ async fn doctor(bench: &Bench, flags: &[&str]) -> Told {
 
 #[tokio::test]
 async fn where_all_is_well_there_is_no_finding_and_no_call() {
-    let bench = Bench::new().await;
+    let env = TestEnv::start().await;
     // Before there was a worker: only said, nothing made.
-    let told = doctor(&bench, &[]).await;
+    let told = doctor(&env, &[]).await;
     told.is("rabbitmq", "topology", "hint");
     assert!(told.findings().is_empty(), "{:#?}", told.0);
-    let declared = bench.rabbit.channel().await;
+    let declared = env.rabbitmq.open_channel().await;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-    let queue = bench.rabbit.queue.as_str();
+    let queue = env.rabbitmq.queue.as_str();
     assert!(declared.queue_declare(queue.into(), passive, FieldTable::default()).await.is_err());
 
-    let worker = bench.worker().await;
+    let worker = env.start_worker().await;
     // It subscribes once more then, and for a moment nobody would be found to take requests.
-    worker.logged(log_text::WINDOW_GROWN).await;
-    let told = doctor(&bench, &[]).await;
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
+    let told = doctor(&env, &[]).await;
     assert!(told.findings().is_empty(), "{:#?}", told.0);
     for name in ["version", "topology", "consumers", "dead letters", "publishing"] {
         told.is("rabbitmq", name, "ok");
@@ -95,11 +95,11 @@ async fn where_all_is_well_there_is_no_finding_and_no_call() {
         told.is("redis", name, "ok");
     }
     told.is("settings", "seal", "hint");
-    assert!(bench.platform.calls().is_empty());
-    assert!(bench.cached().await.is_empty());
+    assert!(env.platform.calls().is_empty());
+    assert!(env.redis_entries().await.is_empty());
 
     // For people: the same, without colours where nobody looks.
-    let output = command(&["doctor"], &bench.settings).output().await.unwrap();
+    let output = command(&["doctor"], &env.settings).output().await.unwrap();
     let page = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
     assert!(page.contains("\nfindings: 0, ") && !page.contains('\u{1b}'), "{page}");
@@ -108,19 +108,19 @@ async fn where_all_is_well_there_is_no_finding_and_no_call() {
 
 #[tokio::test]
 async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
-    let mut bench = Bench::deaf(Platform::healthy().await).await;
-    let (queue, dead) = (bench.rabbit.queue.clone(), format!("{}.dead", bench.rabbit.queue));
-    let channel = bench.rabbit.channel().await;
+    let mut env = TestEnv::builder().without_event_queue().start().await;
+    let (queue, dead) = (env.rabbitmq.queue.clone(), env.dead_queue());
+    let channel = env.rabbitmq.open_channel().await;
     let durable = QueueDeclareOptions::durable();
     channel.queue_declare(queue.as_str().into(), durable, FieldTable::default()).await.unwrap();
-    let arguments = table(&[
-        ("x-queue-type", text("quorum")),
-        ("x-overflow", text("drop-head")),
+    let arguments = field_table(&[
+        ("x-queue-type", long_string("quorum")),
+        ("x-overflow", long_string("drop-head")),
         ("x-delivery-limit", AMQPValue::LongInt(5)),
     ]);
     channel.queue_declare(dead.as_str().into(), durable, arguments).await.unwrap();
     let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-    let exchange = bench.rabbit.event_exchange.clone();
+    let exchange = env.rabbitmq.event_exchange.clone();
     let exchange = exchange.as_str();
     channel
         .exchange_declare(exchange.into(), ExchangeKind::Fanout, options, FieldTable::default())
@@ -135,8 +135,8 @@ async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
     };
 
     for (declare, verdict) in [("true", "finding"), ("false", "hint")] {
-        bench.set("DECLARE_TOPOLOGY", declare);
-        let told = doctor(&bench, &[]).await;
+        env.set("DECLARE_TOPOLOGY", declare);
+        let told = doctor(&env, &[]).await;
         // A queue that is not replicated is wrong, whoever has declared it.
         let wrong_type = about(&told, "queue", &queue);
         assert_eq!(wrong_type["verdict"], "finding");
@@ -157,24 +157,24 @@ async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
         assert!(kind["what"].as_str().unwrap().contains("type is fanout, not topic"), "{kind}");
     }
     // Where a worker declares nothing, what is missing is a finding.
-    let missing = about(&doctor(&bench, &[]).await, "queue", &format!("{queue}.retry.1m"));
+    let missing = about(&doctor(&env, &[]).await, "queue", &format!("{queue}.retry.1m"));
     assert_eq!(missing["verdict"], "finding");
     assert!(missing["what"].as_str().unwrap().contains("does not exist"), "{missing}");
 }
 
 #[tokio::test]
 async fn requests_that_wait_for_nobody_and_dead_letters_are_told() {
-    let bench = Bench::new().await;
-    bench.worker().await.stop().await;
-    doctor(&bench, &[]).await.is("rabbitmq", "consumers", "hint");
-    bench.requests(0..2).await;
-    bench.rabbit.holds(2).await;
+    let env = TestEnv::start().await;
+    env.declare_topology().await;
+    doctor(&env, &[]).await.is("rabbitmq", "consumers", "hint");
+    env.publish_requests(0..2).await;
+    env.rabbitmq.wait_for_depth(2).await;
     let body = b"{}".to_vec();
     let letter = Message { routing_key: String::new(), properties: Default::default(), body };
-    let dead = format!("{}.dead", bench.rabbit.queue);
-    bench.rabbit.put(&dead, &letter).await;
-    crate::support::until("it is there", async || bench.rabbit.depth(&dead).await == 1).await;
-    let told = doctor(&bench, &[]).await;
+    let dead = env.dead_queue();
+    env.rabbitmq.publish_to_queue(&dead, &letter).await;
+    crate::support::wait_until("it is there", async || env.rabbitmq.depth(&dead).await == 1).await;
+    let told = doctor(&env, &[]).await;
     told.finding("rabbitmq", "consumers", &["2 wait", "handoff run"]);
     told.is("rabbitmq", "dead letters", "hint");
 }
@@ -182,50 +182,45 @@ async fn requests_that_wait_for_nobody_and_dead_letters_are_told() {
 #[tokio::test]
 async fn rights_and_alarms_of_rabbitmq_are_found() {
     let node = Node::rabbitmq().await;
-    let mut bench = Bench::on_own_rabbitmq(Platform::healthy().await, &node).await;
-    bench.worker().await.stop().await;
+    let mut env = TestEnv::builder().rabbitmq(&node).start().await;
+    env.declare_topology().await;
     node.ctl(&["add_user", "poor", "secret"]).await;
     node.ctl(&["set_permissions", "poor", "^$", "^$", ".*"]).await;
-    bench.set("AMQP_URL", &node.url.replace("guest:guest", "poor:secret"));
-    let told = doctor(&bench, &[]).await;
+    env.set("AMQP_URL", &node.url.replace("guest:guest", "poor:secret"));
+    let told = doctor(&env, &[]).await;
     let queues = told.all("rabbitmq", "queue");
     assert_eq!(queues.len(), 6, "{:#?}", told.0);
     assert!(queues.iter().all(|check| check["verdict"] == "finding"));
     told.finding("rabbitmq", "publishing", &["amq.default", "list_permissions"]);
 
-    bench.set("AMQP_URL", &node.url);
+    env.set("AMQP_URL", &node.url);
     node.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await;
-    doctor(&bench, &[]).await.finding("rabbitmq", "publishing", &["short of memory", "alarms"]);
+    doctor(&env, &[]).await.finding("rabbitmq", "publishing", &["short of memory", "alarms"]);
 
     // Who it is, and where to, are told apart.
     for (url, word) in [
         (node.url.replace("guest:guest", "guest:nobody-may-see"), "ACCESS_REFUSED"),
         (node.url.replace("/%2f", "/elsewhere"), "virtual host"),
     ] {
-        bench.set("AMQP_URL", &url);
-        doctor(&bench, &[]).await.finding("rabbitmq", "login", &[word]);
+        env.set("AMQP_URL", &url);
+        doctor(&env, &[]).await.finding("rabbitmq", "login", &[word]);
     }
 }
 
 #[tokio::test]
 async fn what_is_wrong_with_redis_is_found() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
-    let mut admin = redis(&node.url).await;
-    let mut set = async |line: &str| {
-        let mut words = line.split(' ');
-        let mut command = redis_cmd(words.next().unwrap());
-        command.arg(words.collect::<Vec<_>>());
-        command.query_async::<()>(&mut admin).await.unwrap();
-    };
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let mut admin = redis::connect(&node.url).await;
+    let mut set = async |line: &str| redis::run(&mut admin, line).await;
     set("CONFIG SET maxmemory-policy allkeys-lru").await;
-    let told = doctor(&bench, &[]).await;
+    let told = doctor(&env, &[]).await;
     told.finding("redis", "eviction", &["allkeys-lru", "maxmemory-policy noeviction"]);
     set("CONFIG SET maxmemory-policy volatile-ttl").await;
-    doctor(&bench, &[]).await.is("redis", "eviction", "hint");
+    doctor(&env, &[]).await.is("redis", "eviction", "hint");
 
     set("CONFIG SET maxmemory-policy noeviction maxmemory 1mb").await;
-    let told = doctor(&bench, &[]).await;
+    let told = doctor(&env, &[]).await;
     told.is("redis", "eviction", "ok");
     told.finding("redis", "memory", &["maxmemory"]);
     told.finding("redis", "commands", &["OOM"]);
@@ -233,48 +228,48 @@ async fn what_is_wrong_with_redis_is_found() {
 
     set("ACL SETUSER poor on >secret ~* +ping +script|load +evalsha +get").await;
     let url = node.url.clone();
-    bench.set("REDIS_URL", &url.replace("redis://", "redis://poor:secret@"));
-    let told = doctor(&bench, &[]).await;
+    env.set("REDIS_URL", &url.replace("redis://", "redis://poor:secret@"));
+    let told = doctor(&env, &[]).await;
     told.finding("redis", "commands", &["NOPERM", "ACL SETUSER"]);
     told.is("redis", "not seen", "hint");
-    bench.set("REDIS_URL", &url.replace("redis://", "redis://poor:nobody-may-see@"));
-    doctor(&bench, &[]).await.finding("redis", "login", &["HANDOFF_REDIS_URL"]);
+    env.set("REDIS_URL", &url.replace("redis://", "redis://poor:nobody-may-see@"));
+    doctor(&env, &[]).await.finding("redis", "login", &["HANDOFF_REDIS_URL"]);
 
-    bench.set("REDIS_URL", &url);
+    env.set("REDIS_URL", &url);
     set("REPLICAOF 127.0.0.1 1").await;
-    let told = doctor(&bench, &[]).await;
+    let told = doctor(&env, &[]).await;
     told.finding("redis", "role", &["replica"]);
     told.finding("redis", "commands", &["READONLY"]);
 }
 
 #[tokio::test]
 async fn whatever_is_down_the_rest_is_looked_at() {
-    let mut bench = Bench::new().await;
-    let _worker = bench.worker().await;
+    let mut env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
     let names = ["AMQP_URL", "REDIS_URL", "IDV_URL"];
-    let urls = names.map(|name| bench.settings[&format!("HANDOFF_{name}")].clone());
+    let urls = names.map(|name| env.setting(name).to_owned());
     let nowhere = ["amqp://guest:guest@127.0.0.1:1", "redis://127.0.0.1:1", "http://127.0.0.1:1"];
     let areas = ["rabbitmq", "redis", "platform"];
     for n in 0..3 {
-        bench.set(names[n], nowhere[n]);
-        let told = doctor(&bench, &[]).await;
+        env.set(names[n], nowhere[n]);
+        let told = doctor(&env, &[]).await;
         assert_eq!(told.findings(), [format!("{} connection", areas[n])]);
         told.finding(
             areas[n],
             "connection",
             &["connection refused", &format!("HANDOFF_{}", names[n])],
         );
-        bench.set(names[n], &urls[n]);
+        env.set(names[n], &urls[n]);
     }
     // A server of another kind.
-    bench.set("AMQP_URL", &urls[1].replace("redis://", "amqp://"));
-    doctor(&bench, &[]).await.finding("rabbitmq", "version", &["AMQP 0-9-1"]);
+    env.set("AMQP_URL", &urls[1].replace("redis://", "amqp://"));
+    doctor(&env, &[]).await.finding("rabbitmq", "version", &["AMQP 0-9-1"]);
     for (n, url) in nowhere.into_iter().enumerate() {
-        bench.set(names[n], url);
+        env.set(names[n], url);
     }
     // Settings that are valid each for itself.
-    bench.set("IDV_RATE_LIMIT", "1/1h").set("IDV_TIMEOUT", "8m").set("RETRY_DELAYS", "1m,10s");
-    let told = doctor(&bench, &["--probe"]).await;
+    env.set("IDV_RATE_LIMIT", "1/1h").set("IDV_TIMEOUT", "8m").set("RETRY_DELAYS", "1m,10s");
+    let told = doctor(&env, &["--probe"]).await;
     assert_eq!(told.findings().len(), 4, "{:?}", told.findings());
     told.finding("settings", "rate", &["HANDOFF_IDV_RATE_LIMIT"]);
     told.is("settings", "grace", "hint");
@@ -283,16 +278,16 @@ async fn whatever_is_down_the_rest_is_looked_at() {
 
 #[tokio::test]
 async fn servers_that_say_nothing_do_not_hold_it_up() {
-    let mut bench = Bench::new().await;
+    let mut env = TestEnv::start().await;
     let mut proxies = Vec::new();
     for name in ["AMQP_URL", "REDIS_URL"] {
-        let url = bench.settings[&format!("HANDOFF_{name}")].clone();
+        let url = env.setting(name).to_owned();
         let proxy = Proxy::to(&url).await;
-        proxy.replies(Flow::Waits);
-        bench.set(name, &proxy.url(&url));
+        proxy.set_replies(Flow::Held);
+        env.set(name, &proxy.url(&url));
         proxies.push(proxy);
     }
-    let told = doctor(&bench, &[]).await;
+    let told = doctor(&env, &[]).await;
     told.finding("rabbitmq", "version", &["says nothing"]);
     told.finding("rabbitmq", "login", &["did not answer in time"]);
     told.finding("redis", "login", &["no answer in time"]);
@@ -302,21 +297,21 @@ async fn servers_that_say_nothing_do_not_hold_it_up() {
 #[tokio::test]
 async fn a_key_file_that_everybody_can_read_is_told() {
     use std::{fs::Permissions, os::unix::fs::PermissionsExt};
-    let mut bench = Bench::new().await;
+    let mut env = TestEnv::start().await;
     let file = TempFile::new(API_KEY);
-    bench.settings.remove("HANDOFF_IDV_API_KEY");
-    bench.set("IDV_API_KEY_FILE", file.path());
+    env.settings.remove("HANDOFF_IDV_API_KEY");
+    env.set("IDV_API_KEY_FILE", file.path());
     for (mode, verdict) in [(0o644, "hint"), (0o640, "ok")] {
         std::fs::set_permissions(file.path(), Permissions::from_mode(mode)).unwrap();
-        doctor(&bench, &[]).await.is("settings", "key file", verdict);
+        doctor(&env, &[]).await.is("settings", "key file", verdict);
     }
 }
 
 #[tokio::test]
 async fn a_request_that_may_be_kept_for_too_long_is_told() {
-    let mut bench = Bench::new().await;
-    bench.set("IDV_TIMEOUT", "8m");
-    doctor(&bench, &[]).await.finding(
+    let mut env = TestEnv::start().await;
+    env.set("IDV_TIMEOUT", "8m");
+    doctor(&env, &[]).await.finding(
         "rabbitmq",
         "consumer time-out",
         &["32 min", "consumer_timeout ="],
@@ -325,22 +320,22 @@ async fn a_request_that_may_be_kept_for_too_long_is_told() {
 
 #[tokio::test]
 async fn the_key_is_tried_only_where_that_is_asked_for() {
-    let bench = Bench::new().await;
-    let _worker = bench.worker().await;
-    let told = doctor(&bench, &["--probe"]).await;
+    let env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
+    let told = doctor(&env, &["--probe"]).await;
     told.is("platform", "key", "ok");
     told.is("platform", "clock", "ok");
-    let calls = bench.platform.calls();
+    let calls = env.platform.calls();
     assert_eq!(calls.len(), 1);
     assert!(calls[0].is_token() && calls[0].header("authorization") == API_KEY);
     assert_eq!(calls[0].body, json!({ "ttl": 1 }));
 
     let hour_ago = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(3_600));
-    bench.platform.set_script(move |_| Answer::status(401).header("date", hour_ago.clone()));
-    let told = doctor(&bench, &["--probe"]).await;
+    env.platform.set_script(move |_| Answer::status(401).header("date", hour_ago.clone()));
+    let told = doctor(&env, &["--probe"]).await;
     told.finding("platform", "key", &["status 401", "Ephemeral Devices: Write"]);
     told.finding("platform", "clock", &["behind", "NTP"]);
-    bench.platform.set_script(success);
+    env.platform.set_script(success);
 }
 
 #[tokio::test]
@@ -348,23 +343,23 @@ async fn certificates_are_looked_at_wherever_there_is_tls() {
     let authority = Authority::new();
     let day = Duration::from_secs(24 * 60 * 60);
     let (short, long) = (
-        authority.issue_for(&["127.0.0.1"], 5 * day),
-        authority.issue_for(&["127.0.0.1"], 100 * day),
+        authority.issue_valid_for(&["127.0.0.1"], 5 * day),
+        authority.issue_valid_for(&["127.0.0.1"], 100 * day),
     );
-    let mut bench = Bench::new().await;
-    let _worker = bench.worker().await;
-    bench.settings.insert("SSL_CERT_FILE".into(), authority.file());
-    bench.settings.insert("SSL_CERT_DIR".into(), String::new());
+    let mut env = TestEnv::start().await;
+    let _worker = env.start_worker().await;
+    env.settings.insert("SSL_CERT_FILE".into(), authority.certificate_file());
+    env.settings.insert("SSL_CERT_DIR".into(), String::new());
     let servers = [("AMQP_URL", "rabbitmq"), ("REDIS_URL", "redis"), ("IDV_URL", "platform")];
-    let urls = servers.map(|(name, _)| bench.settings[&format!("HANDOFF_{name}")].clone());
+    let urls = servers.map(|(name, _)| env.setting(name).to_owned());
     for (identity, days, verdict) in [(&short, "4 days", "finding"), (&long, "99 days", "ok")] {
         let mut fronts = Vec::new();
         for ((name, _), url) in servers.iter().zip(&urls) {
-            let front = TlsFront::of(url, identity).await;
-            bench.set(name, &secured(url, front.port()));
+            let front = TlsProxy::to(url, identity).await;
+            env.set(name, &tls_url(url, front.port()));
             fronts.push(front);
         }
-        let told = doctor(&bench, &["--probe"]).await;
+        let told = doctor(&env, &["--probe"]).await;
         for (_, area) in servers {
             let check = told.about(area, "certificate");
             assert_eq!(check["verdict"], verdict, "{check}");
@@ -374,8 +369,8 @@ async fn certificates_are_looked_at_wherever_there_is_tls() {
         told.is("rabbitmq", "version", "ok");
         if verdict == "ok" {
             assert!(told.findings().is_empty(), "{:?}", told.findings());
-            bench.settings.retain(|name, _| !name.starts_with("SSL_"));
-            let told = doctor(&bench, &[]).await;
+            env.settings.retain(|name, _| !name.starts_with("SSL_"));
+            let told = doctor(&env, &[]).await;
             for (_, area) in servers {
                 told.finding(area, "connection", &["SSL_CERT_FILE"]);
             }

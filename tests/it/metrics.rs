@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::json;
-
 use crate::support::{
-    Answer, Bench, Flow, Platform, Worker, log_text,
+    Answer, Flow, Platform, TestEnv, Worker, log_text,
     platform::{Call, hold_calls, success},
-    until,
+    wait_until,
 };
 
 /// A metric's type, and the labels of its series.
@@ -68,9 +66,9 @@ fn script(call: &Call) -> Answer {
     }
 }
 
-async fn request(bench: &mut Bench, id: &str, user: &str) -> String {
-    bench.rabbit.request(id, json!({ "userId": user })).await;
-    bench.rabbit.event().await.routing_key
+async fn request(env: &mut TestEnv, id: &str, user: &str) -> String {
+    env.publish_request(id, user).await;
+    env.rabbitmq.next_event().await.routing_key
 }
 
 /// Asserts a metric's value; a series that has not counted anything need not be there.
@@ -80,24 +78,24 @@ async fn is(worker: &Worker, series: &str, value: f64) {
 
 #[tokio::test]
 async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    let proxy = bench.through_proxy("REDIS_URL").await;
-    let amqp = bench.through_proxy("AMQP_URL").await;
-    bench.set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
-    bench.set("IDV_RATE_LIMIT", "1000/1s");
-    let worker = bench.worker().await;
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let proxy = env.proxy("REDIS_URL").await;
+    let amqp = env.proxy("AMQP_URL").await;
+    env.set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
+    env.set("IDV_RATE_LIMIT", "1000/1s");
+    let worker = env.start_worker().await;
 
     // One is asked to come later, one has its link twice, one fails, one fails and is tried again.
-    assert_eq!(request(&mut bench, "r-1", "late").await, "handoff.ready");
-    assert_eq!(request(&mut bench, "r-2", "ann").await, "handoff.ready");
-    assert_eq!(request(&mut bench, "r-3", "ann").await, "handoff.ready");
-    assert_eq!(request(&mut bench, "r-4", "rejected").await, "handoff.failed");
-    assert_eq!(request(&mut bench, "r-5", "unlucky").await, "handoff.failed");
+    assert_eq!(request(&mut env, "r-1", "late").await, "handoff.ready");
+    assert_eq!(request(&mut env, "r-2", "ann").await, "handoff.ready");
+    assert_eq!(request(&mut env, "r-3", "ann").await, "handoff.ready");
+    assert_eq!(request(&mut env, "r-4", "rejected").await, "handoff.failed");
+    assert_eq!(request(&mut env, "r-5", "unlucky").await, "handoff.failed");
     let timestamp = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let properties = lapin::BasicProperties::default().with_timestamp(timestamp);
-    bench.rabbit.publish("not a request", properties).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    worker.finished(7).await;
+    env.rabbitmq.publish("not a request", properties).await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
+    worker.wait_for_finished(7).await;
 
     let call = |call: &str, outcome: &str| {
         format!("handoff_platform_calls_total{{call=\"{call}\",outcome=\"{outcome}\"}}")
@@ -133,7 +131,7 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     ] {
         is(&worker, &series, value).await;
     }
-    let calls = (bench.platform.token_calls().len(), bench.platform.session_calls().len());
+    let calls = (env.platform.token_calls().len(), env.platform.session_calls().len());
     is(&worker, &call("token", "ok"), calls.0 as f64).await;
     is(&worker, &call("session", "unavailable"), calls.1 as f64 - 4.0).await;
     is(&worker, "handoff_rate_limit_wait_seconds_count", (calls.0 + calls.1) as f64).await;
@@ -148,20 +146,20 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     assert!((0.9..1.1).contains(&asked), "{asked}");
 
     // Without the cache, and with it again.
-    proxy.both(Flow::Vanishes);
-    assert_eq!(request(&mut bench, "r-6", "ann").await, "handoff.ready");
-    worker.finished(8).await;
-    worker.logged(log_text::REDIS_UNAVAILABLE).await;
+    proxy.set_flow(Flow::Dropped);
+    assert_eq!(request(&mut env, "r-6", "ann").await, "handoff.ready");
+    worker.wait_for_finished(8).await;
+    worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     assert!(worker.metric("handoff_cache_errors_total").await >= 1.0);
     is(&worker, "handoff_cache_lookups_total{result=\"miss\"}", 5.0).await;
-    proxy.both(Flow::Passes);
-    worker.logged(log_text::REDIS_RECONNECTED).await;
+    proxy.set_flow(Flow::Forwarded);
+    worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
     is(&worker, "handoff_cache_reconnects_total", 1.0).await;
-    amqp.cut();
-    worker.logged_times(log_text::CONSUMING, 2).await;
+    amqp.close_connections();
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
     is(&worker, "handoff_broker_reconnects_total", 1.0).await;
 
-    let (_, page) = worker.page("/metrics").await;
+    let (_, page) = worker.get("/metrics").await;
     assert_eq!(served(&page), documented());
     let started = worker.metric("process_start_time_seconds").await;
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
@@ -175,31 +173,31 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
 #[tokio::test]
 async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
     let (latch, script) = hold_calls(|call| !call.is_token());
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("CONCURRENCY", "1");
-    let workers = [bench.worker().await, bench.worker().await];
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    env.set("CONCURRENCY", "1");
+    let workers = [env.start_worker().await, env.start_worker().await];
     let sum =
         async |series: &str| workers[0].metric(series).await + workers[1].metric(series).await;
     // One makes the link, the other waits for it.
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    bench.platform.wait_for_calls(2).await;
-    until("both at work", async || sum("handoff_in_flight").await == 2.0).await;
+    env.publish_request("r-1", "ann").await;
+    env.publish_request("r-2", "ann").await;
+    env.platform.wait_for_calls(2).await;
+    wait_until("both at work", async || sum("handoff_in_flight").await == 2.0).await;
     // Nothing shows that it waits: it asks Redis at once, and then again and again.
     tokio::time::sleep(std::time::Duration::from_millis(150)).await;
     latch.open();
-    bench.rabbit.events(2).await;
+    env.rabbitmq.next_events(2).await;
     assert_eq!(sum("handoff_lease_wait_seconds_count").await, 1.0);
     let waited = sum("handoff_lease_wait_seconds_sum").await;
     assert!((0.1..5.0).contains(&waited), "{waited}");
 
     // It takes a second until a platform that gives no tokens is asked again.
-    bench.platform.set_script(|_| Answer::status(403));
-    bench.rabbit.request("r-3", json!({ "userId": "bob" })).await;
-    bench.platform.wait_for_calls(3).await;
-    until("a pause", async || sum("handoff_platform_paused").await == 1.0).await;
-    bench.platform.set_script(success);
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    env.platform.set_script(|_| Answer::status(403));
+    env.publish_request("r-3", "bob").await;
+    env.platform.wait_for_calls(3).await;
+    wait_until("a pause", async || sum("handoff_platform_paused").await == 1.0).await;
+    env.platform.set_script(success);
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
     let paused = "handoff_platform_paused_seconds_total{reason=\"refused\"}";
     let total = sum(paused).await;
     assert!((0.9..5.0).contains(&total), "{total}");

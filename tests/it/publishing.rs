@@ -15,7 +15,7 @@ use lapin::{
     types::FieldTable,
 };
 
-use crate::support::Bench;
+use crate::support::TestEnv;
 
 fn ready(request_id: &str) -> Event {
     let (user_id, workflow_id, session_id, url) = ("ann", "w", "s", "https://idv.example");
@@ -34,11 +34,11 @@ fn failed(request_id: &str) -> Event {
 
 #[tokio::test]
 async fn of_many_events_in_flight_each_is_told_its_own_fate() {
-    let bench = Bench::new().await;
+    let env = TestEnv::start().await;
     let url = std::env::var("HANDOFF_AMQP_URL").unwrap();
-    let exchange = format!("{}.half", bench.rabbit.event_exchange);
+    let exchange = format!("{}.half", env.rabbitmq.event_exchange);
     // Somebody hears of links, and nobody of failures.
-    let channel = bench.rabbit.channel().await;
+    let channel = env.rabbitmq.open_channel().await;
     let fleeting = ExchangeDeclareOptions { auto_delete: true, ..Default::default() };
     let (name, none) = (|| exchange.as_str().into(), FieldTable::default);
     channel.exchange_declare(name(), ExchangeKind::Topic, fleeting, none()).await.unwrap();
@@ -50,8 +50,8 @@ async fn of_many_events_in_flight_each_is_told_its_own_fate() {
 
     let topology = Topology::new(&BrokerSettings {
         url: url.as_str().into(),
-        queue: bench.rabbit.queue.clone(),
-        request_exchange: bench.rabbit.request_exchange.clone(),
+        queue: env.rabbitmq.queue.clone(),
+        request_exchange: env.rabbitmq.request_exchange.clone(),
         event_exchange: exchange.clone(),
         declare: false,
         retry_delays: Vec::new(),

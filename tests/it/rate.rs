@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use crate::support::{
-    Bench, Flow, Latch, Node, Platform, log_text,
+    Flow, Latch, Node, Platform, TestEnv, log_text,
     platform::{Call, success},
-    until,
+    wait_until,
 };
 
 /// The most calls in any window of this length.
@@ -18,22 +16,22 @@ fn most_in(calls: &[Call], window: Duration) -> usize {
     calls.iter().map(within).max().unwrap_or(0)
 }
 
-async fn publish(bench: &Bench, count: usize) {
+async fn publish(env: &TestEnv, count: usize) {
     for n in 0..count {
-        bench.rabbit.request(&format!("r-{n}"), json!({ "userId": format!("user-{n}") })).await;
+        env.publish_request(&format!("r-{n}"), &format!("user-{n}")).await;
     }
 }
 
 #[tokio::test]
 async fn replicas_keep_within_the_limit_together_and_use_it() {
-    let mut bench = Bench::new().await;
-    bench.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s");
-    let _workers = [bench.worker().await, bench.worker().await, bench.worker().await];
+    let mut env = TestEnv::start().await;
+    env.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s");
+    let _workers = [env.start_worker().await, env.start_worker().await, env.start_worker().await];
     let began = Instant::now();
-    publish(&bench, 40).await;
-    let events = bench.rabbit.events(40).await;
+    publish(&env, 40).await;
+    let events = env.rabbitmq.next_events(40).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
-    let calls = bench.platform.calls();
+    let calls = env.platform.calls();
     assert_eq!(calls.len(), 80);
     let most = most_in(&calls, Duration::from_secs(1));
     assert!(most <= 40, "{most} in a second");
@@ -48,17 +46,17 @@ async fn replicas_keep_within_the_limit_together_and_use_it() {
 #[tokio::test]
 async fn without_redis_each_replica_keeps_to_its_share() {
     let node = Node::redis().await;
-    let mut bench = Bench::on_own_redis(Platform::healthy().await, &node).await;
-    bench.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s");
-    let workers = [bench.worker().await, bench.worker().await];
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    env.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s");
+    let workers = [env.start_worker().await, env.start_worker().await];
     node.kill().await;
     for worker in &workers {
-        worker.logged(log_text::REDIS_UNAVAILABLE).await;
+        worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     }
     let began = Instant::now();
-    publish(&bench, 30).await;
-    bench.rabbit.events(30).await;
-    let (took, calls) = (began.elapsed(), bench.platform.calls());
+    publish(&env, 30).await;
+    env.rabbitmq.next_events(30).await;
+    let (took, calls) = (began.elapsed(), env.platform.calls());
     let most = most_in(&calls, Duration::from_secs(1));
     assert!(most <= 24, "{most} in a second");
     assert!(took < Duration::from_secs(6), "{took:?}");
@@ -72,26 +70,26 @@ async fn leave_to_call_comes_with_what_is_waited_for_anyway() {
         let token = token.clone();
         move |call| if call.is_token() { success(call).held_by(&token) } else { success(call) }
     });
-    let mut bench = Bench::with(bench_platform).await;
-    let proxy = bench.through_proxy("REDIS_URL").await;
-    bench.set("IDV_RATE_LIMIT", "1000/1s");
-    let _worker = bench.worker().await;
+    let mut env = TestEnv::builder().platform(bench_platform).start().await;
+    let proxy = env.proxy("REDIS_URL").await;
+    env.set("IDV_RATE_LIMIT", "1000/1s");
+    let _worker = env.start_worker().await;
     // How often Redis has been asked to run a script.
     let mut sent = Vec::new();
     let mut scripts = || {
         sent.extend(proxy.take_sent());
         sent.windows(7).filter(|word| word == b"EVALSHA").count()
     };
-    proxy.replies(Flow::Waits);
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    until("claim and leave are asked for together", async || scripts() == 2).await;
-    proxy.replies(Flow::Passes);
-    bench.platform.wait_for_calls(1).await;
-    until("leave for the session is asked for", async || scripts() == 3).await;
+    proxy.set_replies(Flow::Held);
+    env.publish_request("r-1", "ann").await;
+    wait_until("claim and leave are asked for together", async || scripts() == 2).await;
+    proxy.set_replies(Flow::Forwarded);
+    env.platform.wait_for_calls(1).await;
+    wait_until("leave for the session is asked for", async || scripts() == 3).await;
     // From here Redis is silent; the session call is made all the same.
-    proxy.replies(Flow::Waits);
+    proxy.set_replies(Flow::Held);
     token.open();
-    bench.platform.wait_for_calls(2).await;
-    proxy.replies(Flow::Passes);
-    bench.rabbit.event().await;
+    env.platform.wait_for_calls(2).await;
+    proxy.set_replies(Flow::Forwarded);
+    env.rabbitmq.next_event().await;
 }

@@ -7,9 +7,9 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Latch, Platform, log_text,
+    Answer, Latch, Platform, TestEnv, log_text,
     platform::{Call, success},
-    rabbit::{table, text},
+    rabbitmq::{field_table, long_string},
 };
 
 #[tokio::test]
@@ -22,17 +22,17 @@ async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
             false => success(call),
         }
     };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("RETRY_BUDGET", "3s");
-    let worker = bench.worker().await;
-    bench.rabbit.request("early", json!({ "userId": "ann" })).await;
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    env.set("RETRY_BUDGET", "3s");
+    let worker = env.start_worker().await;
+    env.publish_request("early", "ann").await;
     // The delays double from 200 ms, so the fourth call is more than a second after the first.
-    bench.platform.wait_for_calls(4).await;
-    bench.rabbit.request("late", json!({ "userId": "ann" })).await;
-    let first = worker.finished(1).await;
+    env.platform.wait_for_calls(4).await;
+    env.publish_request("late", "ann").await;
+    let first = worker.wait_for_finished(1).await;
     assert_eq!((&first["request_id"], &first["outcome"]), (&json!("early"), &json!("retried")));
     failing.store(false, std::sync::atomic::Ordering::Relaxed);
-    let event = bench.rabbit.event().await;
+    let event = env.rabbitmq.next_event().await;
     assert_eq!(
         (&event.data()["requestId"], event.routing_key.as_str()),
         (&json!("late"), "handoff.ready")
@@ -50,18 +50,18 @@ async fn a_passing_failure_is_retried_in_process() {
         (false, 2) => Answer { body: vec![b' '; 65 * 1024], ..Answer::status(200) },
         _ => success(call),
     };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let event = bench.rabbit.event().await;
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    let event = env.rabbitmq.next_event().await;
     assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
-    let sessions = bench.platform.session_calls();
-    assert_eq!((bench.platform.token_calls().len(), sessions.len()), (4, 4));
+    let sessions = env.platform.session_calls();
+    assert_eq!((env.platform.token_calls().len(), sessions.len()), (4, 4));
     // The same token and the same request: the same key, so that a platform can tell.
     let keys: std::collections::HashSet<_> =
         sessions.iter().map(|call| call.header("idempotency-key")).collect();
     assert_eq!(keys.len(), 1);
-    let line = worker.finished(1).await;
+    let line = worker.wait_for_finished(1).await;
     assert_eq!(line["attempt"], 1);
     assert!(line["duration_ms"].as_u64().unwrap() >= 1_000, "Retry-After is honoured");
 }
@@ -76,11 +76,11 @@ async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
             _ => success(call),
         }
     };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("IDV_TIMEOUT", "300ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    env.set("IDV_TIMEOUT", "300ms");
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
     for call in ["token", "session"] {
         let series = format!("handoff_platform_calls_total{{call=\"{call}\",outcome=\"timeout\"}}");
         assert_eq!(worker.metric(&series).await, 1.0, "{call}");
@@ -89,11 +89,11 @@ async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
 
 #[tokio::test]
 async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
-    let mut bench = Bench::new().await;
-    bench.set("IDV_URL", "http://127.0.0.1:1").set("RETRY_BUDGET", "500ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let line = worker.finished(1).await;
+    let mut env = TestEnv::start().await;
+    env.set("IDV_URL", "http://127.0.0.1:1").set("RETRY_BUDGET", "500ms");
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    let line = worker.wait_for_finished(1).await;
     assert_eq!(line["outcome"], "retried");
     assert_eq!(line["detail"], log_text::TOKEN_CALL_UNCONNECTED);
 }
@@ -104,31 +104,31 @@ async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
         answer if answer.body.starts_with(b"{\"authorization") => answer,
         _ => Answer::status(500),
     };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms,300ms");
-    let worker = bench.worker().await;
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms,300ms");
+    let worker = env.start_worker().await;
     let properties = BasicProperties::default()
         .with_expiration("60000".into())
-        .with_headers(table(&[("mine", text("kept"))]));
-    bench.rabbit.publish(json!({ "userId": "ann" }).to_string(), properties).await;
-    let event = bench.rabbit.event().await;
+        .with_headers(field_table(&[("mine", long_string("kept"))]));
+    env.rabbitmq.publish(json!({ "userId": "ann" }).to_string(), properties).await;
+    let event = env.rabbitmq.next_event().await;
     let data = event.data();
     assert_eq!(data["reason"]["code"], "retries_exhausted");
     assert_eq!(data["attempts"], 3);
-    let dead = bench.rabbit.dead_letter().await;
-    assert_eq!(dead.text("mine"), "kept");
+    let dead = env.rabbitmq.take_dead_letter().await;
+    assert_eq!(dead.text_header("mine"), "kept");
     assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
     assert_eq!(dead.body, json!({ "userId": "ann" }).to_string().into_bytes());
     // It came without an id: the one it was given stays with it.
-    let id = dead.text("x-handoff-request-id");
+    let id = dead.text_header("x-handoff-request-id");
     assert_eq!(json!(id), data["requestId"]);
     for (attempt, outcome) in [(1, "retried"), (2, "retried"), (3, "failed")] {
-        let line = worker.finished(attempt).await;
+        let line = worker.wait_for_finished(attempt).await;
         assert_eq!((&line["outcome"], &line["request_id"]), (&json!(outcome), &json!(id)));
         assert_eq!(line["attempt"], attempt);
     }
     // One token did for all three.
-    assert_eq!((bench.platform.token_calls().len(), bench.platform.session_calls().len()), (1, 3));
+    assert_eq!((env.platform.token_calls().len(), env.platform.session_calls().len()), (1, 3));
 }
 
 #[tokio::test]
@@ -137,39 +137,41 @@ async fn what_works_on_the_second_attempt_is_served() {
         (false, 0) => Answer::status(500),
         _ => success(call),
     };
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    assert_eq!(worker.finished(2).await["attempt"], 2);
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    assert_eq!(worker.wait_for_finished(2).await["attempt"], 2);
 }
 
 #[tokio::test]
 async fn an_event_that_nobody_takes_holds_on_to_its_request() {
-    let mut bench = Bench::deaf(Platform::healthy().await).await;
-    bench.set("RETRY_DELAYS", "200ms,300ms");
-    let worker = bench.worker().await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    let dead = bench.rabbit.dead_letter().await;
-    assert_eq!(dead.text("x-handoff-reason"), "retries_exhausted");
+    let mut env = TestEnv::builder().without_event_queue().start().await;
+    env.set("RETRY_DELAYS", "200ms,300ms");
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    let dead = env.rabbitmq.take_dead_letter().await;
+    assert_eq!(dead.text_header("x-handoff-reason"), "retries_exhausted");
     assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
-    assert_eq!(bench.platform.session_calls().len(), 1, "the link was cached all along");
-    worker.finished(3).await;
+    assert_eq!(env.platform.session_calls().len(), 1, "the link was cached all along");
+    worker.wait_for_finished(3).await;
     // Somebody listens again: the next request finds the same link.
-    bench.rabbit.hear_events().await;
-    bench.rabbit.request("r-2", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    env.rabbitmq.consume_events().await;
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
 }
 
 /// Binds a queue for events that takes none, for as long as its channel stands.
-async fn full_queue(bench: &Bench, key: &str) -> (Channel, ShortString) {
-    let channel = bench.rabbit.channel().await;
-    let arguments =
-        table(&[("x-max-length", AMQPValue::LongInt(0)), ("x-overflow", text("reject-publish"))]);
+async fn full_queue(env: &TestEnv, key: &str) -> (Channel, ShortString) {
+    let channel = env.rabbitmq.open_channel().await;
+    let arguments = field_table(&[
+        ("x-max-length", AMQPValue::LongInt(0)),
+        ("x-overflow", long_string("reject-publish")),
+    ]);
     let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
     let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
-    let (full, exchange) = (full.name().clone(), bench.rabbit.event_exchange.as_str().into());
+    let (full, exchange) = (full.name().clone(), env.rabbitmq.event_exchange.as_str().into());
     let (options, none) = (Default::default(), FieldTable::default());
     channel.queue_bind(full.clone(), exchange, key.into(), options, none).await.unwrap();
     (channel, full)
@@ -177,32 +179,35 @@ async fn full_queue(bench: &Bench, key: &str) -> (Channel, ShortString) {
 
 #[tokio::test]
 async fn a_failure_that_a_full_queue_refuses_to_hear_of_holds_nobody_up() {
-    let mut bench = Bench::new().await;
-    bench.set("CONCURRENCY", "4");
-    let worker = bench.worker().await;
-    let _full = full_queue(&bench, "handoff.failed").await;
+    let mut env = TestEnv::start().await;
+    env.set("CONCURRENCY", "4");
+    let worker = env.start_worker().await;
+    let _full = full_queue(&env, "handoff.failed").await;
     for _ in 0..8 {
-        bench.rabbit.publish("not a request", Default::default()).await;
+        env.rabbitmq.publish("not a request", Default::default()).await;
     }
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+    env.publish_request("r-1", "ann").await;
     // The other queue may hear of failures: what one refuses counts as refused.
-    worker.finished(9).await;
+    worker.wait_for_finished(9).await;
     let ready = "handoff_requests_total{outcome=\"ready\"}";
     assert_eq!(worker.metric(ready).await, 1.0);
-    assert_eq!(bench.rabbit.depth(&format!("{}.dead", bench.rabbit.queue)).await, 8);
-    assert_eq!(bench.rabbit.dead_letter().await.text("x-handoff-reason"), "invalid_request");
+    assert_eq!(env.dead_letters().await, 8);
+    assert_eq!(
+        env.rabbitmq.take_dead_letter().await.text_header("x-handoff-reason"),
+        "invalid_request"
+    );
 }
 
 #[tokio::test]
 async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
     let bench_platform = Platform::healthy().await;
-    let mut bench = Bench::deaf(bench_platform).await;
-    bench.set("RETRY_DELAYS", "300ms");
-    let worker = bench.worker().await;
-    let (channel, full) = full_queue(&bench, "#").await;
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(worker.finished(1).await["outcome"], "retried");
+    let mut env = TestEnv::builder().platform(bench_platform).without_event_queue().start().await;
+    env.set("RETRY_DELAYS", "300ms");
+    let worker = env.start_worker().await;
+    let (channel, full) = full_queue(&env, "#").await;
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(worker.wait_for_finished(1).await["outcome"], "retried");
     channel.queue_delete(full, Default::default()).await.unwrap();
-    bench.rabbit.hear_events().await;
-    assert_eq!(bench.rabbit.event().await.data()["reused"], true);
+    env.rabbitmq.consume_events().await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
 }

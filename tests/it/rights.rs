@@ -7,9 +7,7 @@ use lapin::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bench, Node, Platform,
-    bench::{redis, redis_cmd},
-    soon, until,
+    Node, TestEnv, redis, wait_until, within_timeout,
     worker::{Settings, Worker, command},
 };
 
@@ -35,27 +33,27 @@ async fn the_least_rights_suffice() {
         rabbitmq.ctl(&grant.iter().map(String::as_str).collect::<Vec<_>>()).await;
     }
     let acl = GUIDE.lines().find(|line| line.starts_with("ACL SETUSER")).unwrap();
-    let mut grant = redis_cmd("ACL");
+    let mut grant = redis::cmd("ACL");
     for argument in &arguments(acl)[1..] {
         grant.arg(argument);
     }
-    let mut admin = redis(&redis_node.url).await;
+    let mut admin = redis::connect(&redis_node.url).await;
     grant.query_async::<()>(&mut admin).await.unwrap();
 
     // Everything by its default name.
-    let bench = Bench::on_own_rabbitmq(Platform::healthy().await, &rabbitmq).await;
+    let env = TestEnv::builder().rabbitmq(&rabbitmq).start().await;
     let amqp = |user: &str| rabbitmq.url.replace("guest:guest", &format!("{user}:secret"));
     let named = ["QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "KEY_PREFIX"];
     let named = named.map(|name| format!("HANDOFF_{name}"));
-    let mut settings: Settings = bench.settings.clone();
+    let mut settings: Settings = env.settings.clone();
     settings.retain(|name, _| !named.contains(name));
     settings.insert("HANDOFF_AMQP_URL".to_owned(), amqp("handoff"));
     let redis_url = redis_node.url.replace("redis://", "redis://handoff:password@");
     settings.insert("HANDOFF_REDIS_URL".to_owned(), redis_url);
     settings.insert("HANDOFF_IDV_RATE_LIMIT".to_owned(), "1000/1s".to_owned());
-    let worker = Worker::consuming(&settings).await;
+    let worker = Worker::start_consuming(&settings).await;
     // The queue is empty, so nothing in it kills workers: the prefetch is what it is set to.
-    until("the prefetch is 64", async || {
+    wait_until("the prefetch is 64", async || {
         let consumers = rabbitmq.ctl(&["list_consumers", "queue_name", "prefetch_count"]).await;
         consumers.lines().any(|line| line == "verification.requested\t64")
     })
@@ -95,16 +93,16 @@ async fn the_least_rights_suffice() {
     }
     let mut kinds = Vec::new();
     for _ in 0..3 {
-        let event = soon("an event", events.next()).await.unwrap().unwrap();
+        let event = within_timeout("an event", events.next()).await.unwrap().unwrap();
         let event: Value = serde_json::from_slice(&event.data).unwrap();
         kinds.push(event["type"].as_str().unwrap().to_owned());
     }
     kinds.sort_unstable();
     assert_eq!(kinds, ["handoff.failed", "handoff.ready", "handoff.ready"]);
-    worker.finished(3).await;
+    worker.wait_for_finished(3).await;
     assert_eq!(worker.metric("handoff_cache_errors_total").await, 0.0);
-    assert_eq!(bench.platform.session_calls().len(), 1);
-    let (_, ready) = worker.page("/readyz").await;
+    assert_eq!(env.platform.session_calls().len(), 1);
+    let (_, ready) = worker.get("/readyz").await;
     assert!(ready.contains(r#""redis":"ok""#), "{ready}");
     // Who has no more than that can still look for what is wrong.
     settings.insert("HANDOFF_LOG".to_owned(), "warn".to_owned());

@@ -1,13 +1,14 @@
 //! `handoff schema`.
 
 use crate::support::{
-    soon,
+    within_timeout,
     worker::{Settings, command},
 };
 
 #[tokio::test]
 async fn the_document_in_docs_is_what_the_command_prints() {
-    let output = soon("the end", command(&["schema"], &Settings::new()).output()).await.unwrap();
+    let output =
+        within_timeout("the end", command(&["schema"], &Settings::new()).output()).await.unwrap();
     assert!(output.status.success());
     let printed = String::from_utf8(output.stdout).unwrap();
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/asyncapi.yaml");
@@ -21,7 +22,7 @@ async fn the_document_is_about_the_defaults_whatever_is_set() {
         [("HANDOFF_QUEUE", "mine"), ("HANDOFF_AMQP_URL", "no url"), ("HANDOFF_LOG", "?=?")];
     let settings: Settings =
         settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let output = soon("the end", command(&["schema"], &settings).output()).await.unwrap();
+    let output = within_timeout("the end", command(&["schema"], &settings).output()).await.unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && printed.contains("verification.requested.retry.15m"));
     assert!(!printed.contains("mine"));

@@ -14,11 +14,10 @@ use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Bench, Collector, Message, Platform, Worker,
-    bench::{redis, redis_cmd},
-    log_text,
+    Answer, Collector, Message, Platform, TestEnv, Worker, log_text,
     platform::{API_KEY, Call, success},
-    required_env, soon,
+    redis::{self, RedisEntry},
+    required_env, within_timeout,
 };
 
 /// Every secret in these tests says so: keys, tokens, passwords, users and what is known of them.
@@ -88,10 +87,10 @@ fn invalid() -> Vec<Vec<u8>> {
 /// Looks into everything that can be looked at, and at what it has printed.
 async fn assert_tells_nothing(worker: Worker) -> String {
     for path in ["/metrics", "/readyz", "/livez", &format!("/{USER}?{USER}")] {
-        let (_, page) = worker.page(path).await;
+        let (_, page) = worker.get(path).await;
         assert_silent(path, &page);
     }
-    let printed = worker.printed().await;
+    let printed = worker.stop_and_output().await;
     assert_silent("the log", &printed);
     printed
 }
@@ -103,40 +102,40 @@ fn assert_dead_letter_tells_nothing(letter: &Message) {
     assert!(ours.len() >= 5, "{ours:?}");
     // Whatever else is on it came from the producer.
     for name in ours.into_iter().filter(|name| *name != "x-handoff-attempt") {
-        assert_silent(name, &letter.text(name));
+        assert_silent(name, &letter.text_header(name));
     }
 }
 
-/// A bench that prints as much as it can be made to.
-async fn talkative(sealed: bool) -> Bench {
-    let mut bench = Bench::with(Platform::scripted(script).await).await;
-    bench.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
-    bench.set("RETRY_BUDGET", "350ms").set("RETRY_DELAYS", "50ms");
+/// A env that prints as much as it can be made to.
+async fn talkative(sealed: bool) -> TestEnv {
+    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    env.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
+    env.set("RETRY_BUDGET", "350ms").set("RETRY_DELAYS", "50ms");
     for (name, value) in [("RUST_BACKTRACE", "1"), ("RUST_LOG", "trace")] {
-        bench.settings.insert(name.into(), value.into());
+        env.settings.insert(name.into(), value.into());
     }
     if sealed {
-        bench.set("CACHE_KEY", CACHE_KEY);
+        env.set("CACHE_KEY", CACHE_KEY);
     }
-    bench
+    env
 }
 
 async fn served_and_failed_in_every_way(sealed: bool) {
-    let mut bench = talkative(sealed).await;
-    let collector = Collector::well().await;
+    let mut env = talkative(sealed).await;
+    let collector = Collector::start().await;
     for (name, value) in [("ENDPOINT", collector.url.as_str()), ("HEADERS", "x-key=nobody-may-see")]
     {
-        bench.settings.insert(format!("OTEL_EXPORTER_OTLP_{name}"), value.into());
+        env.settings.insert(format!("OTEL_EXPORTER_OTLP_{name}"), value.into());
     }
-    let mut redis = redis(&required_env("HANDOFF_REDIS_URL")).await;
-    let name = bench.name.clone();
-    let acl = |verb: &str| redis_cmd("ACL").arg(verb).arg(&name).clone();
+    let mut redis = redis::connect(&required_env("HANDOFF_REDIS_URL")).await;
+    let name = env.name.clone();
+    let acl = |verb: &str| redis::cmd("ACL").arg(verb).arg(&name).clone();
     let rights = ["on", "~*", "+@all", &format!(">{PASSWORD}")];
     acl("SETUSER").arg(&rights).query_async::<()>(&mut redis).await.unwrap();
-    let url = bench.settings["HANDOFF_REDIS_URL"].clone();
-    let with_password = url.replace("://", &format!("://{}:{PASSWORD}@", bench.name));
-    bench.set("REDIS_URL", &with_password);
-    let worker = bench.worker().await;
+    let url = env.setting("REDIS_URL").to_owned();
+    let with_password = url.replace("://", &format!("://{}:{PASSWORD}@", env.name));
+    env.set("REDIS_URL", &with_password);
+    let worker = env.start_worker().await;
 
     let metadata =
         json!({ "password": PASSWORD, "externalUserId": USER, "authorization": API_KEY });
@@ -151,8 +150,8 @@ async fn served_and_failed_in_every_way(sealed: bool) {
             "userId": format!("{USER}/{what}"), "metadata": metadata, "locale": USER,
             "renew": what == "renewed",
         });
-        bench.rabbit.request(&format!("r-{n}"), request).await;
-        let event = bench.rabbit.event().await;
+        env.rabbitmq.publish_request(&format!("r-{n}"), request).await;
+        let event = env.rabbitmq.next_event().await;
         let is_failed = failed.contains(&what.as_str());
         assert_eq!(event.routing_key == "handoff.failed", is_failed, "{what}");
         assert!(event.json().to_string().contains(MARK), "what we look for is really there");
@@ -162,7 +161,7 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     let mut bodies = invalid();
     bodies.push(expired.to_string().into_bytes());
     let hostile = AMQPValue::LongString(USER.into());
-    let headers = crate::support::rabbit::table(&[
+    let headers = crate::support::rabbitmq::field_table(&[
         ("traceparent", hostile.clone()),
         ("tracestate", hostile.clone()),
         ("x-handoff-attempt", hostile.clone()),
@@ -170,15 +169,15 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     ]);
     for body in &bodies {
         let properties = BasicProperties::default().with_headers(headers.clone());
-        bench.rabbit.publish(body, properties.with_correlation_id(USER.into())).await;
-        let event = bench.rabbit.event().await;
+        env.rabbitmq.publish(body, properties.with_correlation_id(USER.into())).await;
+        let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.failed");
         assert_silent("a reason", &event.data()["reason"].to_string());
     }
     for _ in 0..failed.len() + bodies.len() - 1 {
-        assert_dead_letter_tells_nothing(&bench.rabbit.dead_letter().await);
+        assert_dead_letter_tells_nothing(&env.rabbitmq.take_dead_letter().await);
     }
-    for (key, value, _) in bench.cached().await {
+    for RedisEntry { key, value, .. } in env.redis_entries().await {
         assert_silent("a key", &key);
         assert_eq!(String::from_utf8_lossy(&value).contains(MARK), !sealed, "{key}");
     }
@@ -186,14 +185,14 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     // Redis refuses its user, and then the platform our key, or what stands in a token's place.
     acl("DELUSER").query_async::<()>(&mut redis).await.unwrap();
     let broken = json!({ "authorization": format!("t0ken-that-{MARK}\n") });
-    bench.platform.set_script(move |_| Answer::json(&broken));
-    bench.rabbit.request("r-last", json!({ "userId": USER })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.failed");
-    worker.logged(log_text::REDIS_UNAVAILABLE).await;
-    let calls = bench.platform.calls().len();
-    bench.platform.set_script(|call| echo(403, call));
-    bench.rabbit.request("r-refused", json!({ "userId": USER })).await;
-    bench.platform.wait_for_calls(calls + 1).await;
+    env.platform.set_script(move |_| Answer::json(&broken));
+    env.rabbitmq.publish_request("r-last", json!({ "userId": USER })).await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
+    worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
+    let calls = env.platform.calls().len();
+    env.platform.set_script(|call| echo(403, call));
+    env.rabbitmq.publish_request("r-refused", json!({ "userId": USER })).await;
+    env.platform.wait_for_calls(calls + 1).await;
 
     let printed = assert_tells_nothing(worker).await;
     let spans = collector.spans();
@@ -240,11 +239,12 @@ async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
         ),
     ];
     let refused = async |(amqp, redis): (String, String)| {
-        let mut bench = talkative(true).await;
-        bench.set("AMQP_URL", &amqp).set("REDIS_URL", &redis);
-        let worker = Worker::start(&bench.settings);
-        worker.logged(log_text::NOT_CONSUMING).await;
-        let why = worker.logged(log_text::REDIS_UNAVAILABLE).await[log_text::REDIS_CAUSE].clone();
+        let mut env = talkative(true).await;
+        env.set("AMQP_URL", &amqp).set("REDIS_URL", &redis);
+        let worker = Worker::start(&env.settings);
+        worker.wait_for_log(log_text::NOT_CONSUMING).await;
+        let why =
+            worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await[log_text::REDIS_CAUSE].clone();
         let known = redis.starts_with("redis:") && !redis.contains(":1/");
         assert_eq!(why == log_text::REDIS_CREDENTIALS_REFUSED, known, "{why}");
         assert_tells_nothing(worker).await;
@@ -254,17 +254,15 @@ async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
 
 #[tokio::test]
 async fn only_our_own_setting_says_what_is_logged() {
-    let mut bench = Bench::new().await;
-    bench.set("LOG", "info");
-    bench.settings.insert("RUST_LOG".into(), "trace".into());
-    let worker = bench.worker().await;
-    bench
-        .platform
-        .set_script(|call| if call.nth == 0 { Answer::status(500) } else { success(call) });
-    bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
-    assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-    worker.logged(log_text::REQUEST_FINISHED).await;
-    for line in worker.printed().await.lines() {
+    let mut env = TestEnv::start().await;
+    env.set("LOG", "info");
+    env.settings.insert("RUST_LOG".into(), "trace".into());
+    let worker = env.start_worker().await;
+    env.platform.set_script(|call| if call.nth == 0 { Answer::status(500) } else { success(call) });
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    worker.wait_for_log(log_text::REQUEST_FINISHED).await;
+    for line in worker.stop_and_output().await.lines() {
         assert!(line.contains(r#""level":"INFO""#), "{line}");
     }
 }
@@ -281,7 +279,7 @@ async fn a_panic_tells_its_place_alone() {
     let test = ["--exact", "--nocapture", "secrets::a_panic_tells_its_place_alone"];
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args(test).env(CHILD, "1").env("RUST_BACKTRACE", "1");
-    let output = soon("its end", child.output()).await.unwrap();
+    let output = within_timeout("its end", child.output()).await.unwrap();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert!(said.contains("panicked") && said.contains("secrets.rs"), "{said}");

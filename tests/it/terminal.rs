@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    soon,
+    within_timeout,
     worker::{Settings, command},
 };
 
@@ -13,7 +13,7 @@ const COMMANDS: [&str; 9] =
     ["run", "demo", "request", "sandbox", "dead-letters", "doctor", "schema", "completions", "man"];
 
 async fn run(arguments: &[&str]) -> Output {
-    soon("the end", command(arguments, &Settings::new()).output()).await.unwrap()
+    within_timeout("the end", command(arguments, &Settings::new()).output()).await.unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -26,7 +26,7 @@ async fn on_terminal(arguments: &str, settings: &[(&str, &str)]) -> String {
     let mut script = tokio::process::Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR").env("TERM", "xterm");
     script.envs(settings.iter().copied()).stdin(Stdio::null());
-    text(&soon("the end", script.output()).await.unwrap().stdout)
+    text(&within_timeout("the end", script.output()).await.unwrap().stdout)
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn completions_are_scripts_that_their_shell_can_read() {
     let mut stdin = bash.stdin.take().unwrap();
     stdin.write_all(&[&script[..], b"\n", ask.as_bytes()].concat()).await.unwrap();
     drop(stdin);
-    let output = soon("bash", bash.wait_with_output()).await.unwrap();
+    let output = within_timeout("bash", bash.wait_with_output()).await.unwrap();
     assert_eq!(text(&output.stdout), "replay\n");
     assert_eq!(run(&["completions", "tcsh"]).await.status.code(), Some(2));
 }

@@ -2,15 +2,12 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
-
 use crate::support::{
-    Authority, Bench, Node, TlsFront, Worker,
-    bench::{redis, redis_cmd},
-    log_text,
+    Authority, Node, TestEnv, TlsProxy, Worker, log_text,
     platform::API_KEY,
-    required_env, soon,
-    tls::{Identity, secured},
+    redis, required_env,
+    tls::{Identity, tls_url},
+    within_timeout,
     worker::command,
 };
 
@@ -18,17 +15,17 @@ use crate::support::{
 const SERVERS: [&str; 3] = ["AMQP_URL", "REDIS_URL", "IDV_URL"];
 
 /// Where the worker finds a server, now that there is TLS in front of it.
-async fn front(bench: &mut Bench, server: &str, identity: &Identity) -> TlsFront {
-    let url = bench.settings[&format!("HANDOFF_{server}")].clone();
-    let front = TlsFront::of(&url, identity).await;
-    bench.set(server, &secured(&url, front.port()));
+async fn front(env: &mut TestEnv, server: &str, identity: &Identity) -> TlsProxy {
+    let url = env.setting(server).to_owned();
+    let front = TlsProxy::to(&url, identity).await;
+    env.set(server, &tls_url(&url, front.port()));
     front
 }
 
 /// Tells the worker whom to trust, by file and by folder.
-fn trust(bench: &mut Bench, file: &str, folder: &str) {
-    bench.settings.insert("SSL_CERT_FILE".into(), file.to_owned());
-    bench.settings.insert("SSL_CERT_DIR".into(), folder.to_owned());
+fn trust(env: &mut TestEnv, file: &str, folder: &str) {
+    env.settings.insert("SSL_CERT_FILE".into(), file.to_owned());
+    env.settings.insert("SSL_CERT_DIR".into(), folder.to_owned());
 }
 
 /// What the worker says of a server that it does not trust.
@@ -36,14 +33,14 @@ async fn complaint(worker: &Worker, server: &str) -> String {
     let text = |line: serde_json::Value, field: &str| line[field].as_str().unwrap().to_owned();
     match server {
         "AMQP_URL" => {
-            let line = worker.logged(log_text::NOT_CONSUMING).await;
+            let line = worker.wait_for_log(log_text::NOT_CONSUMING).await;
             text(line, "error")
         }
         "REDIS_URL" => {
             let said = log_text::REDIS_UNAVAILABLE;
-            text(worker.logged(said).await, log_text::REDIS_CAUSE)
+            text(worker.wait_for_log(said).await, log_text::REDIS_CAUSE)
         }
-        _ => text(worker.logged(log_text::REQUEST_FINISHED).await, "detail"),
+        _ => text(worker.wait_for_log(log_text::REQUEST_FINISHED).await, "detail"),
     }
 }
 
@@ -52,16 +49,16 @@ async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
     let authority = Authority::new();
     let identity = authority.issue(names);
     for server in SERVERS {
-        let mut bench = Bench::new().await;
-        bench.set("RETRY_BUDGET", "0s");
-        let _front = front(&mut bench, server, &identity).await;
+        let mut env = TestEnv::start().await;
+        env.set("RETRY_BUDGET", "0s");
+        let _front = front(&mut env, server, &identity).await;
         if trusted {
-            trust(&mut bench, &authority.file(), "");
+            trust(&mut env, &authority.certificate_file(), "");
         }
-        let worker = Worker::start(&bench.settings);
+        let worker = Worker::start(&env.settings);
         if server != "AMQP_URL" {
-            worker.logged(log_text::CONSUMING).await;
-            bench.rabbit.request("r-1", json!({ "userId": "ann" })).await;
+            worker.wait_for_log(log_text::CONSUMING).await;
+            env.publish_request("r-1", "ann").await;
         }
         let complaint = complaint(&worker, server).await;
         for word in because {
@@ -69,15 +66,15 @@ async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
         }
         assert!(!complaint.contains("127.0.0.1"), "no URL: {complaint}");
         for secret in [API_KEY, "guest:guest", "nobody-may-see"] {
-            assert!(!worker.log().contains(secret), "{server}");
+            assert!(!worker.output().contains(secret), "{server}");
         }
         match server {
             "REDIS_URL" => {
-                assert_eq!(bench.rabbit.event().await.routing_key, "handoff.ready");
-                assert!(bench.cached().await.is_empty());
+                assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+                assert!(env.redis_entries().await.is_empty());
             }
-            "IDV_URL" => assert!(bench.platform.calls().is_empty()),
-            _ => assert_eq!(worker.page("/readyz").await.0, 503),
+            "IDV_URL" => assert!(env.platform.calls().is_empty()),
+            _ => assert_eq!(worker.get("/readyz").await.0, 503),
         }
     }
 }
@@ -97,34 +94,35 @@ async fn rabbitmq_redis_and_platform_are_reached_by_tls_with_a_private_authority
     let authority = Authority::new();
     let identity = authority.issue(&["localhost"]);
     let node = Node::redis().await;
-    let mut bench = Bench::new().await;
+    let mut env = TestEnv::start().await;
     let mut fronts = Vec::new();
     // In Docker, a server's ports were all chosen when it started.
     if docker() {
-        fronts.push(front(&mut bench, "AMQP_URL", &identity).await);
-        fronts.push(front(&mut bench, "REDIS_URL", &identity).await);
+        fronts.push(front(&mut env, "AMQP_URL", &identity).await);
+        fronts.push(front(&mut env, "REDIS_URL", &identity).await);
     } else {
         let (amqps, rediss) = (free_port(), free_port());
         tokio::join!(
             rabbitmq_speaks_tls(&identity, amqps),
             redis_speaks_tls(&node, &identity, rediss)
         );
-        let amqp = bench.settings["HANDOFF_AMQP_URL"].clone();
-        bench.set("AMQP_URL", &secured(&amqp, amqps)).set("REDIS_URL", &secured(&node.url, rediss));
+        let amqp = env.setting("AMQP_URL").to_owned();
+        env.set("AMQP_URL", &tls_url(&amqp, amqps)).set("REDIS_URL", &tls_url(&node.url, rediss));
     }
-    fronts.push(front(&mut bench, "IDV_URL", &identity).await);
+    fronts.push(front(&mut env, "IDV_URL", &identity).await);
     for server in SERVERS {
-        let url = bench.settings[&format!("HANDOFF_{server}")].replace("127.0.0.1", "localhost");
-        bench.set(server, &url);
+        let url = env.settings[&format!("HANDOFF_{server}")].replace("127.0.0.1", "localhost");
+        env.set(server, &url);
     }
     let other = Authority::new();
-    for (reused, file, folder) in
-        [(false, authority.file(), String::new()), (true, other.file(), authority.folder())]
-    {
-        trust(&mut bench, &file, &folder);
-        let worker = bench.worker().await;
-        bench.rabbit.request("r", json!({ "userId": "ann" })).await;
-        let event = bench.rabbit.event().await;
+    for (reused, file, folder) in [
+        (false, authority.certificate_file(), String::new()),
+        (true, other.certificate_file(), authority.certificate_dir()),
+    ] {
+        trust(&mut env, &file, &folder);
+        let worker = env.start_worker().await;
+        env.publish_request("r", "ann").await;
+        let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
         // Reused: so Redis has it.
         assert_eq!(event.data()["reused"], reused);
@@ -134,20 +132,21 @@ async fn rabbitmq_redis_and_platform_are_reached_by_tls_with_a_private_authority
 
 #[tokio::test]
 async fn a_worker_that_can_trust_nobody_says_so() {
-    let mut bench = Bench::new().await;
-    trust(&mut bench, "/no/such/file", "");
-    let _front = front(&mut bench, "IDV_URL", &Authority::new().issue(&["127.0.0.1"])).await;
-    let output = soon("the end", command(&["run"], &bench.settings).output()).await.unwrap();
+    let mut env = TestEnv::start().await;
+    trust(&mut env, "/no/such/file", "");
+    let _front = front(&mut env, "IDV_URL", &Authority::new().issue(&["127.0.0.1"])).await;
+    let output =
+        within_timeout("the end", command(&["run"], &env.settings).output()).await.unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("SSL_CERT_FILE"), "{said}");
     // Where TLS is for Redis alone, it is told of Redis; where there is none, nothing is missing.
-    let (plain, redis) = (bench.platform.url.clone(), bench.settings["HANDOFF_REDIS_URL"].clone());
-    bench.set("IDV_URL", &plain).set("REDIS_URL", &secured(&redis, 1));
-    let worker = bench.worker().await;
+    let (plain, redis) = (env.platform.url.clone(), env.setting("REDIS_URL").to_owned());
+    env.set("IDV_URL", &plain).set("REDIS_URL", &tls_url(&redis, 1));
+    let worker = env.start_worker().await;
     let complaint = complaint(&worker, "REDIS_URL").await;
     assert!(complaint.contains("SSL_CERT_FILE"), "{complaint}");
-    bench.set("REDIS_URL", &redis).worker().await;
+    env.set("REDIS_URL", &redis).start_worker().await;
 }
 
 /// The folder of the RabbitMQ that all tests share.
@@ -183,8 +182,8 @@ async fn rabbitmq_speaks_tls(identity: &Identity, port: u16) {
 /// The same for Redis.
 async fn redis_speaks_tls(node: &Node, identity: &Identity, port: u16) {
     let (certificate, key) = identity.pem();
-    let mut redis = redis(&node.url).await;
-    let mut set = redis_cmd("CONFIG");
+    let mut redis = redis::connect(&node.url).await;
+    let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg("tls-auth-clients").arg("no").arg("tls-port").arg(port);
     set.arg("tls-cert-file").arg(certificate.path()).arg("tls-key-file").arg(key.path());
     set.query_async::<()>(&mut redis).await.unwrap();

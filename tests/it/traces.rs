@@ -11,12 +11,12 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
 
 use crate::support::{
-    Answer, Authority, Bench, Collector, Platform, TlsFront,
+    Answer, Authority, Collector, Platform, TestEnv, TlsProxy,
     collector::Span,
     log_text,
     platform::{Call, success},
-    rabbit::{table, text},
-    tls::secured,
+    rabbitmq::{field_table, long_string},
+    tls::tls_url,
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -26,22 +26,22 @@ fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{PARENT}-{flags}")
 }
 
-/// A bench whose worker sends its spans there, at its end if not before.
-async fn traced(platform: Platform, collector: &Collector) -> Bench {
-    let mut bench = Bench::with(platform).await;
+/// A env whose worker sends its spans there, at its end if not before.
+async fn traced(platform: Platform, collector: &Collector) -> TestEnv {
+    let mut env = TestEnv::builder().platform(platform).start().await;
     for (name, value) in
         [("ENDPOINT", collector.url.as_str()), ("HEADERS", "x-tenant=h3ader-that-nobody-may-see")]
     {
-        bench.settings.insert(format!("OTEL_EXPORTER_OTLP_{name}"), value.into());
+        env.settings.insert(format!("OTEL_EXPORTER_OTLP_{name}"), value.into());
     }
-    bench
+    env
 }
 
-async fn request(bench: &Bench, id: &str, user: &str, headers: &[(&str, &str)]) {
-    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, text(value))).collect();
+async fn request(env: &TestEnv, id: &str, user: &str, headers: &[(&str, &str)]) {
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, long_string(value))).collect();
     let properties = BasicProperties::default().with_message_id(id.into());
     let body = json!({ "userId": user, "workflowId": "workfl0w-that-nobody-may-see" }).to_string();
-    bench.rabbit.publish(body, properties.with_headers(table(&headers))).await;
+    env.rabbitmq.publish(body, properties.with_headers(field_table(&headers))).await;
 }
 
 fn has(span: &Span, expected: &[(&str, &str)]) {
@@ -56,23 +56,23 @@ async fn one_trace_leads_from_the_publisher_through_both_calls_to_the_event() {
         (false, 0) => Answer::status(500),
         _ => success(call),
     };
-    let collector = Collector::well().await;
-    let mut bench = traced(Platform::scripted(script).await, &collector).await;
+    let collector = Collector::start().await;
+    let mut env = traced(Platform::scripted(script).await, &collector).await;
     let attributes = "deployment.environment.name=test,service.version=7";
-    bench.settings.insert("OTEL_RESOURCE_ATTRIBUTES".into(), attributes.into());
-    let worker = bench.worker().await;
+    env.settings.insert("OTEL_RESOURCE_ATTRIBUTES".into(), attributes.into());
+    let worker = env.start_worker().await;
     let came = [("traceparent", traceparent("01")), ("tracestate", "vendor=1".to_owned())];
     let came = came.each_ref().map(|(name, value)| (*name, value.as_str()));
-    request(&bench, "r-1", "us3r-that-nobody-may-see", &came).await;
-    let event = bench.rabbit.event().await;
-    let line = worker.finished(1).await;
+    request(&env, "r-1", "us3r-that-nobody-may-see", &came).await;
+    let event = env.rabbitmq.next_event().await;
+    let line = worker.wait_for_finished(1).await;
     assert_eq!(line["trace_id"], TRACE);
     worker.stop().await;
 
     // In the order they ended.
     let spans = collector.spans();
     let kinds: Vec<_> = spans.iter().map(|span| (span.kind, span.name.as_str())).collect();
-    let (queue, exchange) = (&bench.rabbit.queue, &bench.rabbit.event_exchange);
+    let (queue, exchange) = (&env.rabbitmq.queue, &env.rabbitmq.event_exchange);
     let (process, publish) =
         (format!("process {queue}"), format!("publish {exchange}:handoff.ready"));
     assert_eq!(
@@ -86,27 +86,27 @@ async fn one_trace_leads_from_the_publisher_through_both_calls_to_the_event() {
         ]
     );
     let [token, failed, session, published, delivery] = &spans[..] else { unreachable!() };
-    assert_eq!(delivery.parent, PARENT);
+    assert_eq!(delivery.parent_id, PARENT);
     for child in [token, failed, session, published] {
-        assert_eq!(child.parent, delivery.id, "{}", child.name);
+        assert_eq!(child.parent_id, delivery.span_id, "{}", child.name);
     }
     for span in &spans {
-        assert_eq!((span.trace.as_str(), span.state.as_str()), (TRACE, "vendor=1"));
-        assert_eq!(span.failed, span.id == failed.id, "{}", span.name);
+        assert_eq!((span.trace_id.as_str(), span.tracestate.as_str()), (TRACE, "vendor=1"));
+        assert_eq!(span.failed, span.span_id == failed.span_id, "{}", span.name);
         assert_eq!(span.resource["service.name"], "handoff");
         assert_eq!(span.resource["service.version"], "7");
         assert_eq!(span.resource["deployment.environment.name"], "test");
     }
     // Each is the parent of whatever comes of it elsewhere.
-    let of = |span: &Span| format!("00-{TRACE}-{}-01", span.id);
-    for (call, span) in bench.platform.calls().iter().zip([token, failed, session]) {
+    let of = |span: &Span| format!("00-{TRACE}-{}-01", span.span_id);
+    for (call, span) in env.platform.calls().iter().zip([token, failed, session]) {
         assert_eq!(call.header("traceparent"), of(span));
         assert_eq!(call.header("tracestate"), "vendor=1");
     }
-    assert_eq!(event.text("traceparent"), of(published));
-    assert_eq!(event.text("tracestate"), "vendor=1");
+    assert_eq!(event.text_header("traceparent"), of(published));
+    assert_eq!(event.text_header("tracestate"), "vendor=1");
 
-    let port = bench.platform.url.rsplit(':').next().unwrap();
+    let port = env.platform.url.rsplit(':').next().unwrap();
     let call = |call, route, outcome: &[(&'static str, &'static str)]| {
         let common = [
             ("http.request.method", "POST"),
@@ -150,47 +150,47 @@ async fn one_trace_leads_from_the_publisher_through_both_calls_to_the_event() {
 
 #[tokio::test]
 async fn a_trace_begins_here_unless_the_publisher_has_one_and_its_sampling_is_kept() {
-    let collector = Collector::well().await;
-    let mut bench = traced(Platform::healthy().await, &collector).await;
-    bench.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());
-    bench.settings.insert("OTEL_SERVICE_NAME".into(), "links".into());
-    let worker = bench.worker().await;
-    request(&bench, "r-1", "ann", &[("traceparent", &traceparent("00"))]).await;
-    let event = bench.rabbit.event().await.text("traceparent");
+    let collector = Collector::start().await;
+    let mut env = traced(Platform::healthy().await, &collector).await;
+    env.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());
+    env.settings.insert("OTEL_SERVICE_NAME".into(), "links".into());
+    let worker = env.start_worker().await;
+    request(&env, "r-1", "ann", &[("traceparent", &traceparent("00"))]).await;
+    let event = env.rabbitmq.next_event().await.text_header("traceparent");
     assert!(event.starts_with(&format!("00-{TRACE}-")) && event.ends_with("-00"), "{event}");
     assert!(!event.contains(PARENT), "{event}");
 
-    bench.rabbit.publish("not a request", BasicProperties::default()).await;
-    let event = bench.rabbit.event().await.text("traceparent");
-    collector.exported(1).await;
+    env.rabbitmq.publish("not a request", BasicProperties::default()).await;
+    let event = env.rabbitmq.next_event().await.text_header("traceparent");
+    collector.wait_for_exports(1).await;
     worker.stop().await;
     let spans = collector.spans();
     let [published, delivery] = &spans[..] else { panic!("{spans:?}") };
-    assert_eq!(event, format!("00-{}-{}-01", delivery.trace, published.id));
-    assert_eq!((delivery.parent.as_str(), &published.parent), ("", &delivery.id));
-    assert_ne!(delivery.trace, TRACE);
+    assert_eq!(event, format!("00-{}-{}-01", delivery.trace_id, published.span_id));
+    assert_eq!((delivery.parent_id.as_str(), &published.parent_id), ("", &delivery.span_id));
+    assert_ne!(delivery.trace_id, TRACE);
     assert_eq!((&*delivery.attributes["error.type"], delivery.failed), ("invalid_request", true));
     assert_eq!(delivery.resource["service.name"], "links");
 }
 
 #[tokio::test]
 async fn without_a_collector_no_span_is_made_and_what_came_is_passed_on() {
-    let collector = Collector::well().await;
+    let collector = Collector::start().await;
     let mut disabled = traced(Platform::healthy().await, &collector).await;
     disabled.settings.insert("OTEL_SDK_DISABLED".into(), "true".into());
     let mut none = traced(Platform::healthy().await, &collector).await;
     none.settings.insert("OTEL_TRACES_EXPORTER".into(), "none".into());
     let mut wrong = traced(Platform::healthy().await, &collector).await;
     wrong.settings.insert("OTEL_EXPORTER_OTLP_PROTOCOL".into(), "grpc".into());
-    for (bench, is_wrong) in [(&mut disabled, false), (&mut none, false), (&mut wrong, true)] {
-        let worker = bench.worker().await;
-        request(bench, "r-1", "ann", &[("traceparent", &traceparent("01"))]).await;
-        assert_eq!(bench.rabbit.event().await.text("traceparent"), traceparent("01"));
-        for call in bench.platform.calls() {
+    for (env, is_wrong) in [(&mut disabled, false), (&mut none, false), (&mut wrong, true)] {
+        let worker = env.start_worker().await;
+        request(env, "r-1", "ann", &[("traceparent", &traceparent("01"))]).await;
+        assert_eq!(env.rabbitmq.next_event().await.text_header("traceparent"), traceparent("01"));
+        for call in env.platform.calls() {
             assert_eq!(call.header("traceparent"), traceparent("01"));
         }
-        assert_eq!(worker.finished(1).await["trace_id"], json!(null));
-        assert_eq!(worker.lines(log_text::TRACES_DISABLED).len(), usize::from(is_wrong));
+        assert_eq!(worker.wait_for_finished(1).await["trace_id"], json!(null));
+        assert_eq!(worker.log_lines(log_text::TRACES_DISABLED).len(), usize::from(is_wrong));
         worker.stop().await;
     }
     assert_eq!(collector.exports(), 0);
@@ -198,11 +198,11 @@ async fn without_a_collector_no_span_is_made_and_what_came_is_passed_on() {
 
 #[tokio::test]
 async fn a_collector_that_is_dead_hangs_or_refuses_slows_and_stops_nobody() {
-    let (hanging, refusing) = (Collector::hanging().await, Collector::well().await);
-    refusing.answers(Some(400));
+    let (hanging, refusing) = (Collector::start_hanging().await, Collector::start().await);
+    refusing.set_status(Some(400));
     let dead = "http://127.0.0.1:1".to_owned();
     for url in [dead, hanging.url.clone(), refusing.url.clone()] {
-        let mut bench = traced(Platform::healthy().await, &refusing).await;
+        let mut env = traced(Platform::healthy().await, &refusing).await;
         for (name, value) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
             // Everything at once, so that whatever may fill up does.
@@ -210,19 +210,19 @@ async fn a_collector_that_is_dead_hangs_or_refuses_slows_and_stops_nobody() {
             ("OTEL_BSP_MAX_QUEUE_SIZE", "8"),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4"),
         ] {
-            bench.settings.insert(name.into(), value.into());
+            env.settings.insert(name.into(), value.into());
         }
-        let worker = bench.worker().await;
-        bench.requests(0..100).await;
-        bench.all_ready(100).await;
-        let lines = worker.lines(log_text::REQUEST_FINISHED);
+        let worker = env.start_worker().await;
+        env.publish_requests(0..100).await;
+        env.expect_all_ready(100).await;
+        let lines = worker.log_lines(log_text::REQUEST_FINISHED);
         let slowest = lines.iter().filter_map(|line| line["duration_ms"].as_u64()).max().unwrap();
         assert!(slowest < 2_000, "{slowest} ms at {url}");
         if url != hanging.url {
-            worker.logged(log_text::SPANS_DROPPED).await;
+            worker.wait_for_log(log_text::SPANS_DROPPED).await;
         }
         let stopping = Instant::now();
-        let printed = worker.printed().await;
+        let printed = worker.stop_and_output().await;
         assert!(stopping.elapsed() < Duration::from_secs(4), "{:?}", stopping.elapsed());
         assert!(printed.contains(&format!("\"{}\"", log_text::STOPPED)), "{printed}");
         assert!(printed.matches(log_text::SPANS_DROPPED).count() <= 1, "{printed}");
@@ -233,25 +233,25 @@ async fn a_collector_that_is_dead_hangs_or_refuses_slows_and_stops_nobody() {
 
 #[tokio::test]
 async fn a_collector_behind_tls_is_trusted_as_the_environment_says() {
-    let collector = Collector::well().await;
+    let collector = Collector::start().await;
     let authority = Authority::new();
-    let front = TlsFront::of(&collector.url, &authority.issue(&["127.0.0.1"])).await;
-    let mut bench = traced(Platform::healthy().await, &collector).await;
-    let url = secured(&collector.url, front.port());
-    bench.settings.insert("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url);
-    bench.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());
-    let stranger = bench.worker().await;
-    request(&bench, "r-1", "ann", &[]).await;
-    bench.rabbit.event().await;
-    stranger.logged(log_text::SPANS_DROPPED).await;
+    let front = TlsProxy::to(&collector.url, &authority.issue(&["127.0.0.1"])).await;
+    let mut env = traced(Platform::healthy().await, &collector).await;
+    let url = tls_url(&collector.url, front.port());
+    env.settings.insert("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url);
+    env.settings.insert("OTEL_BSP_SCHEDULE_DELAY".into(), "50".into());
+    let stranger = env.start_worker().await;
+    request(&env, "r-1", "ann", &[]).await;
+    env.rabbitmq.next_event().await;
+    stranger.wait_for_log(log_text::SPANS_DROPPED).await;
     stranger.stop().await;
     assert_eq!(collector.exports(), 0);
 
-    bench.settings.insert("OTEL_EXPORTER_OTLP_CERTIFICATE".into(), authority.file());
-    let worker = bench.worker().await;
-    request(&bench, "r-2", "bob", &[]).await;
-    bench.rabbit.event().await;
-    collector.exported(1).await;
+    env.settings.insert("OTEL_EXPORTER_OTLP_CERTIFICATE".into(), authority.certificate_file());
+    let worker = env.start_worker().await;
+    request(&env, "r-2", "bob", &[]).await;
+    env.rabbitmq.next_event().await;
+    collector.wait_for_exports(1).await;
     worker.stop().await;
     assert_eq!(collector.spans().len(), 4);
 }

@@ -13,16 +13,16 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{PATIENCE, required_env, soon};
+use super::{TIMEOUT, required_env, within_timeout};
 
-/// The key of a reference to an element, as WebDriver has it.
+/// WebDriver's key for a reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// The keys that people get about a page with, as WebDriver writes them.
+/// WebDriver's codes for the keys that navigate a page.
 pub const TAB: char = '\u{e004}';
 pub const ENTER: char = '\u{e007}';
 
-/// A browser with one tab. Ends when it is dropped, and leaves nothing behind.
+/// A browser with one tab. Exits when it is dropped, and leaves no files.
 pub struct Browser {
     client: reqwest::Client,
     session: String,
@@ -30,12 +30,12 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts it with an empty profile. It reaches nothing but this machine.
+    /// Starts it with an empty profile and no access to other hosts.
     pub async fn start() -> Self {
         let chromium = required_env("HANDOFF_TEST_CHROMIUM");
         let mut driver = Driver::start();
-        let port = soon("ChromeDriver's port", driver.port()).await;
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let port = within_timeout("ChromeDriver's port", driver.port()).await;
+        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().unwrap();
         let mut browser =
             Self { client, session: format!("http://127.0.0.1:{port}/session"), driver };
         let profile =
@@ -44,7 +44,7 @@ impl Browser {
             .post(
                 "",
                 json!({ "capabilities": { "alwaysMatch": {
-                    // How long to wait for an element to appear.
+                    // How long ChromeDriver waits for an element, in milliseconds.
                     "timeouts": { "implicit": 10_000 },
                     "goog:loggingPrefs": { "browser": "ALL" },
                     "goog:chromeOptions": { "binary": chromium, "args": [
@@ -70,26 +70,26 @@ impl Browser {
         browser
     }
 
-    /// Opens an address and waits until its page is there; returns the page's status.
+    /// Opens a URL, waits for its page, and returns the HTTP status.
     pub async fn open(&self, url: &str) -> u64 {
         self.post("/url", json!({ "url": url })).await;
         let status = "return performance.getEntriesByType('navigation')[0].responseStatus";
         self.script(status, json!([])).await.as_u64().unwrap()
     }
 
-    /// Runs JavaScript in the page: the body of a function, which may return a promise.
+    /// Runs the body of a JavaScript function in the page; it may return a promise.
     pub async fn script(&self, body: &str, arguments: Value) -> Value {
         self.post("/execute/sync", json!({ "script": body, "args": arguments })).await
     }
 
-    /// Waits for an element; returns its text, white space and all.
+    /// Waits for an element, and returns its text including white space.
     pub async fn text(&self, css: &str) -> String {
         let element = json!({ ELEMENT: self.find(css).await });
         let text = self.script("return arguments[0].textContent", json!([element])).await;
         text.as_str().unwrap().to_owned()
     }
 
-    /// Waits for an element; returns an attribute as the page has it.
+    /// Waits for an element, and returns an attribute.
     pub async fn attribute(&self, css: &str, name: &str) -> String {
         let element = json!({ ELEMENT: self.find(css).await });
         let value = "return arguments[0].getAttribute(arguments[1])";
@@ -101,7 +101,7 @@ impl Browser {
         !found.is_null()
     }
 
-    /// Clicks where the element is to be seen.
+    /// Clicks the element where it is visible.
     pub async fn click(&self, css: &str) {
         let element = self.find(css).await;
         self.post(&format!("/element/{element}/click"), json!({})).await;
@@ -114,11 +114,11 @@ impl Browser {
         self.post("/actions", json!({ "actions": [keyboard] })).await;
     }
 
-    /// Reads the QR code that an element shows, as a camera would: from what is on the screen.
+    /// Reads the QR code in an element from a screenshot, as a camera would.
     pub async fn read_qr_code(&self, css: &str) -> String {
         let element = self.find(css).await;
         let png = self.get(&format!("/element/{element}/screenshot")).await;
-        // The browser itself unpacks the image.
+        // The browser decodes the PNG, which saves the tests an image library.
         let dark = "const image = new Image();
             image.src = 'data:image/png;base64,' + arguments[0];
             return image.decode().then(() => {
@@ -140,7 +140,7 @@ impl Browser {
         code.decode().expect("the QR code can be read").1
     }
 
-    /// What the pages' console has said since it was asked last.
+    /// The console's messages since the last call.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.post("/se/log", json!({ "type": "browser" })).await;
         let message = |entry: &Value| entry["message"].as_str().unwrap().to_owned();
@@ -172,16 +172,16 @@ async fn answer(request: reqwest::RequestBuilder) -> Value {
 
 /// ChromeDriver, and the browser it has started.
 ///
-/// A shell ends both and removes what they wrote as soon as its input ends: when this is dropped, and
-/// no less when the whole test run is killed.
+/// A shell kills both and deletes their files once its standard input closes: when this is dropped,
+/// and also when the whole test run is killed.
 struct Driver {
     shell: Child,
-    /// Everything that either of them writes.
+    /// Holds every file that they write.
     folder: PathBuf,
 }
 
-/// `$1` is ChromeDriver, `$2` the folder. The browser's processes are in the driver's group; as long
-/// as one of them is on its way out, it may add a file.
+/// `$1` is ChromeDriver, `$2` the folder. The browser's processes are in the driver's group; one that
+/// is still exiting may add a file, so the shell retries the deletion.
 const SHELL: &str = r#"
     set -m
     "$1" --port=0 </dev/null &
@@ -206,7 +206,7 @@ impl Driver {
             .args(["-c", SHELL, "bash", &program])
             .arg(&folder)
             .envs(homes.map(|name| (name, &folder)))
-            // Out of reach of what ends the test run.
+            // A Ctrl-C that ends the test run must not kill the shell before it has cleaned up.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -216,7 +216,7 @@ impl Driver {
         Self { shell, folder }
     }
 
-    /// The port it has found for itself.
+    /// Waits for the port that it has chosen.
     async fn port(&mut self) -> u16 {
         let mut lines = BufReader::new(self.shell.stdout.as_mut().unwrap()).lines();
         while let Some(line) = lines.next_line().await.unwrap() {
@@ -231,7 +231,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let mut ended = self.shell.try_wait();
         while matches!(ended, Ok(None)) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));

@@ -1,4 +1,4 @@
-//! A collector of traces that keeps what it is sent.
+//! An OTLP collector that keeps the spans it receives.
 
 use std::{
     collections::BTreeMap,
@@ -20,20 +20,20 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use super::soon;
+use super::within_timeout;
 
-/// A span as it arrived, ids in hexadecimal digits.
+/// A span as it was received, ids in hexadecimal.
 #[derive(Clone, Debug)]
 pub struct Span {
     pub name: String,
     pub kind: SpanKind,
-    pub trace: String,
-    pub id: String,
-    pub parent: String,
-    pub state: String,
+    pub trace_id: String,
+    pub span_id: String,
+    pub parent_id: String,
+    pub tracestate: String,
     pub attributes: BTreeMap<String, String>,
     pub failed: bool,
-    /// Who sent it.
+    /// The attributes of the process that sent it.
     pub resource: BTreeMap<String, String>,
 }
 
@@ -46,7 +46,7 @@ struct Shared {
     status: Mutex<Option<StatusCode>>,
 }
 
-/// A server on this machine. Ends when it is dropped.
+/// A server on this machine. Stops when it is dropped.
 pub struct Collector {
     pub url: String,
     shared: Arc<Shared>,
@@ -54,17 +54,17 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// One that takes what comes.
-    pub async fn well() -> Self {
-        Self::start(Shared::default()).await
+    /// Starts one that accepts every export.
+    pub async fn start() -> Self {
+        Self::serve(Shared::default()).await
     }
 
-    /// One that reads and never answers.
-    pub async fn hanging() -> Self {
-        Self::start(Shared { hangs: true, ..Shared::default() }).await
+    /// Starts one that reads exports and never answers.
+    pub async fn start_hanging() -> Self {
+        Self::serve(Shared { hangs: true, ..Shared::default() }).await
     }
 
-    async fn start(shared: Shared) -> Self {
+    async fn serve(shared: Shared) -> Self {
         let shared = Arc::new(shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -73,8 +73,8 @@ impl Collector {
         Self { url, shared, server }
     }
 
-    /// From now on it refuses what comes, or takes it.
-    pub fn answers(&self, status: Option<u16>) {
+    /// Refuses exports with this status, or accepts them.
+    pub fn set_status(&self, status: Option<u16>) {
         *self.shared.status.lock().unwrap() = status.map(|s| StatusCode::from_u16(s).unwrap());
     }
 
@@ -82,21 +82,21 @@ impl Collector {
         self.shared.spans.lock().unwrap().clone()
     }
 
-    /// How often something came.
+    /// How many exports it has received.
     pub fn exports(&self) -> usize {
         *self.shared.count.borrow()
     }
 
-    /// The headers of the latest.
+    /// A header of the latest export.
     pub fn header(&self, name: &str) -> String {
         let headers = self.shared.headers.lock().unwrap();
         headers.last().unwrap()[name].to_str().unwrap().to_owned()
     }
 
-    /// Waits until something has come so often.
-    pub async fn exported(&self, times: usize) {
+    /// Waits until it has received `times` exports.
+    pub async fn wait_for_exports(&self, times: usize) {
         let mut count = self.shared.count.subscribe();
-        soon("an export", count.wait_for(|count| *count >= times)).await.unwrap();
+        within_timeout("an export", count.wait_for(|count| *count >= times)).await.unwrap();
     }
 }
 
@@ -132,10 +132,10 @@ fn span(sent: Sent, resource: &BTreeMap<String, String>) -> Span {
     Span {
         kind: sent.kind(),
         name: sent.name,
-        trace: hex(&sent.trace_id),
-        id: hex(&sent.span_id),
-        parent: hex(&sent.parent_span_id),
-        state: sent.trace_state,
+        trace_id: hex(&sent.trace_id),
+        span_id: hex(&sent.span_id),
+        parent_id: hex(&sent.parent_span_id),
+        tracestate: sent.trace_state,
         attributes: attributes(sent.attributes),
         failed: status.code() == Code::Error,
         resource: resource.clone(),

@@ -1,58 +1,59 @@
-//! What every test stands on.
+//! What the tests share.
 
-pub mod bench;
 pub mod browser;
 pub mod collector;
 pub mod log_text;
 pub mod node;
 pub mod platform;
 pub mod proxy;
-pub mod rabbit;
+pub mod rabbitmq;
 pub mod raw_platform;
+pub mod redis;
+pub mod test_env;
 pub mod tls;
 pub mod worker;
 
-pub use bench::Bench;
 pub use browser::Browser;
 pub use collector::Collector;
 pub use node::Node;
 pub use platform::{Answer, Latch, Platform};
 pub use proxy::{Flow, Proxy};
-pub use rabbit::{Message, Rabbit};
-pub use tls::{Authority, TlsFront};
+pub use rabbitmq::{Message, RabbitMq};
+pub use test_env::TestEnv;
+pub use tls::{Authority, TlsProxy};
 pub use worker::Worker;
 
 use std::{path::PathBuf, time::Duration};
 
-/// Longest time anything here may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest that anything expected here may take.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A setting of the test run.
+/// A variable that the test run's environment must have.
 pub fn required_env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: run `make test`, which provides RabbitMQ, Redis and a browser for the tests")
     })
 }
 
-/// Waits for something that is expected to happen.
-pub async fn soon<T>(what: &str, waiting: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, waiting).await {
+/// Waits for a future, and fails the test if it takes longer than [`TIMEOUT`].
+pub async fn within_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(TIMEOUT, future).await {
         Ok(done) => done,
-        Err(_) => panic!("{what}: did not happen within {PATIENCE:?}"),
+        Err(_) => panic!("{what}: did not happen within {TIMEOUT:?}"),
     }
 }
 
-/// Waits until something is so that only asking can tell.
-pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let asking = async {
-        while !is_so().await {
+/// Polls a condition every 20 ms until it holds.
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let polling = async {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    soon(what, asking).await;
+    within_timeout(what, polling).await;
 }
 
-/// A file that is there for as long as a test needs it.
+/// A file that is deleted when it is dropped.
 pub struct TempFile(PathBuf);
 
 impl TempFile {

@@ -1,10 +1,10 @@
-//! A RabbitMQ or a Redis of a test's own, to kill, freeze and start again.
+//! A RabbitMQ or Redis that one test kills, freezes and restarts.
 
 use std::path::PathBuf;
 
 use tokio::process::Command;
 
-/// A server in a folder of its own. Destroyed when it is dropped.
+/// A server in a separate folder. Destroyed when it is dropped.
 pub struct Node {
     script: PathBuf,
     dir: PathBuf,
@@ -28,32 +28,32 @@ impl Node {
         node
     }
 
-    /// Starts it, or starts it again on the same port, and waits until it is ready.
+    /// Starts it on its port, again if need be, and waits until it is ready.
     pub async fn start(&self) -> String {
         self.run(&["start"]).await
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub async fn kill(&self) {
         self.run(&["kill"]).await;
     }
 
-    /// Stops it cleanly.
+    /// Shuts it down gracefully.
     pub async fn stop(&self) {
         self.run(&["stop"]).await;
     }
 
-    /// SIGSTOP.
+    /// Sends SIGSTOP.
     pub async fn freeze(&self) {
         self.run(&["freeze"]).await;
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub async fn thaw(&self) {
         self.run(&["thaw"]).await;
     }
 
-    /// `rabbitmqctl` against it. Returns what it says.
+    /// Runs `rabbitmqctl` against it, and returns its output.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let mut ctl = Command::new(&self.script);
         let output = ctl.arg("ctl").arg(&self.dir).args(arguments).output().await.unwrap();

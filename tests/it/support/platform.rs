@@ -15,7 +15,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use super::soon;
+use super::within_timeout;
 
 /// The API key that tests use. A distinctive one, so that a leak is found.
 pub const API_KEY: &str = "ApiKey k3y-that-nobody-may-see";
@@ -148,7 +148,9 @@ impl Platform {
     /// Waits until there have been so many calls.
     pub async fn wait_for_calls(&self, times: usize) {
         let mut count = self.shared.count.subscribe();
-        soon(&format!("{times} calls"), count.wait_for(|count| *count >= times)).await.unwrap();
+        within_timeout(&format!("{times} calls"), count.wait_for(|count| *count >= times))
+            .await
+            .unwrap();
     }
 
     pub fn token_calls(&self) -> Vec<Call> {

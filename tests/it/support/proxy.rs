@@ -12,19 +12,19 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// What becomes of bytes on their way.
+/// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// They pass.
-    Passes,
-    /// They wait until they may pass again.
-    Waits,
-    /// They are lost, and with them every connection that was there: its ends hear nothing of each
-    /// other any more, not even that one is gone. New ones go the same way until bytes pass again.
-    Vanishes,
+    /// Passes them on.
+    Forwarded,
+    /// Keeps them until they are forwarded again.
+    Held,
+    /// Loses them, and with them every open connection: each end stays open and receives nothing
+    /// more, not even a close. New connections are lost too, until bytes are forwarded again.
+    Dropped,
 }
 
-/// A way to a server. Closed when it is dropped.
+/// A proxy to one server. Stops when it is dropped.
 pub struct Proxy {
     pub addr: SocketAddr,
     shared: Arc<Shared>,
@@ -40,15 +40,15 @@ struct Shared {
 }
 
 impl Proxy {
-    /// A way to the server that a URL names.
+    /// Starts a proxy to the server of a URL.
     pub async fn to(url: &str) -> Self {
         let url = url::Url::parse(url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            requests: watch::Sender::new(Flow::Passes),
-            replies: watch::Sender::new(Flow::Passes),
+            requests: watch::Sender::new(Flow::Forwarded),
+            replies: watch::Sender::new(Flow::Forwarded),
             cuts: watch::Sender::new(0),
             sent: Mutex::default(),
             rewrite: Mutex::default(),
@@ -57,48 +57,47 @@ impl Proxy {
         Self { addr, shared, listening }
     }
 
-    /// The same URL, by this way.
+    /// The same URL, through the proxy.
     pub fn url(&self, url: &str) -> String {
         let mut url = url::Url::parse(url).unwrap();
         url.set_port(Some(self.addr.port())).unwrap();
         url.to_string()
     }
 
-    /// What the client says waits, or passes.
-    pub fn requests(&self, flow: Flow) {
+    /// Sets the flow from the client to the server.
+    pub fn set_requests(&self, flow: Flow) {
         self.shared.requests.send_replace(flow);
     }
 
-    /// What the server says waits, or passes.
-    pub fn replies(&self, flow: Flow) {
+    /// Sets the flow from the server to the client.
+    pub fn set_replies(&self, flow: Flow) {
         self.shared.replies.send_replace(flow);
     }
 
-    /// What either side says waits, vanishes, or passes: a network that is gone without telling
-    /// anybody.
-    pub fn both(&self, flow: Flow) {
+    /// Sets the flow in both directions.
+    pub fn set_flow(&self, flow: Flow) {
         self.shared.requests.send_replace(flow);
         self.shared.replies.send_replace(flow);
     }
 
-    /// Closes every connection there is.
-    pub fn cut(&self) {
+    /// Closes every open connection.
+    pub fn close_connections(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// From now on the client's bytes reach the server with some replaced by as many others: what no
-    /// honest client would say.
-    pub fn rewrite(&self, from: &'static [u8], to: &'static [u8]) {
+    /// Replaces bytes that the client sends by as many others, to send the server what a correct
+    /// client never would.
+    pub fn rewrite_requests(&self, from: &'static [u8], to: &'static [u8]) {
         assert_eq!(from.len(), to.len());
         *self.shared.rewrite.lock().unwrap() = Some((from, to));
     }
 
-    /// From now on they reach it as they are.
-    pub fn rewrite_nothing(&self) {
+    /// Forwards what the client sends unchanged again.
+    pub fn stop_rewriting(&self) {
         *self.shared.rewrite.lock().unwrap() = None;
     }
 
-    /// Everything the client has sent since this was asked last.
+    /// Everything the client has sent since the last call.
     pub fn take_sent(&self) -> Vec<u8> {
         std::mem::take(&mut *self.shared.sent.lock().unwrap())
     }
@@ -114,7 +113,7 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await.unwrap();
-        // A server that is down is a connection that is closed at once.
+        // While the server is down, the client's connection is closed at once.
         let Ok(server) = TcpStream::connect(&server).await else { continue };
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
@@ -123,9 +122,9 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
         connections.spawn(async move {
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
-            // When one side ends, so does the other.
+            // When one side closes, so does the other.
             tokio::select! {
-                // First: what waits does not pass on the way out.
+                // Polled first, so that no held byte is forwarded once connections are closed.
                 biased;
                 _ = cuts.changed() => {}
                 () = carry(from_client, to_server, shared.requests.subscribe(), Some(&shared)) => {}
@@ -145,7 +144,7 @@ async fn carry(
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read.unwrap_or_default(),
-            () = async { drop(flow.wait_for(|flow| *flow == Flow::Vanishes).await) } => break,
+            () = async { drop(flow.wait_for(|flow| *flow == Flow::Dropped).await) } => break,
         };
         if read == 0 {
             return;
@@ -160,13 +159,13 @@ async fn carry(
                 }
             }
         }
-        let flow = flow.wait_for(|flow| *flow != Flow::Waits).await.map(|flow| *flow);
+        let flow = flow.wait_for(|flow| *flow != Flow::Held).await.map(|flow| *flow);
         match flow {
-            Ok(Flow::Vanishes) => break,
+            Ok(Flow::Dropped) => break,
             Ok(_) if to.write_all(&buffer[..read]).await.is_ok() => {}
             _ => return,
         }
     }
-    // Both sides stay open, and nothing is read: to the other end it is as if nobody were there.
+    // Keeps both sockets open without reading, as if the other host had vanished.
     std::future::pending().await
 }

@@ -9,7 +9,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::soon;
+use super::within_timeout;
 
 /// What the platform writes in answer to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,9 @@ impl RawPlatform {
     /// Waits until there have been `count` calls since the start.
     pub async fn wait_for_calls(&self, count: usize) {
         let mut calls = self.calls.subscribe();
-        soon(&format!("{count} calls"), calls.wait_for(|calls| *calls >= count)).await.unwrap();
+        within_timeout(&format!("{count} calls"), calls.wait_for(|calls| *calls >= count))
+            .await
+            .unwrap();
     }
 }
 

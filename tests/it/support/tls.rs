@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, and TLS in front of servers that have none.
+//! A private certificate authority, and TLS in front of servers that speak none.
 
 use std::{
     fs,
@@ -25,11 +25,11 @@ use tokio_rustls::{
 
 use super::TempFile;
 
-/// An authority that nobody trusts who is not told to.
+/// A private certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Holds its certificate, and nothing else.
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 /// A certificate and its key, as DER.
@@ -47,33 +47,33 @@ impl Authority {
         let certificate = params.self_signed(&key).unwrap().pem();
         let name = format!("handoff-authority-{}", uuid::Uuid::new_v4().simple());
         let authority =
-            Self { folder: std::env::temp_dir().join(name), issuer: Issuer::new(params, key) };
-        fs::create_dir(&authority.folder).unwrap();
-        fs::write(authority.file(), certificate).unwrap();
+            Self { dir: std::env::temp_dir().join(name), issuer: Issuer::new(params, key) };
+        fs::create_dir(&authority.dir).unwrap();
+        fs::write(authority.certificate_file(), certificate).unwrap();
         authority
     }
 
-    /// Where its certificate is, as `SSL_CERT_FILE` wants it.
-    pub fn file(&self) -> String {
-        self.folder.join("authority.pem").to_str().unwrap().to_owned()
+    /// Its certificate as a value of `SSL_CERT_FILE`.
+    pub fn certificate_file(&self) -> String {
+        self.dir.join("authority.pem").to_str().unwrap().to_owned()
     }
 
-    /// And as `SSL_CERT_DIR` wants it.
-    pub fn folder(&self) -> String {
-        self.folder.to_str().unwrap().to_owned()
+    /// The same as a value of `SSL_CERT_DIR`.
+    pub fn certificate_dir(&self) -> String {
+        self.dir.to_str().unwrap().to_owned()
     }
 
-    /// A certificate for these names and addresses.
+    /// Issues a certificate for these names and addresses.
     pub fn issue(&self, names: &[&str]) -> Identity {
-        self.issue_for(names, Duration::from_secs(1_000 * 24 * 60 * 60))
+        self.issue_valid_for(names, Duration::from_secs(1_000 * 24 * 60 * 60))
     }
 
-    /// One that ends after this time.
-    pub fn issue_for(&self, names: &[&str], life: Duration) -> Identity {
+    /// Issues one that is valid for `duration`.
+    pub fn issue_valid_for(&self, names: &[&str], duration: Duration) -> Identity {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(names).unwrap();
-        params.not_after = (SystemTime::now() + life).into();
+        params.not_after = (SystemTime::now() + duration).into();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.der().to_vec(), key: key.serialize_der() }
     }
@@ -81,7 +81,7 @@ impl Authority {
 
 impl Drop for Authority {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -98,15 +98,15 @@ fn pem(tag: &str, der: &[u8]) -> String {
     format!("-----BEGIN {tag}-----\n{}\n-----END {tag}-----\n", BASE64_STANDARD.encode(der))
 }
 
-/// Takes TLS and hands on what is within to a server that speaks none. Closed when it is dropped.
-pub struct TlsFront {
+/// Terminates TLS in front of a server that speaks none. Stops when it is dropped.
+pub struct TlsProxy {
     addr: SocketAddr,
     listening: JoinHandle<()>,
 }
 
-impl TlsFront {
-    /// A front of the server that a URL names.
-    pub async fn of(url: &str, identity: &Identity) -> Self {
+impl TlsProxy {
+    /// Starts one in front of the server of a URL.
+    pub async fn to(url: &str, identity: &Identity) -> Self {
         let url = url::Url::parse(url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
         let chain = vec![CertificateDer::from(identity.certificate.clone())];
@@ -126,7 +126,7 @@ impl TlsFront {
                 let (client, _) = listener.accept().await.unwrap();
                 let (acceptor, server) = (acceptor.clone(), server.clone());
                 connections.spawn(async move {
-                    // A client that does not like the certificate goes away.
+                    // Fails where the client does not trust the certificate.
                     let Ok(mut client) = acceptor.accept(client).await else { return };
                     let Ok(mut server) = TcpStream::connect(server).await else { return };
                     let _ = copy_bidirectional(&mut client, &mut server).await;
@@ -141,14 +141,14 @@ impl TlsFront {
     }
 }
 
-impl Drop for TlsFront {
+impl Drop for TlsProxy {
     fn drop(&mut self) {
         self.listening.abort();
     }
 }
 
-/// The same URL for TLS: `amqps`, `rediss` or `https`, at this port.
-pub fn secured(url: &str, port: u16) -> String {
+/// The same URL with TLS at this port: `amqps`, `rediss` or `https`.
+pub fn tls_url(url: &str, port: u16) -> String {
     let (scheme, rest) = url.split_once("://").unwrap();
     let mut url = url::Url::parse(&format!("{scheme}s://{rest}")).unwrap();
     url.set_port(Some(port)).unwrap();

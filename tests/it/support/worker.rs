@@ -1,4 +1,4 @@
-//! The real binary as a process of its own.
+//! The real binary in its own process.
 
 use std::{
     collections::BTreeMap,
@@ -16,20 +16,20 @@ use tokio::{
     sync::watch,
 };
 
-use super::{log_text, soon};
+use super::{TIMEOUT, log_text, wait_until, within_timeout};
 
-/// What a process holds of the system.
+/// The operating system's resources that a process holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Holdings {
+pub struct Resources {
     threads: usize,
-    /// Files that are sockets to the server in question.
+    /// Sockets to one server.
     sockets: usize,
     memory_kib: usize,
 }
 
-impl Holdings {
-    /// The same with more sockets, where a client may keep some for a while.
-    pub fn and_sockets(self, more: usize) -> Self {
+impl Resources {
+    /// The same with more sockets, for a client that keeps idle connections for a while.
+    pub fn plus_sockets(self, more: usize) -> Self {
         Self { sockets: self.sockets + more, ..self }
     }
 }
@@ -37,15 +37,15 @@ impl Holdings {
 /// A `handoff run` under test. Killed when it is dropped.
 pub struct Worker {
     child: Child,
-    log: Arc<Mutex<Vec<String>>>,
-    lines: watch::Receiver<usize>,
+    output: Arc<Mutex<Vec<String>>>,
+    line_count: watch::Receiver<usize>,
     http: tokio::sync::OnceCell<String>,
 }
 
-/// The settings of a process: nothing else of the test run's own environment reaches it.
+/// Environment variables of a process.
 pub type Settings = BTreeMap<String, String>;
 
-/// A command of the binary, with these settings and no other.
+/// A command of the binary with these settings, and with none of the test run's own.
 pub fn command(arguments: &[&str], settings: &Settings) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handoff"));
     command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
@@ -64,7 +64,7 @@ pub fn signal(child: &Child, name: &str) {
 }
 
 impl Worker {
-    /// Starts it, and waits for nothing.
+    /// Starts a worker without waiting for anything.
     pub fn start(settings: &Settings) -> Self {
         Self::start_with(&[], settings)
     }
@@ -76,82 +76,83 @@ impl Worker {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let (count, lines) = watch::channel(0);
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let (count, line_count) = watch::channel(0);
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        let lines_of = Arc::clone(&log);
+        let lines = Arc::clone(&output);
         tokio::spawn(async move {
             let keep = |line| {
-                lines_of.lock().unwrap().push(line);
+                lines.lock().unwrap().push(line);
                 count.send_modify(|count| *count += 1);
             };
             while let Ok(Some(line)) = stderr.next_line().await {
                 keep(line);
             }
-            // Nothing belongs here, so nothing need be read any sooner.
+            // A worker prints nothing here, so it cannot block on a full pipe before stderr ends.
             while let Ok(Some(line)) = stdout.next_line().await {
                 keep(line);
             }
         });
-        Self { child, log, lines, http: tokio::sync::OnceCell::new() }
+        Self { child, output, line_count, http: tokio::sync::OnceCell::new() }
     }
 
-    /// Starts it, and waits until it consumes.
-    pub async fn consuming(settings: &Settings) -> Self {
+    /// Starts a worker and waits until it consumes.
+    pub async fn start_consuming(settings: &Settings) -> Self {
         let worker = Self::start(settings);
-        worker.logged(log_text::CONSUMING).await;
+        worker.wait_for_log(log_text::CONSUMING).await;
         worker
     }
 
     /// Everything it has printed so far.
-    pub fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().join("\n")
     }
 
-    /// The log lines with this message, so far.
-    pub fn lines(&self, message: &str) -> Vec<Value> {
-        let log = self.log.lock().unwrap();
-        let json = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    /// The log lines with this message so far.
+    pub fn log_lines(&self, message: &str) -> Vec<Value> {
+        let output = self.output.lock().unwrap();
+        let json = output.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         json.filter(|line| line["message"] == message).collect()
     }
 
-    /// Waits until it has logged a message so often.
-    pub async fn logged_times(&self, message: &str, times: usize) -> Value {
-        let mut lines = self.lines.clone();
+    /// Waits until it has logged a message `times` times, and returns the last of these lines.
+    pub async fn wait_for_logs(&self, message: &str, times: usize) -> Value {
+        let mut line_count = self.line_count.clone();
         let waiting = async {
             loop {
-                if let Some(line) = self.lines(message).into_iter().nth(times - 1) {
+                if let Some(line) = self.log_lines(message).into_iter().nth(times - 1) {
                     return line;
                 }
-                lines.changed().await.unwrap_or_else(|_| panic!("it ended:\n{}", self.log()));
+                let more = line_count.changed().await;
+                more.unwrap_or_else(|_| panic!("the worker exited:\n{}", self.output()));
             }
         };
-        match tokio::time::timeout(super::PATIENCE, waiting).await {
+        match tokio::time::timeout(TIMEOUT, waiting).await {
             Ok(line) => line,
-            Err(_) => panic!("never logged `{message}` {times} times:\n{}", self.log()),
+            Err(_) => panic!("never logged `{message}` {times} times:\n{}", self.output()),
         }
     }
 
-    /// Waits until it has finished so many deliveries, and returns the line of the last.
-    pub async fn finished(&self, times: usize) -> Value {
-        self.logged_times(log_text::REQUEST_FINISHED, times).await
+    /// Waits until it has logged a message, and returns the line.
+    pub async fn wait_for_log(&self, message: &str) -> Value {
+        self.wait_for_logs(message, 1).await
     }
 
-    /// Waits until it has logged a message with more to it.
-    pub async fn logged_with(&self, message: &str, has: impl Fn(&Value) -> bool) {
-        super::until(message, async || self.lines(message).iter().any(&has)).await;
+    /// Waits until it has logged a message with matching fields.
+    pub async fn wait_for_log_with(&self, message: &str, matches: impl Fn(&Value) -> bool) {
+        wait_until(message, async || self.log_lines(message).iter().any(&matches)).await;
     }
 
-    /// Waits until it has logged a message.
-    pub async fn logged(&self, message: &str) -> Value {
-        self.logged_times(message, 1).await
+    /// Waits until it has finished `deliveries`, and returns the line of the last.
+    pub async fn wait_for_finished(&self, deliveries: usize) -> Value {
+        self.wait_for_logs(log_text::REQUEST_FINISHED, deliveries).await
     }
 
-    /// Gets a page from its probe address.
-    pub async fn page(&self, path: &str) -> (u16, String) {
+    /// Gets a page from its HTTP address: the status and the body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
         let base = self.http.get_or_init(|| async {
-            let line = self.logged(log_text::SERVING_HTTP).await;
+            let line = self.wait_for_log(log_text::SERVING_HTTP).await;
             format!("http://{}", line["addr"].as_str().unwrap())
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -159,24 +160,30 @@ impl Worker {
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
-    /// The value of one metric, written with its labels as Prometheus text has it.
+    /// The value of one series, written with its labels as in Prometheus' text format.
     pub async fn metric(&self, series: &str) -> f64 {
         self.series(series).await.unwrap_or_else(|page| panic!("{series} is not in\n{page}"))
     }
 
-    /// The same for a series that is not there before it has counted anything.
+    /// The same for a series that does not exist until it has counted something.
     pub async fn metric_or_zero(&self, series: &str) -> f64 {
         self.series(series).await.unwrap_or(0.0)
     }
 
     async fn series(&self, series: &str) -> Result<f64, String> {
-        let (_, page) = self.page("/metrics").await;
+        let (_, page) = self.get("/metrics").await;
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap()).ok_or(page)
     }
 
-    /// What it holds of the system at the moment, with the sockets to a server on this machine.
-    pub fn holdings(&self, server: SocketAddr) -> Holdings {
+    /// Waits until `count` requests are in flight.
+    pub async fn wait_for_in_flight(&self, count: usize) {
+        let what = format!("{count} in flight");
+        wait_until(&what, async || self.metric("handoff_in_flight").await == count as f64).await;
+    }
+
+    /// The resources it holds now, with its sockets to a server on this machine.
+    pub fn resources(&self, server: SocketAddr) -> Resources {
         let proc = format!("/proc/{}", self.child.id().expect("it runs"));
         let read = |what| std::fs::read_to_string(format!("{proc}/{what}")).unwrap();
         let list = |what| std::fs::read_dir(format!("{proc}/{what}")).unwrap().flatten();
@@ -193,28 +200,29 @@ impl Worker {
         let status = read("status");
         let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let memory_kib = memory.trim().trim_end_matches(" kB").parse().unwrap();
-        Holdings { threads: list("task").count(), sockets, memory_kib }
+        Resources { threads: list("task").count(), sockets, memory_kib }
     }
 
-    /// Waits until it holds no more threads and sockets than before, and not much more memory.
-    pub async fn holds_no_more_than(&self, before: Holdings, server: SocketAddr) {
-        let mut now = self.holdings(server);
-        let back = async {
+    /// Waits until it holds no more threads and sockets than `before`, and asserts that its memory
+    /// has grown by less than 16 MiB.
+    pub async fn assert_no_leak_since(&self, before: Resources, server: SocketAddr) {
+        let mut now = self.resources(server);
+        let released = async {
             while now.threads > before.threads || now.sockets > before.sockets {
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                now = self.holdings(server);
+                now = self.resources(server);
             }
         };
-        let back = tokio::time::timeout(super::PATIENCE, back).await;
-        assert!(back.is_ok(), "{now:?} after {before:?}");
+        let released = tokio::time::timeout(TIMEOUT, released).await;
+        assert!(released.is_ok(), "{now:?} after {before:?}");
         assert!(now.memory_kib < before.memory_kib + 16 * 1024, "{now:?} after {before:?}");
     }
 
-    /// Asserts that `/livez` finds the loop turning.
-    pub async fn is_alive(&self) {
-        let (status, page) = self.page("/livez").await;
-        let turned = serde_json::from_str::<Value>(&page).unwrap()["lastTurnMs"].as_u64();
-        assert!(status == 200 && turned.is_some_and(|ms| ms < 5_000), "{status} {page}");
+    /// Asserts that `/livez` reports a turn of the worker's loop within the last 5 s.
+    pub async fn assert_alive(&self) {
+        let (status, page) = self.get("/livez").await;
+        let last_turn = serde_json::from_str::<Value>(&page).unwrap()["lastTurnMs"].as_u64();
+        assert!(status == 200 && last_turn.is_some_and(|ms| ms < 5_000), "{status} {page}");
     }
 
     /// Sends it a signal.
@@ -222,28 +230,28 @@ impl Worker {
         signal(&self.child, name);
     }
 
-    /// Stops it in good order.
+    /// Stops it gracefully, and asserts that it exits with 0.
     pub async fn stop(mut self) {
         self.signal("TERM");
-        assert_eq!(self.ended().await, Some(0));
+        assert_eq!(self.wait_for_exit().await, Some(0));
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills it, and waits until it has exited.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Ends it, and returns everything it has ever printed.
-    pub async fn printed(mut self) -> String {
+    /// Stops it, and returns everything it printed.
+    pub async fn stop_and_output(mut self) -> String {
         self.signal("TERM");
-        self.ended().await;
-        let closed = async { while self.lines.changed().await.is_ok() {} };
-        soon("the end of its output", closed).await;
-        self.log()
+        self.wait_for_exit().await;
+        let closed = async { while self.line_count.changed().await.is_ok() {} };
+        within_timeout("the end of its output", closed).await;
+        self.output()
     }
 
-    /// Waits for its end, and returns its exit status.
-    pub async fn ended(&mut self) -> Option<i32> {
-        soon("the worker's end", self.child.wait()).await.unwrap().code()
+    /// Waits for its exit status.
+    pub async fn wait_for_exit(&mut self) -> Option<i32> {
+        within_timeout("the worker's exit", self.child.wait()).await.unwrap().code()
     }
 }

@@ -1,16 +1,20 @@
-//! A test's own view of RabbitMQ: publishes requests, hears events, looks into queues.
+//! A test's own view of RabbitMQ: publishes requests, consumes events, inspects queues.
 
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties, Consumer,
+    message::Delivery,
     options::*,
     types::{AMQPValue, FieldTable, ShortString},
 };
 use serde_json::Value;
 
-use super::soon;
+use super::{wait_until, within_timeout};
 
-/// A message as it was found.
+/// The routing key that a producer publishes requests under.
+const REQUEST_KEY: &str = "verification.requested";
+
+/// A message as a consumer receives it.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub routing_key: String,
@@ -19,6 +23,7 @@ pub struct Message {
 }
 
 impl Message {
+    /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
@@ -32,8 +37,8 @@ impl Message {
         self.properties.headers().as_ref()?.inner().get(name)
     }
 
-    /// A header that holds text.
-    pub fn text(&self, name: &str) -> String {
+    /// A header of type long string.
+    pub fn text_header(&self, name: &str) -> String {
         match self.header(name) {
             Some(AMQPValue::LongString(text)) => {
                 String::from_utf8(text.as_bytes().to_vec()).unwrap()
@@ -43,8 +48,18 @@ impl Message {
     }
 }
 
+impl From<Delivery> for Message {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            routing_key: delivery.routing_key.to_string(),
+            properties: delivery.properties,
+            body: delivery.data,
+        }
+    }
+}
+
 /// A table of headers or arguments.
-pub fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
+pub fn field_table(entries: &[(&str, AMQPValue)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in entries {
         table.insert((*name).into(), value.clone());
@@ -52,12 +67,12 @@ pub fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
     table
 }
 
-/// Text in a table.
-pub fn text(value: &str) -> AMQPValue {
+/// A value of type long string.
+pub fn long_string(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-pub struct Rabbit {
+pub struct RabbitMq {
     connection: Connection,
     channel: Channel,
     pub queue: String,
@@ -66,8 +81,8 @@ pub struct Rabbit {
     events: Option<Consumer>,
 }
 
-impl Rabbit {
-    /// Connects. The names are a test's own.
+impl RabbitMq {
+    /// Connects; queue and exchanges are named after the test.
     pub async fn connect(url: &str, name: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
@@ -82,60 +97,61 @@ impl Rabbit {
         }
     }
 
-    /// Binds a queue for events, so that from now on none is unroutable and none is missed.
-    pub async fn hear_events(&mut self) {
+    /// Binds a queue for events and consumes it: from now on every event is routed and received.
+    pub async fn consume_events(&mut self) {
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let queue = self.keep_events("", options).await;
-        self.hear(queue).await;
+        let queue = self.bind_event_queue("", options).await;
+        self.consume(queue).await;
     }
 
-    /// The same, with a queue that a restart of RabbitMQ does not take away.
-    pub async fn hear_events_durably(&mut self) {
-        let queue = self.keep_events_durably().await;
-        self.hear(queue).await;
+    /// The same, with a queue that survives a restart of RabbitMQ.
+    pub async fn consume_events_durably(&mut self) {
+        let queue = self.bind_durable_event_queue().await;
+        self.consume(queue).await;
     }
 
-    /// Binds that queue, and hears nothing yet: a crash of RabbitMQ finds no event on its way here.
-    pub async fn keep_events_durably(&self) -> ShortString {
+    /// Binds that queue without consuming it.
+    pub async fn bind_durable_event_queue(&self) -> ShortString {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        self.keep_events(&format!("{}.heard", self.event_exchange), options).await
+        self.bind_event_queue(&format!("{}.received", self.event_exchange), options).await
     }
 
-    async fn keep_events(&self, queue: &str, options: QueueDeclareOptions) -> ShortString {
+    async fn bind_event_queue(&self, queue: &str, options: QueueDeclareOptions) -> ShortString {
         let exchange: ShortString = self.event_exchange.as_str().into();
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        let (channel, none) = (&self.channel, FieldTable::default);
+        let kind = lapin::ExchangeKind::Topic;
+        let channel = &self.channel;
         channel
-            .exchange_declare(exchange.clone(), lapin::ExchangeKind::Topic, durable, none())
+            .exchange_declare(exchange.clone(), kind, durable, FieldTable::default())
             .await
             .unwrap();
-        let queue =
-            channel.queue_declare(queue.into(), options, none()).await.unwrap().name().clone();
+        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+        let queue = declared.unwrap().name().clone();
+        let all = "handoff.*".into();
         channel
-            .queue_bind(queue.clone(), exchange, "handoff.*".into(), Default::default(), none())
+            .queue_bind(queue.clone(), exchange, all, Default::default(), FieldTable::default())
             .await
             .unwrap();
         queue
     }
 
-    async fn hear(&mut self, queue: ShortString) {
+    async fn consume(&mut self, queue: ShortString) {
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let consumed =
+        let consumer =
             self.channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
-        self.events = Some(consumed.unwrap());
+        self.events = Some(consumer.unwrap());
     }
 
-    /// Publishes a request body, and waits until RabbitMQ has it.
+    /// Publishes a request body, and waits for RabbitMQ's confirm.
     pub async fn publish(&self, body: impl AsRef<[u8]>, properties: BasicProperties) {
-        let body = body.as_ref();
-        self.publish_to(&self.request_exchange, "verification.requested", body, properties).await;
+        self.publish_to(&self.request_exchange, REQUEST_KEY, body.as_ref(), properties).await;
     }
 
-    /// Publishes what looks like an event.
+    /// Publishes to the exchange for events, as a worker does.
     pub async fn publish_event(&self, routing_key: &str, body: String) {
-        let none = BasicProperties::default();
-        self.publish_to(&self.event_exchange, routing_key, body.as_bytes(), none).await;
+        let properties = BasicProperties::default();
+        self.publish_to(&self.event_exchange, routing_key, body.as_bytes(), properties).await;
     }
 
     async fn publish_to(
@@ -156,52 +172,53 @@ impl Rabbit {
         assert!(confirm.is_ack() && confirm.take_message().is_none(), "it was not routed");
     }
 
-    /// Publishes a request under an id.
-    pub async fn request(&self, id: &str, data: Value) {
+    /// Publishes a request with this id.
+    pub async fn publish_request(&self, id: &str, data: Value) {
         self.publish(data.to_string(), BasicProperties::default().with_message_id(id.into())).await;
     }
 
-    /// Publishes a request where that works, and returns whether it did.
-    pub async fn try_request(&self, id: &str, data: Value) -> bool {
-        let channel = self.channel().await;
+    /// Publishes a request, and returns whether RabbitMQ routed and confirmed it.
+    pub async fn try_publish_request(&self, id: &str, data: Value) -> bool {
+        let channel = self.open_channel().await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties = BasicProperties::default().with_message_id(id.into());
-        let (exchange, key) = (self.request_exchange.as_str(), "verification.requested");
+        let exchange = self.request_exchange.as_str();
         let body = data.to_string();
         let confirm = channel
-            .basic_publish(exchange.into(), key.into(), options, body.as_bytes(), properties)
+            .basic_publish(
+                exchange.into(),
+                REQUEST_KEY.into(),
+                options,
+                body.as_bytes(),
+                properties,
+            )
             .await
             .unwrap()
             .await;
         confirm.is_ok_and(|confirm| confirm.is_ack() && confirm.take_message().is_none())
     }
 
-    /// The next event.
-    pub async fn event(&mut self) -> Message {
-        let events = self.events.as_mut().expect("hear_events comes first");
-        let delivery = soon("an event", events.next()).await.unwrap().unwrap();
-        Message {
-            routing_key: delivery.routing_key.to_string(),
-            properties: delivery.properties,
-            body: delivery.data,
-        }
+    /// Waits for the next event.
+    pub async fn next_event(&mut self) -> Message {
+        let events = self.events.as_mut().expect("the environment consumes events");
+        within_timeout("an event", events.next()).await.unwrap().unwrap().into()
     }
 
-    /// The next so many events.
-    pub async fn events(&mut self, count: usize) -> Vec<Message> {
+    /// Waits for the next `count` events.
+    pub async fn next_events(&mut self, count: usize) -> Vec<Message> {
         let mut events = Vec::with_capacity(count);
         while events.len() < count {
-            events.push(self.event().await);
+            events.push(self.next_event().await);
         }
         events
     }
 
-    /// Takes a message out of a queue as soon as there is one.
+    /// Waits for a message in a queue, and removes it.
     pub async fn take(&self, queue: &str) -> Message {
-        soon(&format!("a message in {queue}"), async {
+        within_timeout(&format!("a message in {queue}"), async {
             let options = BasicConsumeOptions::default();
-            let channel = self.connection.create_channel().await.unwrap();
+            let channel = self.open_channel().await;
             channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
             let mut consumer = channel
                 .basic_consume(queue.into(), "".into(), options, FieldTable::default())
@@ -210,29 +227,25 @@ impl Rabbit {
             let delivery = consumer.next().await.unwrap().unwrap();
             delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
             channel.close(200, "".into()).await.unwrap();
-            Message {
-                routing_key: delivery.routing_key.to_string(),
-                properties: delivery.properties,
-                body: delivery.data,
-            }
+            delivery.into()
         })
         .await
     }
 
-    /// The next dead letter.
-    pub async fn dead_letter(&self) -> Message {
+    /// Waits for a dead letter, and removes it.
+    pub async fn take_dead_letter(&self) -> Message {
         self.take(&format!("{}.dead", self.queue)).await
     }
 
-    /// Puts a message into a queue, as somebody does who moves dead letters back.
-    pub async fn put(&self, queue: &str, message: &Message) {
+    /// Publishes to a queue directly, as an operator does who moves dead letters back.
+    pub async fn publish_to_queue(&self, queue: &str, message: &Message) {
         self.publish_to("", queue, &message.body, message.properties.clone()).await;
     }
 
-    /// How many messages wait in a queue, unacknowledged ones not counted.
+    /// How many messages a queue holds that no consumer has.
     pub async fn depth(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let channel = self.connection.create_channel().await.unwrap();
+        let channel = self.open_channel().await;
         let depth = channel
             .queue_declare(queue.into(), options, FieldTable::default())
             .await
@@ -242,34 +255,34 @@ impl Rabbit {
         depth
     }
 
-    /// Waits until the request queue holds so many messages.
-    pub async fn holds(&self, messages: u32) {
+    /// Waits until the request queue holds `messages` that no consumer has.
+    pub async fn wait_for_depth(&self, messages: u32) {
         let what = format!("{messages} messages in the queue");
-        super::until(&what, async || self.depth(&self.queue).await == messages).await;
+        wait_until(&what, async || self.depth(&self.queue).await == messages).await;
     }
 
-    pub async fn channel(&self) -> Channel {
+    pub async fn open_channel(&self) -> Channel {
         self.connection.create_channel().await.unwrap()
     }
 
     pub async fn delete_queue(&self, queue: &str) {
-        let channel = self.channel().await;
+        let channel = self.open_channel().await;
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }
 
-    /// Takes requests' way into the queue away.
-    pub async fn unbind(&self) {
-        let (queue, exchange) = (self.queue.as_str(), self.request_exchange.as_str());
-        let key = "verification.requested";
-        let channel = self.channel().await;
+    /// Removes the binding of the request queue.
+    pub async fn unbind_request_queue(&self) {
+        let queue = self.queue.as_str();
+        let exchange = self.request_exchange.as_str();
+        let channel = self.open_channel().await;
         channel
-            .queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default())
+            .queue_unbind(queue.into(), exchange.into(), REQUEST_KEY.into(), FieldTable::default())
             .await
             .unwrap();
     }
 
     pub async fn delete_exchange(&self, exchange: &str) {
-        let channel = self.channel().await;
+        let channel = self.open_channel().await;
         channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
     }
 }

@@ -1,0 +1,49 @@
+//! A test's own view of Redis.
+
+use deadpool_redis::redis::{Client, aio::MultiplexedConnection};
+
+pub use deadpool_redis::redis::cmd;
+
+/// One key, as Redis holds it.
+#[derive(Clone, Debug)]
+pub struct RedisEntry {
+    pub key: String,
+    pub value: Vec<u8>,
+    pub ttl_ms: i64,
+}
+
+pub async fn connect(url: &str) -> MultiplexedConnection {
+    Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Runs a command given as one line, `CONFIG SET maxmemory 1` for example.
+pub async fn run(redis: &mut MultiplexedConnection, line: &str) {
+    let mut words = line.split(' ');
+    let mut command = cmd(words.next().unwrap());
+    command.arg(words.collect::<Vec<_>>()).query_async::<()>(redis).await.unwrap();
+}
+
+pub async fn set(redis: &mut MultiplexedConnection, key: &str, value: &[u8]) {
+    cmd("SET").arg(key).arg(value).query_async::<()>(redis).await.unwrap();
+}
+
+/// Everything under a key prefix.
+pub async fn entries(redis: &mut MultiplexedConnection, prefix: &str) -> Vec<RedisEntry> {
+    let mut entries = Vec::new();
+    for key in keys(redis, prefix).await {
+        let value = cmd("GET").arg(&key).query_async(redis).await.unwrap();
+        let ttl_ms = cmd("PTTL").arg(&key).query_async(redis).await.unwrap();
+        entries.push(RedisEntry { key, value, ttl_ms });
+    }
+    entries
+}
+
+pub async fn delete_all(redis: &mut MultiplexedConnection, prefix: &str) {
+    for key in keys(redis, prefix).await {
+        cmd("DEL").arg(key).query_async::<()>(redis).await.unwrap();
+    }
+}
+
+async fn keys(redis: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
+    cmd("KEYS").arg(format!("{prefix}:*")).query_async(redis).await.unwrap()
+}
