@@ -1,4 +1,4 @@
-//! Whether the worker's loop still turns.
+//! Detects a request loop that is stuck.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -8,76 +8,85 @@ use std::{
 
 use tokio::time::{Instant, timeout};
 
-/// How often a loop that waits shows that it could do something.
-const BEAT: Duration = Duration::from_secs(1);
-/// A loop that has not turned for so long will not by itself.
+use crate::units::millis;
+
+/// How often a waiting loop beats.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How long the loop may go without a beat before a restart is the only remedy.
 pub(super) const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// How often the watchdog looks.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
-/// When the loop turned last.
+/// The time of the request loop's last beat.
 #[derive(Debug)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     start: Instant,
-    /// In milliseconds since the start.
-    last: AtomicU64,
+    /// Milliseconds since `start`.
+    last_beat: AtomicU64,
 }
 
 impl Heartbeat {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), last: AtomicU64::new(0) }
+        Self { start: Instant::now(), last_beat: AtomicU64::new(0) }
     }
 
-    /// The loop turns.
-    pub fn beat(&self) {
-        let since = self.start.elapsed().as_millis();
-        self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Records that the loop runs.
+    pub(crate) fn beat(&self) {
+        self.last_beat.store(millis(self.start.elapsed()), Ordering::Relaxed);
     }
 
-    /// Waits for what may be long in coming, be it for ever: an empty queue, say. The loop is not stuck
-    /// in there.
-    pub async fn while_waiting<T>(&self, wait: impl Future<Output = T>) -> T {
+    /// Beats until `wait` is done, which may take indefinitely, as on an empty queue.
+    pub(crate) async fn while_waiting<T>(&self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
         loop {
             self.beat();
-            if let Ok(done) = timeout(BEAT, &mut wait).await {
+            if let Ok(done) = timeout(BEAT_EVERY, &mut wait).await {
                 return done;
             }
         }
     }
 
-    /// How long ago the loop turned last.
-    pub fn age(&self) -> Duration {
-        self.start
-            .elapsed()
-            .saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    /// Returns the time since the last beat.
+    pub(super) fn age(&self) -> Duration {
+        let last_beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last_beat)
     }
 }
 
-/// Watches from a thread of its own for as long as there is a heartbeat: where the one thread that does
-/// everything is blocked, nothing on it can tell, the probes neither.
+/// Starts a thread that logs when the loop gets stuck and when it recovers.
+///
+/// A separate thread, because the runtime has only one: whatever blocks the loop blocks every other
+/// task, the probes included. The thread ends when `age` returns `None`.
 ///
 /// # Errors
-/// When the system has no thread left.
+/// The operating system refuses another thread.
 pub(super) fn watch(age: impl Fn() -> Option<Duration> + Send + 'static) -> std::io::Result<()> {
-    watch_with(age, STUCK_AFTER, WATCH_EVERY, |stuck, age| match stuck {
-        true => tracing::error!(seconds = age.as_secs(), "the loop is stuck: restart the worker"),
-        false => tracing::warn!("the loop turns again"),
+    watch_with(age, STUCK_AFTER, WATCH_EVERY, |change| match change {
+        Change::Stuck(age) => {
+            tracing::error!(stuck_s = age.as_secs(), "request loop stuck; restart this worker");
+        }
+        Change::Recovered => tracing::warn!("request loop running again"),
     })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    /// The last beat was this long ago.
+    Stuck(Duration),
+    Recovered,
 }
 
 fn watch_with(
     age: impl Fn() -> Option<Duration> + Send + 'static,
-    limit: Duration,
+    stuck_after: Duration,
     every: Duration,
-    tell: impl Fn(bool, Duration) + Send + 'static,
+    on_change: impl Fn(Change) + Send + 'static,
 ) -> std::io::Result<()> {
     let watching = move || {
-        let mut told = false;
+        let mut was_stuck = false;
         while let Some(age) = age() {
-            let stuck = age >= limit;
-            if std::mem::replace(&mut told, stuck) != stuck {
-                tell(stuck, age);
+            let stuck = age >= stuck_after;
+            if std::mem::replace(&mut was_stuck, stuck) != stuck {
+                on_change(if stuck { Change::Stuck(age) } else { Change::Recovered });
             }
             thread::sleep(every);
         }
@@ -92,7 +101,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn waiting_is_turning_however_long_it_takes() {
+    async fn a_waiting_loop_beats_however_long_it_waits() {
         let heartbeat = Heartbeat::new();
         let wait = tokio::time::sleep(Duration::from_secs(300));
         tokio::select! {
@@ -100,34 +109,33 @@ mod tests {
             () = async {
                 loop {
                     tokio::time::sleep(Duration::from_millis(10)).await;
-                    assert!(heartbeat.age() <= BEAT, "{:?}", heartbeat.age());
+                    assert!(heartbeat.age() <= BEAT_EVERY, "{:?}", heartbeat.age());
                 }
             } => {}
         }
-        // Whoever waits without it is stuck.
+        // A loop that waits without the heartbeat is stuck.
         tokio::time::sleep(STUCK_AFTER).await;
         assert!(heartbeat.age() >= STUCK_AFTER);
         heartbeat.beat();
         assert_eq!(heartbeat.age(), Duration::ZERO);
     }
 
-    /// In real time, since it is about a thread that is blocked.
+    // In real time, since the watchdog is a thread.
     #[test]
-    fn the_watchdog_tells_of_a_blocked_thread_once_and_of_its_return() {
+    fn watchdog_reports_a_stuck_loop_once_and_its_recovery() {
         let heartbeat = Arc::new(Heartbeat::new());
-        let (tell, told) = mpsc::channel();
+        let (report, reports) = mpsc::channel();
         let watched = Arc::downgrade(&heartbeat);
         let age = move || Some(watched.upgrade()?.age());
         let ms = Duration::from_millis;
-        watch_with(age, ms(100), ms(5), move |stuck, age| tell.send((stuck, age)).unwrap())
-            .unwrap();
-        let (stuck, age) = told.recv().unwrap();
-        assert!(stuck && age >= ms(100), "{age:?}");
-        assert!(told.recv_timeout(ms(100)).is_err(), "told twice");
+        watch_with(age, ms(100), ms(5), move |change| report.send(change).unwrap()).unwrap();
+        let first = reports.recv().unwrap();
+        assert!(matches!(first, Change::Stuck(age) if age >= ms(100)), "{first:?}");
+        assert!(reports.recv_timeout(ms(100)).is_err(), "reported twice");
         heartbeat.beat();
-        assert!(!told.recv().unwrap().0);
-        // It ends with what it watches.
+        assert_eq!(reports.recv().unwrap(), Change::Recovered);
+        // The thread ends with the heartbeat.
         drop(heartbeat);
-        assert!(told.iter().all(|(stuck, _)| stuck));
+        assert!(reports.iter().all(|change| change != Change::Recovered));
     }
 }

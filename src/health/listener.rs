@@ -1,7 +1,7 @@
-//! Connections to the probes: few at a time, and none for long.
+//! Limits the number and the lifetime of connections to the probes.
 //!
-//! Whoever can reach the probes could otherwise open connections and say nothing, until the process
-//! has no file descriptor left for those that matter.
+//! Without limits, a client that opens connections and sends nothing uses up the process's file
+//! descriptors, and RabbitMQ and Redis become unreachable.
 
 use std::{
     collections::VecDeque,
@@ -20,42 +20,42 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
-/// How many there are at a time; one more, and the oldest goes.
-const MOST: usize = 64;
-/// How long one lasts. An answer takes milliseconds.
-const LIFE: Duration = Duration::from_secs(5);
+/// The number of open connections; accepting one more closes the oldest.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may stay open. An answer takes milliseconds.
+const LIFETIME: Duration = Duration::from_secs(5);
 
-/// Accepts connections within these bounds.
-pub(super) struct Bounded {
+/// Accepts at most [`MAX_CONNECTIONS`] connections, each for at most [`LIFETIME`].
+pub(super) struct LimitedListener {
     listener: TcpListener,
     open: VecDeque<CancellationToken>,
 }
 
-impl Bounded {
+impl LimitedListener {
     pub(super) fn new(listener: TcpListener) -> Self {
         Self { listener, open: VecDeque::new() }
     }
 }
 
-impl Listener for Bounded {
-    type Io = BoundedStream;
+impl Listener for LimitedListener {
+    type Io = LimitedStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
+    async fn accept(&mut self) -> (LimitedStream, SocketAddr) {
         let (stream, addr) = Listener::accept(&mut self.listener).await;
-        // Each cancels its token when it ends.
+        // A connection cancels its token when it ends.
         self.open.retain(|open| !open.is_cancelled());
-        if self.open.len() >= MOST
+        if self.open.len() >= MAX_CONNECTIONS
             && let Some(oldest) = self.open.pop_front()
         {
             oldest.cancel();
         }
         let open = CancellationToken::new();
         self.open.push_back(open.clone());
-        let stream = BoundedStream {
+        let stream = LimitedStream {
             stream,
-            life: Box::pin(sleep(LIFE)),
-            crowded_out: Box::pin(open.clone().cancelled_owned()),
+            expiry: Box::pin(sleep(LIFETIME)),
+            evicted: Box::pin(open.clone().cancelled_owned()),
             _open: open.drop_guard(),
         };
         (stream, addr)
@@ -66,27 +66,25 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection that ends in time.
-pub(super) struct BoundedStream {
+/// A connection that fails when it expires or is evicted.
+pub(super) struct LimitedStream {
     stream: TcpStream,
-    life: Pin<Box<Sleep>>,
-    crowded_out: Pin<Box<WaitForCancellationFutureOwned>>,
+    expiry: Pin<Box<Sleep>>,
+    evicted: Pin<Box<WaitForCancellationFutureOwned>>,
     _open: DropGuard,
 }
 
-impl BoundedStream {
-    /// The stream, as long as its time is not up.
+impl LimitedStream {
+    /// Returns the stream, or an error once the connection is expired or evicted.
     fn poll_live(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
-        let up =
-            self.life.as_mut().poll(cx).is_ready() || self.crowded_out.as_mut().poll(cx).is_ready();
-        match up {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => Ok(Pin::new(&mut self.stream)),
+        if self.expiry.as_mut().poll(cx).is_ready() || self.evicted.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        Ok(Pin::new(&mut self.stream))
     }
 }
 
-impl AsyncRead for BoundedStream {
+impl AsyncRead for LimitedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -96,7 +94,7 @@ impl AsyncRead for BoundedStream {
     }
 }
 
-impl AsyncWrite for BoundedStream {
+impl AsyncWrite for LimitedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -124,52 +122,52 @@ mod tests {
 
     use super::*;
 
-    async fn served() -> SocketAddr {
+    async fn serve() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let routes = Router::new().route("/", get(async || "well"));
-        tokio::spawn(async move { axum::serve(Bounded::new(listener), routes).await });
+        let routes = Router::new().route("/", get(async || "fine"));
+        tokio::spawn(async move { axum::serve(LimitedListener::new(listener), routes).await });
         addr
     }
 
-    /// Somebody who begins to ask, and does not go on.
-    async fn begun(addr: SocketAddr) -> TcpStream {
+    /// Sends the start of a request.
+    async fn start_request(addr: SocketAddr) -> TcpStream {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         stream
     }
 
-    async fn closed(stream: &mut TcpStream) {
-        let mut left = Vec::new();
-        let _ = stream.read_to_end(&mut left).await;
-        assert!(left.is_empty() || left.starts_with(b"HTTP/1.1 4"), "no answer, or a refusal");
+    async fn wait_until_closed(stream: &mut TcpStream) {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "nothing, or an error");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_nothing_more_is_sent_away() {
-        let addr = served().await;
+    async fn silent_connection_is_closed_after_its_lifetime() {
+        let addr = serve().await;
         let began = Instant::now();
-        let mut stream = begun(addr).await;
-        assert!(timeout(2 * LIFE, closed(&mut stream)).await.is_ok(), "it is still there");
-        assert!(began.elapsed() >= LIFE);
+        let mut stream = start_request(addr).await;
+        assert!(timeout(2 * LIFETIME, wait_until_closed(&mut stream)).await.is_ok(), "still open");
+        assert!(began.elapsed() >= LIFETIME);
     }
 
     #[tokio::test]
-    async fn a_crowd_shuts_nobody_out() {
-        let addr = served().await;
-        let mut crowd = Vec::new();
-        for _ in 0..2 * MOST {
-            crowd.push(begun(addr).await);
+    async fn new_connection_is_served_despite_many_silent_ones() {
+        let addr = serve().await;
+        let mut silent = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            silent.push(start_request(addr).await);
         }
-        let mut stream = begun(addr).await;
+        let mut stream = start_request(addr).await;
         stream.write_all(b"host: h\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.ends_with("well"), "{answer}");
-        // The oldest had to go.
-        for stream in &mut crowd[..=MOST] {
-            let gone = timeout(LIFE / 2, closed(stream)).await;
-            assert!(gone.is_ok(), "it is still there");
+        assert!(answer.ends_with("fine"), "{answer}");
+        // The oldest were closed.
+        for stream in &mut silent[..=MAX_CONNECTIONS] {
+            let closed = timeout(LIFETIME / 2, wait_until_closed(stream)).await;
+            assert!(closed.is_ok(), "still open");
         }
     }
 }

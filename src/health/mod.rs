@@ -1,10 +1,9 @@
-//! The probes and the metrics page.
+//! Serves `/livez`, `/readyz` and `/metrics`.
 
 mod heartbeat;
 mod listener;
 
 use std::{
-    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -22,51 +21,49 @@ use axum::{
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-pub use self::heartbeat::Heartbeat;
-use self::listener::Bounded;
-use crate::telemetry::metrics::{self, Metrics};
+use self::{heartbeat::Heartbeat, listener::LimitedListener};
+use crate::{
+    telemetry::metrics::{self, Metrics},
+    units::millis,
+};
 
-/// What the worker says of itself; shared with whoever serves the probes.
+/// The worker's state, as the probes report it.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     consuming: AtomicBool,
-    /// Of the loop that takes requests.
-    pub heartbeat: Heartbeat,
+    /// The heartbeat of the request loop.
+    pub(crate) heartbeat: Heartbeat,
     metrics: Arc<Metrics>,
 }
 
 impl Health {
-    /// Not consuming yet.
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self { consuming: AtomicBool::new(false), heartbeat: Heartbeat::new(), metrics })
     }
 
-    /// Has a thread watch the heartbeat, for as long as this is in use.
-    pub fn watch(self: &Arc<Self>) {
+    /// Starts the watchdog, which ends when `self` is dropped.
+    pub(crate) fn watch(self: &Arc<Self>) {
         let health = Arc::downgrade(self);
-        if heartbeat::watch(move || Some(health.upgrade()?.heartbeat.age())).is_err() {
-            tracing::warn!("no thread for the watchdog: a worker that is stuck is not logged");
+        if let Err(error) = heartbeat::watch(move || Some(health.upgrade()?.heartbeat.age())) {
+            tracing::warn!(%error, "watchdog not started; a stuck request loop will not be logged");
         }
     }
 
-    /// Whether deliveries are being taken.
-    pub fn set_consuming(&self, consuming: bool) {
+    /// Records whether the worker consumes deliveries.
+    pub(crate) fn set_consuming(&self, consuming: bool) {
         self.consuming.store(consuming, Ordering::Relaxed);
         self.metrics.broker_connected(consuming);
     }
 }
 
-/// Whether something is so, asked when a probe comes.
-pub type Check = Box<dyn Fn() -> bool + Send + Sync>;
-
-/// What the probes ask the parts of the worker.
-pub struct Checks {
-    /// Redis does what it is asked.
-    pub redis: Check,
-    /// The platform takes calls, but for those that it asks to have later.
-    pub platform: Check,
-    /// Brings those metrics up to date that are not by themselves.
-    pub measure: Box<dyn Fn() + Send + Sync>,
+/// Callbacks into the worker, run when a probe or a scrape arrives.
+pub(crate) struct Checks {
+    /// Returns whether Redis works.
+    pub(crate) redis: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Returns whether the circuit breaker of the platform is closed.
+    pub(crate) platform: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Updates the metrics that change with time alone.
+    pub(crate) measure: Box<dyn Fn() + Send + Sync>,
 }
 
 struct Probes {
@@ -74,81 +71,57 @@ struct Probes {
     checks: Checks,
 }
 
-#[derive(Serialize)]
-struct Report {
-    status: &'static str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    failing: Vec<&'static str>,
-    checks: Findings,
-}
-
-#[derive(Serialize)]
-struct Findings {
-    broker: &'static str,
-    platform: &'static str,
-    redis: &'static str,
-}
-
-/// The address could not be taken.
-#[derive(Debug)]
-pub struct ListenError {
+/// The probes' address cannot be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("HANDOFF_HTTP_ADDR: cannot listen on {addr}: {kind}; choose a free address of this host")]
+pub(crate) struct ListenError {
     addr: SocketAddr,
-    why: std::io::ErrorKind,
+    kind: std::io::ErrorKind,
 }
 
-impl fmt::Display for ListenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "cannot listen on {}: {}; choose another address with HANDOFF_HTTP_ADDR",
-            self.addr, self.why
-        )
-    }
-}
-
-impl std::error::Error for ListenError {}
-
-/// Takes the address that probes and metrics are to be served at.
+/// Binds the address of the probes and metrics.
 ///
 /// # Errors
-/// When somebody else has it.
-pub async fn listen(addr: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(addr).await.map_err(|error| ListenError { addr, why: error.kind() })
+/// The address is in use or not one of this host.
+pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(addr).await.map_err(|error| ListenError { addr, kind: error.kind() })
 }
 
-/// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, checks: Checks) {
+/// Serves the probes and metrics until it is dropped.
+pub(crate) async fn serve(listener: TcpListener, health: Arc<Health>, checks: Checks) {
     let probes = Arc::new(Probes { health, checks });
     let routes = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(page))
+        .route("/metrics", get(scrape))
         .with_state(probes);
-    // Serving goes on over failed connections and never ends by itself.
-    let _ = axum::serve(Bounded::new(listener), routes).await;
+    // `axum::serve` retries failed accepts and never returns.
+    let _ = axum::serve(LimitedListener::new(listener), routes).await;
 }
 
-/// 503 only where a restart helps: while RabbitMQ is away, the queue empty, or every slot in use, the
-/// loop turns all the same.
+/// Answers 503 only if a restart helps: the request loop is stuck.
+///
+/// The loop beats while RabbitMQ is unavailable, the queue is empty, or all slots are in use.
 async fn livez(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
-    struct Alive {
+    struct Liveness {
         status: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
         last_turn_ms: u64,
     }
     let age = probes.health.heartbeat.age();
-    let last_turn_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let last_turn_ms = millis(age);
     if age < heartbeat::STUCK_AFTER {
-        return (StatusCode::OK, Json(Alive { status: "alive", reason: None, last_turn_ms }));
+        return (StatusCode::OK, Json(Liveness { status: "alive", reason: None, last_turn_ms }));
     }
-    let reason = format!("the loop that takes requests has not turned for {} s", age.as_secs());
-    let stuck = Alive { status: "stuck", reason: Some(reason), last_turn_ms };
+    let reason = format!("the request loop has not run for {} s", age.as_secs());
+    let stuck = Liveness { status: "stuck", reason: Some(reason), last_turn_ms };
     (StatusCode::SERVICE_UNAVAILABLE, Json(stuck))
 }
 
+/// Answers 503 while the worker serves no requests. Redis does not count: the worker can do without.
 async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let broker = probes.health.consuming.load(Ordering::Relaxed);
     let platform = (probes.checks.platform)();
@@ -156,20 +129,36 @@ async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
         .into_iter()
         .filter_map(|(name, works)| (!works).then_some(name))
         .collect();
-    let (code, status) = match failing.is_empty() {
-        true => (StatusCode::OK, "ready"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+    let (code, status) = if failing.is_empty() {
+        (StatusCode::OK, "ready")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "unready")
     };
-    let or_failing = |works| if works { "ok" } else { "failing" };
-    let checks = Findings {
-        broker: or_failing(broker),
-        platform: or_failing(platform),
+    let ok_or_failing = |works| if works { "ok" } else { "failing" };
+    let checks = CheckResults {
+        broker: ok_or_failing(broker),
+        platform: ok_or_failing(platform),
         redis: if (probes.checks.redis)() { "ok" } else { "degraded" },
     };
-    (code, Json(Report { status, failing, checks }))
+    (code, Json(Readiness { status, failing, checks }))
 }
 
-async fn page(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failing: Vec<&'static str>,
+    checks: CheckResults,
+}
+
+#[derive(Serialize)]
+struct CheckResults {
+    broker: &'static str,
+    platform: &'static str,
+    redis: &'static str,
+}
+
+async fn scrape(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let metrics = &probes.health.metrics;
     (probes.checks.measure)();
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
@@ -182,7 +171,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_does_not_turn_is_a_reason_to_restart() {
+    async fn livez_fails_while_the_request_loop_is_stuck() {
         let health = Health::new(Metrics::new());
         let no = || Box::new(|| false);
         let checks = Checks { redis: no(), platform: no(), measure: Box::new(|| ()) };
@@ -194,7 +183,7 @@ mod tests {
         let response = ask().await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
-        let expected = r#"{"status":"stuck","reason":"the loop that takes requests has not turned for 61 s","lastTurnMs":61000}"#;
+        let expected = r#"{"status":"stuck","reason":"the request loop has not run for 61 s","lastTurnMs":61000}"#;
         assert_eq!(body, expected);
         health.heartbeat.beat();
         assert_eq!(ask().await.status(), StatusCode::OK);
