@@ -1,39 +1,37 @@
-//! What the platform gives for one person: a token, and with it a session.
+//! What the platform issues for one person: a token, and a session made with it.
 
 use std::time::SystemTime;
 
 use secrecy::SecretString;
 
-/// An ephemeral token: opaque, good for one session of one user until it ends.
+/// An ephemeral token: opaque, valid for one session of one user until it expires.
 #[derive(Clone, Debug)]
 pub struct Token {
     /// The token, verbatim. A secret.
     pub value: SecretString,
-    /// No later than the token really ends: counted from before it was asked for.
+    /// Never later than the token's real expiry: counted from before the token call.
     pub expires_at: SystemTime,
 }
 
-/// A session that waits for its person. The link to it ends with its token.
+/// A session. Its link expires with its token.
 #[derive(Clone, Debug)]
 pub struct Session {
     /// The token that opens it.
     pub token: Token,
-    /// The platform's id for it; numbers are kept as they were written.
+    /// The platform's session id, digit for digit if it is a number.
     pub id: String,
 }
 
-/// Which of the platform's two calls.
+/// A call to the platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Call {
-    /// Asks for a token.
+pub(crate) enum Call {
     Token,
-    /// Makes a session with it.
     Session,
 }
 
 impl Call {
-    /// The call's name in metrics.
-    pub fn as_str(self) -> &'static str {
+    /// The value of the label `call` in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",
             Self::Session => "session",

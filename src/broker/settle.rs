@@ -24,8 +24,13 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// What happens to a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement<'a> {
-    /// Ack it: the request is done, and its event is confirmed.
-    Ack,
+    /// Ack it: the request is served, and `handoff.ready` is confirmed.
+    Done {
+        /// Whether the link was made for another request, or by an earlier try.
+        reused: bool,
+    },
+    /// Ack it: the request failed, and `handoff.failed` says all there is to say.
+    Discard(FailedReason),
     /// Publish a copy to a retry queue, then ack.
     Retry {
         /// The retry queue.
@@ -64,7 +69,7 @@ pub async fn settle(
 ) -> Settled {
     let frame_max = publisher.frame_max();
     let (kind, queue, properties) = match settlement {
-        Settlement::Ack => return ack(delivery),
+        Settlement::Done { .. } | Settlement::Discard(_) => return ack(delivery),
         Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
             delivery.requeue();
             return Settled::Requeued;

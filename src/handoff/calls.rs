@@ -1,120 +1,121 @@
-//! The two calls, each repeated while that may help.
+//! The two platform calls, retried within the delivery's budget.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Handoff, Job};
+use super::{
+    budget::CallBudget,
+    job::{Failure, Job},
+    log,
+};
 use crate::{
-    cache::Lease,
-    platform::{CallError, CallPermit, FailedCall, SessionCall, Ticket},
-    retry::RetrySchedule,
+    cache::{Cache, Lease},
+    platform::{CallError, CallPermit, FailedCall, PlatformClient, SessionCall},
+    retry::RetryPolicy,
     session::{Call, Token},
+    telemetry::metrics::Metrics,
 };
 
-/// After so long at the gate it is looked at again whether a call makes sense.
-const HELD_LONG: Duration = Duration::from_secs(1);
+/// After this long at the gate, a call is checked again: its lease or token may be gone.
+const LONG_HOLD: Duration = Duration::from_secs(1);
 
-/// How long the gate is waited for by whoever had better not wait.
-const MOMENT: Duration = Duration::from_secs(1);
+/// How long a draining or lost request still waits at a gate that may be about to let it through.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A delivery's tries to reach the platform: one budget and one place at the gate for all its calls.
-pub(super) struct Tries<'a> {
-    began: Instant,
-    /// How much of the time since then was spent at the gate.
-    held: Duration,
-    schedule: RetrySchedule,
-    ticket: Ticket<'a>,
+/// Calls the platform through its gate.
+pub(super) struct Calls {
+    pub(super) platform: Arc<PlatformClient>,
+    pub(super) cache: Cache,
+    pub(super) retry: RetryPolicy,
+    pub(super) metrics: Arc<Metrics>,
+    /// Cancelled when the worker drains: nothing waits any more.
+    pub(super) draining: CancellationToken,
 }
 
-/// Cause a call was given up.
+/// Why a call, or the pair of calls, ended without a result.
 pub(super) enum Stopped {
-    /// The platform's last answer.
+    /// The platform's last answer; the budget is spent, or retrying cannot help.
     Call(CallError),
-    /// There was no time, or no point, in going on.
-    Failure(Failure),
-    /// The token is about to end.
-    Stale,
-    /// Redis is back, or has said that the lease is lost: by now there may be a link there.
-    Outdated,
-    /// The token was refused, but an earlier try with it failed: it may well have made a session whose
-    /// id never reached us.
-    Used,
+    /// The request must not continue: it expired, is postponed or interrupted.
+    Request(Failure),
+    /// The token is about to expire: a new one is needed.
+    TokenStale,
+    /// The platform refused a token whose earlier session call failed. That call may have made a session
+    /// and lost its answer, so the refusal says nothing about the request.
+    TokenUsed,
+    /// Redis is back, or reports that the lease is lost: a link may exist by now.
+    ClaimAgain,
 }
 
-/// Cause no session was made.
-pub(super) enum NotMade {
-    /// It did not work out. Whether the token is to blame.
-    Failed { failure: Failure, bad_token: bool },
-    /// Redis should be asked again first.
-    Outdated,
-}
-
-impl Handoff {
-    /// A fresh budget, and a place at the gate.
-    pub(super) fn tries(&self, job: &Job<'_>) -> Tries<'_> {
+impl Calls {
+    /// A new budget, and a place at the gate.
+    pub(super) fn budget(&self, job: &Job<'_>) -> CallBudget<'_> {
         let ticket = self.platform.gate().ticket(job.request_id.as_str());
-        let (began, held) = (Instant::now(), Duration::ZERO);
-        Tries { began, held, schedule: self.retry.start(), ticket }
+        CallBudget::new(self.retry.start(), ticket)
     }
 
-    /// Gets a token, for as long as the lease is ours, or without one for as long as Redis is away.
+    /// Gets a token, unless the lease is lost or Redis comes back meanwhile.
     pub(super) async fn token(
         &self,
         job: &Job<'_>,
         lease: Option<&Lease>,
-        tries: &mut Tries<'_>,
-    ) -> Result<Token, NotMade> {
+        budget: &mut CallBudget<'_>,
+    ) -> Result<Token, Stopped> {
         let call = |pass| self.platform.token(pass, job.span);
         let check = |held, repeated| {
-            let late = repeated || held >= HELD_LONG;
-            let outdated = match lease {
+            let claim_again = match lease {
                 Some(lease) => lease.is_lost(),
-                None => late && self.cache.is_available(),
+                None => (repeated || held >= LONG_HOLD) && self.cache.is_available(),
             };
-            if outdated { Err(Stopped::Outdated) } else { Ok(()) }
+            if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
         };
-        Ok(self.retrying(job, tries, Call::Token, check, call).await?)
+        self.retrying(job, budget, Call::Token, check, call).await
     }
 
-    /// Starts a session, and returns its id.
-    pub(super) async fn start_session(
+    /// Makes a session with the token, and returns the session's id.
+    pub(super) async fn session(
         &self,
         job: &Job<'_>,
         token: &Token,
         lease: Option<&Lease>,
-        tries: &mut Tries<'_>,
+        budget: &mut CallBudget<'_>,
     ) -> Result<String, Stopped> {
         let Job { request, request_id, span, .. } = *job;
         let session = SessionCall { request, request_id, span };
         let call = |pass| self.platform.session(pass, session, token);
-        let check = |held, _| match held >= HELD_LONG && !self.cache.is_reusable(token) {
-            _ if lease.is_some_and(Lease::is_lost) => Err(Stopped::Outdated),
-            true => Err(Stopped::Stale),
-            false => Ok(()),
+        let check = |held, _| {
+            if lease.is_some_and(Lease::is_lost) {
+                Err(Stopped::ClaimAgain)
+            } else if held >= LONG_HOLD && !self.cache.is_reusable(token) {
+                Err(Stopped::TokenStale)
+            } else {
+                Ok(())
+            }
         };
-        self.retrying(job, tries, Call::Session, check, call).await
+        self.retrying(job, budget, Call::Session, check, call).await
     }
 
-    /// Repeats a call while that may help, within the delivery's budget. Time at the gate, and a
-    /// failure that shuts it, are not held against the delivery.
+    /// Retries a call within the budget. Neither the time that the gate holds the request nor a failure
+    /// that closes the gate counts against the request: the call is repeated when the gate opens.
     async fn retrying<'a, T, F: Future<Output = Result<T, FailedCall>>>(
         &self,
         job: &Job<'_>,
-        tries: &mut Tries<'a>,
+        budget: &mut CallBudget<'a>,
         kind: Call,
         check: impl Fn(Duration, bool) -> Result<(), Stopped>,
         call: impl Fn(CallPermit<'a>) -> F,
     ) -> Result<T, Stopped> {
         let mut repeated = false;
         loop {
-            let came = Instant::now();
-            // Short as a rule: what takes long beside it need not have room for it.
-            let pass = Box::pin(self.pass(job, tries, kind)).await?;
-            tries.was_held(came.elapsed());
-            check(came.elapsed(), repeated)?;
+            let arrived = Instant::now();
+            // Boxed: this wait is usually short, and its state would enlarge the future of the call.
+            let pass = Box::pin(self.pass(job, budget, kind)).await?;
+            budget.exclude(arrived.elapsed());
+            check(arrived.elapsed(), repeated)?;
             if kind == Call::Token {
-                tries.expect(Call::Session);
+                budget.reserve(Call::Session);
             }
             let called = Instant::now();
             let FailedCall { error, during_pause: held } = match call(pass).await {
@@ -122,30 +123,29 @@ impl Handoff {
                 Err(failed) => failed,
             };
             if repeated && matches!(error, CallError::Unauthorized) {
-                return Err(Stopped::Used);
+                return Err(Stopped::TokenUsed);
             }
             repeated = true;
             let delay = match error {
                 _ if held => None,
-                CallError::Transient { .. } => tries.next_delay(),
+                CallError::Transient { .. } => budget.next_delay(),
                 _ => return Err(Stopped::Call(error)),
             };
-            let request_id = job.request_id.short();
             let Some(delay) = delay else {
-                if !held && !self.gate_shuts(kind, called).await {
+                if !held && !self.is_outage(kind, called).await {
                     return Err(Stopped::Call(error));
                 }
-                tries.was_held(called.elapsed());
+                budget.exclude(called.elapsed());
                 self.metrics.retried(kind, error.label());
-                tracing::debug!(request_id, %error, "held until the platform takes calls again");
+                log::call_held(job.request_id, &error);
                 continue;
             };
-            tracing::debug!(request_id, %error, ?delay, "trying again");
+            log::call_retried(job.request_id, &error, delay);
             self.metrics.retried(kind, error.label());
-            tries.forgo();
+            budget.release();
             match self.pause(job, delay).await {
-                // It has had its time: that ends the attempt as the end of its budget would.
-                Err(Failure::Postponed) if !tries.was_mostly_held() => {
+                // The delivery's time ended mid-retry: the same as a spent budget.
+                Err(Failure::Postponed) if !budget.was_mostly_held() => {
                     return Err(Stopped::Call(error));
                 }
                 paused => paused?,
@@ -153,97 +153,75 @@ impl Handoff {
         }
     }
 
-    /// Waits a moment to see whether a failure was the first of many. Without that, the first to fail in
-    /// an outage would spend an attempt on it.
-    async fn gate_shuts(&self, kind: Call, began: Instant) -> bool {
+    /// Waits briefly for the gate to close over other calls' failures. Without this wait, the first
+    /// requests to fail in an outage would each spend an attempt on it.
+    async fn is_outage(&self, kind: Call, started: Instant) -> bool {
         let gate = self.platform.gate();
-        timeout(gate.outage_wait(kind, began), gate.until_paused()).await.is_ok()
+        timeout(gate.outage_wait(kind, started), gate.until_paused()).await.is_ok()
     }
 
-    /// Waits at the gate, for as long as there is a point in it.
+    /// Waits at the gate until the call may start, within the request's deadline.
     async fn pass<'a>(
         &self,
         job: &Job<'_>,
-        tries: &mut Tries<'a>,
+        budget: &mut CallBudget<'a>,
         kind: Call,
     ) -> Result<CallPermit<'a>, Failure> {
-        job.still_ours()?;
+        job.check_deadline()?;
         tokio::select! {
             biased;
-            pass = job.while_ours(tries.ticket.acquire(kind)) => pass,
-            () = self.no_time_to_wait(job) => Err(Failure::Interrupted),
+            pass = job.within_deadline(budget.pass(kind)) => pass,
+            () = self.interrupted_and_held(job) => Err(Failure::Interrupted),
         }
     }
 
-    /// Waits until the worker shuts down, or has lost the request, and the gate would take long: what
-    /// is in flight is finished, what is held is not.
-    async fn no_time_to_wait(&self, job: &Job<'_>) {
+    /// Waits until the worker drains or the delivery is lost, and the gate holds calls. A call that is
+    /// in flight then is finished; a request that is held is not.
+    async fn interrupted_and_held(&self, job: &Job<'_>) {
         tokio::select! {
             () = self.draining.cancelled() => {}
             () = job.lost.cancelled() => {}
         }
-        let _ = timeout(MOMENT, self.platform.gate().until_paused()).await;
+        let _ = timeout(DRAIN_PATIENCE, self.platform.gate().until_paused()).await;
     }
 
-    /// Waits, unless the worker shuts down or the request is not ours any more.
+    /// Sleeps, unless the worker drains or the request's deadline passes.
     pub(super) async fn pause(&self, job: &Job<'_>, delay: Duration) -> Result<(), Failure> {
         tokio::select! {
-            waited = job.while_ours(sleep(delay)) => waited,
+            waited = job.within_deadline(sleep(delay)) => waited,
             () = self.draining.cancelled() => Err(Failure::Interrupted),
         }
     }
 }
 
-impl Tries<'_> {
-    /// A call is to come, most likely.
-    pub(super) fn expect(&mut self, call: Call) {
-        self.ticket.reserve(call);
-    }
-
-    /// Time at the gate does not count.
-    fn was_held(&mut self, time: Duration) {
-        self.held += time;
-        self.schedule.extend(time);
-    }
-
-    fn was_mostly_held(&self) -> bool {
-        self.held > self.began.elapsed() / 2
-    }
-
-    /// No call is to come soon.
-    pub(super) fn forgo(&mut self) {
-        self.ticket.cancel_reservation();
-    }
-
-    /// How long to wait before the next try, or `None` where the budget is spent.
-    pub(super) fn next_delay(&mut self) -> Option<Duration> {
-        self.schedule.next_delay()
+impl Stopped {
+    /// Whether the token is to blame, so that a stored one must be deleted.
+    pub(super) fn blames_token(&self) -> bool {
+        matches!(self, Self::TokenUsed | Self::Call(CallError::Unauthorized))
     }
 }
 
 impl From<Failure> for Stopped {
     fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
+        Self::Request(failure)
     }
 }
 
-impl From<Stopped> for NotMade {
+impl From<Stopped> for Failure {
     fn from(stopped: Stopped) -> Self {
-        let (failure, bad_token) = match stopped {
-            Stopped::Outdated => return Self::Outdated,
-            Stopped::Failure(failure) => (failure, false),
-            // Before these become failures, another token is tried.
-            Stopped::Stale => (Failure::Transient("its token is about to end".to_owned()), false),
-            Stopped::Used => (Failure::Transient("its token has been used".to_owned()), true),
-            Stopped::Call(error) => match error {
-                CallError::Rejected(_) => (Failure::Rejected(error.to_string()), false),
-                CallError::Unauthorized => (Failure::Rejected(error.to_string()), true),
-                // A refused token call is never the request's fault.
-                CallError::Transient { .. } | CallError::Refused(_) => {
-                    (Failure::Transient(error.to_string()), false)
-                }
-            },
-        };
-        Self::Failed { failure, bad_token }
+        match stopped {
+            Stopped::Request(failure) => failure,
+            Stopped::Call(error @ (CallError::Rejected(_) | CallError::Unauthorized)) => {
+                Self::Rejected(error.to_string())
+            }
+            // A refused token call is never the request's fault.
+            Stopped::Call(error @ (CallError::Transient { .. } | CallError::Refused(_))) => {
+                Self::Transient(error.to_string())
+            }
+            // The use case handles these three: it gets a new token, or claims again.
+            Stopped::TokenStale => Self::Transient("the token was about to expire".to_owned()),
+            Stopped::TokenUsed => Self::Transient("the token had been used".to_owned()),
+            Stopped::ClaimAgain => Self::Transient("the lease was lost".to_owned()),
+        }
     }
 }

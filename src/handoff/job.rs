@@ -1,4 +1,4 @@
-//! A request on its way, and why it may end without a link.
+//! A request in progress, and why it may end without a session.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,70 +11,68 @@ use crate::{
     telemetry::traces::Span,
 };
 
-/// A request on its way through the worker.
-pub struct Job<'a> {
-    /// What is asked for.
-    pub request: &'a Request,
-    /// Under which id.
-    pub request_id: &'a RequestId,
-    /// What its event carries as `correlation_id`.
-    pub correlation_id: &'a str,
-    /// The span of its delivery.
-    pub span: &'a Span<'a>,
-    /// When it goes back to RabbitMQ, should it still be waiting for the platform.
-    pub hold_until: Instant,
-    /// RabbitMQ has taken it back, for it lost us: it is delivered again.
-    pub lost: &'a CancellationToken,
+/// A request in progress.
+pub(crate) struct Job<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) request_id: &'a RequestId,
+    /// The delivery's span, parent of the platform calls' spans.
+    pub(crate) span: &'a Span<'a>,
+    /// The end of the time a request may wait for the platform; then it returns to RabbitMQ, before
+    /// RabbitMQ's consumer time-out (30 minutes by default) closes the channel.
+    pub(crate) hold_until: Instant,
+    /// Cancelled when the delivery's connection is lost: RabbitMQ redelivers the request.
+    pub(crate) lost: &'a CancellationToken,
 }
 
-/// Cause a request was not served this time.
+/// Why a request was not served by this delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// It may be served later. Says what happened; holds no secret.
+pub(crate) enum Failure {
+    /// A later attempt may succeed. The text says what happened and holds no secret.
     Transient(String),
-    /// It never will be. Says what happened; holds no secret.
+    /// No attempt can succeed. The text says what happened and holds no secret.
     Rejected(String),
-    /// Its `expiresAt` has passed: nobody waits any more.
+    /// The request's `expiresAt` has passed.
     Expired,
-    /// The worker is shutting down, or has lost RabbitMQ: somebody else shall have it.
+    /// The worker drains, or has lost the delivery: RabbitMQ delivers the request again.
     Interrupted,
-    /// It has waited for the platform for as long as RabbitMQ lets it: it goes to the end of the queue,
-    /// and nothing is spent.
+    /// The request has waited for the platform until `hold_until`: it goes to the end of the queue, and
+    /// spends no attempt.
     Postponed,
 }
 
 impl Job<'_> {
-    /// What a link remembers of this request.
+    /// What a cached link remembers of this request.
     pub(super) fn stamp(&self) -> Stamp {
         Stamp::of(self.request_id.as_str())
     }
 
-    /// Whether somebody waits for it yet, and we may keep it.
-    pub(super) fn still_ours(&self) -> Result<(), Failure> {
-        match self.left() {
-            (Duration::ZERO, why) => Err(why),
+    /// Fails once the request has expired or must return to RabbitMQ.
+    pub(super) fn check_deadline(&self) -> Result<(), Failure> {
+        match self.deadline() {
+            (Duration::ZERO, failure) => Err(failure),
             _ => Ok(()),
         }
     }
 
-    /// Waits for something, for as long as it is ours.
-    pub(super) async fn while_ours<T>(
+    /// Waits for `future` until the request expires or must return to RabbitMQ.
+    pub(super) async fn within_deadline<T>(
         &self,
-        waiting: impl Future<Output = T>,
+        future: impl Future<Output = T>,
     ) -> Result<T, Failure> {
-        let (left, why) = self.left();
-        timeout(left, waiting).await.map_err(|_| why)
+        let (left, failure) = self.deadline();
+        timeout(left, future).await.map_err(|_| failure)
     }
 
-    /// How long it is ours yet, and what it is then.
-    fn left(&self) -> (Duration, Failure) {
-        let hold = (self.hold_until.saturating_duration_since(Instant::now()), Failure::Postponed);
-        match self.request.expires_at {
-            Some(end) => {
-                let wanted = end.duration_since(SystemTime::now()).unwrap_or_default();
-                if wanted <= hold.0 { (wanted, Failure::Expired) } else { hold }
-            }
-            None => hold,
+    /// The time left, and the failure once it is over.
+    fn deadline(&self) -> (Duration, Failure) {
+        let hold = self.hold_until.saturating_duration_since(Instant::now());
+        let wanted = self
+            .request
+            .expires_at
+            .map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
+        match wanted {
+            Some(wanted) if wanted <= hold => (wanted, Failure::Expired),
+            _ => (hold, Failure::Postponed),
         }
     }
 }

@@ -1,71 +1,58 @@
-//! Single-flight within the process: of several requests for the same person, one does the work and
-//! the others share what comes of it. Works without Redis, and spares it when it is there.
+//! Single-flight within the process: of several requests for one key, one does the work and the others
+//! share its result. It works without Redis, and saves Redis round trips while Redis is available.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// The work under way, by key.
-#[derive(Debug)]
+/// The work in flight, by key.
 pub(super) struct SingleFlight<T> {
-    under_way: Arc<Mutex<UnderWay<T>>>,
+    in_flight: Arc<Mutex<InFlight<T>>>,
 }
 
-type UnderWay<T> = HashMap<String, watch::Receiver<Option<T>>>;
+type InFlight<T> = HashMap<String, watch::Receiver<Option<T>>>;
 
-/// Who we are among those who want the same.
-#[derive(Debug)]
+/// The caller's part among concurrent requests for one key.
 pub(super) enum Joined<T> {
-    /// Nobody is at it: do the work, then say what came of it.
+    /// No work is in flight: do it, then [`Leader::finish`].
     Leader(Leader<T>),
-    /// Somebody is at it: wait for the result.
+    /// Another request does the work: wait for its result.
     Follower(Follower<T>),
 }
 
-/// Whoever does the work. Dropped without a result, say by a panic, it sets the followers free.
-#[derive(Debug)]
+/// The request that does the work. Dropped without a result, by a panic say, it releases its followers.
 pub(super) struct Leader<T> {
-    under_way: Arc<Mutex<UnderWay<T>>>,
+    in_flight: Arc<Mutex<InFlight<T>>>,
     key: String,
     result: watch::Sender<Option<T>>,
 }
 
-/// Whoever waits.
-#[derive(Debug)]
+/// A request that waits for the leader's result.
 pub(super) struct Follower<T> {
     result: watch::Receiver<Option<T>>,
 }
 
 impl<T: Clone> SingleFlight<T> {
-    /// Nothing under way.
     pub(super) fn new() -> Self {
-        Self { under_way: Arc::default() }
+        Self { in_flight: Arc::default() }
     }
 
-    /// Joins the work under way for a key, or begins it.
+    /// Joins the work in flight for a key, or starts it.
     pub(super) fn join(&self, key: &str) -> Joined<T> {
-        let mut under_way = lock(&self.under_way);
-        if let Some(result) = under_way.get(key) {
+        let mut in_flight = self.in_flight.lock();
+        if let Some(result) = in_flight.get(key) {
             return Joined::Follower(Follower { result: result.clone() });
         }
         let (result, followers) = watch::channel(None);
-        under_way.insert(key.to_owned(), followers);
-        let under_way = Arc::clone(&self.under_way);
-        Joined::Leader(Leader { under_way, key: key.to_owned(), result })
-    }
-}
-
-impl<T: Clone> Default for SingleFlight<T> {
-    fn default() -> Self {
-        Self::new()
+        in_flight.insert(key.to_owned(), followers);
+        let in_flight = Arc::clone(&self.in_flight);
+        Joined::Leader(Leader { in_flight, key: key.to_owned(), result })
     }
 }
 
 impl<T> Leader<T> {
-    /// Shares what came of it with all followers.
+    /// Shares the result with all followers.
     pub(super) fn finish(self, result: T) {
         self.result.send_replace(Some(result));
     }
@@ -73,21 +60,16 @@ impl<T> Leader<T> {
 
 impl<T> Drop for Leader<T> {
     fn drop(&mut self) {
-        lock(&self.under_way).remove(&self.key);
+        self.in_flight.lock().remove(&self.key);
     }
 }
 
 impl<T: Clone> Follower<T> {
-    /// What came of it; `None` where the leader went without a result.
+    /// The leader's result; `None` if the leader was dropped without one.
     pub(super) async fn result(mut self) -> Option<T> {
         let finished = self.result.wait_for(Option::is_some).await.ok()?;
         finished.clone()
     }
-}
-
-/// The map is whole after every step, so a panic elsewhere does not spoil it.
-fn lock<T>(under_way: &Mutex<UnderWay<T>>) -> MutexGuard<'_, UnderWay<T>> {
-    under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -97,14 +79,14 @@ mod tests {
     fn leader(flight: &SingleFlight<u8>, key: &str) -> Leader<u8> {
         match flight.join(key) {
             Joined::Leader(leader) => leader,
-            Joined::Follower(_) => panic!("somebody is at it already"),
+            Joined::Follower(_) => panic!("the work is already in flight"),
         }
     }
 
     fn follower(flight: &SingleFlight<u8>, key: &str) -> Follower<u8> {
         match flight.join(key) {
             Joined::Follower(follower) => follower,
-            Joined::Leader(_) => panic!("nobody is at it"),
+            Joined::Leader(_) => panic!("no work is in flight"),
         }
     }
 

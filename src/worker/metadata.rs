@@ -1,24 +1,28 @@
-//! What a message says of itself, apart from its body.
+//! What a delivery carries beside its body: ids, trace context, attempts.
+
+use std::time::SystemTime;
 
 use crate::{
-    broker::Delivery,
+    broker::{Delivery, Tried},
     message::{RequestId, TraceContext},
     telemetry::traces::{Span, Traces},
 };
 
-/// What is known of a delivery before its body is.
-pub(super) struct Envelope {
+/// A delivery's metadata, known before its body is decoded.
+pub(super) struct Metadata {
     pub(super) request_id: RequestId,
     correlation_id: Option<String>,
-    /// The span of the delivery, or at least the trace it belongs to.
+    /// The delivery's span; with traces off, only the trace context that it passes on.
     pub(super) span: Span<'static>,
     /// Deliveries tried, this one included.
     pub(super) attempts: u32,
+    /// When the producer published the request, to the second.
+    pub(super) published_at: Option<SystemTime>,
 }
 
-impl Envelope {
-    /// The message's own id comes first, then what an earlier copy was given. A body that has an id
-    /// of its own overrules both.
+impl Metadata {
+    /// Reads AMQP properties and headers. The request id is the message's own, else the one that an
+    /// earlier copy was given, else a new one.
     pub(super) fn read(delivery: &Delivery, queue: &str, traces: &Traces) -> Self {
         let known = delivery.message_id().or_else(|| delivery.request_id_header());
         let request_id = known.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned);
@@ -31,11 +35,25 @@ impl Envelope {
             correlation_id: delivery.correlation_id().map(str::to_owned),
             span: traces.delivery(trace, queue),
             attempts: delivery.previous_attempts().saturating_add(1),
+            published_at: delivery.published_at(),
         }
     }
 
-    /// What the event carries as `correlation_id`.
+    /// Completes the metadata once the body is decoded: a CloudEvent's own id wins.
+    pub(super) fn decoded(&mut self, id: Option<RequestId>) {
+        if let Some(id) = id {
+            self.request_id = id;
+        }
+        self.span.set_request(&self.request_id, self.attempts);
+    }
+
+    /// The event's AMQP `correlation_id`.
     pub(super) fn correlation_id(&self) -> &str {
         self.correlation_id.as_deref().unwrap_or(self.request_id.short())
+    }
+
+    /// What a retry copy or a dead letter carries.
+    pub(super) fn tried(&self) -> Tried<'_> {
+        Tried { request_id: &self.request_id, attempts: self.attempts }
     }
 }

@@ -1,17 +1,21 @@
-//! The run: take deliveries, serve them side by side, settle each, and end in good order.
+//! The worker: takes deliveries, serves them concurrently, settles each, and drains on shutdown.
 
+mod connected;
 mod connection_log;
+mod consume;
+mod events;
 mod metadata;
 mod prefetch;
 mod process;
+mod request_log;
 mod run;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{process::Processor, run::Run};
+use self::{events::Events, process::Processor, run::Run};
 use crate::{
     cache::{Cache, CacheError, RateBucket},
     config::Settings,
@@ -23,47 +27,38 @@ use crate::{
     telemetry::{metrics::Metrics, traces::Traces},
 };
 
-/// How long the first requests may wait for Redis when the worker starts.
+/// How long the first requests may wait for the connection to Redis at start.
 const CACHE_WARM_UP: Duration = Duration::from_secs(1);
 
-/// Cause the worker did not start.
-#[derive(Debug)]
+/// Why the worker did not start.
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The HTTP client could not be made.
-    Platform(ClientBuildError),
-    /// The Redis client could not be made.
-    Cache(CacheError),
+    /// The HTTP client could not be built.
+    #[error(transparent)]
+    Platform(#[from] ClientBuildError),
+    /// The Redis client could not be built.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Platform(error) => error.fmt(f),
-            Self::Cache(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
-/// Runs until `shutdown`, then drains and returns. Probes and metrics are served on `listener`.
+/// Runs until `shutdown` is cancelled, then drains and returns. Serves probes and metrics on `listener`.
 ///
 /// # Errors
-/// Only before it has begun: later it reconnects for ever.
+/// Only at start; a running worker reconnects indefinitely.
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
     let metrics = Metrics::new();
-    let cache = Cache::new(&settings.cache, Arc::clone(&metrics)).map_err(StartError::Cache)?;
+    let cache = Cache::new(&settings.cache, Arc::clone(&metrics))?;
     let limit = settings.platform.rate_limit;
     let replicas = limit.map(|_| Arc::new(ReplicaCount::default()));
-    let rate = limit.zip(replicas.clone()).map(|(limit, replicas)| {
-        RateLimiter::new(limit, shared(cache.rate_bucket(limit)), replicas)
+    let limiter = limit.zip(replicas.clone()).map(|(limit, replicas)| {
+        RateLimiter::new(limit, shared_bucket(cache.rate_bucket(limit)), replicas)
     });
-    let platform = PlatformClient::new(&settings.platform, rate, Arc::clone(&metrics));
-    let platform = Arc::new(platform.map_err(StartError::Platform)?);
+    let platform = PlatformClient::new(&settings.platform, limiter, Arc::clone(&metrics))?;
+    let platform = Arc::new(platform);
     let health = Health::new(Arc::clone(&metrics));
     health.watch();
 
@@ -72,32 +67,32 @@ pub async fn run(
     }
     let probes =
         tokio::spawn(health::serve(listener, Arc::clone(&health), checks(&cache, &platform)));
-    let prober = {
+    let idle_prober = {
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
     };
     cache.wait_connected(CACHE_WARM_UP).await;
 
-    let processor = Arc::new(Processor {
-        handoff: Handoff::new(
-            platform,
-            cache,
-            settings.worker.retry,
-            settings.platform.public_url,
-            Arc::clone(&metrics),
-            shutdown.clone(),
-        ),
+    let retry = settings.worker.retry;
+    let grace_over = CancellationToken::new();
+    let processor = Processor {
+        handoff: Handoff::new(platform, cache, retry, Arc::clone(&metrics), shutdown.clone()),
+        events: Events {
+            public_url: settings.platform.public_url,
+            metrics: Arc::clone(&metrics),
+            grace_over: grace_over.clone(),
+        },
         metrics,
         traces: Traces::from_env(),
         max_message_bytes: settings.worker.max_message_bytes,
         default_workflow: settings.worker.workflow_id,
         hold_limit: settings.worker.hold_limit,
-        overdue: CancellationToken::new(),
-    });
+        grace_over,
+    };
     let run = Run {
-        processor,
+        processor: Arc::new(processor),
         broker: settings.broker,
-        prefetch: settings.worker.concurrency,
+        concurrency: settings.worker.concurrency,
         slots: Arc::new(Semaphore::new(settings.worker.concurrency.into())),
         tasks: TaskTracker::new(),
         health,
@@ -106,27 +101,29 @@ pub async fn run(
         replicas,
     };
     run.until_shutdown().await;
-    prober.abort();
+    idle_prober.abort();
     probes.abort();
     Ok(())
 }
 
-/// What the probes ask.
+/// What the probes check.
 fn checks(cache: &Cache, platform: &Arc<PlatformClient>) -> health::Checks {
-    let (cache, gate, measured) = (cache.clone(), Arc::clone(platform), Arc::clone(platform));
+    let cache = cache.clone();
+    let checked = Arc::clone(platform);
+    let measured = Arc::clone(platform);
     health::Checks {
         redis: Box::new(move || cache.is_available()),
-        platform: Box::new(move || !gate.gate().is_breaker_open()),
+        platform: Box::new(move || !checked.gate().is_breaker_open()),
         measure: Box::new(move || measured.gate().update_metrics()),
     }
 }
 
-/// The bucket in Redis, as the platform's gate wants it.
-fn shared(calls: RateBucket) -> SharedBucket {
+/// Redis' bucket as a function: the platform does not know the cache.
+fn shared_bucket(bucket: RateBucket) -> SharedBucket {
     Box::new(move |wanted| {
-        let calls = calls.clone();
+        let bucket = bucket.clone();
         Box::pin(async move {
-            let (calls, wait) = calls.take(wanted).await.ok()?;
+            let (calls, wait) = bucket.take(wanted).await.ok()?;
             Some(BucketGrant { calls, wait })
         })
     })

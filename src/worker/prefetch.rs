@@ -1,76 +1,131 @@
-//! How many deliveries are fetched at a time, with regard to one that may kill the worker.
+//! The prefetch window: how many deliveries RabbitMQ may have in flight to this worker.
 //!
-//! RabbitMQ counts how often a message came back and, when that was too often, moves it to the dead
-//! queue. A message that kills every worker must not take along those that were fetched together with
-//! it, life after life. So the first is fetched alone, where any waits. If it came back often, and so
-//! the next, more are fetched only as those before are settled: twice as many each time, since older
-//! brokers count messages that were merely handed back, too, and there may be many of those.
+//! A poison message kills its worker or breaks its connection. RabbitMQ then counts a redelivery for
+//! every message that was in flight, and dead-letters each one past the delivery limit (20): behind a
+//! wide window, one poison message takes its neighbours along. The window keeps suspects apart.
+//!
+//! - **Growing**: a new connection starts with a window of one. A message with few redeliveries, or an
+//!   idle queue, opens it fully. Suspects let it double each time, once all earlier deliveries are
+//!   settled: RabbitMQ up to 4.2 also counts messages that were merely returned, so most are harmless.
+//! - **Full**: a suspect that arrives together with others is served alone.
+//! - **One at a time**: after a delivery broke the connection. No more than a full window can have been
+//!   in flight then, so the window opens after that many deliveries, or once the queue is idle.
+
+use std::time::Duration;
 
 use crate::broker::SUSPECT_REDELIVERIES;
 
-/// A message that came back so often may be one that kills workers.
-const SUSPECT: u32 = SUSPECT_REDELIVERIES;
+/// After this long without a delivery, a growing window takes the queue for idle …
+const IDLE: Duration = Duration::from_millis(200);
+/// … and after this long one at a time does. Longer: the poison message may be on its way back.
+const IDLE_AFTER_BREAK: Duration = Duration::from_secs(1);
 
-/// How many deliveries are fetched at a time.
+/// How many deliveries may be in flight, and why.
 #[derive(Debug)]
-pub(super) struct Width {
-    now: u16,
+pub(super) struct PrefetchWindow {
     full: u16,
-    /// How many were taken since it became what it is.
-    taken: u16,
-    /// It has grown over messages that looked like harm and did none.
-    trusting: bool,
+    phase: Phase,
 }
 
-/// What a delivery means for those after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Nothing.
-    Same,
-    /// So many may be fetched at a time: at once, or when all before are settled.
-    Widen { to: u16, when_settled: bool },
-    /// It should not be in our hands together with others, as it is.
-    Alone,
+enum Phase {
+    /// `taken` deliveries have arrived since the window has this size.
+    Growing { size: u16, taken: u16 },
+    /// `trusted`: the window grew over suspects that did no harm, so further ones need not be alone.
+    Full { trusted: bool },
+    /// `taken` deliveries have arrived since the connection broke.
+    OneAtATime { taken: u16 },
 }
 
-impl Width {
-    /// One at a time, to be widened up to `full`.
+/// What the consumer does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Keep,
+    /// Fetch up to `to` messages: now, or when all earlier deliveries are settled.
+    Grow {
+        to: u16,
+        when_settled: bool,
+    },
+    /// Serve this delivery with nothing else in flight.
+    ServeAlone,
+}
+
+impl PrefetchWindow {
+    /// A window that grows from one to `full` deliveries.
     pub(super) fn new(full: u16) -> Self {
-        Self { now: 1, full, taken: 0, trusting: false }
+        Self { full, phase: Phase::growing(full) }
     }
 
-    /// Nothing waits, and so nothing that kills workers: how many may be fetched at a time now, if that is
-    /// more than before.
-    pub(super) fn quiet(&mut self) -> Option<u16> {
-        self.is_new().then(|| {
-            self.now = self.full;
-            self.full
-        })
-    }
-
-    /// Whether nothing was taken yet, and more might be.
-    pub(super) fn is_new(&self) -> bool {
-        self.now < self.full && self.now == 1 && self.taken == 0
-    }
-
-    /// A delivery was taken that came back so often before.
-    pub(super) fn after(&mut self, came_back: u32) -> Step {
-        let suspect = came_back >= SUSPECT;
-        self.taken = self.taken.saturating_add(1);
-        if self.now >= self.full {
-            return if suspect && !self.trusting && self.full > 1 {
-                Step::Alone
-            } else {
-                Step::Same
-            };
+    /// Prepares for a new connection. One at a time starts over, unless it was completed.
+    pub(super) fn reconnected(&mut self) {
+        if self.is_one_at_a_time() {
+            self.suspect_poison();
+        } else {
+            self.phase = Phase::growing(self.full);
         }
-        if suspect && self.taken < self.now {
-            return Step::Same;
+    }
+
+    /// A delivery broke the connection: the next connection serves one at a time.
+    pub(super) fn suspect_poison(&mut self) {
+        self.phase = Phase::OneAtATime { taken: 0 };
+    }
+
+    pub(super) fn is_one_at_a_time(&self) -> bool {
+        matches!(self.phase, Phase::OneAtATime { .. })
+    }
+
+    /// How long the queue must be idle before [`Self::on_idle`]; `None`: idleness means nothing now.
+    pub(super) fn idle_after(&self) -> Option<Duration> {
+        match self.phase {
+            Phase::Growing { size: 1, taken: 0 } => Some(IDLE),
+            Phase::OneAtATime { .. } => Some(IDLE_AFTER_BREAK),
+            _ => None,
         }
-        self.now = if suspect { self.now.saturating_mul(2).min(self.full) } else { self.full };
-        self.taken = 0;
-        self.trusting = suspect;
-        Step::Widen { to: self.now, when_settled: suspect }
+    }
+
+    /// The queue is empty, so it holds no poison message.
+    pub(super) fn on_idle(&mut self) -> Next {
+        // One at a time, an idle queue can also mean that the one delivery is still in flight.
+        let when_settled = self.is_one_at_a_time();
+        self.phase = Phase::Full { trusted: false };
+        if self.full == 1 { Next::Keep } else { Next::Grow { to: self.full, when_settled } }
+    }
+
+    /// A delivery arrived that RabbitMQ has redelivered this often.
+    pub(super) fn on_delivery(&mut self, redeliveries: u32) -> Next {
+        let suspect = redeliveries >= SUSPECT_REDELIVERIES;
+        match self.phase {
+            Phase::OneAtATime { taken } => {
+                let taken = taken + 1;
+                self.phase = if taken < self.full {
+                    Phase::OneAtATime { taken }
+                } else {
+                    Phase::growing(self.full)
+                };
+                Next::Keep
+            }
+            Phase::Full { trusted: false } if suspect && self.full > 1 => Next::ServeAlone,
+            Phase::Full { .. } => Next::Keep,
+            Phase::Growing { size, taken } if suspect && taken + 1 < size => {
+                self.phase = Phase::Growing { size, taken: taken + 1 };
+                Next::Keep
+            }
+            Phase::Growing { size, .. } => {
+                let to = if suspect { size.saturating_mul(2).min(self.full) } else { self.full };
+                self.phase = if to < self.full {
+                    Phase::Growing { size: to, taken: 0 }
+                } else {
+                    Phase::Full { trusted: suspect }
+                };
+                Next::Grow { to, when_settled: suspect }
+            }
+        }
+    }
+}
+
+impl Phase {
+    fn growing(full: u16) -> Self {
+        if full > 1 { Self::Growing { size: 1, taken: 0 } } else { Self::Full { trusted: false } }
     }
 }
 
@@ -78,34 +133,83 @@ impl Width {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_looks_well_lets_everything_come() {
-        let mut width = Width::new(64);
-        assert_eq!(width.after(0), Step::Widen { to: 64, when_settled: false });
-        assert_eq!(width.after(SUSPECT - 1), Step::Same);
-        assert_eq!(width.after(SUSPECT), Step::Alone);
-        assert_eq!(Width::new(1).after(0), Step::Same);
+    const SUSPECT: u32 = SUSPECT_REDELIVERIES;
+
+    fn grow(to: u16, when_settled: bool) -> Next {
+        Next::Grow { to, when_settled }
     }
 
     #[test]
-    fn where_nothing_waits_everything_may_come() {
-        let mut width = Width::new(64);
-        assert_eq!((width.quiet(), width.quiet()), (Some(64), None));
-        assert_eq!(width.after(0), Step::Same);
-        assert_eq!(width.after(SUSPECT), Step::Alone);
-        assert_eq!(Width::new(1).quiet(), None);
+    fn harmless_message_opens_the_window() {
+        let mut window = PrefetchWindow::new(64);
+        assert_eq!(window.on_delivery(0), grow(64, false));
+        assert_eq!(window.on_delivery(SUSPECT - 1), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT), Next::ServeAlone);
+        assert_eq!(PrefetchWindow::new(1).on_delivery(0), Next::Keep);
+        assert_eq!(PrefetchWindow::new(1).on_delivery(SUSPECT), Next::Keep);
     }
 
     #[test]
-    fn what_looks_like_harm_comes_alone_and_then_in_growing_numbers() {
-        let mut width = Width::new(5);
-        assert_eq!(width.after(SUSPECT), Step::Widen { to: 2, when_settled: true });
-        assert_eq!(width.after(SUSPECT), Step::Same);
-        assert_eq!(width.after(SUSPECT), Step::Widen { to: 4, when_settled: true });
-        assert_eq!(width.after(0), Step::Widen { to: 5, when_settled: false });
-        assert_eq!(width.after(SUSPECT), Step::Alone);
-        let mut width = Width::new(2);
-        assert_eq!(width.after(SUSPECT), Step::Widen { to: 2, when_settled: true });
-        assert_eq!(width.after(SUSPECT), Step::Same, "those before did no harm");
+    fn idle_queue_opens_the_window() {
+        let mut window = PrefetchWindow::new(64);
+        assert_eq!(window.idle_after(), Some(IDLE));
+        assert_eq!(window.on_idle(), grow(64, false));
+        assert_eq!(window.idle_after(), None);
+        assert_eq!(window.on_delivery(0), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT), Next::ServeAlone);
+        assert_eq!(PrefetchWindow::new(1).idle_after(), None);
+    }
+
+    #[test]
+    fn suspects_double_the_window_as_they_are_settled() {
+        let mut window = PrefetchWindow::new(5);
+        assert_eq!(window.on_delivery(SUSPECT), grow(2, true));
+        assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT), grow(4, true));
+        assert_eq!(window.on_delivery(0), grow(5, false));
+        assert_eq!(window.on_delivery(SUSPECT), Next::ServeAlone);
+    }
+
+    #[test]
+    fn window_grown_over_harmless_suspects_trusts_the_next() {
+        let mut window = PrefetchWindow::new(2);
+        assert_eq!(window.on_delivery(SUSPECT), grow(2, true));
+        assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
+    }
+
+    #[test]
+    fn one_at_a_time_ends_after_a_full_window_of_deliveries() {
+        let mut window = PrefetchWindow::new(3);
+        window.suspect_poison();
+        for _ in 0..3 {
+            assert!(window.is_one_at_a_time());
+            assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
+        }
+        assert!(!window.is_one_at_a_time());
+        assert_eq!(window.on_delivery(0), grow(3, false));
+    }
+
+    #[test]
+    fn one_at_a_time_ends_on_an_idle_queue_once_all_is_settled() {
+        let mut window = PrefetchWindow::new(3);
+        window.suspect_poison();
+        assert_eq!(window.on_delivery(0), Next::Keep);
+        assert_eq!(window.idle_after(), Some(IDLE_AFTER_BREAK));
+        assert_eq!(window.on_idle(), grow(3, true));
+        assert!(!window.is_one_at_a_time());
+    }
+
+    #[test]
+    fn reconnect_repeats_one_at_a_time_until_it_is_complete() {
+        let mut window = PrefetchWindow::new(2);
+        window.suspect_poison();
+        window.on_delivery(0);
+        window.reconnected();
+        window.on_delivery(0);
+        assert!(window.is_one_at_a_time());
+        window.on_delivery(0);
+        window.reconnected();
+        assert!(!window.is_one_at_a_time());
+        assert_eq!(window.on_delivery(0), grow(2, false));
     }
 }

@@ -103,8 +103,8 @@ impl<'a> Evidence<'a> {
             });
             lines.collect::<Vec<_>>()
         };
-        let mut without_redis = said("serving a request without the cache");
-        without_redis.extend(said("the link could not be stored"));
+        let mut without_redis = said("Redis unavailable: serving the request without it");
+        without_redis.extend(said("link not stored in Redis: publishing it anyway"));
         Self {
             ends: ends.iter().map(|end| (&*end.worker, end)).collect(),
             spans,
@@ -147,7 +147,7 @@ impl<'a> Evidence<'a> {
             (
                 Cause::GraceOver,
                 end.is_some_and(|end| {
-                    !end.lines("out of time; handing back what is left").is_empty()
+                    !end.lines("grace period over: requeueing the requests in flight").is_empty()
                 }),
             ),
             (Cause::WorkerStalled, stalled(earlier, of_earlier) || stalled(later, of_later)),

@@ -28,7 +28,7 @@ async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() 
 fn id(line: &serde_json::Value) -> String {
     assert_eq!((&line["outcome"], &line["attempt"]), (&json!("failed"), &json!(1)));
     assert_eq!((&line["level"], &line["reason"]), (&json!("INFO"), &json!("invalid_request")));
-    assert!(line["duration_ms"].is_u64() && line["detail"].is_string(), "{line}");
+    assert!(line["duration_ms"].is_u64() && line["error"].is_string(), "{line}");
     assert_eq!(line["trace_id"], json!(null));
     line["request_id"].to_string()
 }

@@ -95,7 +95,7 @@ async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
     env.publish_request("r-1", "ann").await;
     let line = worker.wait_for_finished(1).await;
     assert_eq!(line["outcome"], "retried");
-    assert_eq!(line["detail"], log_text::TOKEN_CALL_UNCONNECTED);
+    assert_eq!(line["error"], log_text::TOKEN_CALL_UNCONNECTED);
 }
 
 #[tokio::test]

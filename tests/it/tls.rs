@@ -40,7 +40,7 @@ async fn complaint(worker: &Worker, server: &str) -> String {
             let said = log_text::REDIS_UNAVAILABLE;
             text(worker.wait_for_log(said).await, log_text::REDIS_CAUSE)
         }
-        _ => text(worker.wait_for_log(log_text::REQUEST_FINISHED).await, "detail"),
+        _ => text(worker.wait_for_log(log_text::REQUEST_FINISHED).await, "error"),
     }
 }
 

@@ -11,18 +11,18 @@ pub const SPANS_DROPPED: &str = "trace export failed; dropping spans until it su
 // Consuming, and one line for each request.
 pub const CONSUMING: &str = "consuming";
 /// The field of `CONSUMING` with the prefetch window's state, and two of its values.
-pub const WINDOW: &str = "pace";
-pub const WINDOW_FULL: &str = "Full";
-pub const WINDOW_ONE_AT_A_TIME: &str = "Careful";
-pub const NOT_CONSUMING: &str = "not consuming; trying again until it works";
+pub const WINDOW: &str = "prefetch";
+pub const WINDOW_FULL: &str = "normal";
+pub const WINDOW_ONE_AT_A_TIME: &str = "one at a time";
+pub const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
 pub const WINDOW_GROWN: &str = "prefetch raised";
 pub const REQUEST_FINISHED: &str = "request finished";
-pub const HANDED_BACK: &str = "handed back, or to be redelivered";
+pub const HANDED_BACK: &str = "request requeued: it will be redelivered";
 
 // RabbitMQ.
-pub const RABBITMQ_LOST: &str = "lost RabbitMQ; reconnecting";
+pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
 /// The field of `RABBITMQ_LOST` with the cause.
-pub const RABBITMQ_LOST_CAUSE: &str = "fault";
+pub const RABBITMQ_LOST_CAUSE: &str = "error";
 pub const CONSUMER_FORGOTTEN: &str =
     "RabbitMQ lost the consumer: the queue has messages and no consumer";
 pub const TOPOLOGY_DIFFERS: &str = "topology check failed; still consuming";
@@ -30,7 +30,7 @@ pub const PUBLISHING_BLOCKED: &str =
     "publishing blocked by RabbitMQ (memory or disk alarm); waiting";
 pub const PUBLISHING_UNBLOCKED: &str = "publishing unblocked by RabbitMQ; resumed";
 pub const COPY_NOT_TAKEN: &str = "publish not confirmed; retrying";
-pub const FAILED_EVENT_UNROUTABLE: &str = "no queue is bound to take `handoff.failed`";
+pub const FAILED_EVENT_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 
 // The platform and the gate before it.
 pub const BREAKER_OPEN: &str = "the platform fails for everyone; requests are held";
@@ -39,7 +39,7 @@ pub const RATE_LIMITED: &str = "the platform asks to be left alone; requests are
 /// The field of `RATE_LIMITED` with the pause in seconds.
 pub const RETRY_AFTER: &str = "seconds";
 pub const RESUMED: &str = "the platform answers again; requests go on";
-pub const CALL_RETRIED: &str = "trying again";
+pub const CALL_RETRIED: &str = "platform call failed: retrying";
 pub const API_KEY_FILE_EMPTY: &str =
     "HANDOFF_IDV_API_KEY_FILE names a file that is empty; the former API key stays in use";
 pub const TOKEN_CALL_UNCONNECTED: &str = "the token call found no connection, or lost it";
@@ -51,8 +51,8 @@ pub const REDIS_CAUSE: &str = "error";
 pub const REDIS_CREDENTIALS_REFUSED: &str = "user or password refused";
 pub const REDIS_RECONNECTED: &str = "Redis available again: using the cache";
 pub const REDIS_CONNECTION_DISCARDED: &str = "Redis connection dropped: reconnecting";
-pub const REQUEST_WITHOUT_CACHE: &str = "serving a request without the cache";
-pub const LINK_NOT_STORED: &str = "the link could not be stored";
+pub const REQUEST_WITHOUT_CACHE: &str = "Redis unavailable: serving the request without it";
+pub const LINK_NOT_STORED: &str = "link not stored in Redis: publishing it anyway";
 
 // Error texts that appear in log fields, events and dead letters.
 pub const UNTRUSTED_AUTHORITY: &str = "authority that is not trusted";

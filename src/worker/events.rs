@@ -1,0 +1,122 @@
+//! Publishes a request's event: `handoff.ready` or `handoff.failed`.
+
+use std::{sync::Arc, time::SystemTime};
+
+use secrecy::ExposeSecret;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::{metadata::Metadata, request_log};
+use crate::{
+    broker::{PublishError, Publisher, until_confirmed},
+    handoff::{Failure, Obtained},
+    message::{Event, EventBody, FailedReason, InvalidRequest, Request},
+    platform::handoff_url,
+    telemetry::metrics::Metrics,
+};
+
+/// How often `handoff.failed` is offered to queues that refuse it: about two seconds in all.
+const FAILED_EVENT_TRIES: u32 = 4;
+
+/// Publishes events.
+pub(super) struct Events {
+    /// The base of the links that people open.
+    pub(super) public_url: Url,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) grace_over: CancellationToken,
+}
+
+impl Events {
+    /// Publishes `handoff.ready`; returns once RabbitMQ has confirmed it.
+    pub(super) async fn ready(
+        &self,
+        request: &Request,
+        obtained: &Obtained,
+        metadata: &Metadata,
+        publisher: &Publisher,
+    ) -> Result<(), Failure> {
+        let session = &obtained.session;
+        let url = handoff_url(&self.public_url, session.token.value.expose_secret(), &session.id);
+        let body = EventBody::Ready {
+            request_id: metadata.request_id.as_str(),
+            user_id: &request.user_id,
+            workflow_id: &request.workflow_id,
+            session_id: &session.id,
+            url: &url,
+            expires_at: session.token.expires_at,
+            reused: obtained.reused,
+        };
+        let event = Event::new(&body, SystemTime::now());
+        match publisher.publish_event(&event, metadata.correlation_id(), &metadata.span).await {
+            Ok(()) => {
+                self.observe_end_to_end(metadata);
+                Ok(())
+            }
+            Err(PublishError::Disconnected) => Err(Failure::Interrupted),
+            Err(error) => {
+                Err(Failure::Transient(format!("`handoff.ready` not published: {error}")))
+            }
+        }
+    }
+
+    /// Publishes `handoff.failed`. Returns whether a queue took it: if none does, the dead letter is the
+    /// only report of the failure.
+    ///
+    /// # Errors
+    /// The connection is lost, or the grace period is over.
+    pub(super) async fn failed(
+        &self,
+        reason: &FailedReason,
+        request: &Result<Request, InvalidRequest>,
+        metadata: &Metadata,
+        publisher: &Publisher,
+    ) -> Result<bool, PublishError> {
+        let request_id = &metadata.request_id;
+        let (user_id, workflow_id) = match request {
+            Ok(request) => (Some(&request.user_id), Some(&request.workflow_id)),
+            Err(invalid) => (invalid.user_id.as_ref(), invalid.workflow_id.as_ref()),
+        };
+        let body = EventBody::Failed {
+            request_id: request_id.as_str(),
+            user_id: user_id.map(String::as_str),
+            workflow_id: workflow_id.map(String::as_str),
+            reason,
+            attempts: metadata.attempts,
+        };
+        let event = Event::new(&body, SystemTime::now());
+        let publish = || async {
+            match publisher.publish_event(&event, metadata.correlation_id(), &metadata.span).await {
+                Ok(()) => Ok(true),
+                // No retry: that no queue is bound is the operator's choice.
+                Err(PublishError::Unroutable) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        match until_confirmed(request_id, FAILED_EVENT_TRIES, &self.grace_over, publish).await {
+            Ok(true) => {
+                self.observe_end_to_end(metadata);
+                Ok(true)
+            }
+            Ok(false) => {
+                request_log::failed_event_unroutable(request_id);
+                Ok(false)
+            }
+            Err(PublishError::Disconnected) => Err(PublishError::Disconnected),
+            Err(error) if self.grace_over.is_cancelled() => Err(error),
+            Err(error) => {
+                request_log::failed_event_refused(request_id, &error);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Records the time from the request's publication to the event's confirm. A timestamp in the
+    /// future, such as one in milliseconds, is ignored.
+    fn observe_end_to_end(&self, metadata: &Metadata) {
+        if let Some(published_at) = metadata.published_at
+            && let Ok(end_to_end) = SystemTime::now().duration_since(published_at)
+        {
+            self.metrics.event_confirmed(end_to_end);
+        }
+    }
+}
