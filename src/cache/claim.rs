@@ -1,101 +1,119 @@
-//! Who claims: a name of its own for every claim, which every later step is compared with.
+//! Asks Redis, in one atomic step, for a reusable link or for the lease to make one.
 
-use std::{fmt, time::SystemTime};
+use std::sync::Arc;
 
-use super::{Cache, CacheError, Keys, LEASE, Stamp, StoreOutcome, scripts, value};
-use crate::session::Session;
+use super::{
+    error::CacheError,
+    holder::{Holder, Overwrite, StoreOutcome},
+    keys::{Keys, Stamp},
+    lease::Lease,
+    scripts::{self, ClaimReply},
+    store::Store,
+    ttl::LEASE_TTL,
+};
+use crate::{session::Session, telemetry::metrics::Lookup, units::millis};
 
-/// Which stored link a new one may replace once no request holds the lease.
-#[derive(Clone, Copy, Debug)]
-pub enum Overwrite<'a> {
-    /// Any link.
+/// Which stored link a request accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    /// Any live link.
     Any,
-    /// No link: stores only where there is none.
-    Never,
-    /// The link whose newest stamp is this one, as seen at the claim.
-    Only(&'a Stamp),
+    /// The link made for this very request, or a later one. A renewal asks for this.
+    SinceRequest,
+    /// A link stored after the one whose newest stamp is this.
+    NewerThan(Stamp),
 }
 
-/// A claim, whatever came of it.
-pub(super) struct Claimant {
-    pub(super) cache: Cache,
-    pub(super) keys: Keys,
-    /// A name that is used once: for the lease, should it be granted.
-    pub(super) holder: String,
-    /// The request it is for.
-    pub(super) stamp: Stamp,
+/// What Redis answers to a claim.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// A live link that is fresh enough.
+    Link(Session),
+    /// The lease: no other request makes a session until it ends.
+    Lease(Lease),
+    /// Another request holds the lease.
+    Held {
+        /// The newest stamp of the link there is, which is not fresh enough; empty if there is none.
+        newest: Stamp,
+    },
 }
 
-impl Claimant {
-    /// Stores the link for whoever asks next, and ends the lease. If Redis is away, that is made up
-    /// for when it is back.
-    pub(super) async fn store(
-        &self,
-        session: &Session,
-        overwrite: Overwrite<'_>,
-    ) -> Result<StoreOutcome, CacheError> {
-        let cache = &self.cache;
-        let value = cache.seal(&self.keys.link, value::write_session(session))?;
-        let until = cache.until(session.token.expires_at);
-        let over = match overwrite {
-            Overwrite::Any => "any",
-            Overwrite::Never => "",
-            Overwrite::Only(newest) => newest.as_str(),
-        };
-        let script = scripts::store(&self.keys, &self.holder, over, &self.stamp, until, &value);
-        match cache.run(&script).await {
-            Ok(true) => Ok(StoreOutcome::Stored),
-            Ok(false) => Ok(StoreOutcome::Fenced),
-            Err(error) => {
-                let (keys, holder, stamp) =
-                    (self.keys.clone(), self.holder.clone(), self.stamp.clone());
-                let over = over.to_owned();
-                cache.0.pool.defer(until, move || {
-                    scripts::store(&keys, &holder, &over, &stamp, until, &value)
-                });
-                Err(error)
-            }
-        }
-    }
-}
-
-/// A claim that Redis did not answer. It may have been granted all the same.
-pub struct UnansweredClaim {
-    claimant: Claimant,
+/// A claim that Redis did not answer. Redis may have granted it all the same.
+#[derive(Debug)]
+pub(crate) struct UnansweredClaim {
+    holder: Holder,
     error: CacheError,
 }
 
 impl UnansweredClaim {
-    pub(super) fn new(claimant: Claimant, error: CacheError) -> Self {
+    fn new(holder: Holder, error: CacheError) -> Self {
+        // With no connection the claim was never sent, so Redis cannot have granted it.
         if error != CacheError::Unavailable {
-            // It was asked for, so it may yet be granted: to somebody who will not use it.
-            let (keys, holder) = (claimant.keys.clone(), claimant.holder.clone());
-            let release = move || scripts::release(&keys, &holder, false);
-            claimant.cache.0.pool.defer(SystemTime::now() + LEASE, release);
+            holder.defer_release();
         }
-        Self { claimant, error }
+        Self { holder, error }
     }
 
-    /// Why Redis gave no answer.
-    pub fn error(&self) -> &CacheError {
+    pub(crate) fn error(&self) -> &CacheError {
         &self.error
     }
 
-    /// Stores a link made without a lease, unless another request holds the lease or `overwrite` forbids it.
+    /// Stores a link that was made without a lease, unless another request holds the lease or
+    /// `overwrite` forbids it.
     ///
     /// # Errors
-    /// When Redis is still away.
-    pub async fn store(
+    /// Redis still fails; the link is stored once it is available again.
+    pub(crate) async fn store(
         self,
         session: &Session,
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
-        self.claimant.store(session, overwrite).await
+        self.holder.store_link(session, overwrite).await
     }
 }
 
-impl fmt::Debug for UnansweredClaim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UnansweredClaim").field("error", &self.error).finish_non_exhaustive()
+pub(super) async fn claim(
+    store: &Arc<Store>,
+    keys: &Keys,
+    stamp: &Stamp,
+    freshness: &Freshness,
+) -> Result<Claim, UnansweredClaim> {
+    let mut freshness = freshness.clone();
+    loop {
+        let (mode, reference) = match &freshness {
+            Freshness::Any => ("any", stamp),
+            Freshness::SinceRequest => ("own", stamp),
+            Freshness::NewerThan(known) => ("other", known),
+        };
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let mut script = scripts::CLAIM.key(&keys.link);
+        script.key(&keys.token).key(&keys.lease);
+        script.arg(&id).arg(millis(LEASE_TTL)).arg(mode).arg(reference.as_str());
+        let reply = store.run::<Vec<u8>>(&script).await;
+        let holder =
+            |id| Holder { store: Arc::clone(store), keys: keys.clone(), id, stamp: stamp.clone() };
+        let error = match reply.as_deref().map(ClaimReply::parse) {
+            Ok(Some(ClaimReply::Link { stamps, value })) => {
+                let Some(session) = store.open_session(keys, value) else {
+                    // Unreadable, or about to end: claim again as if this link were not there.
+                    freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
+                    continue;
+                };
+                store.metrics.looked_up(Lookup::Hit);
+                return Ok(Claim::Link(session));
+            }
+            Ok(Some(ClaimReply::Lease { newest, token })) => {
+                store.metrics.looked_up(Lookup::Miss);
+                let token = store.open_token(keys, token);
+                return Ok(Claim::Lease(Lease::new(holder(id), newest, token)));
+            }
+            Ok(Some(ClaimReply::Held { newest })) => return Ok(Claim::Held { newest }),
+            Ok(None) => {
+                store.metrics.cache_failed();
+                CacheError::Failed("unexpected reply from the claim script".to_owned())
+            }
+            Err(error) => error.clone(),
+        };
+        return Err(UnansweredClaim::new(holder(id), error));
     }
 }

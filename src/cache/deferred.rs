@@ -1,89 +1,90 @@
-//! What Redis is to be told as soon as it is back.
+//! Scripts that run once Redis is available again.
 //!
-//! A link that was made while Redis was away is stored then, so that the person's next request finds
-//! it; a claim that was never answered, but may have been granted, is taken back. The scripts compare
-//! before they write, so coming late does no harm.
+//! A link made without Redis is stored late, so that the user's next request finds it. A claim that
+//! Redis never answered, but may have granted, is released late. Each script compares before it
+//! writes, so a late run does no harm.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
-};
+use std::{collections::VecDeque, time::SystemTime};
 
 use deadpool_redis::redis::{RedisResult, ScriptInvocation, aio::MultiplexedConnection};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::pool::DEADLINE;
+use super::scripts::SCRIPT_TIMEOUT;
 
-/// How many are kept; beyond it the oldest go. At a few hundred bytes each, little memory.
-const MOST: usize = 4_096;
-/// How many are under way at once.
-const AT_ONCE: usize = 64;
+/// Most scripts kept; the oldest is dropped beyond it. At a few hundred bytes each, about 2 MiB.
+const CAPACITY: usize = 4_096;
+/// Scripts sent to Redis at a time, all of which have to fit into one script's time-out.
+const BATCH: usize = 64;
 
 /// A script that waits for Redis.
-struct Late {
-    /// After that there is no point in trying it once more.
+struct DeferredScript {
+    /// When a refused script is no longer retried.
     until: SystemTime,
-    /// Made when it is run: how long what it stores may live depends on that.
-    script: Box<dyn Fn() -> ScriptInvocation<'static> + Send>,
+    /// Builds the script when it runs, because the TTL that it sets has shrunk by then.
+    build: Box<dyn Fn() -> ScriptInvocation<'static> + Send>,
 }
 
-/// Scripts that wait for Redis.
+/// The queue of scripts that wait for Redis.
 #[derive(Default)]
-pub(super) struct Deferred(Mutex<VecDeque<Late>>);
+pub(super) struct DeferredScripts(Mutex<VecDeque<DeferredScript>>);
 
-impl Deferred {
+impl DeferredScripts {
     pub(super) fn push(
         &self,
         until: SystemTime,
-        script: impl Fn() -> ScriptInvocation<'static> + Send + 'static,
+        build: impl Fn() -> ScriptInvocation<'static> + Send + 'static,
     ) {
-        let mut waiting = self.waiting();
-        while waiting.len() >= MOST {
-            waiting.pop_front();
+        let mut queue = self.0.lock();
+        while queue.len() >= CAPACITY {
+            queue.pop_front();
         }
-        waiting.push_back(Late { until, script: Box::new(script) });
+        queue.push_back(DeferredScript { until, build: Box::new(build) });
     }
 
-    /// Runs all that wait, in about the order they came. What Redis refuses, such as when it is full,
-    /// waits on, behind the others. What it does not answer may have been done, and is given up: it was
-    /// for thrift alone. Returns whether Redis has written any of it.
+    /// Runs all queued scripts, roughly in order. Returns whether Redis wrote anything.
+    ///
+    /// A script that Redis refuses, for example because it is full, goes back to the end of the queue.
+    /// A script that Redis does not answer is dropped: it may have run, and losing it costs at most an
+    /// extra session or the rest of a lease.
     pub(super) async fn run(&self, connection: &MultiplexedConnection) -> bool {
-        let mut done = false;
+        let mut wrote = false;
         loop {
-            let some = self.next_few();
-            if some.is_empty() {
-                return done;
+            let batch = self.next_batch();
+            if batch.is_empty() {
+                return wrote;
             }
-            let runs = some.iter().map(|late| {
-                let (script, mut connection) = ((late.script)(), connection.clone());
+            let runs = batch.iter().map(|deferred| {
+                let script = (deferred.build)();
+                let mut connection = connection.clone();
                 async move { script.invoke_async::<bool>(&mut connection).await }
             });
-            let Ok(answers) = timeout(DEADLINE, join_all(runs)).await else { return done };
-            // A script that finds nothing to do works on a replica, too.
-            done |= answers.contains(&Ok(true));
-            let now = SystemTime::now();
-            let refused = |(late, answer): (Late, RedisResult<bool>)| {
-                let by_redis = answer.is_err_and(|error| error.code().is_some());
-                (by_redis && late.until > now).then_some(late)
-            };
-            let refused: Vec<Late> = some.into_iter().zip(answers).filter_map(refused).collect();
+            let Ok(answers) = timeout(SCRIPT_TIMEOUT, join_all(runs)).await else { return wrote };
+            // `Ok(false)` proves nothing: a script that writes nothing succeeds on a replica, too.
+            wrote |= answers.contains(&Ok(true));
+            let refused = refused(batch, answers);
             if !refused.is_empty() {
-                self.waiting().extend(refused);
-                return done;
+                self.0.lock().extend(refused);
+                return wrote;
             }
         }
     }
 
-    fn next_few(&self) -> Vec<Late> {
-        let mut waiting = self.waiting();
-        let few = waiting.len().min(AT_ONCE);
-        waiting.drain(..few).collect()
+    fn next_batch(&self) -> Vec<DeferredScript> {
+        let mut queue = self.0.lock();
+        let len = queue.len().min(BATCH);
+        queue.drain(..len).collect()
     }
+}
 
-    /// The queue is whole after every step, so a panic elsewhere does not spoil it.
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Late>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The scripts that Redis answered with an error and that are still worth a retry.
+fn refused(batch: Vec<DeferredScript>, answers: Vec<RedisResult<bool>>) -> Vec<DeferredScript> {
+    let now = SystemTime::now();
+    let answered = batch.into_iter().zip(answers);
+    let refused = answered.filter(|(deferred, answer)| {
+        let by_redis = answer.as_ref().is_err_and(|error| error.code().is_some());
+        by_redis && deferred.until > now
+    });
+    refused.map(|(deferred, _)| deferred).collect()
 }

@@ -1,42 +1,43 @@
-//! Where things are kept: one hash per user and workflow, and no user id in sight.
+//! Redis keys and stamps, both of them hashes: Redis never sees a user id or a request id.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use crate::hash;
 
+/// Hex digits of a stamp.
+const STAMP_LEN: usize = 32;
+
 /// The Redis keys of one user and workflow. All lie in one slot of a Redis Cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Keys {
-    /// Holds the link.
-    pub link: String,
-    /// Holds a token that has no session yet.
-    pub token: String,
-    /// Held by whoever is making the session.
-    pub lease: String,
+    pub(crate) link: String,
+    /// Key of a token that has no session yet.
+    pub(crate) token: String,
+    /// Key of the lease, whose value is the holder id.
+    pub(crate) lease: String,
 }
 
 impl Keys {
-    /// `prefix:{hash}:what`. The braces are Redis Cluster's: they name what decides on the slot.
+    /// `prefix:{hash}:kind`. Redis Cluster derives the slot from the part within the braces.
     pub(super) fn new(prefix: &str, user_id: &str, workflow_id: &str) -> Self {
         let hash = BASE64_URL_SAFE_NO_PAD.encode(hash::of_pair(user_id, workflow_id));
-        let key = |what| [prefix, ":{", &hash, "}:", what].concat();
+        let key = |kind| [prefix, ":{", &hash, "}:", kind].concat();
         Self { link: key("link"), token: key("token"), lease: key("lease") }
     }
 }
 
-/// What a link remembers of the request it was made for: 32 hex digits.
+/// What a stored link remembers of a request: 32 hex digits of the hash of the request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(String);
+pub(crate) struct Stamp(String);
 
 impl Stamp {
-    /// The stamp of the request with this id.
-    pub fn of(request_id: &str) -> Self {
+    pub(crate) fn of(request_id: &str) -> Self {
         Self(hash::hex(&hash::of(request_id)))
     }
 
-    /// The first of the stamps that Redis gave; empty where there was no link.
+    /// The newest of the stamps that Redis returned; empty where there was no link.
     pub(super) fn from_redis(stamps: &[u8]) -> Self {
-        let newest = &stamps[..stamps.len().min(32)];
+        let newest = &stamps[..stamps.len().min(STAMP_LEN)];
         Self(String::from_utf8_lossy(newest).into_owned())
     }
 
@@ -50,11 +51,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_share_a_slot_and_tell_nobody() {
+    fn keys_share_a_slot_and_do_not_show_the_user() {
         let keys = Keys::new("handoff", "ann@example.com", "w");
-        for (key, what) in [(&keys.link, ":link"), (&keys.token, ":token"), (&keys.lease, ":lease")]
+        for (key, kind) in [(&keys.link, ":link"), (&keys.token, ":token"), (&keys.lease, ":lease")]
         {
-            assert!(key.starts_with("handoff:{") && key.ends_with(what), "{key}");
+            assert!(key.starts_with("handoff:{") && key.ends_with(kind), "{key}");
             assert!(!key.contains("ann"), "{key}");
         }
         let slot = |key: &str| key[key.find('{').unwrap()..key.find('}').unwrap()].to_owned();
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn user_and_workflow_cannot_run_into_each_other() {
+    fn moving_the_border_between_user_and_workflow_changes_the_keys() {
         let keys = |user, workflow| Keys::new("p", user, workflow);
         assert_ne!(keys("ab", "c"), keys("a", "bc"));
         assert_ne!(keys("a", "b"), keys("b", "a"));

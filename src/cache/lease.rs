@@ -1,7 +1,6 @@
-//! The right to make a session: ours while we live, and gone soon after we do not.
+//! The exclusive right to make a session for one user and workflow.
 
 use std::{
-    fmt,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -9,120 +8,107 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    CacheError, LEASE, Stamp,
-    claim::{Claimant, Overwrite},
-    scripts, value,
+    error::CacheError,
+    holder::{Holder, Overwrite, StoreOutcome},
+    keys::Stamp,
+    scripts,
+    ttl::LEASE_TTL,
 };
 use crate::{
     session::{Session, Token},
     units::millis,
 };
 
-/// Often enough that a failed try leaves time for another.
-const EXTEND_EVERY: Duration = Duration::from_secs(2);
+/// A third of the lease's TTL, so that one failed extension leaves time for another.
+const EXTEND_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What became of a link that was to be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreOutcome {
-    /// It is stored.
-    Stored,
-    /// The lease had ended and somebody else went ahead: theirs counts.
-    Fenced,
-}
-
-/// A lease on one user and workflow.
+/// A lease that Redis granted.
 ///
-/// The holder's name is fresh for every claim and compared in the same step that writes, so a worker
-/// that was stalled past its lease changes nothing its successor did.
-pub struct Lease {
-    claimant: Claimant,
-    /// The newest link at the time of the claim.
+/// Redis compares the holder id in the step that writes, so a worker that stalls past its lease cannot
+/// overwrite its successor's link.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    holder: Holder,
     newest: Stamp,
-    token: Option<Token>,
+    stored_token: Option<Token>,
     lost: AtomicBool,
 }
 
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("holder", &self.claimant.holder).finish_non_exhaustive()
-    }
-}
-
 impl Lease {
-    pub(super) fn new(claimant: Claimant, newest: Stamp, token: Option<Token>) -> Self {
-        Self { claimant, newest, token, lost: AtomicBool::new(false) }
+    pub(super) fn new(holder: Holder, newest: Stamp, stored_token: Option<Token>) -> Self {
+        Self { holder, newest, stored_token, lost: AtomicBool::new(false) }
     }
 
-    /// The newest link at the time of the claim, which would not do.
-    pub fn newest(&self) -> &Stamp {
+    /// The newest stamp of the link that was there at the claim; empty if there was none.
+    pub(crate) fn newest(&self) -> &Stamp {
         &self.newest
     }
 
-    /// A token that an earlier try got and made no session with, if there is one.
-    pub fn stored_token(&self) -> Option<Token> {
-        self.token.clone()
+    /// A token that an earlier attempt obtained and made no session with.
+    pub(crate) fn stored_token(&self) -> Option<Token> {
+        self.stored_token.clone()
     }
 
-    /// Whether Redis has said that the lease is ours no longer: somebody else may have gone ahead.
-    pub fn is_lost(&self) -> bool {
+    /// Whether Redis has answered that the lease has ended: another request may hold it by now.
+    pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Extends the lease again and again. Never ends: run it beside the work, and drop it after.
-    pub async fn keep_alive(&self) {
+    /// Extends the lease every 2 s. Never returns: run it alongside the work, and drop it with it.
+    pub(crate) async fn keep_alive(&self) {
         loop {
-            sleep(EXTEND_EVERY).await;
+            sleep(EXTEND_INTERVAL).await;
             self.extend().await;
         }
     }
 
     pub(super) async fn extend(&self) {
-        let mut script = scripts::EXTEND.key(&self.claimant.keys.lease);
-        script.arg(&self.claimant.holder).arg(millis(LEASE));
-        // Where Redis cannot be reached, that is told when the link is to be stored.
-        if let Ok(false) = self.claimant.cache.run::<bool>(&script).await {
+        let mut script = scripts::EXTEND.key(&self.holder.keys.lease);
+        script.arg(&self.holder.id).arg(millis(LEASE_TTL));
+        // An error says nothing about the lease; `store` finds out.
+        if let Ok(false) = self.holder.store.run::<bool>(&script).await {
             self.lost.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The same lease once more, to do late with what was to be done with it before.
-    #[cfg(test)]
-    pub(super) fn twin(&self) -> Self {
-        let Claimant { cache, keys, holder, stamp } = &self.claimant;
-        let (cache, keys) = (cache.clone(), keys.clone());
-        let claimant = Claimant { cache, keys, holder: holder.clone(), stamp: stamp.clone() };
-        let (newest, token) = (self.newest.clone(), self.token.clone());
-        Self { claimant, newest, token, lost: AtomicBool::new(false) }
-    }
-
-    /// Keeps a token for whoever comes after a crash.
-    pub async fn save_token(&self, token: &Token) {
-        let life = self.claimant.cache.life(token.expires_at);
-        let Ok(sealed) =
-            self.claimant.cache.seal(&self.claimant.keys.token, value::write_token(token))
-        else {
-            return;
-        };
-        if life > 0 {
-            let mut script = scripts::SAVE_TOKEN.key(&self.claimant.keys.token);
-            script.key(&self.claimant.keys.lease).arg(&self.claimant.holder).arg(life).arg(sealed);
-            // Counted as an error; what it could have saved is one token call after a crash.
-            let _ = self.claimant.cache.run::<bool>(&script).await;
+    /// Stores the token, so that a successor can use it if this worker dies before it has a session.
+    pub(crate) async fn save_token(&self, token: &Token) {
+        let Holder { store, keys, id, .. } = &self.holder;
+        let ttl_ms = store.reusable_ms(token);
+        let Ok(sealed) = store.seal_token(keys, token) else { return };
+        if ttl_ms > 0 {
+            let mut script = scripts::SAVE_TOKEN.key(&keys.token);
+            script.key(&keys.lease).arg(id).arg(ttl_ms).arg(sealed);
+            // A failure is counted, and costs at most one token call after a crash.
+            let _ = store.run::<bool>(&script).await;
         }
     }
 
-    /// Stores the link for whoever asks next, and ends the lease.
+    /// Stores the link for later requests, and ends the lease.
     ///
     /// # Errors
-    /// When Redis is away.
-    pub async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
-        self.claimant.store(session, Overwrite::Only(&self.newest)).await
+    /// Redis failed; the link is stored once it is available again.
+    pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
+        self.holder.store_link(session, Overwrite::Only(&self.newest)).await
     }
 
-    /// Ends the lease without a link. A token that is no good goes too.
-    pub async fn release(&self, drop_token: bool) {
-        // If this fails, the lease ends by itself a little later.
-        let script = scripts::release(&self.claimant.keys, &self.claimant.holder, drop_token);
-        let _ = self.claimant.cache.run::<bool>(&script).await;
+    /// Ends the lease without a link, and deletes the stored token if `drop_token`.
+    pub(crate) async fn release(&self, drop_token: bool) {
+        let script = scripts::release(&self.holder.keys, &self.holder.id, drop_token);
+        // If this fails, the lease expires within its TTL.
+        let _ = self.holder.store.run::<bool>(&script).await;
+    }
+
+    /// A second handle on the lease, for a test to use after the first one is gone.
+    #[cfg(test)]
+    pub(super) fn duplicate(&self) -> Self {
+        let Holder { store, keys, id, stamp } = &self.holder;
+        let holder = Holder {
+            store: std::sync::Arc::clone(store),
+            keys: keys.clone(),
+            id: id.clone(),
+            stamp: stamp.clone(),
+        };
+        Self::new(holder, self.newest.clone(), self.stored_token.clone())
     }
 }

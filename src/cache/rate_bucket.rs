@@ -1,41 +1,46 @@
-//! The calls that all replicas may make together: one bucket, which Redis' own clock fills.
+//! The token bucket for platform calls that all replicas share, filled by Redis' own clock.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{Cache, CacheError, scripts};
+use super::{error::CacheError, scripts, store::Store};
 use crate::config::RateLimit;
 
-/// The bucket. It holds half the limit's number, at least one, and fills evenly. So a window of the
-/// limit's length sees one and a half times the number, or twice where calls are made a little after
-/// they were granted.
+/// A token bucket that holds half the limit's count, at least one, and fills evenly.
+///
+/// A window of the limit's length therefore sees at most one and a half times the count, or twice the
+/// count where calls are made a little after they were granted.
 #[derive(Clone)]
-pub struct RateBucket {
-    cache: Cache,
+pub(crate) struct RateBucket {
+    store: Arc<Store>,
     key: String,
-    /// Time in which the bucket gains one call.
-    every: Duration,
-    /// Calls it holds when it is full.
-    most: u32,
+    /// How long the bucket takes to gain one call, in microseconds.
+    refill_micros: u64,
+    capacity: u32,
 }
 
 impl RateBucket {
-    pub(super) fn new(cache: Cache, limit: RateLimit) -> Self {
-        let key = format!("{}:{{calls}}:rate", cache.0.prefix);
-        let every = limit.per.div_f64(limit.count.into());
-        Self { cache, key, every, most: (limit.count / 2).max(1) }
+    pub(super) fn new(store: Arc<Store>, limit: RateLimit) -> Self {
+        let key = format!("{}:{{calls}}:rate", store.prefix);
+        // Rounded up, so that the long-term rate stays within the limit.
+        let refill_micros = limit.per.div_f64(limit.count.into()).as_nanos().div_ceil(1_000).max(1);
+        Self {
+            store,
+            key,
+            refill_micros: u64::try_from(refill_micros).unwrap_or(u64::MAX),
+            capacity: (limit.count / 2).max(1),
+        }
     }
 
-    /// Takes up to so many calls out of the bucket; a negative number puts calls back that were not
-    /// made. Returns how many it got, and the time until there is another.
+    /// Takes up to `calls` out of the bucket. A negative number returns calls that were not made.
+    ///
+    /// Returns how many calls were granted, and the time until the bucket gains another.
     ///
     /// # Errors
-    /// When Redis is away.
-    pub async fn take(&self, wanted: i64) -> Result<(u32, Duration), CacheError> {
+    /// Redis failed, and the bucket may or may not have changed.
+    pub(crate) async fn take(&self, calls: i64) -> Result<(u32, Duration), CacheError> {
         let mut script = scripts::TAKE_CALLS.key(&self.key);
-        // Rounded up, lest the long run exceed the limit.
-        let every = self.every.as_nanos().div_ceil(1_000).max(1);
-        script.arg(u64::try_from(every).unwrap_or(u64::MAX)).arg(self.most).arg(wanted);
-        let (granted, wait) = self.cache.run::<(i64, u64)>(&script).await?;
-        Ok((u32::try_from(granted).unwrap_or(0), Duration::from_micros(wait)))
+        script.arg(self.refill_micros).arg(self.capacity).arg(calls);
+        let (granted, wait_micros) = self.store.run::<(i64, u64)>(&script).await?;
+        Ok((u32::try_from(granted).unwrap_or(0), Duration::from_micros(wait_micros)))
     }
 }

@@ -1,4 +1,4 @@
-//! Sealing what Redis holds: AES-256-GCM, bound to the key it is stored under.
+//! Encrypts the values in Redis with AES-256-GCM, bound to the key they are stored under.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use aws_lc_rs::{
 };
 use secrecy::{ExposeSecret, SecretBox};
 
-/// First byte of a sealed value. No plain one begins with it, since those are JSON objects.
+/// First byte of a sealed value. A plain value is a JSON object and starts with `{`.
 const SEALED_V1: u8 = 1;
 
-/// Seals and opens values; without keys it hands them through.
+/// Seals and opens values. Without keys, values pass unchanged.
 pub(super) struct Seal {
     keys: Vec<LessSafeKey>,
 }
@@ -22,15 +22,14 @@ impl fmt::Debug for Seal {
     }
 }
 
-/// The value could not be sealed.
 #[derive(Debug)]
 pub(super) struct SealFailed;
 
 impl Seal {
-    /// The first key seals, all open.
+    /// The first key seals; every key opens, so that keys can be rotated.
     pub(super) fn new(keys: &[SecretBox<[u8; 32]>]) -> Self {
         let key = |key: &SecretBox<[u8; 32]>| {
-            // Fails for a key of another length only, and these have the length by type.
+            // Fails only for a key of another length, which the type rules out.
             UnboundKey::new(&AES_256_GCM, key.expose_secret()).ok().map(LessSafeKey::new)
         };
         Self { keys: keys.iter().filter_map(key).collect() }
@@ -50,10 +49,10 @@ impl Seal {
         Ok(sealed)
     }
 
-    /// The value, or `None` where it cannot be read: it then counts as absent.
+    /// `None` if the value cannot be opened; it then counts as missing.
     pub(super) fn open(&self, name: &str, stored: &[u8]) -> Option<Vec<u8>> {
         if self.keys.is_empty() {
-            // A value that was sealed, or is damaged, fails to read as JSON further on.
+            // A sealed or damaged value is no JSON, and is rejected when it is read.
             return Some(stored.to_vec());
         }
         let rest = stored.strip_prefix(&[SEALED_V1])?;
@@ -81,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_key_seals_and_all_open() {
+    fn first_key_seals_and_every_key_opens() {
         let old = seal(&[1]).seal("k", b"{}".to_vec()).unwrap();
         let new = seal(&[2, 1]).seal("k", b"{}".to_vec()).unwrap();
         assert_eq!(seal(&[2, 1]).open("k", &old).unwrap(), b"{}");
@@ -91,13 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_opens_under_its_own_name_alone() {
+    fn sealed_value_opens_only_under_its_own_name() {
         let sealed = seal(&[1]).seal("ann", b"{}".to_vec()).unwrap();
         assert_eq!(seal(&[1]).open("bob", &sealed), None);
     }
 
     #[test]
-    fn a_plain_value_is_absent_once_there_is_a_key() {
+    fn plain_value_is_missing_once_a_key_is_set() {
         assert_eq!(seal(&[1]).open("k", b"{}"), None);
         assert_eq!(seal(&[1]).open("k", b""), None);
         assert_eq!(seal(&[]).open("k", b"{}").unwrap(), b"{}");
@@ -105,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens_and_what_is_changed_does_not(
+        fn sealed_value_opens_unless_any_bit_changes(
             value: Vec<u8>, name: String, at: prop::sample::Index, bit in 0u8..8,
         ) {
             let seal = seal(&[7]);

@@ -1,4 +1,4 @@
-//! Looking at Redis as an operator would: what it is, how it is set up, whether it does what we need.
+//! Examines a Redis for `handoff doctor`: version, set-up, latency, and whether the worker may use it.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,15 @@ use deadpool_redis::redis::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::pool::describe;
+use super::error::describe;
 
 /// Limit of each step.
-const STEP_LIMIT: Duration = Duration::from_secs(2);
-/// How often the way there and back is timed.
-const TRIPS: usize = 5;
-/// What the worker's scripts do, on a key that goes by itself. Here one by one: of what a script may not
-/// do, Redis does not say more than that.
+const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many round trips the median is taken of.
+const ROUND_TRIPS: usize = 5;
+/// The commands of the worker's scripts, each tried on a key that expires by itself.
+///
+/// They run one by one, because Redis does not say which command of a refused script it refused.
 const COMMANDS: [(&str, &[&str]); 6] = [
     ("SET", &["x", "PX", "1000"]),
     ("GET", &[]),
@@ -27,70 +28,73 @@ const COMMANDS: [(&str, &[&str]); 6] = [
     ("DEL", &[]),
 ];
 
-/// What was found.
+/// The findings about one Redis.
 #[derive(Debug)]
-pub struct Survey {
-    /// What Redis says of itself, or why it does not.
-    pub info: Result<HashMap<String, String>, String>,
-    /// The way there and back: the median of a few.
-    pub latency: Duration,
-    /// How far Redis' clock is ahead of ours, in milliseconds, where it tells the time.
-    pub clock_ahead_ms: Option<i64>,
-    /// Whether it does what the worker asks of it.
-    pub commands: Result<(), RefusedCommand>,
+pub(crate) struct Survey {
+    /// The fields of `INFO`, or why Redis refused it.
+    pub(crate) info: Result<HashMap<String, String>, String>,
+    /// The median of a few round trips.
+    pub(crate) latency: Duration,
+    /// How far Redis' clock is ahead of this machine's; `None` if Redis refused `TIME`.
+    pub(crate) clock_ahead_ms: Option<i64>,
+    /// Whether Redis executes the commands and scripts that the worker needs.
+    pub(crate) commands: Result<(), RefusedCommand>,
 }
 
-/// What Redis did not do.
+/// The first command that Redis did not execute.
 #[derive(Debug)]
-pub struct RefusedCommand {
-    /// The command.
-    pub command: &'static str,
-    /// The code Redis gave, or what happened instead.
-    pub error: String,
+pub(crate) struct RefusedCommand {
+    pub(crate) command: &'static str,
+    /// The code Redis gave, or the kind of network error.
+    pub(crate) error: String,
 }
 
-/// Looks at Redis. Writes one key of its own below the prefix, which is gone at once.
+/// Examines Redis. Writes one key below `prefix` and deletes it again.
 ///
 /// # Errors
-/// Cause there is no connection, in a few words.
-pub async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, String> {
-    let limits = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(STEP_LIMIT))
-        .set_response_timeout(Some(STEP_LIMIT));
+/// Why there is no connection.
+pub(crate) async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, String> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(STEP_TIMEOUT))
+        .set_response_timeout(Some(STEP_TIMEOUT));
     let client = Client::open(url.expose_secret()).map_err(|error| describe(&error))?;
-    let connecting = client.get_multiplexed_async_connection_with_config(&limits);
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
     let mut redis = connecting.await.map_err(|error| describe(&error))?;
-    let latency = latency(&mut redis).await?;
+    let latency = median_round_trip(&mut redis).await?;
     let info = redis::cmd("INFO").query_async::<String>(&mut redis).await;
-    let info = info.map(|text| fields(&text)).map_err(|error| describe(&error));
-    let clock_ahead_ms = ahead(&mut redis).await;
-    let commands = trial(&mut redis, prefix).await;
+    let info = info.map(|text| parse_info(&text)).map_err(|error| describe(&error));
+    let clock_ahead_ms = clock_ahead_ms(&mut redis).await;
+    let commands = try_commands(&mut redis, prefix).await;
     Ok(Survey { info, latency, clock_ahead_ms, commands })
 }
 
-async fn latency(redis: &mut MultiplexedConnection) -> Result<Duration, String> {
-    let mut trips = Vec::with_capacity(TRIPS);
-    for _ in 0..TRIPS {
+async fn median_round_trip(redis: &mut MultiplexedConnection) -> Result<Duration, String> {
+    let mut trips = Vec::with_capacity(ROUND_TRIPS);
+    for _ in 0..ROUND_TRIPS {
         let start = Instant::now();
         let ping = redis::cmd("PING").query_async::<()>(redis).await;
         ping.map_err(|error| describe(&error))?;
         trips.push(start.elapsed());
     }
     trips.sort_unstable();
-    Ok(trips[TRIPS / 2])
+    Ok(trips[ROUND_TRIPS / 2])
 }
 
-async fn ahead(redis: &mut MultiplexedConnection) -> Option<i64> {
-    let asked = SystemTime::now();
+async fn clock_ahead_ms(redis: &mut MultiplexedConnection) -> Option<i64> {
+    let sent = SystemTime::now();
     let start = Instant::now();
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(redis).await.ok()?;
-    let then = asked + start.elapsed() / 2;
-    let theirs = i64::try_from(seconds * 1_000 + micros / 1_000).ok()?;
-    let ours = then.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    Some(theirs - i64::try_from(ours.as_millis()).ok()?)
+    // Redis reads its clock about half a round trip after the command was sent.
+    let local = sent + start.elapsed() / 2;
+    let redis_ms = i64::try_from(seconds * 1_000 + micros / 1_000).ok()?;
+    let local = local.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(redis_ms - i64::try_from(local.as_millis()).ok()?)
 }
 
-async fn trial(redis: &mut MultiplexedConnection, prefix: &str) -> Result<(), RefusedCommand> {
+async fn try_commands(
+    redis: &mut MultiplexedConnection,
+    prefix: &str,
+) -> Result<(), RefusedCommand> {
     let refused = |command| move |error| RefusedCommand { command, error: describe(&error) };
     let key = format!("{prefix}:{{doctor}}:{}", uuid::Uuid::new_v4().simple());
     for (command, arguments) in COMMANDS {
@@ -106,7 +110,7 @@ async fn trial(redis: &mut MultiplexedConnection, prefix: &str) -> Result<(), Re
     call.invoke_async::<i64>(redis).await.map(drop).map_err(refused("EVALSHA"))
 }
 
-fn fields(info: &str) -> HashMap<String, String> {
+fn parse_info(info: &str) -> HashMap<String, String> {
     let fields = info.lines().filter_map(|line| line.split_once(':'));
     fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }

@@ -1,4 +1,4 @@
-//! What is stored, as JSON: short keys, since there are many of them.
+//! The JSON form of tokens and sessions in Redis. Its keys are short to save memory.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,17 +10,17 @@ use crate::{
     units::millis,
 };
 
-/// The last second that RFC 3339 can tell, in milliseconds since 1970.
-const YEAR_9999: u64 = 253_402_300_799_000;
+/// The last second that RFC 3339 can express, in milliseconds since 1970.
+const LAST_SECOND_OF_9999: u64 = 253_402_300_799_000;
 
 #[derive(Serialize, Deserialize)]
 struct Stored<'a> {
     /// The token.
     #[serde(borrow)]
     t: std::borrow::Cow<'a, str>,
-    /// Its end, in milliseconds since 1970.
+    /// When the token expires, in milliseconds since 1970.
     e: u64,
-    /// The session, where there is one.
+    /// The session id, if there is a session.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     s: Option<std::borrow::Cow<'a, str>>,
 }
@@ -43,7 +43,7 @@ pub(super) fn read_token(json: &[u8]) -> Option<Token> {
     read(json).map(|stored| token(&stored))
 }
 
-/// A token that no header can carry was not written by us.
+/// Rejects a token that no HTTP header can carry, because the worker never writes one.
 fn read(json: &[u8]) -> Option<Stored<'_>> {
     let stored: Stored<'_> = serde_json::from_slice(json).ok()?;
     let is_token =
@@ -52,20 +52,20 @@ fn read(json: &[u8]) -> Option<Stored<'_>> {
 }
 
 fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
-    let end = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let expiry = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let stored = Stored {
         t: token.value.expose_secret().into(),
-        e: millis(end),
+        e: millis(expiry),
         s: session.map(Into::into),
     };
-    // Two strings and a number: nothing in them can fail to serialize.
+    // Two strings and a number always serialize.
     serde_json::to_vec(&stored).unwrap_or_default()
 }
 
 fn token(stored: &Stored<'_>) -> Token {
-    // An end that no date can tell is no end we wrote: it counts as past.
-    let end = if stored.e > YEAR_9999 { 0 } else { stored.e };
-    let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(end);
+    // The worker never writes an expiry that no date can express, so such a token counts as expired.
+    let expiry_ms = if stored.e > LAST_SECOND_OF_9999 { 0 } else { stored.e };
+    let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(expiry_ms);
     Token { value: stored.t.clone().into_owned().into(), expires_at }
 }
 
@@ -75,40 +75,78 @@ mod tests {
 
     use super::*;
 
+    fn at(millis: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
+    }
+
     proptest! {
         #[test]
         fn sessions_read_as_they_were_written(
             value in r"[^\x00-\x08\x0a-\x1f\x7f]{1,99}",
             id in r"(?s).{1,99}",
-            end in 0u64..1 << 45,
+            expiry_ms in 0..=LAST_SECOND_OF_9999,
         ) {
-            let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(end);
-            let token = Token { value: value.clone().into(), expires_at };
+            let token = Token { value: value.clone().into(), expires_at: at(expiry_ms) };
             let read = read_token(&write_token(&token)).unwrap();
-            prop_assert_eq!((read.value.expose_secret(), read.expires_at), (value.as_str(), expires_at));
+            prop_assert_eq!(read.value.expose_secret(), &value);
+            prop_assert_eq!(read.expires_at, at(expiry_ms));
             let read = read_session(&write_session(&Session { token, id: id.clone() })).unwrap();
-            prop_assert_eq!((read.token.value.expose_secret(), read.id), (value.as_str(), id));
-            prop_assert_eq!(read.token.expires_at, expires_at);
+            prop_assert_eq!(read.token.value.expose_secret(), &value);
+            prop_assert_eq!(read.token.expires_at, at(expiry_ms));
+            prop_assert_eq!(read.id, id);
         }
 
         #[test]
-        fn whatever_is_stored_its_end_can_be_told(bytes: Vec<u8>, end: u64) {
-            let _ = (read_token(&bytes), read_session(&bytes));
-            let json = format!(r#"{{"t":"t","e":{end},"s":"s"}}"#);
-            let read = read_session(json.as_bytes()).unwrap();
-            prop_assert!(crate::message::format_date_time(read.token.expires_at).len() < 30);
+        fn expiry_that_no_date_can_express_counts_as_expired(
+            stored in prop_oneof![any::<u64>(), LAST_SECOND_OF_9999 - 9..LAST_SECOND_OF_9999 + 9],
+        ) {
+            let json = format!(r#"{{"t":"t","e":{stored},"s":"s"}}"#);
+            let expected = if stored <= LAST_SECOND_OF_9999 { at(stored) } else { at(0) };
+            prop_assert_eq!(read_session(json.as_bytes()).unwrap().token.expires_at, expected);
+            prop_assert_eq!(read_token(json.as_bytes()).unwrap().expires_at, expected);
+        }
+
+        #[test]
+        fn truncated_value_is_missing(
+            value in "[a-z]{1,9}",
+            id in "[a-z]{1,9}",
+            cut: prop::sample::Index,
+        ) {
+            let token = Token { value: value.into(), expires_at: at(9) };
+            let json = write_session(&Session { token, id });
+            let truncated = &json[..cut.index(json.len())];
+            prop_assert!(read_session(truncated).is_none());
+            prop_assert!(read_token(truncated).is_none());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_missing(bytes: Vec<u8>) {
+            prop_assert!(read_session(&bytes).is_none());
+            prop_assert!(read_token(&bytes).is_none());
         }
     }
 
     #[test]
-    fn a_token_is_no_session_and_rubbish_is_nothing() {
-        let token = Token { value: "t".to_owned().into(), expires_at: SystemTime::UNIX_EPOCH };
+    fn last_date_that_can_be_written_is_the_limit() {
+        let write = |millis| crate::message::format_date_time(at(millis));
+        assert_eq!(write(LAST_SECOND_OF_9999), "9999-12-31T23:59:59Z");
+        assert_eq!(write(LAST_SECOND_OF_9999 - 1_000), "9999-12-31T23:59:58Z");
+        assert_eq!(write(LAST_SECOND_OF_9999 + 1_000), "9999-12-31T23:59:59Z", "saturates");
+    }
+
+    #[test]
+    fn token_without_session_is_no_session() {
+        let token = Token { value: "t".to_owned().into(), expires_at: at(0) };
         assert!(read_session(&write_token(&token)).is_none());
-        let no_token = [r#"{"t":"","e":9,"s":"s"}"#, r#"{"t":"t\n","e":9,"s":"s"}"#];
-        for rubbish in ["", "{}", "\u{1}xyz", "[]"].into_iter().chain(no_token) {
-            let rubbish = rubbish.as_bytes();
-            assert!(read_token(rubbish).is_none() && read_session(rubbish).is_none());
-        }
         assert!(read_session(br#"{"t":"t","e":9,"s":""}"#).is_none());
+    }
+
+    #[test]
+    fn malformed_value_is_missing() {
+        let no_token = [r#"{"t":"","e":9,"s":"s"}"#, r#"{"t":"t\n","e":9,"s":"s"}"#];
+        for malformed in ["", "{}", "\u{1}xyz", "[]"].into_iter().chain(no_token) {
+            assert!(read_token(malformed.as_bytes()).is_none(), "{malformed}");
+            assert!(read_session(malformed.as_bytes()).is_none(), "{malformed}");
+        }
     }
 }

@@ -1,4 +1,4 @@
--- Extends the lease, if it is still ours. KEYS: lease. ARGV: holder, lease in ms.
+-- Extends the lease, if it is still ours. KEYS: lease. ARGV: holder id, lease TTL in ms.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

@@ -1,10 +1,21 @@
-//! The steps that must not be interrupted, as scripts that Redis runs whole.
+//! The Lua scripts, which Redis runs atomically.
 
-use std::{sync::LazyLock, time::SystemTime};
+use std::{
+    sync::LazyLock,
+    time::{Duration, SystemTime},
+};
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
 
-use super::{Keys, Stamp, left};
+use super::{
+    keys::{Keys, Stamp},
+    ttl::remaining_ms,
+};
+
+/// Limit of one script. A request waits for two of them, so that an unresponsive Redis costs it at most
+/// half a second. Unit tests run on slow machines, and need no such limit.
+pub(super) const SCRIPT_TIMEOUT: Duration =
+    Duration::from_millis(if cfg!(test) { 10_000 } else { 250 });
 
 macro_rules! script {
     ($name:ident, $file:literal) => {
@@ -21,29 +32,29 @@ script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
 script!(TAKE_CALLS, "take_calls.lua");
 
-/// Stores a link that may be handed out until then, over those that `store.lua` says.
-pub(super) fn store(
+/// Stores a link that may be handed out until `until`; for `overwrite`, see `store.lua`.
+pub(super) fn store_link(
     keys: &Keys,
     holder: &str,
-    over: &str,
+    overwrite: &str,
     stamp: &Stamp,
     until: SystemTime,
     value: &[u8],
 ) -> ScriptInvocation<'static> {
     let mut script = STORE.key(&keys.link);
     script.key(&keys.token).key(&keys.lease);
-    script.arg(holder).arg(over).arg(stamp.as_str()).arg(left(until)).arg(value);
+    script.arg(holder).arg(overwrite).arg(stamp.as_str()).arg(remaining_ms(until)).arg(value);
     script
 }
 
-/// Ends a lease, if it is still this holder's.
+/// Ends a lease that this holder still has.
 pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
     let mut script = RELEASE.key(&keys.token);
     script.key(&keys.lease).arg(holder).arg(u8::from(drop_token));
     script
 }
 
-/// Teaches Redis all scripts, so that calling one by its hash finds it there.
+/// Loads all scripts into Redis, so that each runs by its hash in one round trip.
 pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {
     for script in [&CLAIM, &STORE, &SAVE_TOKEN, &ADD_STAMP, &EXTEND, &RELEASE, &TAKE_CALLS] {
         script.load_async(connection).await?;
@@ -51,20 +62,20 @@ pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()
     Ok(())
 }
 
-/// What `claim.lua` says.
-pub(super) enum Claimed<'a> {
+/// The reply of `claim.lua`.
+pub(super) enum ClaimReply<'a> {
     Link { stamps: &'a [u8], value: &'a [u8] },
     Lease { newest: Stamp, token: &'a [u8] },
     Held { newest: Stamp },
 }
 
-impl<'a> Claimed<'a> {
-    /// `None` where that is not what the script says.
-    pub(super) fn read(said: &'a [u8]) -> Option<Self> {
-        // Stamps are hexadecimal, so no link begins like the other two.
-        Some(match halves(said)? {
+impl<'a> ClaimReply<'a> {
+    /// `None` if the script cannot have returned this.
+    pub(super) fn parse(reply: &'a [u8]) -> Option<Self> {
+        // Stamps are hexadecimal, so a link starts with neither "lease" nor "held".
+        Some(match split_at_bar(reply)? {
             (b"lease", rest) => {
-                let (newest, token) = halves(rest)?;
+                let (newest, token) = split_at_bar(rest)?;
                 Self::Lease { newest: Stamp::from_redis(newest), token }
             }
             (b"held", newest) => Self::Held { newest: Stamp::from_redis(newest) },
@@ -73,8 +84,8 @@ impl<'a> Claimed<'a> {
     }
 }
 
-/// What is before and after the first `|`.
-fn halves(text: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Splits at the first `|`.
+fn split_at_bar(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let bar = text.iter().position(|byte| *byte == b'|')?;
     Some((&text[..bar], &text[bar + 1..]))
 }
@@ -84,26 +95,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_script_says_is_told_from_what_it_never_says() {
+    fn claim_replies_are_parsed_and_anything_else_is_rejected() {
         let stamp = |text: &[u8]| Stamp::from_redis(text);
         assert!(matches!(
-            Claimed::read(b"ab12,cd|v|w"),
-            Some(Claimed::Link { stamps: b"ab12,cd", value: b"v|w" })
+            ClaimReply::parse(b"ab12,cd|v|w"),
+            Some(ClaimReply::Link { stamps: b"ab12,cd", value: b"v|w" })
         ));
         assert!(matches!(
-            Claimed::read(b"lease|ab|t|u"),
-            Some(Claimed::Lease { newest, token: b"t|u" }) if newest == stamp(b"ab")
+            ClaimReply::parse(b"lease|ab|t|u"),
+            Some(ClaimReply::Lease { newest, token: b"t|u" }) if newest == stamp(b"ab")
         ));
         assert!(matches!(
-            Claimed::read(b"lease||"),
-            Some(Claimed::Lease { newest, token: b"" }) if newest == stamp(b"")
+            ClaimReply::parse(b"lease||"),
+            Some(ClaimReply::Lease { newest, token: b"" }) if newest == stamp(b"")
         ));
         assert!(matches!(
-            Claimed::read(b"held|ab"),
-            Some(Claimed::Held { newest }) if newest == stamp(b"ab")
+            ClaimReply::parse(b"held|ab"),
+            Some(ClaimReply::Held { newest }) if newest == stamp(b"ab")
         ));
         for other in [&b""[..], b"OK", b"lease", b"lease|ab", b"held"] {
-            assert!(Claimed::read(other).is_none());
+            assert!(ClaimReply::parse(other).is_none());
         }
     }
 }

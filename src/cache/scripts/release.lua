@@ -1,5 +1,5 @@
--- Ends the lease, if it is still ours; drops the token too, if it turned out to be no good.
--- KEYS: token, lease. ARGV: holder, '1' to drop the token.
+-- Ends the lease, if it is still ours.
+-- KEYS: token, lease. ARGV: holder id, '1' to delete the saved token, too.
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return 0
 end

@@ -1,5 +1,5 @@
--- Keeps a token for whoever comes after a crash, if the lease is still ours.
--- KEYS: token, lease. ARGV: holder, life in ms, value.
+-- Saves a token for the successor of a crashed worker, if the lease is still ours.
+-- KEYS: token, lease. ARGV: holder id, TTL in ms, value.
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return 0
 end

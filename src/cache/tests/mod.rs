@@ -1,8 +1,8 @@
-//! The steps at Redis in every order, by several workers that are delayed, cut off and killed at each
-//! of them: what Redis holds and answers is compared with a model after every step.
+//! Runs the Redis operations of several workers in every order, and compares Redis with a model after
+//! each step. Workers are delayed, disconnected and killed at every step.
 //!
-//! Scripts run whole, one after the other. So whatever several workers do at once is some order of
-//! their steps, and a test that does one step at a time misses nothing.
+//! Redis runs scripts one at a time. So whatever workers do concurrently amounts to some order of their
+//! scripts, and a test that runs one step at a time covers all of it.
 
 mod model;
 mod world;
@@ -10,135 +10,147 @@ mod world;
 use proptest::{prelude::*, sample::Index};
 
 use self::{
-    model::Wanted,
+    model::Freshness,
     world::{PEOPLE, REQUESTS, WORKERS, World},
 };
-use super::pool::Lost;
+use super::pool::Fault;
 
-/// What happens next. A step that its worker is in no position to take is passed over.
+/// One step. A step that does not apply to the state of its worker is skipped.
 #[derive(Clone, Debug)]
 enum Step {
-    /// For a person's request, of which there are a few, so that they come again.
+    /// Each person has few requests, so that requests are repeated as after a redelivery.
     Claim {
         worker: usize,
         person: usize,
         request: usize,
-        wanted: Wanted,
-        lost: Option<Lost>,
+        freshness: Freshness,
+        fault: Option<Fault>,
     },
-    /// The token is kept for a successor.
-    Save {
+    SaveToken {
         worker: usize,
-        lost: Option<Lost>,
+        fault: Option<Fault>,
     },
     Extend {
         worker: usize,
-        lost: Option<Lost>,
+        fault: Option<Fault>,
     },
     Store {
         worker: usize,
-        short: bool,
+        short_lived: bool,
         replace: bool,
-        lost: Option<Lost>,
+        fault: Option<Fault>,
     },
     Release {
         worker: usize,
         drop_token: bool,
-        lost: Option<Lost>,
+        fault: Option<Fault>,
     },
-    /// A request is served with the link that is there.
-    Stamp {
+    /// A request is served with the stored link.
+    AddStamp {
         worker: usize,
         person: usize,
         request: usize,
-        lost: Option<Lost>,
+        fault: Option<Fault>,
     },
-    /// Another worker takes the dead one's place.
+    /// A new worker replaces one that died.
     Crash {
         worker: usize,
     },
-    /// Redis is told what it was to be told as soon as it is back.
-    Back {
+    /// The worker reconnects and runs its deferred scripts.
+    RunDeferred {
         worker: usize,
     },
-    /// A call that seemed lost arrives after all.
-    Late {
+    /// A script that seemed lost reaches Redis after all.
+    ArriveLate {
         which: Index,
     },
-    /// The lease runs out, as it does for a worker that is dead or stalled.
-    Expire {
+    /// The lease expires, as it does if its worker is dead or stalled.
+    ExpireLease {
         person: usize,
     },
-    /// Redis forgets the link and the token.
-    Forget {
+    /// Redis loses the link and the token.
+    LoseData {
         person: usize,
     },
 }
 
-fn lost() -> impl Strategy<Value = Option<Lost>> {
-    prop_oneof![6 => Just(None), 1 => Just(Some(Lost::Call)), 1 => Just(Some(Lost::Answer))]
-}
-
-fn wanted() -> impl Strategy<Value = Wanted> {
+fn fault() -> impl Strategy<Value = Option<Fault>> {
     prop_oneof![
-        Just(Wanted::Any),
-        Just(Wanted::OwnOrNewer),
-        (0..REQUESTS).prop_map(Wanted::OtherThan),
+        6 => Just(None),
+        1 => Just(Some(Fault::ScriptLost)),
+        1 => Just(Some(Fault::AnswerLost)),
+    ]
+}
+
+fn freshness() -> impl Strategy<Value = Freshness> {
+    prop_oneof![
+        Just(Freshness::Any),
+        Just(Freshness::SinceRequest),
+        (0..REQUESTS).prop_map(Freshness::NewerThan),
     ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (worker, person, request) = (0..WORKERS, 0..PEOPLE, 0..REQUESTS);
-    let of_request = (worker.clone(), person.clone(), request);
+    let worker = 0..WORKERS;
+    let person = 0..PEOPLE;
+    let of_request = (worker.clone(), person.clone(), 0..REQUESTS);
     prop_oneof![
-        8 => (of_request.clone(), wanted(), lost()).prop_map(
-            |((worker, person, request), wanted, lost)| Step::Claim { worker, person, request, wanted, lost }
+        8 => (of_request.clone(), freshness(), fault()).prop_map(
+            |((worker, person, request), freshness, fault)| {
+                Step::Claim { worker, person, request, freshness, fault }
+            }
         ),
-        4 => (worker.clone(), lost()).prop_map(|(worker, lost)| Step::Save { worker, lost }),
-        4 => (worker.clone(), lost()).prop_map(|(worker, lost)| Step::Extend { worker, lost }),
-        6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), lost()).prop_map(
-            |(worker, short, replace, lost)| Step::Store { worker, short, replace, lost }
+        4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::SaveToken { worker, fault }),
+        4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::Extend { worker, fault }),
+        6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), fault()).prop_map(
+            |(worker, short_lived, replace, fault)| {
+                Step::Store { worker, short_lived, replace, fault }
+            }
         ),
-        2 => (worker.clone(), any::<bool>(), lost())
-            .prop_map(|(worker, drop_token, lost)| Step::Release { worker, drop_token, lost }),
-        2 => (of_request, lost()).prop_map(
-            |((worker, person, request), lost)| Step::Stamp { worker, person, request, lost }
+        2 => (worker.clone(), any::<bool>(), fault())
+            .prop_map(|(worker, drop_token, fault)| Step::Release { worker, drop_token, fault }),
+        2 => (of_request, fault()).prop_map(
+            |((worker, person, request), fault)| Step::AddStamp { worker, person, request, fault }
         ),
         1 => worker.clone().prop_map(|worker| Step::Crash { worker }),
-        2 => worker.prop_map(|worker| Step::Back { worker }),
-        2 => any::<Index>().prop_map(|which| Step::Late { which }),
-        3 => person.clone().prop_map(|person| Step::Expire { person }),
-        1 => person.prop_map(|person| Step::Forget { person }),
+        2 => worker.prop_map(|worker| Step::RunDeferred { worker }),
+        2 => any::<Index>().prop_map(|which| Step::ArriveLate { which }),
+        3 => person.clone().prop_map(|person| Step::ExpireLease { person }),
+        1 => person.prop_map(|person| Step::LoseData { person }),
     ]
 }
 
 #[test]
-fn whatever_happens_to_workers_nobody_gets_a_wrong_link_and_no_lease_is_had_twice() {
+fn in_every_order_links_match_the_model_and_a_lease_has_one_holder() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let config = ProptestConfig { cases: 160, failure_persistence: None, ..Default::default() };
     proptest!(config, |(steps in prop::collection::vec(step(), 1..80))| {
         runtime.block_on(async {
             let mut world = World::new().await;
             for step in steps {
-                world.take(step).await;
+                world.apply(step).await;
             }
-            world.leave_nothing().await;
+            world.clean_up().await;
         });
     });
 }
 
 #[test]
-fn a_link_names_the_latest_sixteen_requests_it_was_made_for() {
+fn link_keeps_the_stamps_of_the_last_sixteen_requests() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut world = World::new().await;
-        let (worker, person, lost) = (0, 0, None);
+        let worker = 0;
+        let person = 0;
+        let fault = None;
         for made in 0..18 {
-            let (request, wanted) = (made % 3, Wanted::OtherThan((made + 2) % 3));
-            world.take(Step::Claim { worker, person, request, wanted, lost }).await;
-            world.take(Step::Store { worker, short: false, replace: false, lost }).await;
+            let request = made % 3;
+            let freshness = Freshness::NewerThan((made + 2) % 3);
+            world.apply(Step::Claim { worker, person, request, freshness, fault }).await;
+            let store = Step::Store { worker, short_lived: false, replace: false, fault };
+            world.apply(store).await;
         }
-        world.take(Step::Stamp { worker, person, request: 3, lost }).await;
-        world.leave_nothing().await;
+        world.apply(Step::AddStamp { worker, person, request: 3, fault }).await;
+        world.clean_up().await;
     });
 }

@@ -1,10 +1,10 @@
-//! What Redis does for one person, said again in a few lines of Rust.
+//! What Redis does for one person, in a few lines of Rust.
 
-/// Everything is known by a number: claims, tokens and sessions in the order they were made, requests
-/// by which of the person's they are.
+/// Claims, tokens and sessions are numbered in the order they were made; a request by its place among
+/// the person's requests.
 #[derive(Debug, Default)]
 pub(super) struct Person {
-    /// The claim that has the lease.
+    /// The claim that holds the lease.
     pub(super) lease: Option<usize>,
     pub(super) token: Option<usize>,
     pub(super) link: Option<Link>,
@@ -13,16 +13,15 @@ pub(super) struct Person {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) session: usize,
-    /// The requests it was made for, the newest first.
+    /// The requests it was made for, newest first.
     pub(super) made_for: Vec<usize>,
 }
 
-/// Which link will do.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Wanted {
+pub(super) enum Freshness {
     Any,
-    OwnOrNewer,
-    OtherThan(usize),
+    SinceRequest,
+    NewerThan(usize),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -32,21 +31,22 @@ pub(super) enum Answer {
     Held { newest: Option<usize> },
 }
 
-/// A link that is to be stored, and what it may be stored over where the lease is nobody's.
+/// A call that stores a link.
 #[derive(Clone, Debug)]
-pub(super) struct Store {
+pub(super) struct StoreCall {
     pub(super) claim: usize,
     pub(super) request: usize,
     pub(super) session: usize,
-    pub(super) over: Over,
-    /// It is about to end, and so not to be handed out again.
-    pub(super) short: bool,
+    pub(super) overwrite: Overwrite,
+    /// Too close to its end to be handed out again.
+    pub(super) short_lived: bool,
 }
 
+/// Which link may be replaced once no claim holds the lease.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Over {
-    Anything,
-    /// What was there at the claim, by the newest request it was made for.
+pub(super) enum Overwrite {
+    Any,
+    /// The link seen at the claim, by the newest request it was made for.
     Seen(Option<usize>),
 }
 
@@ -55,47 +55,46 @@ impl Person {
         self.link.as_ref().map(|link| link.made_for[0])
     }
 
-    pub(super) fn claim(&mut self, claim: usize, request: usize, wanted: Wanted) -> Answer {
+    pub(super) fn claim(&mut self, claim: usize, request: usize, freshness: Freshness) -> Answer {
         let newest = self.newest();
         if let Some(link) = &self.link {
-            let will_do = match wanted {
-                Wanted::Any => true,
-                Wanted::OwnOrNewer => link.made_for.contains(&request),
-                Wanted::OtherThan(other) => newest != Some(other),
+            let is_fresh = match freshness {
+                Freshness::Any => true,
+                Freshness::SinceRequest => link.made_for.contains(&request),
+                Freshness::NewerThan(known) => newest != Some(known),
             };
-            if will_do {
+            if is_fresh {
                 return Answer::Link(link.session);
             }
         }
-        match self.lease {
-            Some(_) => Answer::Held { newest },
-            None => {
-                self.lease = Some(claim);
-                Answer::Lease { token: self.token, newest }
-            }
+        if self.lease.is_some() {
+            return Answer::Held { newest };
         }
+        self.lease = Some(claim);
+        Answer::Lease { token: self.token, newest }
     }
 
-    /// Whether the link is stored.
-    pub(super) fn store(&mut self, store: &Store) -> bool {
-        let may = match (self.lease, store.over) {
-            (Some(holder), _) => holder == store.claim,
-            (None, Over::Anything) => true,
-            (None, Over::Seen(newest)) => self.link.is_none() || self.newest() == newest,
+    /// Returns whether the call went through, and so whether the lease has ended.
+    pub(super) fn store(&mut self, call: &StoreCall) -> bool {
+        let is_allowed = match (self.lease, call.overwrite) {
+            (Some(holder), _) => holder == call.claim,
+            (None, Overwrite::Any) => true,
+            (None, Overwrite::Seen(newest)) => self.link.is_none() || self.newest() == newest,
         };
-        if may {
-            if !store.short {
+        if is_allowed {
+            if !call.short_lived {
                 let earlier = self.link.take().map(|link| link.made_for).unwrap_or_default();
-                let mut made_for = vec![store.request];
+                let mut made_for = vec![call.request];
                 made_for.extend(earlier.into_iter().take(15));
-                self.link = Some(Link { session: store.session, made_for });
+                self.link = Some(Link { session: call.session, made_for });
             }
-            (self.lease, self.token) = (None, None);
+            self.lease = None;
+            self.token = None;
         }
-        may
+        is_allowed
     }
 
-    pub(super) fn save(&mut self, claim: usize, token: usize) {
+    pub(super) fn save_token(&mut self, claim: usize, token: usize) {
         if self.lease == Some(claim) {
             self.token = Some(token);
         }
@@ -110,8 +109,8 @@ impl Person {
         }
     }
 
-    /// Whether there is a link that the request is named on from now on.
-    pub(super) fn stamp(&mut self, request: usize) -> bool {
+    /// Returns whether there is a link to add the request to.
+    pub(super) fn add_stamp(&mut self, request: usize) -> bool {
         let Some(link) = &mut self.link else { return false };
         if !link.made_for.contains(&request) {
             link.made_for.insert(1, request);

@@ -1,4 +1,4 @@
-//! What Redis holds, and what it should hold.
+//! Compares what Redis holds with the model.
 
 use std::time::Duration;
 
@@ -6,50 +6,55 @@ use deadpool_redis::redis;
 use secrecy::ExposeSecret;
 
 use super::{LINK_MIN_LIFE, World};
-use crate::cache::{Keys, LEASE, value};
+use crate::cache::{ttl::LEASE_TTL, value};
+
+/// Three values, each with its TTL in milliseconds.
+type Stored = (Option<Vec<u8>>, i64, Option<Vec<u8>>, i64, Option<Vec<u8>>, i64);
 
 impl World {
-    /// What Redis holds for a person is what the model says, and all of it ends.
+    /// Asserts that Redis holds for a person what the model says, and that all of it expires.
     pub(super) async fn compare(&mut self, person: usize) {
-        let Keys { link, token, lease } = self.keys(person);
-        let mut ask = redis::pipe();
-        for key in [&link, &token, &lease] {
-            ask.cmd("GET").arg(key).cmd("PTTL").arg(key);
+        let keys = self.keys(person);
+        let mut read = redis::pipe();
+        for key in [&keys.link, &keys.token, &keys.lease] {
+            read.cmd("GET").arg(key).cmd("PTTL").arg(key);
         }
-        type Kept = (Option<Vec<u8>>, i64);
-        let (at_link, at_token, at_lease): (Kept, Kept, Kept) = {
-            let (a, b, c, d, e, f) = ask.query_async(&mut self.redis).await.unwrap();
-            ((a, b), (c, d), (e, f))
-        };
-        let (cache, model) = (&self.workers[0].cache, &self.people[person]);
+        let stored: Stored = read.query_async(&mut self.redis).await.unwrap();
+        let (stored_link, link_ttl_ms, stored_token, token_ttl_ms, stored_lease, lease_ttl_ms) =
+            stored;
+        let model = &self.people[person];
+        let cache = &self.workers[0].cache;
         let open = |key: &str, sealed: &[u8]| cache.0.seal.open(key, sealed).unwrap();
-        let lives = |left: i64, longest: Duration| 0 < left && left <= longest.as_millis() as i64;
+        let expires =
+            |ttl_ms: i64, limit: Duration| 0 < ttl_ms && ttl_ms <= limit.as_millis() as i64;
 
         let expected = model.link.as_ref().map(|link| {
             let stamps = link.made_for.iter().map(|request| self.stamp(person, *request));
             let stamps: Vec<_> = stamps.map(|stamp| stamp.as_str().to_owned()).collect();
             (stamps.join(","), self.session_id(person, link.session))
         });
-        let found = at_link.0.map(|kept| {
-            let bar = kept.iter().position(|byte| *byte == b'|').unwrap();
-            let session = value::read_session(&open(&link, &kept[bar + 1..])).unwrap();
-            (String::from_utf8(kept[..bar].to_vec()).unwrap(), session.id)
+        let found = stored_link.map(|stored| {
+            let bar = stored.iter().position(|byte| *byte == b'|').unwrap();
+            let session = value::read_session(&open(&keys.link, &stored[bar + 1..])).unwrap();
+            (String::from_utf8(stored[..bar].to_vec()).unwrap(), session.id)
         });
         assert_eq!(found, expected, "the link of {person}");
-        assert!(found.is_none() || lives(at_link.1, 5 * LINK_MIN_LIFE), "{} ms", at_link.1);
+        assert!(found.is_none() || expires(link_ttl_ms, 5 * LINK_MIN_LIFE), "{link_ttl_ms} ms");
 
-        let found = at_token.0.map(|kept| value::read_token(&open(&token, &kept)).unwrap());
+        let found =
+            stored_token.map(|stored| value::read_token(&open(&keys.token, &stored)).unwrap());
         let found = found.map(|token| token.value.expose_secret().to_owned());
-        assert!(found.is_none() || lives(at_token.1, 5 * LINK_MIN_LIFE), "{} ms", at_token.1);
-        assert_eq!(found, model.token.map(|token| self.token_text(person, token)), "the token");
+        assert!(found.is_none() || expires(token_ttl_ms, 5 * LINK_MIN_LIFE), "{token_ttl_ms} ms");
+        let expected = model.token.map(|token| self.token_text(person, token));
+        assert_eq!(found, expected, "the token of {person}");
 
-        let holder = at_lease.0.map(|holder| String::from_utf8(holder).unwrap());
-        assert_eq!(holder.is_some(), model.lease.is_some(), "the lease of {person}");
-        assert!(holder.is_none() || lives(at_lease.1, LEASE), "{} ms", at_lease.1);
-        if let (Some(claim), Some(holder)) = (model.lease, holder) {
-            let others = self.holders.iter().filter(|(other, _)| **other != claim);
-            assert!(!others.map(|(_, name)| name).any(|name| *name == holder), "somebody else's");
-            assert_eq!(*self.holders.entry(claim).or_insert(holder.clone()), holder);
+        let holder_id = stored_lease.map(|id| String::from_utf8(id).unwrap());
+        assert_eq!(holder_id.is_some(), model.lease.is_some(), "the lease of {person}");
+        assert!(holder_id.is_none() || expires(lease_ttl_ms, LEASE_TTL), "{lease_ttl_ms} ms");
+        if let (Some(claim), Some(holder_id)) = (model.lease, holder_id) {
+            let mut others = self.holder_ids.iter().filter(|(other, _)| **other != claim);
+            assert!(!others.any(|(_, id)| *id == holder_id), "another claim's holder id");
+            assert_eq!(*self.holder_ids.entry(claim).or_insert(holder_id.clone()), holder_id);
         }
     }
 }

@@ -1,0 +1,58 @@
+//! Why a Redis operation failed, in texts that never quote what was sent.
+
+use std::{error::Error, io};
+
+use deadpool_redis::redis::{ErrorKind, RedisError};
+
+use crate::tls;
+
+/// Why a Redis operation gave no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// No Redis connection at the moment, so nothing was sent.
+    #[error("no connection to Redis")]
+    Unavailable,
+    /// The operation was sent, and Redis may or may not have executed it.
+    #[error("Redis did not answer in time")]
+    Timeout,
+    /// Redis refused, or the connection failed. Holds the kind of error only, no key and no value.
+    #[error("Redis failed: {0}")]
+    Failed(String),
+    /// The settings check the URL first, so a started worker never returns this.
+    #[error("HANDOFF_REDIS_URL: must be a redis:// or rediss:// URL (client error: {0})")]
+    Url(String),
+}
+
+/// Names the kind of error, or the code Redis gave.
+///
+/// The error's own text is left out: Redis quotes arguments in it, which may be secrets.
+pub(super) fn describe(error: &RedisError) -> String {
+    if let Some(trouble) = tls::trouble(error) {
+        return trouble.to_owned();
+    }
+    if let Some(code) = error.code() {
+        return code.to_owned();
+    }
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    if error.is_connection_refusal() {
+        return "connection refused".to_owned();
+    }
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => "user or password refused".to_owned(),
+        ErrorKind::Io => describe_io(error),
+        kind => format!("{kind:?}"),
+    }
+}
+
+/// Names a network error, or a TLS set-up that failed before there was a network.
+fn describe_io(error: &RedisError) -> String {
+    let shared = error.source().and_then(|source| source.downcast_ref::<tls::Shared>());
+    match shared.and_then(|shared| shared.downcast_ref::<io::Error>()) {
+        Some(error) => tls::on_the_way(error),
+        None => {
+            "TLS set-up failed: check that SSL_CERT_FILE and SSL_CERT_DIR are readable".to_owned()
+        }
+    }
+}

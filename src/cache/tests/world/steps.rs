@@ -1,0 +1,261 @@
+//! Takes each step in Redis and in the model, and compares the answers.
+
+use deadpool_redis::redis::cmd;
+use secrecy::ExposeSecret;
+
+use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, PEOPLE, Right, World};
+use crate::{
+    cache::{
+        Cache, Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome,
+        pool::Fault,
+        tests::{
+            Step,
+            model::{self, Answer, StoreCall},
+        },
+    },
+    session::Session,
+};
+
+/// What is left of a lease before the test extends it, in milliseconds: less than a full TTL.
+const WORN_LEASE_MS: i64 = 4_000;
+
+impl World {
+    pub(in crate::cache::tests) async fn apply(&mut self, step: Step) {
+        match step {
+            Step::Claim { worker, person, request, freshness, fault } => {
+                if self.workers[worker].attempt.is_none() {
+                    self.claim(worker, person, request, freshness, fault).await;
+                }
+            }
+            Step::SaveToken { worker, fault } => {
+                self.lease_call(worker, LeaseCall::SaveToken, fault).await;
+            }
+            Step::Extend { worker, fault } => {
+                self.lease_call(worker, LeaseCall::Extend, fault).await;
+            }
+            Step::Release { worker, drop_token, fault } => {
+                self.lease_call(worker, LeaseCall::Release { drop_token }, fault).await;
+                self.workers[worker].attempt = None;
+            }
+            Step::Store { worker, short_lived, replace, fault } => {
+                self.store(worker, short_lived, replace, fault).await;
+            }
+            Step::AddStamp { worker, person, request, fault } => {
+                self.add_stamp(worker, person, request, fault).await;
+            }
+            Step::Crash { worker } => self.workers[worker] = self.new_worker().await,
+            Step::RunDeferred { worker } => self.run_deferred(worker).await,
+            Step::ArriveLate { which } => {
+                if !self.delayed.is_empty() {
+                    let delayed = self.delayed.remove(which.index(self.delayed.len()));
+                    let (attempt, lease, call) = delayed;
+                    self.deliver(attempt, &lease, call).await;
+                }
+            }
+            Step::ExpireLease { person } => {
+                self.people[person].lease = None;
+                self.delete(&[&self.keys(person).lease]).await;
+            }
+            Step::LoseData { person } => {
+                self.people[person].link = None;
+                self.people[person].token = None;
+                let keys = self.keys(person);
+                self.delete(&[&keys.link, &keys.token]).await;
+            }
+        }
+        for person in 0..PEOPLE {
+            self.compare(person).await;
+        }
+    }
+
+    async fn claim(
+        &mut self,
+        worker: usize,
+        person: usize,
+        request: usize,
+        freshness: model::Freshness,
+        fault: Option<Fault>,
+    ) {
+        let keys = self.keys(person);
+        let stamp = self.stamp(person, request);
+        let asked = match freshness {
+            model::Freshness::Any => Freshness::Any,
+            model::Freshness::SinceRequest => Freshness::SinceRequest,
+            model::Freshness::NewerThan(known) => Freshness::NewerThan(self.stamp(person, known)),
+        };
+        let answer = self.cache(worker, fault).claim(&keys, &stamp, &asked).await;
+        let claim = self.next_number();
+        let token = self.next_number();
+        let expected = (fault != Some(Fault::ScriptLost))
+            .then(|| self.people[person].claim(claim, request, freshness));
+        let mut attempt = Attempt { claim, person, request, token, newest: None };
+        let newest = |number: Option<usize>| {
+            number.map_or(Stamp::from_redis(b""), |number| self.stamp(person, number))
+        };
+        match (answer, expected) {
+            (Err(unanswered), _) if fault.is_some() => {
+                let worker = &mut self.workers[worker];
+                worker.deferred.push((attempt, DeferredCall::Release));
+                worker.attempt = Some((attempt, Right::Unanswered(unanswered)));
+            }
+            (Ok(Claim::Link(session)), Some(Answer::Link(expected))) => {
+                assert_eq!(session.id, self.session_id(person, expected), "another session");
+                if let model::Freshness::SinceRequest = freshness {
+                    let place = self.stored.iter().position(|stored| *stored == expected);
+                    assert!(self.first_link[&(person, request)] <= place.unwrap(), "an old link");
+                }
+            }
+            (Ok(Claim::Lease(lease)), Some(Answer::Lease { token, newest: expected })) => {
+                let stored = lease.stored_token();
+                let stored = stored.map(|token| token.value.expose_secret().to_owned());
+                assert_eq!(stored, token.map(|token| self.token_text(person, token)));
+                assert!(token.is_none_or(|token| !self.spent.contains(&token)), "a spent token");
+                assert_eq!(*lease.newest(), newest(expected));
+                attempt.token = token.unwrap_or(attempt.token);
+                attempt.newest = expected;
+                self.workers[worker].attempt = Some((attempt, Right::Lease(lease)));
+            }
+            (Ok(Claim::Held { newest: known }), Some(Answer::Held { newest: expected })) => {
+                assert_eq!(known, newest(expected));
+            }
+            (answer, expected) => panic!("{answer:?} instead of {expected:?}"),
+        }
+    }
+
+    async fn store(
+        &mut self,
+        worker: usize,
+        short_lived: bool,
+        replace: bool,
+        fault: Option<Fault>,
+    ) {
+        let Some((attempt, right)) = self.workers[worker].attempt.take() else { return };
+        let Attempt { claim, request, person, token, newest } = attempt;
+        let session = self.next_number();
+        let overwrite = match &right {
+            Right::Lease(_) => model::Overwrite::Seen(newest),
+            Right::Unanswered(_) if replace => model::Overwrite::Any,
+            Right::Unanswered(_) => model::Overwrite::Seen(None),
+        };
+        let life = if short_lived { LINK_MIN_LIFE } else { 6 * LINK_MIN_LIFE };
+        let made = Session {
+            token: self.token(person, token, life),
+            id: self.session_id(person, session),
+        };
+        self.cache(worker, fault);
+        let stored = match right {
+            Right::Lease(lease) => lease.store(&made).await,
+            Right::Unanswered(claim) if replace => claim.store(&made, Overwrite::Any).await,
+            Right::Unanswered(claim) => claim.store(&made, Overwrite::Never).await,
+        };
+        let call = StoreCall { claim, request, session, overwrite, short_lived };
+        let expected = (fault != Some(Fault::ScriptLost)).then(|| self.model_store(attempt, &call));
+        match stored {
+            Ok(outcome) => assert_eq!(Some(outcome == StoreOutcome::Stored), expected),
+            Err(_) => {
+                assert!(fault.is_some());
+                self.workers[worker].deferred.push((attempt, DeferredCall::Store(call)));
+            }
+        }
+    }
+
+    /// Stores a link in the model. Returns whether the call went through.
+    fn model_store(&mut self, attempt: Attempt, call: &StoreCall) -> bool {
+        let is_stored = self.people[attempt.person].store(call);
+        if is_stored {
+            self.spent.insert(attempt.token);
+            if !call.short_lived {
+                self.stored.push(call.session);
+                self.record_first_link(attempt.person, call.request);
+            }
+        }
+        is_stored
+    }
+
+    /// Records that the present link was made for this request, unless an earlier one was.
+    fn record_first_link(&mut self, person: usize, request: usize) {
+        let session = self.people[person].link.as_ref().unwrap().session;
+        let place = self.stored.iter().position(|stored| *stored == session).unwrap();
+        self.first_link.entry((person, request)).or_insert(place);
+    }
+
+    async fn add_stamp(
+        &mut self,
+        worker: usize,
+        person: usize,
+        request: usize,
+        fault: Option<Fault>,
+    ) {
+        let keys = self.keys(person);
+        let stamp = self.stamp(person, request);
+        self.cache(worker, fault).add_stamp(&keys, &stamp).await;
+        if fault != Some(Fault::ScriptLost) && self.people[person].add_stamp(request) {
+            self.record_first_link(person, request);
+        }
+    }
+
+    async fn run_deferred(&mut self, worker: usize) {
+        self.workers[worker].cache.0.pool.run_deferred().await;
+        for (attempt, call) in std::mem::take(&mut self.workers[worker].deferred) {
+            match call {
+                DeferredCall::Store(call) => drop(self.model_store(attempt, &call)),
+                DeferredCall::Release => self.people[attempt.person].release(attempt.claim, false),
+            }
+        }
+    }
+
+    /// Makes a call on the worker's lease, if it has one.
+    async fn lease_call(&mut self, worker: usize, call: LeaseCall, fault: Option<Fault>) {
+        let Some((attempt, Right::Lease(lease))) = &self.workers[worker].attempt else { return };
+        let attempt = *attempt;
+        let lease = lease.duplicate();
+        self.cache(worker, fault);
+        if fault == Some(Fault::ScriptLost) {
+            self.send(attempt, &lease, call).await;
+            self.delayed.push((attempt, lease, call));
+        } else {
+            self.deliver(attempt, &lease, call).await;
+        }
+    }
+
+    async fn send(&self, attempt: Attempt, lease: &Lease, call: LeaseCall) {
+        match call {
+            LeaseCall::SaveToken => {
+                let token = self.token(attempt.person, attempt.token, 6 * LINK_MIN_LIFE);
+                lease.save_token(&token).await;
+            }
+            LeaseCall::Extend => lease.extend().await,
+            LeaseCall::Release { drop_token } => lease.release(drop_token).await,
+        }
+    }
+
+    /// Sends a call that reaches Redis, and repeats it in the model.
+    async fn deliver(&mut self, attempt: Attempt, lease: &Lease, call: LeaseCall) {
+        let key = self.keys(attempt.person).lease;
+        if let LeaseCall::Extend = call {
+            let mut wear = cmd("PEXPIRE");
+            wear.arg(&key).arg(WORN_LEASE_MS);
+            wear.query_async::<()>(&mut self.redis).await.unwrap();
+        }
+        self.send(attempt, lease, call).await;
+        let person = &mut self.people[attempt.person];
+        match call {
+            LeaseCall::SaveToken => person.save_token(attempt.claim, attempt.token),
+            LeaseCall::Release { drop_token } => person.release(attempt.claim, drop_token),
+            LeaseCall::Extend => {
+                let is_ours = person.lease == Some(attempt.claim);
+                let ttl_ms: i64 = cmd("PTTL").arg(&key).query_async(&mut self.redis).await.unwrap();
+                assert_eq!(ttl_ms > WORN_LEASE_MS, is_ours, "{ttl_ms} ms left");
+            }
+        }
+    }
+
+    /// The worker's cache, whose next operation meets the fault, if there is one.
+    fn cache(&self, worker: usize, fault: Option<Fault>) -> &Cache {
+        let cache = &self.workers[worker].cache;
+        if let Some(fault) = fault {
+            cache.0.pool.inject(fault);
+        }
+        cache
+    }
+}
