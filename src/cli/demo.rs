@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{CliError, hints, qr, say, signals};
 use crate::{
     client::{Client, Received},
-    config::{BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, RunFlags, Settings},
+    config::{BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, RunFlags, Settings, table},
     health,
     message::READY,
     sandbox::{Options, Sandbox},
@@ -99,15 +99,15 @@ async fn start_sandbox() -> Result<Sandbox, CliError> {
 fn settings(given: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
     let given = given
         .0
-        .with("HANDOFF_IDV_URL", sandbox.url())
-        .with("HANDOFF_IDV_PUBLIC_URL", sandbox.url())
-        .with("HANDOFF_IDV_API_KEY", Options::DEFAULT_API_KEY)
-        .with("HANDOFF_IDV_ALLOW_HTTP", "false")
-        .or("HANDOFF_IDV_WORKFLOW_ID", DEMO_WORKFLOW)
+        .with(&table::IDV_URL.spec, sandbox.url())
+        .with(&table::IDV_PUBLIC_URL.spec, sandbox.url())
+        .with(&table::IDV_API_KEY.spec, Options::DEFAULT_API_KEY)
+        .with(&table::IDV_ALLOW_HTTP.spec, "false")
+        .with_default(&table::IDV_WORKFLOW_ID.spec, DEMO_WORKFLOW)
         // Links of an earlier demo lead to a sandbox that is gone.
-        .or("HANDOFF_KEY_PREFIX", format!("handoff-demo-{}", Uuid::new_v4().simple()))
-        .or("HANDOFF_HTTP_ADDR", "127.0.0.1:0")
-        .or("HANDOFF_LOG", DEMO_LOG);
+        .with_default(&table::KEY_PREFIX.spec, format!("handoff-demo-{}", Uuid::new_v4().simple()))
+        .with_default(&table::HTTP_ADDR.spec, "127.0.0.1:0")
+        .with_default(&table::LOG.spec, DEMO_LOG);
     Ok(Settings::parse(&RunFlags(given))?)
 }
 

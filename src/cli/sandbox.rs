@@ -180,5 +180,5 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 fn rate_limit(text: &str) -> Result<RateLimit, String> {
-    parse_rate(text).map(|(count, per)| RateLimit { count, per })
+    Ok(parse_rate(text).map(|rate| RateLimit { count: rate.count, per: rate.per })?)
 }

@@ -1,33 +1,45 @@
-//! Typed settings: what `handoff` can be told, read from flags and environment variables.
+//! Typed settings, parsed from flags and environment variables.
 //!
-//! All mistakes are found in one go and reported by the name of the variable, never by value, before
-//! anything is connected. The settings are those of the reference, section "Settings".
+//! All configuration errors are reported together, by variable name, never with the value, before
+//! anything connects. `docs/reference.md`, section "Settings", describes each setting.
 
+mod assemble;
 mod parser;
-mod table;
+mod raw;
+mod secret_file;
+mod setting;
+pub(crate) mod table;
 mod units;
 mod values;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
+use self::parser::Parser;
+#[cfg(test)]
+pub(crate) use self::setting::Spec;
 pub use self::{
-    table::{BrokerFlags, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, LogFlags, RawSettings, RunFlags},
+    parser::ConfigErrors,
+    raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
+};
+pub(crate) use self::{
+    raw::{DEMO_LOG, DEMO_WORKFLOW, RawSettings},
+    secret_file::read_api_key,
     units::{parse_duration, parse_rate},
-    values::{is_header_value, is_loopback, read_api_key},
+    values::{is_header_value, is_loopback},
 };
 use crate::retry::{RetryDelay, RetryPolicy};
 
-/// What `handoff run` needs to know.
+/// All settings of `handoff run`.
 #[derive(Debug)]
 pub struct Settings {
-    /// The platform and the links that lead to it.
+    /// The platform and the links to it.
     pub platform: PlatformSettings,
-    /// RabbitMQ and the names on it.
+    /// RabbitMQ.
     pub broker: BrokerSettings,
-    /// Redis and what is kept there.
+    /// Redis.
     pub cache: CacheSettings,
     /// The worker itself.
     pub worker: WorkerSettings,
@@ -35,42 +47,42 @@ pub struct Settings {
     pub log: LogSettings,
 }
 
-/// The platform: where it is, how it knows us, what is asked of it.
+/// How to call the platform.
 #[derive(Debug)]
 pub struct PlatformSettings {
     /// Base URL of the two calls; a path prefix is kept.
     pub url: Url,
-    /// Base URL of the links people open; a path prefix is kept.
+    /// Base URL of the links that people open; a path prefix is kept.
     pub public_url: Url,
     /// The API key.
     pub api_key: ApiKey,
-    /// Life asked for each token: whole seconds, at least one.
+    /// Lifetime to request for each token: whole seconds, at least one.
     pub token_ttl: Duration,
-    /// Limit of one call, from connect to last byte.
+    /// Time limit of one call, from connect to last byte.
     pub timeout: Duration,
-    /// Most calls of all replicas together.
+    /// Maximum rate of calls, shared by all replicas.
     pub rate_limit: Option<RateLimit>,
 }
 
-/// So many calls in a window.
+/// At most `count` calls in each window of length `per`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// How many; at least one.
+    /// At least one.
     pub count: u32,
-    /// In a window of this length.
+    /// Greater than zero.
     pub per: Duration,
 }
 
-/// The API key and, if it came from a file, where from.
+/// The API key, and the file that it came from.
 #[derive(Debug)]
 pub struct ApiKey {
     /// The key as it is sent.
     pub value: SecretString,
-    /// The file it was read from, where it is read again should the key be refused.
+    /// The file to read again when the platform refuses the key.
     pub file: Option<PathBuf>,
 }
 
-/// RabbitMQ: the address and the names.
+/// How to connect to RabbitMQ, and the names of exchanges and queues.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// `amqp://` or `amqps://`.
@@ -81,122 +93,108 @@ pub struct BrokerSettings {
     pub request_exchange: String,
     /// The exchange that events are published to.
     pub event_exchange: String,
-    /// Whether to declare exchanges and queues, or only check them.
+    /// Whether to declare exchanges and queues, or only check that they exist.
     pub declare: bool,
-    /// The retry queues, one delay after another.
+    /// The delays of the retry queues, in order.
     pub retry_delays: Vec<RetryDelay>,
 }
 
-/// Redis: the address, the key names, the seal.
+/// How to connect to Redis, and how to store values there.
 #[derive(Debug)]
 pub struct CacheSettings {
     /// `redis://` or `rediss://`.
     pub url: SecretString,
-    /// First part of every key.
+    /// Prefix of every key.
     pub key_prefix: String,
-    /// Keys that seal values: the first seals, all open. None: values are stored as they are.
+    /// Keys that seal values: the first seals, all open. If empty, values are stored in the clear.
     pub seal_keys: Vec<SecretBox<[u8; 32]>>,
-    /// Least life of a link that is handed out again.
+    /// Minimum remaining life of a link that is reused.
     pub link_min_life: Duration,
 }
 
-/// The worker itself.
+/// How the worker runs.
 #[derive(Debug)]
 pub struct WorkerSettings {
     /// Workflow for requests that name none.
     pub workflow_id: Option<String>,
-    /// Requests in flight, and the prefetch.
+    /// Maximum number of requests in flight; also the prefetch count.
     pub concurrency: u16,
-    /// Retrying in process, per delivery.
+    /// Retries in process, per delivery.
     pub retry: RetryPolicy,
-    /// Largest request body, in bytes.
+    /// Maximum size of a request body, in bytes.
     pub max_message_bytes: usize,
-    /// Where the probes and metrics are served.
+    /// Address of the probes and metrics.
     pub http_addr: SocketAddr,
-    /// Longest time from SIGTERM to exit.
+    /// Maximum time from SIGTERM to exit.
     pub shutdown_grace: Duration,
-    /// Longest time that a request is held while the platform does not take calls; then it goes back to
-    /// RabbitMQ, which takes a consumer for dead that keeps a message for half an hour. Not a setting.
+    /// How long a request is held at most while the platform is paused. After that the worker returns
+    /// it to RabbitMQ, which closes the channel of a consumer that keeps a delivery for 30 minutes.
+    /// Not a setting; a field so that tests can shorten it.
     pub hold_limit: Duration,
 }
 
-/// What is logged, and how.
+/// What is logged, and in which format.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
     /// `tracing` filter directives.
     pub directives: String,
-    /// Text or JSON; `None` means by whether stderr is a terminal.
+    /// `None`: text if stderr is a terminal, else JSON.
     pub format: Option<LogFormat>,
 }
 
-/// The two forms of a log line.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// For machines: one JSON object a line.
+    /// One JSON object a line.
     Json,
 }
 
 impl Settings {
-    /// Reads what `handoff run` was given.
+    /// Parses the settings of `handoff run`.
     ///
     /// # Errors
-    /// Every mistake there is, by the name of the variable.
-    pub fn parse(given: &RunFlags) -> Result<Self, ConfigErrors> {
-        let mut reader = parser::Parser::new(&given.0);
-        let settings = parser::settings(&mut reader);
-        reader.finish(settings)
+    /// Every configuration error.
+    pub fn parse(flags: &RunFlags) -> Result<Self, ConfigErrors> {
+        let mut parser = Parser::new(&flags.0);
+        let settings = assemble::settings(&mut parser);
+        parser.finish(settings)
     }
 }
 
 impl BrokerSettings {
-    /// What holds when nothing is given, whatever the environment says.
+    /// The default settings, whatever the environment says.
     ///
     /// # Errors
-    /// A default that is a mistake, which would be a slip in the table.
-    pub fn defaults() -> Result<Self, ConfigErrors> {
-        let given = RawSettings::defaults();
-        let mut reader = parser::Parser::new(&given);
-        let settings = parser::broker(&mut reader);
-        reader.finish(settings)
+    /// A default does not parse, which is a bug in the table.
+    pub(crate) fn defaults() -> Result<Self, ConfigErrors> {
+        let raw = RawSettings::defaults();
+        let mut parser = Parser::new(&raw);
+        let settings = assemble::broker(&mut parser);
+        parser.finish(settings)
     }
 
-    /// Reads what a command was given that only speaks to RabbitMQ.
+    /// Parses the settings of commands that connect to RabbitMQ alone.
     ///
     /// # Errors
-    /// Every mistake there is, by the name of the variable.
-    pub fn parse(given: &BrokerFlags) -> Result<(Self, LogSettings), ConfigErrors> {
-        let mut reader = parser::Parser::new(&given.0);
-        let settings = parser::broker(&mut reader).zip(parser::log(&mut reader));
-        reader.finish(settings)
+    /// Every configuration error.
+    pub(crate) fn parse(flags: &BrokerFlags) -> Result<(Self, LogSettings), ConfigErrors> {
+        let mut parser = Parser::new(&flags.0);
+        let broker = assemble::broker(&mut parser);
+        let log = assemble::log(&mut parser);
+        parser.finish(broker.zip(log))
     }
 }
 
 impl LogSettings {
-    /// Reads what a command was given that only logs.
+    /// Parses the settings of commands that only log.
     ///
     /// # Errors
-    /// Every mistake there is, by the name of the variable.
-    pub fn parse(given: &LogFlags) -> Result<Self, ConfigErrors> {
-        let mut reader = parser::Parser::new(&given.0);
-        let settings = parser::log(&mut reader);
-        reader.finish(settings)
+    /// Every configuration error.
+    pub(crate) fn parse(flags: &LogFlags) -> Result<Self, ConfigErrors> {
+        let mut parser = Parser::new(&flags.0);
+        let settings = assemble::log(&mut parser);
+        parser.finish(settings)
     }
 }
-
-/// Everything that is wrong with the configuration. Holds names and remedies, no values.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<String>);
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
-            1 => write!(f, "the configuration has a mistake:")?,
-            n => write!(f, "the configuration has {n} mistakes:")?,
-        }
-        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
-    }
-}
-
-impl std::error::Error for ConfigErrors {}

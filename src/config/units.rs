@@ -1,50 +1,57 @@
-//! The units settings are written in: durations, rates, yes or no.
+//! The units of settings: durations, rates, whole numbers.
 
 use std::time::Duration;
 
-/// Reads a duration such as `250ms`, `10s`, `5m` or `1h`: a whole number and one unit.
-///
-/// # Errors
-/// A sentence that says how durations are written; it never repeats the value.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+use super::{RateLimit, values::Parsed};
+
+/// A century. A longer duration is a typing error, and would overflow dates later on.
+const MAX_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
+
+/// Parses a duration such as `250ms`, `10s`, `5m` or `1h`: a whole number and one unit.
+pub(crate) fn parse_duration(text: &str) -> Parsed<Duration> {
     const FORM: &str = "must be a duration such as 250ms, 10s, 5m or 1h";
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| FORM.to_owned())?;
+    let number: u64 = number.parse().map_err(|_| FORM)?;
     let millis = match unit {
         "ms" => Some(number),
         "s" => number.checked_mul(1_000),
         "m" => number.checked_mul(60_000),
         "h" => number.checked_mul(3_600_000),
-        _ => return Err(FORM.to_owned()),
+        _ => return Err(FORM),
     };
-    match millis {
-        // A century: anything longer is a slip, and would overflow dates further on.
-        Some(millis) if millis <= 100 * 366 * 24 * 3_600_000 => Ok(Duration::from_millis(millis)),
-        _ => Err("is too long a duration".to_owned()),
-    }
+    millis
+        .map(Duration::from_millis)
+        .filter(|duration| *duration <= MAX_DURATION)
+        .ok_or("must be at most 878400h, a century")
 }
 
-/// Reads a rate such as `1000/1m`: so many in a window of that length.
-///
-/// # Errors
-/// A sentence that says how rates are written; it never repeats the value.
-pub fn parse_rate(text: &str) -> Result<(u32, Duration), String> {
+pub(super) fn positive_duration(text: &str) -> Parsed<Duration> {
+    let duration = parse_duration(text)?;
+    if duration.is_zero() { Err("must be greater than zero") } else { Ok(duration) }
+}
+
+pub(super) fn whole_seconds(text: &str) -> Parsed<Duration> {
+    let duration = positive_duration(text)?;
+    if duration.subsec_nanos() == 0 { Ok(duration) } else { Err("must be whole seconds") }
+}
+
+/// Parses a rate such as `1000/1m`: a count, a slash, and the window that it applies to.
+pub(crate) fn parse_rate(text: &str) -> Parsed<RateLimit> {
     const FORM: &str = "must be a rate such as 1000/1m: a count, a slash, a duration";
-    let (count, per) = text.split_once('/').ok_or_else(|| FORM.to_owned())?;
-    let count = parse_whole(count).ok_or_else(|| FORM.to_owned())?;
-    let count = u32::try_from(count).map_err(|_| FORM.to_owned())?;
-    let per = parse_duration(per).map_err(|_| FORM.to_owned())?;
+    let (count, per) = text.split_once('/').ok_or(FORM)?;
+    let count = parse_whole(count).and_then(|count| u32::try_from(count).ok()).ok_or(FORM)?;
+    let per = parse_duration(per).map_err(|_| FORM)?;
     if count == 0 || per.is_zero() {
-        return Err("must allow at least one in a window longer than nothing".to_owned());
+        return Err("must have a count and a duration greater than zero");
     }
-    Ok((count, per))
+    Ok(RateLimit { count, per })
 }
 
-/// Reads digits only: no sign, no space, no underscore.
+/// Parses digits only: no sign, space or underscore.
 pub(super) fn parse_whole(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| text.parse().ok()).flatten()
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if is_number { text.parse().ok() } else { None }
 }
 
 #[cfg(test)]
@@ -53,7 +60,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn durations_are_a_number_and_a_unit() {
+    fn duration_is_a_whole_number_and_one_unit() {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
@@ -66,8 +73,11 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_a_count_and_a_window() {
-        assert_eq!(parse_rate("1000/1m"), Ok((1000, Duration::from_secs(60))));
+    fn rate_is_a_count_and_a_window() {
+        assert_eq!(
+            parse_rate("1000/1m"),
+            Ok(RateLimit { count: 1000, per: Duration::from_secs(60) })
+        );
         for wrong in ["", "10", "10/", "/1m", "0/1m", "10/0s", "+1/1m", "1/1m/1m", "5000000000/1s"]
         {
             assert!(parse_rate(wrong).is_err(), "{wrong:?}");
@@ -76,7 +86,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_duration_reads_as_it_is_written(number in 0u64..800_000) {
+        fn every_unit_has_its_factor(number in 0u64..800_000) {
             for (unit, millis) in [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)] {
                 let duration = Duration::from_millis(number * millis);
                 prop_assert_eq!(parse_duration(&format!("{number}{unit}")), Ok(duration));

@@ -1,12 +1,6 @@
-//! Single values: from text to type, with a sentence for whoever got it wrong, which never repeats it.
+//! Parsers of single values.
 
-use std::{
-    fs::File,
-    io::{ErrorKind, Read},
-    path::Path,
-    str::FromStr,
-    time::Duration,
-};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
@@ -14,92 +8,77 @@ use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::{Host, Url};
 
-use super::units::{parse_duration, parse_whole};
+use super::{
+    LogFormat,
+    units::{parse_duration, parse_whole},
+};
 use crate::retry::RetryDelay;
 
-/// Longest time RabbitMQ keeps a message by TTL: 32 bits of milliseconds.
+/// A value, or how to fix it. The text is static, so it cannot contain the value.
+pub(super) type Parsed<T> = Result<T, &'static str>;
+
+/// Longest time that RabbitMQ keeps a message by TTL: 32 bits of milliseconds.
 const MAX_QUEUE_TTL: Duration = Duration::from_millis(u32::MAX as u64);
-/// The length of a name in AMQP 0-9-1, in bytes.
+/// Longest name in AMQP 0-9-1, in bytes.
 pub(super) const MAX_NAME: usize = 255;
-/// Largest file that a secret is read from, in bytes.
-const MAX_SECRET: u64 = 64 * 1024;
-/// Smallest frame that every RabbitMQ accepts, in bytes.
+/// Smallest frame that RabbitMQ accepts as a limit, in bytes.
 const MIN_FRAME: u32 = 8_192;
 
-pub(super) fn read_secret_file(path: impl AsRef<Path>) -> Result<String, String> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| {
-        // A slip such as /dev/zero has no end.
-        file.take(MAX_SECRET + 1).read_to_string(&mut text)
-    });
-    match read.map(|length| length as u64) {
-        Ok(..=MAX_SECRET) => {}
-        Ok(_) => return Err("names a file of more than 64 KiB".to_owned()),
-        Err(error) => {
-            return Err(match error.kind() {
-                ErrorKind::NotFound => "names a file that does not exist".to_owned(),
-                kind => format!("names a file that cannot be read: {kind}"),
-            });
-        }
-    }
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
-    match text.is_empty() {
-        true => Err("names a file that is empty".to_owned()),
-        false => Ok(text),
-    }
-}
-
-/// Reads an API key from its file.
-///
-/// # Errors
-/// What is wrong with the file or the key, to follow the setting's name.
-pub fn read_api_key(path: &Path) -> Result<SecretString, String> {
-    let key = read_secret_file(path)?;
-    match is_header_value(&key) {
-        true => Ok(key.into()),
-        false => Err("holds what cannot be sent as a header".to_owned()),
-    }
-}
-
-pub(super) fn yes_or_no(text: &str) -> Result<bool, &'static str> {
+pub(super) fn boolean(text: &str) -> Parsed<bool> {
     text.parse().map_err(|_| "must be true or false")
 }
 
-pub(super) fn whole_number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+pub(super) fn concurrency(text: &str) -> Parsed<u16> {
     parse_whole(text)
-        .filter(|number| (least..=most).contains(number))
-        .ok_or_else(|| format!("must be a whole number from {least} to {most}"))
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number > 0)
+        .ok_or("must be a whole number from 1 to 65535")
 }
 
-pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
-        Duration::ZERO => Err("must be longer than nothing".to_owned()),
-        duration => Ok(duration),
+pub(super) fn message_bytes(text: &str) -> Parsed<usize> {
+    // 128 MiB is the largest `max_message_size` that any version of RabbitMQ has by default.
+    parse_whole(text)
+        .and_then(|number| usize::try_from(number).ok())
+        .filter(|number| (1..=128 << 20).contains(number))
+        .ok_or("must be a whole number from 1 to 134217728")
+}
+
+pub(super) fn socket_addr(text: &str) -> Parsed<SocketAddr> {
+    text.parse().map_err(|_| "must be an IP address and a port, such as 0.0.0.0:9464")
+}
+
+pub(super) fn workflow_id(text: &str) -> Parsed<String> {
+    if text.len() <= 128 { Ok(text.to_owned()) } else { Err("must be 1 to 128 bytes long") }
+}
+
+pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be text or json"),
     }
 }
 
-pub(super) fn whole_seconds(text: &str) -> Result<Duration, String> {
-    let duration = positive_duration(text)?;
-    match duration.subsec_nanos() {
-        0 => Ok(duration),
-        _ => Err("must be whole seconds".to_owned()),
-    }
-}
-
-/// Whether text arrives as it was sent when it is the value of an HTTP header: no control characters,
-/// and no spaces at its ends, which whoever receives it would take away.
-pub fn is_header_value(text: &str) -> bool {
+/// Whether an HTTP header transports this value unchanged.
+///
+/// Recipients strip spaces at both ends; control characters are invalid.
+pub(crate) fn is_header_value(text: &str) -> bool {
     reqwest::header::HeaderValue::from_bytes(text.as_bytes()).is_ok()
         && text.trim_matches([' ', '\t']) == text
 }
 
-/// Whether a URL leads to this machine whatever the resolver says.
-pub fn is_loopback(url: &Url) -> bool {
+pub(super) fn api_key(text: &str) -> Parsed<SecretString> {
+    if is_header_value(text) {
+        Ok(text.into())
+    } else {
+        Err(
+            "holds a control character, or a space at its start or end: HTTP headers cannot send it",
+        )
+    }
+}
+
+/// Whether a URL leads to this machine, whatever the resolver says.
+pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -108,35 +87,27 @@ pub fn is_loopback(url: &Url) -> bool {
     }
 }
 
-pub(super) fn base_url(text: &str, allow_http: bool) -> Result<Url, &'static str> {
+pub(super) fn base_url(text: &str) -> Parsed<Url> {
     const FORM: &str = "must be a URL such as https://idv.example.com";
-    // The parser is a browser's: it mends what was not meant to be a URL.
-    let strange = |c: char| c.is_whitespace() || c.is_control() || c == '\\';
-    if text.contains(strange) || !text.contains("://") {
+    // `Url` parses as browsers do: it would repair these into a URL that was not meant.
+    let unexpected = |c: char| c.is_whitespace() || c.is_control() || c == '\\';
+    if text.contains(unexpected) || !text.contains("://") {
         return Err(FORM);
     }
     let url = Url::parse(text).map_err(|_| FORM)?;
-    match url.scheme() {
-        "https" => {}
-        "http" if is_loopback(&url) || allow_http => {}
-        "http" => {
-            return Err(
-                "is plain http, which would show the API key and every link to the network; \
-                        use https, or set HANDOFF_IDV_ALLOW_HTTP=true",
-            );
-        }
-        _ => return Err("must begin with https:// (or http://)"),
+    if !matches!(url.scheme(), "https" | "http") {
+        return Err("must begin with https:// or http://");
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("must hold no user name or password");
+        return Err("must not contain a user name or password");
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err("must be a base URL: without `?` and `#`");
+        return Err("must be a base URL: remove `?` or `#` and what follows");
     }
     Ok(url)
 }
 
-pub(super) fn amqp_url(text: &str) -> Result<SecretString, &'static str> {
+pub(super) fn amqp_url(text: &str) -> Parsed<SecretString> {
     const FORM: &str = "must be an AMQP URL such as amqps://user:password@rabbitmq.example.com/%2f";
     if !(text.starts_with("amqp://") || text.starts_with("amqps://")) {
         return Err(FORM);
@@ -147,12 +118,14 @@ pub(super) fn amqp_url(text: &str) -> Result<SecretString, &'static str> {
     }
     let query = lapin::uri::AMQPUri::from_str(text).map_err(|_| FORM)?.query;
     if query.frame_max.is_some_and(|max| max != 0 && max < MIN_FRAME) {
-        return Err("holds a `frame_max` below 8192 bytes, which RabbitMQ refuses");
+        return Err(
+            "must have a `frame_max` of at least 8192 bytes, the least that RabbitMQ accepts",
+        );
     }
-    Ok(SecretString::from(text))
+    Ok(text.into())
 }
 
-pub(super) fn redis_url(text: &str) -> Result<SecretString, &'static str> {
+pub(super) fn redis_url(text: &str) -> Parsed<SecretString> {
     const FORM: &str =
         "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
     if !(text.starts_with("redis://") || text.starts_with("rediss://")) {
@@ -160,49 +133,47 @@ pub(super) fn redis_url(text: &str) -> Result<SecretString, &'static str> {
     }
     text.into_connection_info().map_err(|_| FORM)?;
     if text.contains('#') {
-        return Err("must hold no `#`: there is no way to leave certificates unchecked");
+        return Err("must not contain `#`: certificate checks cannot be turned off");
     }
-    Ok(SecretString::from(text))
+    Ok(text.into())
 }
 
-pub(super) fn amqp_name(text: &str) -> Result<String, &'static str> {
+pub(super) fn amqp_name(text: &str) -> Parsed<String> {
     if text.len() > MAX_NAME || text.chars().any(char::is_control) {
         return Err("must be 1 to 255 bytes long, without control characters");
     }
     if text.starts_with("amq.") {
-        return Err("must not begin with `amq.`, which RabbitMQ keeps for itself");
+        return Err("must not begin with `amq.`, which RabbitMQ reserves");
     }
     Ok(text.to_owned())
 }
 
-pub(super) fn key_prefix(text: &str) -> Result<String, &'static str> {
-    let wrong = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
-    match text.len() <= MAX_NAME && !text.contains(wrong) {
-        true => Ok(text.to_owned()),
-        false => Err("must be at most 255 bytes without braces, spaces or control characters"),
+pub(super) fn key_prefix(text: &str) -> Parsed<String> {
+    let forbidden = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
+    if text.len() > MAX_NAME || text.contains(forbidden) {
+        return Err("must be 1 to 255 bytes long, without braces, spaces or control characters");
     }
+    Ok(text.to_owned())
 }
 
-pub(super) fn retry_delays(text: &str) -> Result<Vec<RetryDelay>, String> {
+pub(super) fn retry_delays(text: &str) -> Parsed<Vec<RetryDelay>> {
     let delay = |text: &str| {
         let name = text.trim();
-        let delay = positive_duration(name)?;
-        match delay <= MAX_QUEUE_TTL {
-            true => Ok(RetryDelay::new(name, delay)),
-            false => Err("holds a delay above 49 days".to_owned()),
+        let delay = parse_duration(name)
+            .map_err(|_| "must be durations separated by commas, such as 10s,1m,5m")?;
+        if delay.is_zero() || delay > MAX_QUEUE_TTL {
+            return Err("must contain only delays greater than zero and up to 49 days");
         }
+        Ok(RetryDelay::new(name, delay))
     };
-    text.split(',').map(delay).collect::<Result<_, _>>().map_err(|why| {
-        match why.starts_with("must be a duration") {
-            true => "must be durations with commas between, such as 10s,1m,5m".to_owned(),
-            false => why,
-        }
-    })
+    text.split(',').map(delay).collect()
 }
 
-/// A word that is no level is taken for the name of a part, and then all of that part is logged. Only
-/// our own parts are logged at all, so any other name is a slip, such as `warning` for `warn`.
-pub(super) fn log_directives(text: &str) -> Result<String, &'static str> {
+/// Accepts filter directives that can match: levels, and targets of this program.
+///
+/// `EnvFilter` takes a word that is no level for a target and enables all of it. Since only
+/// handoff's targets are logged, any other word is a typing error, such as `warning` for `warn`.
+pub(super) fn log_directives(text: &str) -> Parsed<String> {
     if EnvFilter::builder().parse(text).is_err() {
         return Err("must be tracing filter directives, such as info or info,handoff=debug");
     }
@@ -210,16 +181,16 @@ pub(super) fn log_directives(text: &str) -> Result<String, &'static str> {
     let is_known = |word: &str| {
         is_level(word) || word.contains(['=', '[', ']']) || word.starts_with(env!("CARGO_PKG_NAME"))
     };
-    match text.split(',').map(str::trim).all(is_known) {
-        true => Ok(text.to_owned()),
-        false => {
-            Err("holds a word that is neither a level (error, warn, info, debug, trace, off) nor \
-                      a part of handoff with one, such as info,handoff::worker=debug")
-        }
+    if !text.split(',').map(str::trim).all(is_known) {
+        return Err(
+            "must contain only levels (error, warn, info, debug, trace, off) and parts of handoff, \
+                    such as info,handoff::worker=debug",
+        );
     }
+    Ok(text.to_owned())
 }
 
-pub(super) fn seal_keys(text: &str) -> Result<Vec<SecretBox<[u8; 32]>>, &'static str> {
+pub(super) fn seal_keys(text: &str) -> Parsed<Vec<SecretBox<[u8; 32]>>> {
     let key = |text: &str| {
         let bytes = BASE64_STANDARD.decode(text.trim()).ok()?;
         let bytes: [u8; 32] = bytes.try_into().ok()?;
@@ -228,5 +199,5 @@ pub(super) fn seal_keys(text: &str) -> Result<Vec<SecretBox<[u8; 32]>>, &'static
     text.split(',')
         .map(key)
         .collect::<Option<_>>()
-        .ok_or("must be base64 of exactly 32 bytes, or several with commas between")
+        .ok_or("must be base64 of exactly 32 bytes, or several such keys separated by commas")
 }

@@ -146,20 +146,31 @@ fn delays(settings: &Settings) -> Option<Check> {
 mod tests {
     use super::*;
     use crate::{
-        config::{RawSettings, RunFlags},
+        config::{
+            RawSettings, RunFlags, Spec,
+            table::{
+                AMQP_URL, CACHE_KEY, IDV_ALLOW_HTTP, IDV_API_KEY, IDV_RATE_LIMIT, IDV_URL,
+                IDV_WORKFLOW_ID, REDIS_URL, RETRY_DELAYS, SHUTDOWN_GRACE,
+            },
+        },
         doctor::Verdict,
     };
 
+    /// A setting and its value.
+    type Given = (&'static Spec, &'static str);
+
     /// How a check turns out under these settings.
-    fn verdict(name: &str, given: &[(&str, &str)]) -> Vec<Verdict> {
-        let needed = [("IDV_URL", "https://idv.example.com"), ("IDV_API_KEY", "k")];
-        let here = [("AMQP_URL", "amqp://127.0.0.1"), ("REDIS_URL", "redis://localhost")];
-        let given = needed.iter().chain(&here).chain(given);
-        let given = given.fold(RawSettings::default(), |given, (name, value)| {
-            given.with(&format!("HANDOFF_{name}"), *value)
-        });
+    fn verdict(name: &str, given: &[Given]) -> Vec<Verdict> {
+        let valid: &[Given] = &[
+            (&IDV_URL.spec, "https://idv.example.com"),
+            (&IDV_API_KEY.spec, "k"),
+            (&AMQP_URL.spec, "amqp://127.0.0.1"),
+            (&REDIS_URL.spec, "redis://localhost"),
+        ];
+        let given = valid.iter().chain(given);
+        let raw = given.fold(RawSettings::default(), |raw, (spec, value)| raw.with(spec, *value));
         let mut checks = Vec::new();
-        examine(&Settings::parse(&RunFlags(given)).unwrap(), &mut checks);
+        examine(&Settings::parse(&RunFlags(raw)).unwrap(), &mut checks);
         checks.iter().filter(|check| check.name == name).map(|check| check.verdict).collect()
     }
 
@@ -170,19 +181,21 @@ mod tests {
         assert_eq!(
             verdict(
                 "encryption",
-                &[("AMQP_URL", "amqp://[::1]"), ("REDIS_URL", "redis://127.0.0.9")]
+                &[(&AMQP_URL.spec, "amqp://[::1]"), (&REDIS_URL.spec, "redis://127.0.0.9")]
             ),
             [Ok]
         );
         let open = [
-            ("AMQP_URL", "amqp://rabbitmq.example.com"),
-            ("REDIS_URL", "redis://10.0.0.1"),
-            ("IDV_URL", "http://idv.example.com"),
-            ("IDV_ALLOW_HTTP", "true"),
+            (&AMQP_URL.spec, "amqp://rabbitmq.example.com"),
+            (&REDIS_URL.spec, "redis://10.0.0.1"),
+            (&IDV_URL.spec, "http://idv.example.com"),
+            (&IDV_ALLOW_HTTP.spec, "true"),
         ];
         assert_eq!(verdict("encryption", &open), [Hint; 3]);
-        let tls =
-            [("AMQP_URL", "amqps://rabbitmq.example.com"), ("REDIS_URL", "rediss://10.0.0.1")];
+        let tls = [
+            (&AMQP_URL.spec, "amqps://rabbitmq.example.com"),
+            (&REDIS_URL.spec, "rediss://10.0.0.1"),
+        ];
         assert_eq!(verdict("encryption", &tls), [Ok]);
     }
 
@@ -192,15 +205,15 @@ mod tests {
         let key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
         for (name, given, expected) in [
             ("seal", &[][..], &[Hint][..]),
-            ("seal", &[("CACHE_KEY", key)], &[Ok]),
-            ("workflow", &[("IDV_WORKFLOW_ID", "w")], &[Ok]),
+            ("seal", &[(&CACHE_KEY.spec, key)], &[Ok]),
+            ("workflow", &[(&IDV_WORKFLOW_ID.spec, "w")], &[Ok]),
             ("grace", &[], &[Ok]),
-            ("grace", &[("SHUTDOWN_GRACE", "21s")], &[Hint]),
+            ("grace", &[(&SHUTDOWN_GRACE.spec, "21s")], &[Hint]),
             ("rate", &[], &[]),
-            ("rate", &[("IDV_RATE_LIMIT", "3/1h")], &[Ok]),
-            ("rate", &[("IDV_RATE_LIMIT", "2/1h")], &[Finding]),
+            ("rate", &[(&IDV_RATE_LIMIT.spec, "3/1h")], &[Ok]),
+            ("rate", &[(&IDV_RATE_LIMIT.spec, "2/1h")], &[Finding]),
             ("delays", &[], &[]),
-            ("delays", &[("RETRY_DELAYS", "1m,10s")], &[Hint]),
+            ("delays", &[(&RETRY_DELAYS.spec, "1m,10s")], &[Hint]),
         ] {
             assert_eq!(verdict(name, given), expected, "{name} {given:?}");
         }

@@ -107,7 +107,7 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         };
         assert!(stderr.contains(&format!("HANDOFF_{told}")), "{name}={value}: {stderr}");
         assert!(!stderr.contains(SECRET), "{name}: {stderr}");
-        assert!(stderr.contains("a mistake:"), "only one: {stderr}");
+        assert!(stderr.contains("configuration errors: 1\n"), "only one: {stderr}");
     }
 }
 
@@ -141,7 +141,7 @@ async fn all_mistakes_are_told_together() {
     for name in told {
         assert!(stderr.contains(&format!("HANDOFF_{name}: ")), "{name} is not in {stderr}");
     }
-    assert!(stderr.contains(&format!("{} mistakes", told.len())), "{stderr}");
+    assert!(stderr.contains(&format!("configuration errors: {}\n", told.len())), "{stderr}");
     assert!(!stderr.contains(SECRET), "{stderr}");
 }
 
@@ -155,7 +155,10 @@ async fn a_bare_flag_means_true_and_takes_nothing_that_follows() {
     ] {
         let (status, stderr) = run(GOOD, flags).await;
         assert_eq!(status, Some(2));
-        assert!(stderr.contains("a mistake:") && stderr.contains("HANDOFF_LOG_FORMAT"), "{stderr}");
+        assert!(
+            stderr.contains("configuration errors: 1\n") && stderr.contains("HANDOFF_LOG_FORMAT"),
+            "{stderr}"
+        );
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use clap::{Args, FromArgMatches};
 use handoff::{
     cache::Cache,
-    config::{LogSettings, RawSettings, RunFlags, Settings},
+    config::{LogSettings, RunFlags, Settings},
     message::decode_request,
     platform::PlatformClient as Client,
     session::{Session, Token},
@@ -289,13 +290,17 @@ async fn a_panic_tells_its_place_alone() {
 #[tokio::test]
 async fn what_holds_a_secret_does_not_show_it() {
     let url = |scheme: &str| format!("{scheme}://{USER}:{PASSWORD}@127.0.0.1:1/0");
-    let given = RawSettings::default()
-        .with("HANDOFF_IDV_URL", "http://127.0.0.1:1")
-        .with("HANDOFF_IDV_API_KEY", API_KEY)
-        .with("HANDOFF_AMQP_URL", url("amqp"))
-        .with("HANDOFF_REDIS_URL", url("redis"))
-        .with("HANDOFF_CACHE_KEY", CACHE_KEY);
-    let settings = Settings::parse(&RunFlags(given)).unwrap();
+    let flags = [
+        "run".to_owned(),
+        "--idv-url=http://127.0.0.1:1".to_owned(),
+        format!("--idv-api-key={API_KEY}"),
+        format!("--amqp-url={}", url("amqp")),
+        format!("--redis-url={}", url("redis")),
+        format!("--cache-key={CACHE_KEY}"),
+    ];
+    let command = RunFlags::augment_args(clap::Command::new("run"));
+    let matches = command.try_get_matches_from(flags).unwrap();
+    let settings = Settings::parse(&RunFlags::from_arg_matches(&matches).unwrap()).unwrap();
     let shown = format!("{settings:#?} {settings:?}");
     assert!(shown.contains("127.0.0.1") && shown.contains("verification"), "{shown}");
     assert_silent("the settings", &shown);

@@ -54,8 +54,8 @@ async fn the_demo_tells_its_own_defaults() {
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for words in [
         "name none [default: demo]",
-        "Redis key [default: one of its own for each run]",
-        "served [default: any free port of this machine]",
+        "Redis key [default: unique for each run]",
+        "/metrics [default: any free port of this machine]",
         "directives [default: warn]",
         "token, in whole seconds [default: 1h]",
     ] {

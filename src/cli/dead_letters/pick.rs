@@ -64,9 +64,8 @@ pub(super) fn pace(text: &str) -> Result<Duration, String> {
         true => text.to_owned(),
         false => format!("{count}/1{per}"),
     };
-    let (count, per) =
-        parse_rate(&text).map_err(|why| why.replace("1000/1m", "10/s or 1000/1m"))?;
-    Ok((per / count).max(Duration::from_micros(1)))
+    let rate = parse_rate(&text).map_err(|why| why.replace("1000/1m", "10/s or 1000/1m"))?;
+    Ok((rate.per / rate.count).max(Duration::from_micros(1)))
 }
 
 #[cfg(test)]
