@@ -1,123 +1,114 @@
-//! Acknowledgements of a channel, several in one word where that says the same.
+//! Batches the acks of a channel with `multiple=true` when no earlier delivery is unsettled.
 //!
-//! RabbitMQ lets a consumer acknowledge all deliveries up to one at once, and has less to write down
-//! then. So what is due at the same moment goes together, as far as no delivery before it is still at
-//! work. Nothing waits for others to become due.
+//! One `basic.ack` for several deliveries is one write for RabbitMQ, and saves a quorum queue log
+//! entries. Only acks that are pending at the same moment are batched: none is delayed for others.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::FutureExt;
 use lapin::{Channel, options::BasicAckOptions};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// A channel that deliveries come from, and which of them are at work.
+/// A consuming channel and the state of its deliveries.
 pub(super) struct Acks {
     channel: Channel,
     ledger: Mutex<Ledger>,
-    due: Notify,
+    pending: Notify,
 }
 
 impl Acks {
-    /// Nothing is acknowledged by [`Self::ack`] until somebody sends.
+    /// Sends acks only while [`Self::run`] runs, or when [`Self::send_pending`] is called.
     pub(super) fn new(channel: Channel) -> Arc<Self> {
-        Arc::new(Self { channel, ledger: Mutex::default(), due: Notify::new() })
+        Arc::new(Self { channel, ledger: Mutex::default(), pending: Notify::new() })
     }
 
     pub(super) fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Records a delivery. Must be called in the order of delivery tags.
+    pub(super) fn delivered(&self, tag: u64) {
+        self.ledger.lock().delivered(tag);
     }
 
-    /// A delivery has come. They come in the order of their tags.
-    pub(super) fn came(&self, tag: u64) {
-        self.ledger().came(tag);
-    }
-
-    /// A delivery was settled by a word of its own.
+    /// Records that a delivery was settled by its own ack, nack or reject.
     pub(super) fn settled(&self, tag: u64) {
-        self.ledger().settled(tag);
+        self.ledger.lock().settled(tag);
     }
 
-    /// Acknowledges a delivery when [`Self::keep_sending`] has its turn, with all that are due by then.
-    /// `false` where the channel is gone.
+    /// Queues an ack. Returns `false` if the channel is closed.
     pub(super) fn ack(&self, tag: u64) -> bool {
-        self.ledger().done(tag);
-        self.due.notify_one();
+        self.ledger.lock().acked(tag);
+        self.pending.notify_one();
         self.channel.status().connected()
     }
 
-    /// Sends what is due, whenever something is. Never ends.
-    pub(super) async fn keep_sending(self: Arc<Self>) {
+    /// Sends pending acks whenever there are any. Never returns.
+    pub(super) async fn run(self: Arc<Self>) {
         loop {
-            self.due.notified().await;
-            self.send();
+            self.pending.notified().await;
+            self.send_pending();
         }
     }
 
-    /// Sends what is due. It is on its way then: there is no answer to it.
-    pub(super) fn send(&self) {
-        // Held until all are sent: what two senders took could change places, and RabbitMQ closes a
-        // channel on which a delivery is settled twice.
-        let mut ledger = self.ledger();
-        for Word { tag, multiple } in ledger.due() {
-            let word = self.channel.basic_ack(tag, BasicAckOptions { multiple });
-            // Not waited for; where the channel is gone, all of it is redelivered.
-            let _ = word.now_or_never();
+    /// Writes all pending acks to the channel. RabbitMQ does not answer acks.
+    pub(super) fn send_pending(&self) {
+        // The lock is held while sending: two senders could otherwise send their batches in the wrong
+        // order, and RabbitMQ closes a channel that acks a delivery twice.
+        let mut ledger = self.ledger.lock();
+        for Ack { tag, multiple } in ledger.take_pending() {
+            // The first poll queues the frame in lapin. If the channel is closed, RabbitMQ redelivers.
+            let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
         }
     }
 }
 
-/// An acknowledgement.
+/// A `basic.ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Word {
+struct Ack {
     tag: u64,
-    /// And of all before it.
+    /// Acks every earlier delivery of the channel, too.
     multiple: bool,
 }
 
-/// Which deliveries of a channel are at work, and which are to be acknowledged.
+/// Which deliveries of a channel are unsettled, and which have a pending ack.
 #[derive(Debug, Default)]
 struct Ledger {
-    at_work: BTreeSet<u64>,
-    done: Vec<u64>,
+    unsettled: BTreeSet<u64>,
+    pending: Vec<u64>,
     latest: u64,
-    /// The first that never came here. There should be none; but if one got lost between the library
-    /// and us, no word may cover it, so from there on each goes by itself.
+    /// The first delivery tag that was skipped. lapin should pass on every delivery; if it ever loses one,
+    /// no `multiple` ack may cover it, so each later delivery is acked individually.
     missing: Option<u64>,
 }
 
 impl Ledger {
-    fn came(&mut self, tag: u64) {
+    fn delivered(&mut self, tag: u64) {
         if tag != self.latest + 1 {
             self.missing.get_or_insert(self.latest + 1);
         }
         self.latest = tag;
-        self.at_work.insert(tag);
+        self.unsettled.insert(tag);
     }
 
     fn settled(&mut self, tag: u64) {
-        self.at_work.remove(&tag);
+        self.unsettled.remove(&tag);
     }
 
-    fn done(&mut self, tag: u64) {
-        self.at_work.remove(&tag);
-        self.done.push(tag);
+    fn acked(&mut self, tag: u64) {
+        self.unsettled.remove(&tag);
+        self.pending.push(tag);
     }
 
-    /// The fewest words for all that is done.
-    fn due(&mut self) -> Vec<Word> {
-        let open = self.at_work.first().copied().into_iter().chain(self.missing).min();
-        let is_after_open = |tag: &u64| open.is_some_and(|open| *tag > open);
-        let (alone, together): (Vec<_>, Vec<_>) = self.done.drain(..).partition(is_after_open);
-        let multiple = together.len() > 1;
-        let together = together.into_iter().max().map(|tag| Word { tag, multiple });
-        alone.into_iter().map(|tag| Word { tag, multiple: false }).chain(together).collect()
+    /// The fewest acks that cover everything pending.
+    fn take_pending(&mut self) -> Vec<Ack> {
+        let first_unsettled = self.unsettled.first().copied().into_iter().chain(self.missing).min();
+        let after_unsettled = |tag: &u64| first_unsettled.is_some_and(|first| *tag > first);
+        let (single, batch): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(after_unsettled);
+        let multiple = batch.len() > 1;
+        let batch = batch.into_iter().max().map(|tag| Ack { tag, multiple });
+        single.into_iter().map(|tag| Ack { tag, multiple: false }).chain(batch).collect()
     }
 }
 
@@ -128,67 +119,69 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Copy, Debug)]
-    enum Step {
-        Come { missed: u64 },
-        Done(prop::sample::Index),
-        Settled(prop::sample::Index),
+    enum Action {
+        Deliver { lost: u64 },
+        Ack(prop::sample::Index),
+        Settle(prop::sample::Index),
         Send,
     }
 
-    fn rpc() -> impl Strategy<Value = Step> {
-        let missed = prop_oneof![9 => Just(0), 1 => 1u64..3];
+    fn action() -> impl Strategy<Value = Action> {
+        let lost = prop_oneof![9 => Just(0), 1 => 1u64..3];
         prop_oneof![
-            4 => missed.prop_map(|missed| Step::Come { missed }),
-            4 => any::<prop::sample::Index>().prop_map(Step::Done),
-            1 => any::<prop::sample::Index>().prop_map(Step::Settled),
-            1 => Just(Step::Send),
+            4 => lost.prop_map(|lost| Action::Deliver { lost }),
+            4 => any::<prop::sample::Index>().prop_map(Action::Ack),
+            1 => any::<prop::sample::Index>().prop_map(Action::Settle),
+            1 => Just(Action::Send),
         ]
     }
 
-    /// What RabbitMQ makes of a word, which must be about something that it waits for.
-    fn hear(unsettled: &mut BTreeSet<u64>, Word { tag, multiple }: Word) -> BTreeSet<u64> {
+    /// The deliveries that RabbitMQ removes for an ack. It closes the channel for an unknown tag.
+    fn receive(unsettled: &mut BTreeSet<u64>, Ack { tag, multiple }: Ack) -> BTreeSet<u64> {
         assert!(unsettled.contains(&tag), "{tag} is settled twice");
         let first = if multiple { 0 } else { tag };
-        let heard: BTreeSet<_> = unsettled.range(first..=tag).copied().collect();
-        unsettled.retain(|tag| !heard.contains(tag));
-        heard
+        let acked: BTreeSet<_> = unsettled.range(first..=tag).copied().collect();
+        unsettled.retain(|tag| !acked.contains(tag));
+        acked
     }
 
     proptest! {
         #[test]
-        fn what_is_done_is_acknowledged_once_and_nothing_else(
-            steps in prop::collection::vec(rpc(), 0..100),
+        fn each_acked_delivery_is_acked_once_and_no_other(
+            actions in prop::collection::vec(action(), 0..100),
         ) {
             let mut ledger = Ledger::default();
-            // RabbitMQ's side: what it has delivered, and what of that is not settled.
-            let (mut latest, mut unsettled) = (0, BTreeSet::new());
-            let (mut at_work, mut done) = (Vec::new(), BTreeSet::new());
-            for rpc in steps.into_iter().chain([Step::Send]) {
-                match rpc {
-                    Step::Come { missed } => {
-                        unsettled.extend(latest + 1..=latest + 1 + missed);
-                        latest += 1 + missed;
-                        ledger.came(latest);
-                        at_work.push(latest);
+            // RabbitMQ's side: the latest delivery, and the unsettled ones.
+            let mut latest = 0;
+            let mut unsettled = BTreeSet::new();
+            let mut in_flight = Vec::new();
+            let mut expected = BTreeSet::new();
+            for action in actions.into_iter().chain([Action::Send]) {
+                match action {
+                    Action::Deliver { lost } => {
+                        unsettled.extend(latest + 1..=latest + 1 + lost);
+                        latest += 1 + lost;
+                        ledger.delivered(latest);
+                        in_flight.push(latest);
                     }
-                    Step::Done(which) if !at_work.is_empty() => {
-                        let tag = at_work.swap_remove(which.index(at_work.len()));
-                        ledger.done(tag);
-                        done.insert(tag);
+                    Action::Ack(which) if !in_flight.is_empty() => {
+                        let tag = in_flight.swap_remove(which.index(in_flight.len()));
+                        ledger.acked(tag);
+                        expected.insert(tag);
                     }
-                    Step::Settled(which) if !at_work.is_empty() => {
-                        let tag = at_work.swap_remove(which.index(at_work.len()));
+                    Action::Settle(which) if !in_flight.is_empty() => {
+                        let tag = in_flight.swap_remove(which.index(in_flight.len()));
                         unsettled.remove(&tag);
                         ledger.settled(tag);
                     }
-                    Step::Done(_) | Step::Settled(_) => {}
-                    Step::Send => {
-                        let mut heard = BTreeSet::new();
-                        for word in ledger.due() {
-                            heard.extend(hear(&mut unsettled, word));
+                    Action::Ack(_) | Action::Settle(_) => {}
+                    Action::Send => {
+                        let mut acked = BTreeSet::new();
+                        for ack in ledger.take_pending() {
+                            acked.extend(receive(&mut unsettled, ack));
                         }
-                        prop_assert_eq!(&heard, &done);
-                        done.clear();
+                        prop_assert_eq!(&acked, &expected);
+                        expected.clear();
                     }
                 }
             }
@@ -196,20 +189,20 @@ mod tests {
     }
 
     #[test]
-    fn those_before_all_that_are_at_work_go_together() {
+    fn acks_before_the_first_unsettled_delivery_are_batched() {
         let mut ledger = Ledger::default();
-        (1..=9).for_each(|tag| ledger.came(tag));
+        (1..=9).for_each(|tag| ledger.delivered(tag));
         for tag in [4, 2, 1, 9, 3, 7] {
-            ledger.done(tag);
+            ledger.acked(tag);
         }
-        let mut words = ledger.due();
-        words.sort_unstable_by_key(|word| word.tag);
-        let word = |tag, multiple| Word { tag, multiple };
-        assert_eq!(words, [word(4, true), word(7, false), word(9, false)]);
-        assert!(ledger.due().is_empty());
-        (5..=6).for_each(|tag| ledger.done(tag));
-        assert_eq!(ledger.due(), [word(6, true)]);
-        ledger.done(8);
-        assert_eq!(ledger.due(), [word(8, false)]);
+        let mut acks = ledger.take_pending();
+        acks.sort_unstable_by_key(|ack| ack.tag);
+        let ack = |tag, multiple| Ack { tag, multiple };
+        assert_eq!(acks, [ack(4, true), ack(7, false), ack(9, false)]);
+        assert!(ledger.take_pending().is_empty());
+        (5..=6).for_each(|tag| ledger.acked(tag));
+        assert_eq!(ledger.take_pending(), [ack(6, true)]);
+        ledger.acked(8);
+        assert_eq!(ledger.take_pending(), [ack(8, false)]);
     }
 }

@@ -1,9 +1,8 @@
-//! Two connections: one to consume, one to publish. They live and die together.
+//! Opens and closes one connection to RabbitMQ.
 //!
-//! RabbitMQ blocks a connection that publishes while it is short of memory or disk, and then nothing
-//! at all goes through it, acks included: hence two. Recovery is ours rather than the library's, which
-//! can hang for ever on a half-open connection: whatever breaks, both are given up and all is built
-//! anew.
+//! lapin's recovery (`enable_auto_recover`) stays off: lapin 4.12 hangs on a half-open connection without
+//! an error or event, and does not recover channels that RabbitMQ closed (amqp-rs/lapin#450, open). The
+//! worker drops a lost connection and builds everything anew.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,44 +16,55 @@ use super::{
     socket::{self, Socket},
 };
 
-/// Limit of the whole handshake: name resolution, TCP, TLS, AMQP. RabbitMQ has the same. A peer that
-/// says nothing at all is given up much sooner.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Limit of closing in good order; past it the connection is dropped.
-pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// Seconds without a sign of life after which RabbitMQ is asked for one; twice that ends it.
+/// Limit of name resolution, TCP, TLS and the AMQP handshake together, as long as RabbitMQ's own
+/// `handshake_timeout`. lapin 4.12 has none: it ignores `?connection_timeout=` when it connects
+/// asynchronously, and a silent peer holds the handshake indefinitely (not reported upstream).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit of an orderly close. After it the socket is shut down.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The AMQP heartbeat in seconds. lapin ends a connection that was silent for twice as long.
 const HEARTBEAT: &str = "10";
 
-/// How often it is looked at whether a connection still stands.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often waiting code checks whether its connection is still open.
+pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The largest frames that a worker's connections take. The library keeps room for 64 of them: with
-/// those that RabbitMQ would take, 8 MiB for each connection.
+/// The largest AMQP frame that a worker's connections accept.
+///
+/// lapin 4.12 allocates buffers for 2 × 32 frames for each connection: nearly 8 MiB at RabbitMQ's
+/// default of 128 KiB, and 0.5 MiB at 8 KiB. (Not reported upstream.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameMax {
-    /// Small ones, into which what almost all messages say of themselves goes. Bodies may take several.
-    /// The publisher's are larger: what has come in one goes out in one, with what is added to it.
+pub(crate) enum FrameMax {
+    /// Enough for the headers of nearly all messages, which must fit into one frame. Bodies span several.
     Small,
-    /// As large as RabbitMQ makes them.
+    /// What RabbitMQ proposes.
     Server,
 }
 
-/// What a connection is for, as RabbitMQ's management page shows it.
+/// What a connection is for. RabbitMQ's management page shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Takes deliveries.
+pub(crate) enum Role {
+    /// Receives deliveries.
     Consumer(FrameMax),
     /// Publishes events, retry copies and dead letters.
     Publisher(FrameMax),
-    /// A command: it publishes requests and waits for their events, or looks around.
+    /// Belongs to a command.
     Client,
 }
 
 impl Role {
-    /// The largest frame, in bytes; `None`: as RabbitMQ says.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Consumer(_) => "handoff consumer",
+            Self::Publisher(_) => "handoff publisher",
+            Self::Client => "handoff client",
+        }
+    }
+
+    /// `frame_max` in bytes; `None` for RabbitMQ's proposal.
     fn frame_max(self) -> Option<&'static str> {
         match self {
             Self::Consumer(FrameMax::Small) => Some("8192"),
+            // Larger than the consumer's: a copy has the headers of its delivery and more.
             Self::Publisher(FrameMax::Small) => Some("20480"),
             Self::Consumer(FrameMax::Server) | Self::Publisher(FrameMax::Server) | Self::Client => {
                 None
@@ -63,77 +73,68 @@ impl Role {
     }
 }
 
-/// A connection to RabbitMQ. However it ends, nothing of it stays behind: dropped, it is closed in good
-/// order or at least quickly.
-pub struct Connection {
+/// A connection to RabbitMQ. Dropping it closes it, too.
+pub(crate) struct Connection {
     inner: Arc<lapin::Connection>,
     socket: Option<Socket>,
 }
 
 impl Connection {
-    /// Connects to RabbitMQ.
-    ///
-    /// # Errors
-    /// When there is no connection within ten seconds. The message says why and holds no password.
-    pub async fn open(url: &SecretString, role: Role) -> Result<Self, BrokerError> {
-        let name = match role {
-            Role::Consumer(_) => "handoff consumer",
-            Role::Publisher(_) => "handoff publisher",
-            Role::Client => "handoff client",
-        };
+    /// Connects within 10 s, or returns an error. The error holds no password.
+    pub(crate) async fn open(url: &SecretString, role: Role) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default()
-            .with_connection_name(LongString::from(name))
+            .with_connection_name(LongString::from(role.name()))
             .with_client_property("product".into(), LongString::from("handoff"))
             .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
-        let doing = "connect to RabbitMQ";
-        let Ok(uri) = tuned(url, role.frame_max()).parse::<AMQPUri>() else {
-            return Err(BrokerError::new("the URL of RabbitMQ is none"));
+        let operation = "connect to RabbitMQ";
+        let Ok(uri) = with_parameters(url, role.frame_max()).parse::<AMQPUri>() else {
+            return Err(BrokerError::new("the RabbitMQ URL is invalid: check HANDOFF_AMQP_URL"));
         };
-        match timeout(CONNECT_LIMIT, socket::open(uri, properties)).await {
+        match timeout(CONNECT_TIMEOUT, socket::open(uri, properties)).await {
             Ok(Ok((connection, socket))) => {
                 Ok(Self { inner: Arc::new(connection), socket: Some(socket) })
             }
-            Ok(Err(error)) => Err(BrokerError::during(doing, &error)),
-            Err(_) => Err(BrokerError::timeout(doing)),
+            Ok(Err(error)) => Err(BrokerError::during(operation, &error)),
+            Err(_) => Err(BrokerError::timeout(operation)),
         }
     }
 
-    /// The library's side of it.
     pub(crate) fn lapin(&self) -> &Arc<lapin::Connection> {
         &self.inner
     }
 
-    /// Closes it in good order, or at least quickly.
-    pub async fn close(mut self) {
-        end(Arc::clone(&self.inner), self.socket.take()).await;
+    /// Closes the connection, within 1 s.
+    pub(crate) async fn close(mut self) {
+        close(Arc::clone(&self.inner), self.socket.take()).await;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         if let (Some(socket), Ok(runtime)) = (self.socket.take(), Handle::try_current()) {
-            runtime.spawn(end(Arc::clone(&self.inner), Some(socket)));
+            runtime.spawn(close(Arc::clone(&self.inner), Some(socket)));
         }
     }
 }
 
-/// A connection that is broken already cannot be closed; either way its socket ends here.
-async fn end(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
-    let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
+/// Closes in order if the connection is still open, and shuts the socket down in any case.
+async fn close(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
+    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
     drop(socket);
 }
 
-/// The URL with our heartbeat, unless it sets its own, and with frames of this size. What it says of
-/// those does not count: with frames that stay small, a request with large headers would break every
-/// connection until it is dead, and copies would lose theirs.
-fn tuned(url: &SecretString, frame_max: Option<&str>) -> String {
+/// The URL with our heartbeat, unless it sets one, and with our `frame_max` in place of its own.
+///
+/// With a smaller `frame_max`, a delivery with large headers would break every connection until RabbitMQ
+/// dead-letters it, and copies would lose headers.
+fn with_parameters(url: &SecretString, frame_max: Option<&str>) -> String {
     let text = url.expose_secret();
     let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
     let own: Vec<_> =
         url.query_pairs().into_owned().filter(|(name, _)| name != "frame_max").collect();
-    let no_heartbeat = !own.iter().any(|(name, _)| name == "heartbeat");
-    let heartbeat = no_heartbeat.then_some(("heartbeat", HEARTBEAT));
-    let frame_max = frame_max.map(|frames| ("frame_max", frames));
+    let has_heartbeat = own.iter().any(|(name, _)| name == "heartbeat");
+    let heartbeat = (!has_heartbeat).then_some(("heartbeat", HEARTBEAT));
+    let frame_max = frame_max.map(|bytes| ("frame_max", bytes));
     url.query_pairs_mut().clear().extend_pairs(own).extend_pairs(heartbeat).extend_pairs(frame_max);
     url.into()
 }
@@ -141,19 +142,19 @@ fn tuned(url: &SecretString, frame_max: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::republish::RESERVE;
+    use crate::broker::republish::RESERVED_BYTES;
 
     #[test]
-    fn what_comes_in_goes_out_with_what_is_added() {
-        let most = |role: Role| role.frame_max().unwrap().parse::<usize>().unwrap();
-        let (comes, goes) =
-            (most(Role::Consumer(FrameMax::Small)), most(Role::Publisher(FrameMax::Small)));
-        assert!(comes + RESERVE <= goes);
+    fn a_received_frame_fits_into_a_published_one_with_our_headers() {
+        let frame_max = |role: Role| role.frame_max().unwrap().parse::<usize>().unwrap();
+        let received = frame_max(Role::Consumer(FrameMax::Small));
+        let published = frame_max(Role::Publisher(FrameMax::Small));
+        assert!(received + RESERVED_BYTES <= published);
     }
 
     #[test]
-    fn frames_are_ours_and_so_is_the_heartbeat_unless_the_url_sets_its_own() {
-        let url = |text: &str, frames| tuned(&SecretString::from(text), frames);
+    fn frame_max_is_ours_and_the_heartbeat_may_be_the_urls() {
+        let url = |text: &str, frame_max| with_parameters(&SecretString::from(text), frame_max);
         assert_eq!(url("amqp://h/%2f", None), "amqp://h/%2f?heartbeat=10");
         assert_eq!(url("amqp://h/%2f", Some("9")), "amqp://h/%2f?heartbeat=10&frame_max=9");
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Deliveries, as RabbitMQ hands them out.
+//! The consumer of the request queue.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -12,78 +12,78 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    BrokerError, Delivery,
     acks::Acks,
+    delivery::Delivery,
+    error::BrokerError,
     log,
     rpc::{RPC_TIMEOUT, rpc},
-    topology::short,
+    values::object_name,
 };
 
-/// A subscription to the request queue.
-pub struct Consumer {
+/// A consumer of the request queue, on its own channel.
+pub(crate) struct Consumer {
     acks: Arc<Acks>,
-    _acking: AbortOnDropHandle<()>,
+    _ack_task: AbortOnDropHandle<()>,
     queue: ShortString,
     tag: ShortString,
-    /// RabbitMQ has ended the subscription: there is nothing to stop any more.
+    /// RabbitMQ has cancelled the consumer, so there is nothing left to cancel.
     ended: bool,
     deliveries: Pin<Box<dyn Stream<Item = lapin::Result<lapin::message::Delivery>> + Send>>,
 }
 
 impl Consumer {
-    /// Subscribes, for one delivery at a time until [`Self::set_prefetch`].
+    /// Starts to consume with a prefetch of 1.
     pub(super) async fn start(connection: &Connection, queue: &str) -> Result<Self, BrokerError> {
-        let queue = short(queue)?;
-        let (channel, consumer) = rpc(&doing(&queue), async {
+        let queue = object_name(queue)?;
+        let (channel, consumer) = rpc(&operation(&queue), async {
             let channel = connection.create_channel().await?;
-            let consumer = subscribe(&channel, &queue, 1).await?;
+            let consumer = consume(&channel, &queue, 1).await?;
             Ok((channel, consumer))
         })
         .await?;
-        let tag = consumer.tag();
         let acks = Acks::new(channel);
-        let acking = tokio::spawn(Arc::clone(&acks).keep_sending());
+        let ack_task = tokio::spawn(Arc::clone(&acks).run());
         Ok(Self {
             acks,
-            _acking: AbortOnDropHandle::new(acking),
+            _ack_task: AbortOnDropHandle::new(ack_task),
             queue,
-            tag,
+            tag: consumer.tag(),
             ended: false,
             deliveries: Box::pin(consumer),
         })
     }
 
-    /// From now on, at most `prefetch` deliveries are unsettled at any time, those before not counted.
+    /// Raises the prefetch. Deliveries received before do not count towards it.
     ///
-    /// # Errors
-    /// The channel broke, or the queue is gone.
-    pub async fn set_prefetch(&mut self, prefetch: u16) -> Result<(), BrokerError> {
-        let wider = rpc(&doing(&self.queue), async {
+    /// Replaces the consumer: RabbitMQ applies `basic.qos` to consumers started after it.
+    pub(crate) async fn set_prefetch(&mut self, prefetch: u16) -> Result<(), BrokerError> {
+        let consumer = rpc(&operation(&self.queue), async {
             let channel = self.acks.channel();
             channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
-            subscribe(channel, &self.queue, prefetch).await
+            consume(channel, &self.queue, prefetch).await
         })
         .await?;
         log::prefetch_raised(prefetch);
-        self.tag = wider.tag();
-        // What the former subscription has brought still comes, first.
+        self.tag = consumer.tag();
+        // Deliveries that the former consumer has buffered come first.
         let former = std::mem::replace(&mut self.deliveries, Box::pin(stream::empty()));
-        self.deliveries = Box::pin(former.chain(wider));
+        self.deliveries = Box::pin(former.chain(consumer));
         Ok(())
     }
 
-    /// The next delivery. An empty queue lets this wait; only a fault ends it.
+    /// Waits for the next delivery, however long the queue is empty.
     ///
     /// # Errors
-    /// The subscription ended: the channel broke, or the queue was deleted.
-    pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
+    /// The consumer ended: the channel was closed, or the queue was deleted. lapin ends the stream then,
+    /// which must not be mistaken for an empty queue.
+    pub(crate) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let next = self.deliveries.next().await;
         self.ended = !matches!(next, Some(Ok(_)));
         match next {
             Some(Ok(delivery)) => Ok(Delivery::new(delivery, &self.acks)),
-            Some(Err(error)) => Err(BrokerError::connection_lost("consuming failed", &error)),
+            Some(Err(error)) => Err(BrokerError::connection_lost("the consumer failed", &error)),
             None => {
-                Err(BrokerError::new("RabbitMQ ended the subscription: was the queue deleted?"))
+                Err(BrokerError::new("RabbitMQ cancelled the consumer: was the queue deleted?"))
             }
         }
     }
@@ -93,15 +93,8 @@ impl Consumer {
         self.acks.channel().status().connected()
     }
 
-    /// Ends its channel, in order: RabbitMQ has dealt with all that was settled before.
-    pub(super) async fn close(self) {
-        self.acks.send();
-        // Where it is closed already, there is nothing left to wait for.
-        let _ = self.acks.channel().close(200, "done".into()).await;
-    }
-
-    /// Takes no more, and hands back what was fetched ahead.
-    pub async fn stop(&mut self) {
+    /// Stops consuming and requeues the deliveries that were prefetched but not taken.
+    pub(super) async fn stop(&mut self) {
         if self.ended {
             return;
         }
@@ -109,36 +102,54 @@ impl Consumer {
             let channel = self.acks.channel();
             let cancelled = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
             if cancelled.await.is_err() {
-                return; // the channel is gone, and what was unsettled with it: it is redelivered
+                return; // The channel is closed, so RabbitMQ requeues every unsettled delivery.
             }
+            // After `basic.cancel`, lapin yields the prefetched deliveries and then ends the stream.
             while let Some(Ok(delivery)) = self.deliveries.next().await {
                 Delivery::new(delivery, &self.acks).requeue();
             }
         };
-        // Past the limit, closing the connection hands the rest back.
+        // After the timeout, closing the connection requeues the rest.
         let _ = timeout(RPC_TIMEOUT, stop).await;
+    }
+
+    /// Closes the channel after RabbitMQ has processed every settlement on it.
+    pub(super) async fn close(self) {
+        self.acks.send_pending();
+        let _ = self.acks.channel().close(200, "done".into()).await;
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        // However it ends, what is done with is said.
-        self.acks.send();
+        self.acks.send_pending();
     }
 }
 
-async fn subscribe(
+async fn consume(
     channel: &Channel,
     queue: &ShortString,
     prefetch: u16,
 ) -> lapin::Result<lapin::Consumer> {
-    // Per consumer, not per channel: newer brokers refuse the latter.
+    // Per consumer: quorum queues do not support a limit per channel, and RabbitMQ 4.3 denies it by
+    // default (rabbitmq-server#15460).
     channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
-    let tag = ShortString::default(); // RabbitMQ makes one up
-    let options = BasicConsumeOptions::default();
-    channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await
+    let options = BasicConsumeOptions {
+        // A crash must not lose requests.
+        no_ack: false,
+        // Several workers consume from the same queue.
+        exclusive: false,
+        // A missing queue must be an error here.
+        nowait: false,
+        // RabbitMQ does not implement it.
+        no_local: false,
+    };
+    // An empty tag: RabbitMQ generates a unique one.
+    channel
+        .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
+        .await
 }
 
-fn doing(queue: &ShortString) -> String {
+fn operation(queue: &ShortString) -> String {
     format!("consume from the queue `{queue}`")
 }

@@ -1,8 +1,9 @@
-//! The dead queue, as an operator looks through it: take all, settle some, leave the rest as it was.
+//! The dead queue as an operator works on it: receive everything, settle some, leave the rest in place.
 //!
-//! A dead letter that is looked at is held, unsettled, until the end; whatever happens to the process,
-//! RabbitMQ then has it again. A newer RabbitMQ counts how often, and drops what has come back too
-//! often from a queue with nowhere to pass it on to: so one that is about to is put back as a copy.
+//! Received dead letters stay unsettled until the end, so that RabbitMQ has them again whatever happens to
+//! this process. RabbitMQ 4.0 and later counts that as a redelivery, and drops a message at the delivery
+//! limit if its queue has no dead-letter exchange. A dead letter close to the limit is therefore replaced
+//! by a copy.
 
 use std::{
     sync::Arc,
@@ -16,125 +17,125 @@ use lapin::{
 use tokio::time::timeout;
 
 use super::{
-    BrokerError, Connection, Delivery, PublishError, Publisher, Role, Topology,
     acks::Acks,
-    delivery::SUSPECT_REDELIVERIES,
+    connection::{Connection, Role},
+    delivery::{Delivery, SUSPECT_REDELIVERIES},
+    error::{BrokerError, PublishError},
+    publisher::Publisher,
     republish::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
     rpc::{RPC_TIMEOUT, open_channel, rpc},
-    topology::short,
+    topology::Topology,
+    values::object_name,
 };
-use crate::{config::BrokerSettings, message::decode_request, telemetry::metrics::Metrics};
+use crate::{
+    config::BrokerSettings,
+    message::{RequestId, decode_request, parse_date_time},
+    telemetry::metrics::Metrics,
+};
 
-/// The dead queue, and what of it is held.
-pub struct DeadQueue {
+/// The dead queue, and the dead letters received from it.
+pub(crate) struct DeadQueue {
     connection: Connection,
     acks: Arc<Acks>,
     publisher: Publisher,
-    /// How many were there at first, less those that were taken. What comes meanwhile is left alone.
-    left: u32,
-    last: Option<u64>,
+    /// Dead letters of the first count that are not received yet. Later arrivals stay in the queue.
+    remaining: u32,
+    last_tag: Option<u64>,
 }
 
-/// A dead letter that is held.
-pub struct DeadLetter {
+/// A received, unsettled dead letter.
+pub(crate) struct DeadLetter {
     delivery: Delivery,
 }
 
 impl DeadQueue {
-    /// Connects, and looks how many there are.
-    ///
-    /// # Errors
-    /// The first thing that does not work.
-    pub async fn open(config: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open(&config.url, Role::Client).await?;
-        let topology = Arc::new(Topology::new(config));
-        let left = topology.dead_letters(connection.lapin()).await?;
+    /// Connects and counts the dead letters.
+    pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let connection = Connection::open(&settings.url, Role::Client).await?;
+        let topology = Arc::new(Topology::new(settings));
+        let remaining = topology.count_dead_letters(connection.lapin()).await?;
         let acks = Acks::new(open_channel(connection.lapin()).await?);
-        // Nobody scrapes a command.
+        // Never exposed: a command has no /metrics.
         let metrics = Metrics::new();
         let publisher = Publisher::new(Arc::clone(connection.lapin()), topology, 1, metrics);
-        Ok(Self { connection, acks, publisher, left, last: None })
+        Ok(Self { connection, acks, publisher, remaining, last_tag: None })
     }
 
-    /// How many are still to come.
-    pub fn left(&self) -> u32 {
-        self.left
+    /// How many dead letters [`Self::next`] will still return.
+    pub(crate) fn remaining(&self) -> u32 {
+        self.remaining
     }
 
-    /// The next one. `None` where there are no more than were there at first.
-    ///
-    /// # Errors
-    /// The connection is lost, or the queue is gone.
-    pub async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
-        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
-        let queue = short(self.publisher.topology().dead_queue())?;
+    /// Receives the next dead letter, or `None` after as many as there were at first.
+    pub(crate) async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
+        let Some(remaining) = self.remaining.checked_sub(1) else { return Ok(None) };
+        let queue = object_name(self.publisher.topology().dead_queue())?;
         let get = self.acks.channel().basic_get(queue, BasicGetOptions::default());
-        let got = rpc("take a message from the dead queue", get).await?;
-        self.left = if got.is_some() { left } else { 0 };
-        Ok(got.map(|message| {
-            self.last = Some(message.delivery.delivery_tag);
+        let message = rpc("get a message from the dead queue", get).await?;
+        self.remaining = if message.is_some() { remaining } else { 0 };
+        Ok(message.map(|message| {
+            self.last_tag = Some(message.delivery.delivery_tag);
             DeadLetter { delivery: Delivery::new(message.delivery, &self.acks) }
         }))
     }
 
-    /// Sends a dead letter to the request queue again, as if it had never been tried. It leaves the dead
-    /// queue only once RabbitMQ has confirmed the copy.
+    /// Publishes a copy without attempts to the request queue, and acks the dead letter once RabbitMQ has
+    /// confirmed the copy.
     ///
     /// # Errors
-    /// It could not be sent, or may not have been. It is still dead then.
-    pub async fn replay(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        let copy = replay_copy(letter.delivery.properties(), self.publisher.frame_max());
+    /// RabbitMQ did not confirm. The dead letter stays in its queue.
+    pub(crate) async fn replay(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        let request_id = letter.request_id().map(RequestId::new);
+        let frame_max = self.publisher.frame_max();
+        let copy = replay_copy(letter.delivery.properties(), request_id.as_ref(), frame_max);
         let queue = self.publisher.topology().request_queue();
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
         self.discard(letter).await
     }
 
-    /// Leaves a dead letter where it was.
+    /// Leaves a dead letter in its queue.
     ///
     /// # Errors
-    /// It had come back so often that it was put back as a copy, and that failed. It is still there.
-    pub async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+    /// It was close to the delivery limit, and RabbitMQ did not confirm its copy. It stays in its queue.
+    pub(crate) async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         if letter.delivery.redeliveries() < SUSPECT_REDELIVERIES {
             return Ok(());
         }
         let copy = same_copy(letter.delivery.properties());
         let queue = self.publisher.topology().dead_queue();
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
-        letter.delivery.ack_written().await;
+        letter.delivery.ack_flushed().await;
         Ok(())
     }
 
-    /// Drops a dead letter for good.
+    /// Removes a dead letter for good.
     ///
     /// # Errors
-    /// The connection is lost, and the dead letter is still there.
-    pub async fn discard(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        match letter.delivery.ack_written().await {
-            true => Ok(()),
-            false => Err(PublishError::Disconnected),
-        }
+    /// The connection is lost. The dead letter stays in its queue.
+    pub(crate) async fn discard(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        if letter.delivery.ack_flushed().await { Ok(()) } else { Err(PublishError::Disconnected) }
     }
 
-    /// Puts back what is held, and closes.
-    pub async fn close(self) {
-        let back = async {
-            if let Some(last) = self.last {
-                let all = BasicNackOptions { multiple: true, requeue: true };
-                let _ = self.acks.channel().basic_nack(last, all).await;
+    /// Requeues every unsettled dead letter and closes the connection.
+    pub(crate) async fn close(self) {
+        let requeue = async {
+            if let Some(tag) = self.last_tag {
+                let options = BasicNackOptions { multiple: true, requeue: true };
+                let _ = self.acks.channel().basic_nack(tag, options).await;
             }
         };
-        // Past the limit, the end of the connection does the same.
-        let _ = timeout(RPC_TIMEOUT, back).await;
+        // After the timeout, closing the connection requeues them.
+        let _ = timeout(RPC_TIMEOUT, requeue).await;
         self.connection.close().await;
     }
 }
 
 impl DeadLetter {
-    /// The request's id: as the worker noted it, as the body says, or the message's own.
-    pub fn request_id(&self) -> Option<String> {
+    /// The request's id: from the worker's header, the body, or the message's properties.
+    pub(crate) fn request_id(&self) -> Option<String> {
         let delivery = &self.delivery;
-        let noted = delivery.request_id_header().map(str::to_owned);
-        noted
+        let header = delivery.request_id_header().map(str::to_owned);
+        header
             .or_else(|| {
                 let decoded = decode_request(delivery.body(), usize::MAX, Some("any"));
                 decoded.id.map(|id| id.as_str().to_owned())
@@ -142,28 +143,28 @@ impl DeadLetter {
             .or_else(|| delivery.message_id().map(str::to_owned))
     }
 
-    /// Cause it is dead: a `reason.code`, or what RabbitMQ says that moved it here.
-    pub fn reason(&self) -> Option<String> {
+    /// Why it is dead: the worker's `reason.code`, or RabbitMQ's reason if RabbitMQ dead-lettered it.
+    pub(crate) fn reason(&self) -> Option<String> {
         self.text(REASON).or_else(|| match self.death()?.inner().get("reason")? {
             AMQPValue::LongString(reason) => Some(reason.to_string()),
             _ => None,
         })
     }
 
-    /// The same for people, where the worker said it.
-    pub fn detail(&self) -> Option<String> {
+    /// The worker's message for people, if the worker dead-lettered it.
+    pub(crate) fn detail(&self) -> Option<String> {
         self.text(DETAIL)
     }
 
-    /// Attempts that were made.
-    pub fn attempts(&self) -> u32 {
+    /// Attempts made.
+    pub(crate) fn attempts(&self) -> u32 {
         self.delivery.previous_attempts()
     }
 
-    /// When it came here.
-    pub fn failed_at(&self) -> Option<SystemTime> {
+    /// When it was dead-lettered.
+    pub(crate) fn failed_at(&self) -> Option<SystemTime> {
         if let Some(text) = self.text(FAILED_AT) {
-            return crate::message::parse_date_time(&text);
+            return parse_date_time(&text);
         }
         match self.death()?.inner().get("time")? {
             AMQPValue::Timestamp(seconds) => {
@@ -173,14 +174,13 @@ impl DeadLetter {
         }
     }
 
-    /// The same without the bytes of its body, for holding many.
+    /// Drops the body, so that many can be held in memory.
     #[must_use]
-    pub fn without_body(self) -> Self {
+    pub(crate) fn without_body(self) -> Self {
         Self { delivery: self.delivery.without_body() }
     }
 
-    /// The message behind it.
-    pub fn message(&self) -> &Delivery {
+    pub(crate) fn message(&self) -> &Delivery {
         &self.delivery
     }
 
@@ -189,7 +189,7 @@ impl DeadLetter {
         Some(String::from_utf8_lossy(text).into_owned())
     }
 
-    /// RabbitMQ's note on the last move.
+    /// RabbitMQ's record of the latest dead-lettering.
     fn death(&self) -> Option<&FieldTable> {
         match self.delivery.headers()?.inner().get("x-death")? {
             AMQPValue::FieldArray(deaths) => match deaths.as_slice().first()? {

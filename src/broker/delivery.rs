@@ -1,4 +1,4 @@
-//! A delivery: what it says of itself, and how it leaves our hands.
+//! One delivery: its properties, and the ways to settle it.
 
 use std::{
     sync::{
@@ -21,25 +21,24 @@ use super::{
     republish::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID},
 };
 
-/// Limit of waiting until an acknowledgement is written. The library can lose one that meets the end of
-/// its connection, and would let us wait for ever.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-/// A message that came back so often is half-way to the delivery limit: ours on the request queue, and
-/// what a newer RabbitMQ puts on any quorum queue.
-pub const SUSPECT_REDELIVERIES: u32 = 10;
+/// Limit of writing an ack. lapin 4.12 can lose a write when its connection ends, and would then never
+/// complete the future (amqp-rs/lapin#409).
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Redeliveries after which a message may be a poison message: half of the delivery limit, both ours on
+/// the request queue and RabbitMQ's default of 20 on any quorum queue since 4.0.
+pub(crate) const SUSPECT_REDELIVERIES: u32 = 10;
 
-/// One message from the request queue, unsettled.
-pub struct Delivery {
+/// A delivery that must be settled.
+pub(crate) struct Delivery {
     inner: lapin::message::Delivery,
     acks: Arc<Acks>,
-    /// RabbitMQ closes a channel on which one is settled twice.
+    /// RabbitMQ closes a channel on which a delivery is settled twice.
     settled: AtomicBool,
 }
 
 impl Delivery {
-    /// As it came, to be settled here.
     pub(super) fn new(inner: lapin::message::Delivery, acks: &Arc<Acks>) -> Self {
-        acks.came(inner.delivery_tag);
+        acks.delivered(inner.delivery_tag);
         Self { inner, acks: Arc::clone(acks), settled: AtomicBool::new(false) }
     }
 
@@ -48,42 +47,42 @@ impl Delivery {
         self
     }
 
-    /// The body as it was published.
-    pub fn body(&self) -> &[u8] {
+    pub(crate) fn body(&self) -> &[u8] {
         &self.inner.data
     }
 
-    /// The AMQP property `message_id`, unless it is empty.
-    pub fn message_id(&self) -> Option<&str> {
+    /// The property `message_id`, unless it is empty.
+    pub(crate) fn message_id(&self) -> Option<&str> {
         not_empty(self.inner.properties.message_id())
     }
 
-    /// The AMQP property `correlation_id`, unless it is empty.
-    pub fn correlation_id(&self) -> Option<&str> {
+    /// The property `correlation_id`, unless it is empty.
+    pub(crate) fn correlation_id(&self) -> Option<&str> {
         not_empty(self.inner.properties.correlation_id())
     }
 
-    /// The AMQP property `timestamp`: when the producer published, to the second.
-    pub fn published_at(&self) -> Option<SystemTime> {
+    /// When the producer published, from the property `timestamp`. Precise to the second.
+    pub(crate) fn published_at(&self) -> Option<SystemTime> {
         let seconds = (*self.inner.properties.timestamp())?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
-    /// The request id that an earlier copy of ours carries.
-    pub fn request_id_header(&self) -> Option<&str> {
+    /// The request id that a retry copy carries in its headers.
+    pub(crate) fn request_id_header(&self) -> Option<&str> {
         self.header(REQUEST_ID)
             .and_then(|bytes| std::str::from_utf8(bytes).ok())
             .filter(|id| !id.is_empty())
     }
 
-    /// How many deliveries of this request were tried before this one.
-    pub fn previous_attempts(&self) -> u32 {
+    /// Attempts made on earlier deliveries of this request.
+    pub(crate) fn previous_attempts(&self) -> u32 {
         self.number(ATTEMPT)
     }
 
-    /// How often it came back unsettled, as far as RabbitMQ counts that, which depends on its version:
-    /// a sign that it may do harm, and no more than that.
-    pub fn redeliveries(&self) -> u32 {
+    /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.
+    ///
+    /// What is counted depends on the version, and a producer may set the header on a first delivery.
+    pub(crate) fn redeliveries(&self) -> u32 {
         self.number(DELIVERY_COUNT)
     }
 
@@ -101,8 +100,8 @@ impl Delivery {
         u32::try_from(count.max(0)).unwrap_or(u32::MAX)
     }
 
-    /// A header that holds text, as bytes.
-    pub fn header(&self, name: &str) -> Option<&[u8]> {
+    /// A header with a string value, as bytes: AMQP's long strings need not be UTF-8.
+    pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
         match self.headers()?.inner().get(name)? {
             AMQPValue::LongString(text) => Some(text.as_bytes()),
             AMQPValue::ShortString(text) => Some(text.as_str().as_bytes()),
@@ -110,62 +109,66 @@ impl Delivery {
         }
     }
 
-    /// Settles it for good, in a moment, together with others. `false` where its channel is gone, and it
-    /// is redelivered, or where it was settled before.
-    ///
-    /// Whether RabbitMQ gets it, nobody could tell: there is no answer to it.
-    pub fn ack(&self) -> bool {
-        !self.settled.swap(true, Ordering::Relaxed) && self.acks.ack(self.tag())
+    pub(crate) fn headers(&self) -> Option<&FieldTable> {
+        self.inner.properties.headers().as_ref()
     }
 
-    /// Settles it for good, and waits until that is written.
-    pub async fn ack_written(&self) -> bool {
-        if self.settled.swap(true, Ordering::Relaxed) {
+    pub(crate) fn properties(&self) -> &BasicProperties {
+        &self.inner.properties
+    }
+
+    /// Acks it in the next batch. Returns `false` if the channel is closed, so that RabbitMQ redelivers
+    /// it, or if it was settled before.
+    ///
+    /// `true` is no proof that RabbitMQ received the ack: AMQP has no answer to acks.
+    pub(crate) fn ack(&self) -> bool {
+        !self.mark_settled() && self.acks.ack(self.tag())
+    }
+
+    /// Acks it and waits until the ack is written to the socket. Returns whether it was.
+    pub(super) async fn ack_flushed(&self) -> bool {
+        if self.mark_settled() {
             return false;
         }
         let ack = self.acks.channel().basic_ack(self.tag(), BasicAckOptions::default());
-        let acked = timeout(SETTLE_LIMIT, ack).await;
+        let written = timeout(WRITE_TIMEOUT, ack).await;
         self.acks.settled(self.tag());
-        matches!(acked, Ok(Ok(())))
+        matches!(written, Ok(Ok(())))
     }
 
-    /// Hands it back to RabbitMQ, which gives it to whoever is next. Where its channel is gone, it is
-    /// back already.
+    /// Returns it to its queue. If the channel is closed, RabbitMQ has done so already.
     ///
-    /// `nack`, not `reject`: newer brokers count only the latter towards the delivery limit.
-    pub fn requeue(&self) {
-        let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        self.settle(|| self.acks.channel().basic_nack(self.tag(), back));
+    /// By `nack`: since 4.3, RabbitMQ counts `reject` towards the delivery limit and not `nack`
+    /// (rabbitmq-website#2508). Up to 4.2 it counts both.
+    pub(crate) fn requeue(&self) {
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        self.settle(|| self.acks.channel().basic_nack(self.tag(), options));
     }
 
-    /// Hands it back as one that does harm: RabbitMQ counts these, and moves the message to the dead
-    /// queue when it has come back too often.
-    pub fn reject(&self) {
-        let back = BasicRejectOptions { requeue: true };
-        self.settle(|| self.acks.channel().basic_reject(self.tag(), back));
+    /// Returns a suspected poison message to its queue. Every version of RabbitMQ counts this towards the
+    /// delivery limit, and dead-letters the message when it is reached.
+    pub(crate) fn reject(&self) {
+        let options = BasicRejectOptions { requeue: true };
+        self.settle(|| self.acks.channel().basic_reject(self.tag(), options));
     }
 
-    /// Sends word of it, and does not wait until that is written. The acker that comes with a delivery
-    /// would do it in a task of its own.
-    fn settle<F: Future<Output = lapin::Result<()>>>(&self, word: impl FnOnce() -> F) {
-        if !self.settled.swap(true, Ordering::Relaxed) {
-            let _ = word().now_or_never();
+    /// Sends a nack or reject without waiting for the write.
+    ///
+    /// The first poll queues the frame. lapin's own `Acker` would spawn a task for it.
+    fn settle<F: Future<Output = lapin::Result<()>>>(&self, send: impl FnOnce() -> F) {
+        if !self.mark_settled() {
+            let _ = send().now_or_never();
             self.acks.settled(self.tag());
         }
     }
 
+    /// Returns whether it was settled before.
+    fn mark_settled(&self) -> bool {
+        self.settled.swap(true, Ordering::Relaxed)
+    }
+
     fn tag(&self) -> u64 {
         self.inner.delivery_tag
-    }
-
-    /// All properties, as they came.
-    pub fn properties(&self) -> &BasicProperties {
-        &self.inner.properties
-    }
-
-    /// All headers.
-    pub fn headers(&self) -> Option<&FieldTable> {
-        self.inner.properties.headers().as_ref()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::tls;
 /// An operation on RabbitMQ that failed, or a connection that was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{message}")]
-pub struct BrokerError {
+pub(crate) struct BrokerError {
     message: String,
     kind: BrokerErrorKind,
 }
@@ -59,7 +59,7 @@ impl BrokerError {
     }
 
     /// Whether a connection was lost while in use.
-    pub fn is_connection_lost(&self) -> bool {
+    pub(crate) fn is_connection_lost(&self) -> bool {
         self.kind != BrokerErrorKind::Operation
     }
 
@@ -68,12 +68,12 @@ impl BrokerError {
     /// A producer may put any bytes into the short strings of a message's properties, and RabbitMQ passes
     /// them on. amq-protocol 10.6 requires UTF-8 there, as AMQP does (amqp-rs/amq-protocol#28), so the
     /// message breaks the connection of every worker it is delivered to.
-    pub fn is_undecodable(&self) -> bool {
+    pub(crate) fn is_undecodable(&self) -> bool {
         self.kind == BrokerErrorKind::Undecodable
     }
 
     /// Whether RabbitMQ sent a frame above `frame_max`: it splits a body over frames, not headers.
-    pub fn is_frame_too_large(&self) -> bool {
+    pub(crate) fn is_frame_too_large(&self) -> bool {
         self.kind == BrokerErrorKind::FrameTooLarge
     }
 }

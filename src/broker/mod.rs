@@ -1,4 +1,4 @@
-//! RabbitMQ: connections, topology, what comes in, what goes out, and how a delivery is settled.
+//! RabbitMQ: connections, topology, consuming, settling and publishing.
 
 mod acks;
 mod connection;
@@ -16,20 +16,19 @@ mod session;
 mod settle;
 mod socket;
 mod topology;
+mod values;
 
-pub(crate) use self::rpc::rpc;
-pub use self::{
+pub(crate) use self::{
     connection::{Connection, FrameMax, Role},
-    consumer::Consumer,
     dead_queue::{DeadLetter, DeadQueue},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
-    error::{BrokerError, PublishError},
-    publisher::{Publisher, short_string},
+    error::BrokerError,
     republish::Tried,
+    rpc::rpc,
     server_properties::{ServerProperties, server_properties},
     session::{BrokerSession, ConsumerCount},
     settle::{Settled, Settlement, settle, until_confirmed},
-    topology::{
-        Difference, ObjectKind, ObjectState, QueueCounts, Survey, SurveyedObject, Topology,
-    },
+    topology::{Difference, ObjectKind, ObjectState, QueueCounts, Survey, SurveyedObject},
+    values::short_string,
 };
+pub use self::{error::PublishError, publisher::Publisher, topology::Topology};

@@ -1,30 +1,31 @@
-//! Publishing that is sure: persistent, mandatory, confirmed, and nothing unroutable goes unseen.
+//! Publishes persistent, mandatory, confirmed messages: every loss or missing route becomes an error.
 //!
-//! Events share one channel, where `pipeline` keeps their fates apart. Copies, which are rare, and
-//! events whose fate that leaves open, go one at a time through channels of their own: the library ties
-//! a returned message to whichever confirm comes next on its channel.
+//! Events share one channel through a [`Pipeline`]. Copies, which are rare, and events whose outcome the
+//! pipeline leaves open are published one at a time per channel, on a pool of channels: lapin 4.12 attaches
+//! a returned message to the channel's next confirm, whichever message that confirms.
 
 use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    pin::{Pin, pin},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection,
-    options::ConfirmSelectOptions,
-    types::{AMQPValue, FieldTable, ShortString},
+    BasicProperties, Channel, Confirmation, Connection, options::ConfirmSelectOptions,
+    types::FieldTable,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
 
 use super::{
-    BrokerError, QueueCounts, Topology,
-    connection::LOOK_EVERY,
-    error::{PublishError, Refusal, cause, refusal},
-    pipeline::{MANDATORY, Message, Pipeline},
+    connection::STATUS_INTERVAL,
+    error::{BrokerError, PublishError, Refusal, cause, refusal},
+    pipeline::{MANDATORY, Message, Pipeline, PublishOutcome},
+    topology::{QueueCounts, Topology},
+    values::{long_string, short_string},
 };
 use crate::{
     message::{Event, READY, TraceContext},
@@ -34,14 +35,15 @@ use crate::{
     },
 };
 
-/// Channels that publish at once. More gain nothing: RabbitMQ confirms in batches.
+/// Limit of the channel pool. More gain nothing: RabbitMQ confirms in batches.
 const MAX_CHANNELS: u16 = 64;
-/// Limit of one publish, from opening a channel to the confirm. Above two heartbeats, so that a dead
-/// connection is told as one.
-const PUBLISH_LIMIT: Duration = Duration::from_secs(30);
+/// Limit of one publish, from opening a channel to the confirm. Longer than two heartbeats (20 s), so
+/// that a dead connection is reported as [`PublishError::Disconnected`].
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// `delivery_mode` of a message that survives a restart of RabbitMQ.
 const PERSISTENT: u8 = 2;
 
-/// One connection's confirm channels: that of the events, and a pool for all else.
+/// The publishing channels of one connection.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
 
@@ -49,41 +51,44 @@ struct Inner {
     connection: Arc<Connection>,
     topology: Arc<Topology>,
     events: tokio::sync::Mutex<Option<Pipeline>>,
-    idle: Mutex<Vec<Channel>>,
-    turns: Semaphore,
+    idle_channels: Mutex<Vec<Channel>>,
+    channel_permits: Semaphore,
     metrics: Arc<Metrics>,
 }
 
 impl Publisher {
-    /// No channel is opened before it is needed.
+    /// Opens no channel until one is needed.
     pub fn new(
         connection: Arc<Connection>,
         topology: Arc<Topology>,
         concurrency: u16,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let turns = Semaphore::new(concurrency.clamp(1, MAX_CHANNELS).into());
-        let (events, idle) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { connection, topology, events, idle, turns, metrics }))
+        Self(Arc::new(Inner {
+            connection,
+            topology,
+            events: tokio::sync::Mutex::default(),
+            idle_channels: Mutex::default(),
+            channel_permits: Semaphore::new(concurrency.clamp(1, MAX_CHANNELS).into()),
+            metrics,
+        }))
     }
 
-    /// The names it publishes to.
-    pub fn topology(&self) -> &Topology {
+    pub(crate) fn topology(&self) -> &Topology {
         &self.0.topology
     }
 
-    /// What goes on at the request queue.
     pub(super) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
         self.0.topology.request_queue_counts(&self.0.connection).await
     }
 
-    /// Largest frame that RabbitMQ takes on this connection, in bytes.
+    /// The negotiated `frame_max` in bytes.
     pub(super) fn frame_max(&self) -> usize {
-        let agreed = self.0.connection.configuration().frame_max();
-        usize::try_from(agreed).unwrap_or(usize::MAX)
+        let negotiated = self.0.connection.configuration().frame_max();
+        usize::try_from(negotiated).unwrap_or(usize::MAX)
     }
 
-    /// Publishes an event.
+    /// Publishes an event and waits for its confirm.
     ///
     /// # Errors
     /// RabbitMQ did not take it, or may not have.
@@ -96,27 +101,24 @@ impl Publisher {
         let exchange = self.0.topology.event_exchange();
         let mut span = span.event(exchange, event.kind, &event.id);
         let kind = if event.kind == READY { PublishKind::Ready } else { PublishKind::Failed };
-        let began = Instant::now();
-        let properties = || properties(event, correlation_id, span.context());
-        let published = match self.pipelined(exchange, event, properties()).await {
-            Ok(Some(told)) => told,
-            Ok(None) => {
-                // Rare: all others need not have room for it.
+        let started = Instant::now();
+        let properties = || event_properties(event, correlation_id, span.context());
+        let published = match self.publish_pipelined(exchange, event, properties()).await {
+            PublishOutcome::Confirmed => Ok(()),
+            PublishOutcome::Failed(error) => Err(error),
+            PublishOutcome::Unknown => {
+                // Boxed to keep the caller's future small; this path is rare.
                 Box::pin(self.publish(exchange, event.kind, properties(), &event.body)).await
             }
-            Err(error) => Err(error),
         };
-        self.count(kind, &published, began);
+        self.record(kind, &published, started);
         if let Err(error) = &published {
             span.set_error(error.label());
         }
         published
     }
 
-    /// Publishes a copy of a request into a queue.
-    ///
-    /// # Errors
-    /// RabbitMQ did not take it, or may not have.
+    /// Publishes a copy of a delivery to a queue and waits for its confirm.
     pub(super) async fn republish(
         &self,
         kind: PublishKind,
@@ -124,26 +126,24 @@ impl Publisher {
         properties: BasicProperties,
         body: &[u8],
     ) -> Result<(), PublishError> {
-        let began = Instant::now();
-        // The default exchange leads to the queue of the routing key's name.
+        let started = Instant::now();
+        // The default exchange routes to the queue that the routing key names.
         let published = self.publish("", queue, properties, body).await;
-        self.count(kind, &published, began);
+        self.record(kind, &published, started);
         published
     }
 
-    fn count(&self, kind: PublishKind, published: &Result<(), PublishError>, began: Instant) {
-        let fault = published.as_ref().err().map(PublishError::label);
-        self.0.metrics.published(kind, fault, began.elapsed());
+    fn record(&self, kind: PublishKind, published: &Result<(), PublishError>, started: Instant) {
+        let failure = published.as_ref().err().map(PublishError::label);
+        self.0.metrics.published(kind, failure, started.elapsed());
     }
 
-    /// Publishes an event together with others. `None`: what became of it is not sure, or the channel
-    /// broke, be it over another.
-    async fn pipelined(
+    async fn publish_pipelined(
         &self,
         exchange: &str,
         event: &Event,
         properties: BasicProperties,
-    ) -> Result<Option<Result<(), PublishError>>, PublishError> {
+    ) -> PublishOutcome {
         let message = Message {
             exchange: short_string(exchange),
             routing_key: event.kind.into(),
@@ -151,18 +151,21 @@ impl Publisher {
             body: event.body.clone(),
         };
         let publish = async {
-            let pipeline = self.pipeline().await?;
-            pipeline.publish(message).await
+            match self.pipeline().await {
+                Some(pipeline) => pipeline.publish(message).await,
+                None => PublishOutcome::Unknown,
+            }
         };
-        let fate = self.watched(std::pin::pin!(publish)).await;
-        if matches!(fate, Err(PublishError::Unconfirmed) | Ok(Some(Err(PublishError::Refused)))) {
-            // Whoever comes next shall not wait as long, or be refused for the channel's sake.
+        let outcome = self.with_timeout(pin!(publish)).await.unwrap_or_else(PublishOutcome::Failed);
+        if let PublishOutcome::Failed(PublishError::Unconfirmed | PublishError::Refused) = outcome {
+            // The next event takes a new channel: it must not wait as long, and RabbitMQ may refuse
+            // everything on this one (see `attempt`).
             self.0.events.lock().await.take();
         }
-        fate
+        outcome
     }
 
-    /// The events' channel, opened where there is none.
+    /// The open pipeline, or a new one. `None` if a channel cannot be opened.
     async fn pipeline(&self) -> Option<Pipeline> {
         let mut events = self.0.events.lock().await;
         match &*events {
@@ -174,33 +177,29 @@ impl Publisher {
         }
     }
 
-    /// Waits for a publish, for as long as there is a point in it.
-    async fn watched<T>(
+    /// Waits for a publish until it completes, times out or the connection is lost.
+    async fn with_timeout<T>(
         &self,
         mut publish: Pin<&mut impl Future<Output = T>>,
     ) -> Result<T, PublishError> {
         let mut since = Instant::now();
         loop {
             let status = self.0.connection.status();
-            // The library can lose a publish that meets the end of its connection, and would let it wait
-            // for ever.
-            match timeout(LOOK_EVERY, &mut publish).await {
-                Ok(done) => return Ok(done),
+            // lapin 4.12 can lose a publish when its connection ends, and would then never complete it
+            // (amqp-rs/lapin#409, open).
+            match timeout(STATUS_INTERVAL, &mut publish).await {
+                Ok(published) => return Ok(published),
                 Err(_) if !status.connected() => return Err(PublishError::Disconnected),
-                // It takes nothing at the moment, from anybody, and says so: that is no failure.
+                // RabbitMQ blocks the connection during a memory or disk alarm, which is no failure.
                 Err(_) if status.blocked() => since = Instant::now(),
-                Err(_) if since.elapsed() < PUBLISH_LIMIT => {}
+                Err(_) if since.elapsed() < PUBLISH_TIMEOUT => {}
                 Err(_) => return Err(PublishError::Unconfirmed),
             }
         }
     }
 
-    /// Publishes a message and waits until RabbitMQ has it. An exchange or queue that was deleted
-    /// meanwhile is declared again, once.
-    ///
-    /// # Errors
-    /// RabbitMQ did not take it, or may not have.
-    pub async fn publish(
+    /// Publishes a message and waits for its confirm. Declares a deleted exchange or queue anew, once.
+    pub(crate) async fn publish(
         &self,
         exchange: &str,
         routing_key: &str,
@@ -208,8 +207,8 @@ impl Publisher {
         body: &[u8],
     ) -> Result<(), PublishError> {
         let first = self.attempt(exchange, routing_key, properties.clone(), body).await;
-        // Through the default exchange a message is unroutable when its queue is gone. That nobody
-        // listens for events, on the other hand, is not ours to mend.
+        // On the default exchange, unroutable means that the queue does not exist. On the event exchange
+        // it means that no application has bound a queue, which declaring anew does not change.
         let deleted = match &first {
             Err(PublishError::ExchangeMissing) => true,
             Err(PublishError::Unroutable) => exchange.is_empty(),
@@ -230,46 +229,47 @@ impl Publisher {
         properties: BasicProperties,
         body: &[u8],
     ) -> Result<(), PublishError> {
-        // Never closed, so a turn always comes.
-        let _turn = self.0.turns.acquire().await;
-        let attempt = async {
+        // An error only if the semaphore is closed, which it never is.
+        let _permit = self.0.channel_permits.acquire().await;
+        let publish = async {
             let channel = self.channel().await?;
             let (exchange, routing_key) = (short_string(exchange), short_string(routing_key));
             let publish = channel.basic_publish(exchange, routing_key, MANDATORY, body, properties);
             let confirm = publish.await?.await?;
             Ok((channel, confirm))
         };
-        // A channel whose publish failed or timed out is dropped: its next confirm would be the old one.
-        let (channel, confirm) = match self.watched(std::pin::pin!(attempt)).await? {
-            Ok(done) => done,
-            Err(error) => return Err(self.failed(&error)),
+        // After an error or timeout the channel is dropped: its next confirm could be this message's.
+        let (channel, confirm) = match self.with_timeout(pin!(publish)).await? {
+            Ok(published) => published,
+            Err(error) => return Err(self.publish_error(&error)),
         };
-        let fate = match confirm {
+        let published = match confirm {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
                 Err(PublishError::Unroutable)
             }
-            // A channel that a full quorum queue has refused once may be refused for good, even when
-            // the queue's limit is gone.
+            // The channel is dropped here, too. A quorum queue at its length limit stops each publishing
+            // channel, and RabbitMQ may never resume the channel when the limit is removed
+            // (rabbitmq-server#12206).
             Confirmation::Nack(None) | Confirmation::NotRequested => {
                 return Err(PublishError::Refused);
             }
         };
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
-        fate
+        self.0.idle_channels.lock().push(channel);
+        published
     }
 
-    /// An idle channel, or a new one.
+    /// An idle channel that is open, or a new one.
     async fn channel(&self) -> lapin::Result<Channel> {
         loop {
-            let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            // A `let` of its own, so that the lock is not held across the `.await` below.
+            let idle = self.0.idle_channels.lock().pop();
             match idle {
                 Some(channel) if channel.status().connected() => return Ok(channel),
                 Some(_) => {}
-                None => break,
+                None => return self.open_channel().await,
             }
         }
-        self.open_channel().await
     }
 
     async fn open_channel(&self) -> lapin::Result<Channel> {
@@ -278,11 +278,10 @@ impl Publisher {
         Ok(channel)
     }
 
-    fn failed(&self, error: &lapin::Error) -> PublishError {
+    fn publish_error(&self, error: &lapin::Error) -> PublishError {
         if refusal(error) == Some(Refusal::NotFound) {
-            return PublishError::ExchangeMissing;
-        }
-        if self.0.connection.status().connected() {
+            PublishError::ExchangeMissing
+        } else if self.0.connection.status().connected() {
             PublishError::ChannelClosed(cause(error))
         } else {
             PublishError::Disconnected
@@ -290,12 +289,11 @@ impl Publisher {
     }
 }
 
-/// What an event's message says of itself.
-fn properties(event: &Event, correlation_id: &str, trace: &TraceContext) -> BasicProperties {
+fn event_properties(event: &Event, correlation_id: &str, trace: &TraceContext) -> BasicProperties {
     let mut headers = FieldTable::default();
-    headers.insert("traceparent".into(), AMQPValue::LongString(trace.parent().into()));
+    headers.insert("traceparent".into(), long_string(trace.parent()));
     if let Some(state) = trace.state() {
-        headers.insert("tracestate".into(), AMQPValue::LongString(state.into()));
+        headers.insert("tracestate".into(), long_string(state));
     }
     let seconds = event.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     BasicProperties::default()
@@ -307,9 +305,4 @@ fn properties(event: &Event, correlation_id: &str, trace: &TraceContext) -> Basi
         .with_timestamp(seconds)
         .with_app_id("handoff".into())
         .with_headers(headers)
-}
-
-/// Text as AMQP carries it in properties: its first 255 bytes, or a few less.
-pub fn short_string(text: &str) -> ShortString {
-    ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_default()
 }

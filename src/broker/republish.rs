@@ -1,4 +1,4 @@
-//! Copies: what a message takes along to the retry queues and the dead queue.
+//! The properties of a copy: a retry copy, a dead letter or a replay.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -7,29 +7,29 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::{log, topology::text};
+use super::{log, values::long_string};
 use crate::message::{FailedReason, RequestId, format_date_time};
 
-/// On every copy: the request's id.
+/// On each copy: the request's id.
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
-/// On every copy: the deliveries that were tried before it.
+/// On each copy: the attempts made.
 pub(super) const ATTEMPT: &str = "x-handoff-attempt";
 /// On dead letters: the reason's code.
 pub(super) const REASON: &str = "x-handoff-reason";
-/// On dead letters: the reason for people.
+/// On dead letters: the reason's message.
 pub(super) const DETAIL: &str = "x-handoff-detail";
-/// On dead letters: when, as RFC 3339.
+/// On dead letters: when the request failed, as RFC 3339.
 pub(super) const FAILED_AT: &str = "x-handoff-failed-at";
 
-/// What RabbitMQ itself counts, and compares with the delivery limit.
+/// RabbitMQ's count of redeliveries, which it compares with the delivery limit.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// Longest request id that is written on a copy, in bytes. A longer one stands in the body alone.
+/// Limit of a request id in headers, in bytes. A longer id is complete in the body only.
 const MAX_REQUEST_ID: usize = 4 * 1024;
 
-/// What RabbitMQ itself notes on a message. Taken along, it misleads RabbitMQ: a message whose
-/// `x-death` names the queue that it is on its way to is dropped, for going in a circle.
-const BROKERS: [&str; 8] = [
+/// RabbitMQ's own headers. RabbitMQ interprets `x-death` of a published message: if it names the queue that
+/// the copy expires into, RabbitMQ assumes a dead-letter cycle and drops the copy (rabbitmq-server#11339).
+const BROKER_HEADERS: [&str; 8] = [
     "x-death",
     "x-first-death-exchange",
     "x-first-death-queue",
@@ -39,39 +39,39 @@ const BROKERS: [&str; 8] = [
     "x-last-death-reason",
     DELIVERY_COUNT,
 ];
-/// Where else the producer wanted the message to go. It has been there.
-const ROUTING: [&str; 2] = ["CC", "BCC"];
+/// Further routing keys of the producer, which RabbitMQ has honoured for the original.
+const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
+/// Ours from an earlier failure, if an operator moved a dead letter back to the request queue.
+const FAILURE_HEADERS: [&str; 3] = [REASON, DETAIL, FAILED_AT];
 
-/// Kept free in a frame: for our own headers, the other properties, and what RabbitMQ adds to a
-/// message that moves on to another queue.
-pub(super) const RESERVE: usize = 12 * 1024;
+/// Bytes of a frame kept free for our headers, the other properties, and what RabbitMQ adds when it
+/// dead-letters the message.
+pub(super) const RESERVED_BYTES: usize = 12 * 1024;
 
 /// The request behind a delivery, and the attempts it has used.
 #[derive(Clone, Copy, Debug)]
-pub struct Tried<'a> {
-    /// The request's id.
-    pub request_id: &'a RequestId,
+pub(crate) struct Tried<'a> {
+    pub(crate) request_id: &'a RequestId,
     /// Attempts made, the current one included.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
 }
 
 impl Tried<'_> {
-    /// The same without the current attempt, which was not used up.
-    pub(super) fn without_last(self) -> Self {
+    /// Without the current attempt, for a delivery that did not use it up.
+    pub(super) fn without_current(self) -> Self {
         Self { attempts: self.attempts.saturating_sub(1), ..self }
     }
 }
 
-/// The properties of a copy that is to be tried again.
+/// The properties of a copy for a later attempt.
 pub(super) fn retry_copy(
     of: &BasicProperties,
     tried: Tried<'_>,
     frame_max: usize,
 ) -> BasicProperties {
-    properties(of, headers(of, tried, frame_max))
+    with_headers(of, copy_headers(of, tried, frame_max))
 }
 
-/// The properties of a dead letter.
 pub(super) fn dead_letter(
     of: &BasicProperties,
     tried: Tried<'_>,
@@ -79,24 +79,27 @@ pub(super) fn dead_letter(
     failed_at: SystemTime,
     frame_max: usize,
 ) -> BasicProperties {
-    let mut headers = headers(of, tried, frame_max);
-    headers.insert(REASON.into(), text(reason.code.as_str()));
-    headers.insert(DETAIL.into(), text(&reason.message));
-    headers.insert(FAILED_AT.into(), text(&format_date_time(failed_at)));
-    properties(of, headers)
+    let mut headers = copy_headers(of, tried, frame_max);
+    headers.insert(REASON.into(), long_string(reason.code.as_str()));
+    headers.insert(DETAIL.into(), long_string(&reason.message));
+    headers.insert(FAILED_AT.into(), long_string(&format_date_time(failed_at)));
+    with_headers(of, headers)
 }
 
-/// The properties of a dead letter that is to be tried as if it had never been.
-pub(super) fn replay_copy(of: &BasicProperties, frame_max: usize) -> BasicProperties {
-    let none = FieldTable::default();
-    let headers = kept(of.headers().as_ref().unwrap_or(&none), None, frame_max);
-    properties(of, without(&headers, ATTEMPT))
+/// The properties of a dead letter that starts over, with no attempt made.
+pub(super) fn replay_copy(
+    of: &BasicProperties,
+    request_id: Option<&RequestId>,
+    frame_max: usize,
+) -> BasicProperties {
+    let headers = producer_headers(of, request_id, frame_max);
+    with_headers(of, without(&headers, ATTEMPT))
 }
 
-/// The properties as they are, for a copy that takes the message's place in its queue.
+/// The properties of a copy that replaces its original in the same queue. Only its delivery count restarts.
 pub(super) fn same_copy(of: &BasicProperties) -> BasicProperties {
     let none = FieldTable::default();
-    properties(of, without(of.headers().as_ref().unwrap_or(&none), DELIVERY_COUNT))
+    with_headers(of, without(of.headers().as_ref().unwrap_or(&none), DELIVERY_COUNT))
 }
 
 fn without(headers: &FieldTable, name: &str) -> FieldTable {
@@ -104,23 +107,21 @@ fn without(headers: &FieldTable, name: &str) -> FieldTable {
     entries.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>().into()
 }
 
-fn headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> FieldTable {
-    let none = FieldTable::default();
-    let mut headers =
-        kept(of.headers().as_ref().unwrap_or(&none), Some(tried.request_id), frame_max);
+fn copy_headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> FieldTable {
+    let mut headers = producer_headers(of, Some(tried.request_id), frame_max);
     let id = tried.request_id.as_str();
-    headers.insert(REQUEST_ID.into(), text(&id[..id.floor_char_boundary(MAX_REQUEST_ID)]));
+    headers.insert(REQUEST_ID.into(), long_string(&id[..id.floor_char_boundary(MAX_REQUEST_ID)]));
     headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(tried.attempts.into()));
     headers
 }
 
-/// The properties as they were, but for two: `expiration` would end the copy before its time, and
-/// `user_id` is accepted from the user of that name only.
-fn properties(from: &BasicProperties, headers: FieldTable) -> BasicProperties {
+/// The original's properties with other headers, except for two: `expiration` would drop the copy early,
+/// and RabbitMQ accepts `user_id` only from a connection of that user.
+fn with_headers(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
     let mut to = BasicProperties::default().with_headers(headers);
     macro_rules! copy {
         ($($get:ident $with:ident),* $(,)?) => {
-            $(if let Some(value) = from.$get().clone() { to = to.$with(value); })*
+            $(if let Some(value) = of.$get().clone() { to = to.$with(value); })*
         };
     }
     copy!(
@@ -139,38 +140,48 @@ fn properties(from: &BasicProperties, headers: FieldTable) -> BasicProperties {
     to
 }
 
-/// The producer's headers, as they were.
-///
-/// Unlike a body, they must go into one AMQP frame. Where they do not, together with what is still to
-/// be added, the largest stay behind: RabbitMQ closes the connection over a frame that is too large,
-/// and a message that did this would come back and do it again.
-fn kept(headers: &FieldTable, request_id: Option<&RequestId>, frame_max: usize) -> FieldTable {
-    // Of our own, those that an earlier end has left, where somebody moved a dead letter back.
-    let ours = [REASON, DETAIL, FAILED_AT];
-    let stays =
-        |name| !BROKERS.contains(&name) && !ROUTING.contains(&name) && !ours.contains(&name);
-    let entry_size = |&(name, value): &(&ShortString, &AMQPValue)| short_size(name) + size(value);
-    let mut entries: Vec<_> =
-        headers.inner().iter().filter(|entry| stays(entry.0.as_str())).collect();
-    entries.sort_by_key(entry_size);
-    let mut left = frame_max.saturating_sub(RESERVE);
-    let fit = entries.iter().take_while(|entry| {
-        let fits = entry_size(entry) <= left;
-        left = left.saturating_sub(entry_size(entry));
-        fits
-    });
-    let mut kept = FieldTable::default();
-    for &(name, value) in fit {
-        kept.insert(name.clone(), value.clone());
-    }
-    let dropped = entries.len() - kept.inner().len();
+fn producer_headers(
+    of: &BasicProperties,
+    request_id: Option<&RequestId>,
+    frame_max: usize,
+) -> FieldTable {
+    let none = FieldTable::default();
+    let (kept, dropped) = fitting_headers(of.headers().as_ref().unwrap_or(&none), frame_max);
     if dropped > 0 {
         log::headers_too_large(request_id, dropped);
     }
     kept
 }
 
-/// Bytes of a value in a table, its type included. An upper bound is good enough.
+/// The producer's headers that fit into one frame with ours, and how many do not. Drops the largest.
+///
+/// AMQP splits a body over frames, but not headers. RabbitMQ closes the connection over a frame that is too
+/// large, and the redelivered message would make the worker send the frame again.
+fn fitting_headers(headers: &FieldTable, frame_max: usize) -> (FieldTable, usize) {
+    let is_producers = |name: &str| {
+        !BROKER_HEADERS.contains(&name)
+            && !ROUTING_HEADERS.contains(&name)
+            && !FAILURE_HEADERS.contains(&name)
+    };
+    let entry_size = |&(name, value): &(&ShortString, &AMQPValue)| short_size(name) + size(value);
+    let mut entries: Vec<_> =
+        headers.inner().iter().filter(|entry| is_producers(entry.0.as_str())).collect();
+    entries.sort_by_key(entry_size);
+    let mut free = frame_max.saturating_sub(RESERVED_BYTES);
+    let fitting = entries.iter().take_while(|entry| {
+        let fits = entry_size(entry) <= free;
+        free = free.saturating_sub(entry_size(entry));
+        fits
+    });
+    let mut kept = FieldTable::default();
+    for &(name, value) in fitting {
+        kept.insert(name.clone(), value.clone());
+    }
+    let dropped = entries.len() - kept.inner().len();
+    (kept, dropped)
+}
+
+/// An upper bound of an encoded value's size in bytes, its type tag included.
 fn size(value: &AMQPValue) -> usize {
     1 + match value {
         AMQPValue::ShortString(text) => short_size(text),
@@ -181,7 +192,7 @@ fn size(value: &AMQPValue) -> usize {
             let entries = table.inner().iter();
             4 + entries.map(|(name, value)| short_size(name) + size(value)).sum::<usize>()
         }
-        // Numbers, times and the like: none is longer.
+        // Numbers and times take at most 8 bytes.
         _ => 8,
     }
 }
@@ -203,29 +214,30 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_fit_stay_as_they_are() {
+    fn headers_that_fit_are_copied_unchanged() {
         let headers = table(&[("a", 10), ("b", 100_000), ("c", 0)]);
-        assert_eq!(kept(&headers, None, 131_072), headers);
+        assert_eq!(fitting_headers(&headers, 131_072), (headers, 0));
     }
 
     #[test]
-    fn what_is_not_the_producers_stays_behind() {
+    fn broker_and_routing_headers_are_not_copied() {
         let headers = table(&[("x-death", 1), ("x-first-death-queue", 1), ("CC", 1), ("mine", 1)]);
-        assert_eq!(kept(&headers, None, 131_072), table(&[("mine", 1)]));
+        assert_eq!(fitting_headers(&headers, 131_072), (table(&[("mine", 1)]), 0));
     }
 
     #[test]
-    fn the_largest_go_first() {
+    fn largest_headers_are_dropped_first() {
         let headers = table(&[("a", 10), ("b", 100_000), ("c", 50_000), ("d", 20)]);
-        assert_eq!(kept(&headers, None, 131_072), table(&[("a", 10), ("c", 50_000), ("d", 20)]));
-        assert_eq!(kept(&headers, None, 16_384), table(&[("a", 10), ("d", 20)]));
+        let without_b = table(&[("a", 10), ("c", 50_000), ("d", 20)]);
+        assert_eq!(fitting_headers(&headers, 131_072), (without_b, 1));
+        assert_eq!(fitting_headers(&headers, 16_384), (table(&[("a", 10), ("d", 20)]), 2));
     }
 
     #[test]
-    fn nested_values_count_whole() {
+    fn nested_values_count_in_full() {
         let mut headers = table(&[("a", 10)]);
         let inner = AMQPValue::FieldTable(table(&[("x", 70_000)]));
         headers.insert("n".into(), AMQPValue::FieldArray(vec![inner.clone(), inner].into()));
-        assert_eq!(kept(&headers, None, 131_072), table(&[("a", 10)]));
+        assert_eq!(fitting_headers(&headers, 131_072), (table(&[("a", 10)]), 1));
     }
 }

@@ -1,33 +1,26 @@
-//! One rpc with RabbitMQ: a question that is answered in time, or an error that says what was asked.
+//! AMQP methods that RabbitMQ answers, with a timeout.
 
 use std::time::Duration;
 
 use lapin::{Channel, Connection};
 use tokio::time::timeout;
 
-use super::BrokerError;
+use super::error::BrokerError;
 
-/// Limit of one rpc.
+/// lapin has no timeout for these: on a blocked or half-open connection they would wait indefinitely.
 pub(super) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for a rpc. `doing` is what it does, to follow "cannot".
-///
-/// # Errors
-/// RabbitMQ said no, or did not answer in time.
+/// Waits for the answer. `operation` is a verb phrase that follows "cannot" in the error.
 pub(crate) async fn rpc<T>(
-    doing: &str,
-    rpc: impl Future<Output = lapin::Result<T>>,
+    operation: &str,
+    call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match timeout(RPC_TIMEOUT, rpc).await {
-        Ok(done) => done.map_err(|error| BrokerError::during(doing, &error)),
-        Err(_) => Err(BrokerError::timeout(doing)),
+    match timeout(RPC_TIMEOUT, call).await {
+        Ok(answer) => answer.map_err(|error| BrokerError::during(operation, &error)),
+        Err(_) => Err(BrokerError::timeout(operation)),
     }
 }
 
-/// Opens a channel.
-///
-/// # Errors
-/// The connection is lost or blocked, or has as many as it may.
 pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, BrokerError> {
     rpc("open a channel", connection.create_channel()).await
 }

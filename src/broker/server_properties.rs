@@ -1,4 +1,7 @@
-//! What RabbitMQ says of itself before anybody has logged in. The library keeps that to itself.
+//! The server's product and version, which RabbitMQ sends before login.
+//!
+//! lapin 4.12 reads them and does not expose them (not reported upstream), so `doctor` reads them from
+//! a separate connection.
 
 use lapin::{
     protocol::{AMQPClass, connection::AMQPMethod, parse_class},
@@ -6,31 +9,30 @@ use lapin::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Largest greeting that is read, in bytes. A real one has some hundred.
-const MAX_GREETING: usize = 64 * 1024;
+/// Limit of the `connection.start` frame in bytes. RabbitMQ's has a few hundred.
+const MAX_FRAME: usize = 64 * 1024;
 
-/// Which server it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerProperties {
-    /// Its name, such as `RabbitMQ`.
-    pub product: String,
-    /// Its version, such as `4.2.1`.
-    pub version: String,
+pub(crate) struct ServerProperties {
+    /// `RabbitMQ`, for example.
+    pub(crate) product: String,
+    /// `4.2.1`, for example.
+    pub(crate) version: String,
 }
 
-/// Says the first word on a fresh connection, and reads the answer. `None` where that is not AMQP 0-9-1.
-pub async fn server_properties(
+/// Sends the protocol header and reads `connection.start`. `None` if the server does not speak AMQP 0-9-1.
+pub(crate) async fn server_properties(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> Option<ServerProperties> {
     stream.write_all(b"AMQP\x00\x00\x09\x01").await.ok()?;
-    // A frame: its kind, its channel, its length; then that many bytes.
-    let mut head = [0; 7];
-    stream.read_exact(&mut head).await.ok()?;
-    let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
-    let length = usize::try_from(length).ok().filter(|length| *length <= MAX_GREETING)?;
-    let mut frame = vec![0; length];
-    stream.read_exact(&mut frame).await.ok()?;
-    match parse_class(&frame[..]).ok()?.1 {
+    // A frame's header: its type (1 byte), channel (2) and payload size (4).
+    let mut header = [0; 7];
+    stream.read_exact(&mut header).await.ok()?;
+    let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]);
+    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_FRAME)?;
+    let mut payload = vec![0; size];
+    stream.read_exact(&mut payload).await.ok()?;
+    match parse_class(&payload[..]).ok()?.1 {
         AMQPClass::Connection(AMQPMethod::Start(start)) => Some(ServerProperties {
             product: text(&start.server_properties, "product"),
             version: text(&start.server_properties, "version"),

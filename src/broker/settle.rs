@@ -23,13 +23,13 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
 /// What happens to a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settlement<'a> {
+pub(crate) enum Settlement<'a> {
     /// Ack it: the request is served, and `handoff.ready` is confirmed.
     Done {
-        /// Whether the link was made for another request, or by an earlier try.
+        /// Whether the link was made for another request, or by an earlier attempt.
         reused: bool,
     },
-    /// Ack it: the request failed, and `handoff.failed` says all there is to say.
+    /// Ack it: the request failed, and `handoff.failed` has reported that. No dead letter is needed.
     Discard(FailedReason),
     /// Publish a copy to a retry queue, then ack.
     Retry {
@@ -49,7 +49,7 @@ pub enum Settlement<'a> {
 
 /// Where a delivery is after [`settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
+pub(crate) enum Settled {
     /// Acked: it has left the request queue.
     Acked,
     /// Still in the request queue, or back in it: a worker will receive it again.
@@ -58,9 +58,9 @@ pub enum Settled {
 
 /// Settles a delivery.
 ///
-/// Offers a copy that RabbitMQ does not confirm again, until it is confirmed, the connection is lost or
-/// `stop` is cancelled. The delivery stays unsettled meanwhile, so no request is lost.
-pub async fn settle(
+/// Republishes an unconfirmed copy until RabbitMQ confirms it, the connection is lost or `stop` is
+/// cancelled. The delivery stays unsettled meanwhile, so no request is lost.
+pub(crate) async fn settle(
     delivery: &Delivery,
     settlement: &Settlement<'_>,
     tried: Tried<'_>,
@@ -77,12 +77,12 @@ pub async fn settle(
         Settlement::Retry { queue, .. } => {
             (PublishKind::Retry, *queue, retry_copy(delivery.properties(), tried, frame_max))
         }
-        // RabbitMQ before 4.3 counts a nack towards the delivery limit, so a delivery that has come back
-        // often is replaced by a copy, whose count starts at zero.
+        // Up to RabbitMQ 4.2, a nack counts towards the delivery limit. A delivery that has come back often
+        // is therefore replaced by a copy, whose count starts at zero.
         Settlement::Requeue | Settlement::Postpone => (
             PublishKind::Postponed,
             publisher.topology().request_queue(),
-            retry_copy(delivery.properties(), tried.without_last(), frame_max),
+            retry_copy(delivery.properties(), tried.without_current(), frame_max),
         ),
         Settlement::DeadLetter(reason) => (
             PublishKind::DeadLetter,
@@ -115,7 +115,7 @@ fn ack(delivery: &Delivery) -> Settled {
 ///
 /// # Errors
 /// The last error, after `max_attempts`, when the connection is lost or `stop` is cancelled.
-pub async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
+pub(crate) async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
     request_id: &RequestId,
     max_attempts: u32,
     stop: &CancellationToken,

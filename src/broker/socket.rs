@@ -1,9 +1,8 @@
-//! The socket under a connection, opened here and kept hold of.
+//! Opens lapin's TCP socket and keeps a second handle on it, so that it can be shut down.
 //!
-//! The library has a thread for each connection, and that thread waits for RabbitMQ until the socket
-//! ends, whoever has stopped waiting for the connection meanwhile. Where the peer is silent for good,
-//! a network that swallows all, say, it would never end. So we keep a second handle on the socket,
-//! and end it when the connection is of no more use: then the thread goes, too.
+//! lapin 4.12 runs each connection on its own thread, which reads until the socket ends. Dropping the
+//! connection, or the future that opens it, does not end the socket: with a peer that stays silent, the
+//! thread and two file descriptors would stay until the peer closes. (Not reported upstream.)
 
 use std::{
     future::pending,
@@ -11,7 +10,7 @@ use std::{
     mem::replace,
     net::{Shutdown, SocketAddr, TcpStream},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,55 +19,52 @@ use lapin::{
     tcp::TLSConfig,
     uri::{AMQPScheme, AMQPUri},
 };
+use parking_lot::Mutex;
 use tokio::{
-    net::{TcpStream as Listened, lookup_host},
+    net::{TcpStream as TokioTcpStream, lookup_host},
     sync::oneshot,
     time::timeout,
 };
 
-/// Limit of opening a TCP connection to one address. A host may have several, some of them dead.
-const TCP_LIMIT: Duration = Duration::from_secs(2);
-/// Limit of waiting for the first byte. RabbitMQ answers at once, in AMQP and in TLS; a peer that does
-/// not is frozen or cut off, and the sooner it is asked anew, the sooner it is found healed.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Limit of a TCP connect to one address, so that an unreachable one leaves time for the others.
+const TCP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Limit of waiting for the first byte. RabbitMQ answers at once, in AMQP and in TLS. A silent peer is
+/// frozen or cut off, and only a new attempt finds out that it has recovered.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Our handle on a socket that the library reads and writes. Ends the socket when it is dropped.
-pub(super) struct Socket(Arc<Mutex<State>>);
+/// A handle on the socket of a lapin connection. Shuts the socket down when it is dropped.
+pub(super) struct Socket(Arc<Mutex<SocketState>>);
 
-enum State {
-    /// Holds where to tell that it is open.
-    Opening(oneshot::Sender<Listened>),
+enum SocketState {
+    /// Not connected yet. The sender passes on a handle for [`silence`].
+    Opening(oneshot::Sender<TokioTcpStream>),
     Open(TcpStream),
-    Ended,
+    Closed,
 }
 
-/// Opens a connection, and keeps a handle on its socket.
-///
-/// # Errors
-/// RabbitMQ cannot be reached, says no, or says nothing. Where this future is dropped, nothing is
-/// left behind either.
+/// Opens a connection and a handle on its socket. If the future is dropped, the socket is shut down.
 pub(super) async fn open(
     uri: AMQPUri,
     properties: ConnectionProperties,
 ) -> lapin::Result<(Connection, Socket)> {
-    // An IPv6 address stands in brackets in a URL, and nowhere else.
+    // URLs put an IPv6 address in brackets; the resolver and TLS take it without.
     let host = uri.authority.host.trim_matches(['[', ']']).to_owned();
     let addresses = lookup_host((host.as_str(), uri.authority.port)).await?;
     let addresses: Vec<SocketAddr> = addresses.collect();
-    let (tell, opened) = oneshot::channel();
-    let socket = Socket(Arc::new(Mutex::new(State::Opening(tell))));
+    let (opened_tx, opened) = oneshot::channel();
+    let socket = Socket(Arc::new(Mutex::new(SocketState::Opening(opened_tx))));
 
     let state = Arc::clone(&socket.0);
     let runtime = lapin::runtime::default_runtime()?;
     let connecting = Connection::connector(
         uri,
         runtime,
-        // This runs on the library's thread.
+        // lapin runs this on the connection's thread.
         async move |uri: AMQPUri, runtime| {
             let mut failed = Error::from(ErrorKind::NotFound);
             for address in &addresses {
                 let connect = AsyncTcpStream::connect(&runtime, *address);
-                let stream = match timeout(TCP_LIMIT, connect).await {
+                let stream = match timeout(TCP_TIMEOUT, connect).await {
                     Ok(Ok(stream)) => stream,
                     Ok(Err(error)) => {
                         failed = error;
@@ -80,7 +76,7 @@ pub(super) async fn open(
                     }
                 };
                 if let AsyncTcpStream::Plain(plain) = &stream {
-                    keep(&state, plain.get_ref().as_fd())?;
+                    keep_handle(&state, plain.get_ref().as_fd())?;
                 }
                 return match uri.scheme {
                     AMQPScheme::AMQP => Ok(stream),
@@ -97,37 +93,35 @@ pub(super) async fn open(
     }
 }
 
-/// Ends when the peer has accepted the connection and says nothing, not even a word.
-async fn silence(opened: oneshot::Receiver<Listened>) {
+/// Returns if the peer accepts the connection and then sends nothing. Otherwise never returns.
+async fn silence(opened: oneshot::Receiver<TokioTcpStream>) {
     if let Ok(socket) = opened.await
-        && timeout(ANSWER_LIMIT, socket.readable()).await.is_err()
+        && timeout(FIRST_BYTE_TIMEOUT, socket.readable()).await.is_err()
     {
         return;
     }
     pending().await
 }
 
-/// Takes a handle on a socket that is open now, unless nobody wants it any more.
-fn keep(state: &Mutex<State>, socket: BorrowedFd<'_>) -> Result<()> {
-    let ours = TcpStream::from(socket.try_clone_to_owned()?);
-    let listened = Listened::from_std(ours.try_clone()?)?;
-    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    match replace(&mut *state, State::Ended) {
-        State::Opening(tell) => {
-            *state = State::Open(ours);
-            // Whoever waits for it has been there since before; if not, nobody needs to know.
-            let _ = tell.send(listened);
+/// Duplicates the handle of a socket that has just connected, or fails if [`Socket`] was dropped.
+fn keep_handle(state: &Mutex<SocketState>, socket: BorrowedFd<'_>) -> Result<()> {
+    let handle = TcpStream::from(socket.try_clone_to_owned()?);
+    let readable = TokioTcpStream::from_std(handle.try_clone()?)?;
+    let mut state = state.lock();
+    match replace(&mut *state, SocketState::Closed) {
+        SocketState::Opening(opened) => {
+            *state = SocketState::Open(handle);
+            let _ = opened.send(readable);
             Ok(())
         }
-        State::Open(_) | State::Ended => Err(ErrorKind::ConnectionAborted.into()),
+        SocketState::Open(_) | SocketState::Closed => Err(ErrorKind::ConnectionAborted.into()),
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::Open(socket) = replace(&mut *state, State::Ended) {
-            // What was written goes out all the same. One that is closed already cannot be ended.
+        if let SocketState::Open(socket) = replace(&mut *self.0.lock(), SocketState::Closed) {
+            // Data already written is still sent. This fails only if the socket is closed already.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }

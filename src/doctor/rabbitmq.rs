@@ -139,7 +139,7 @@ async fn look_around(survey: &Survey, settings: &Settings, checks: &mut Vec<Chec
                 .costs("nothing is known about exchanges and queues"),
         ),
     }
-    checks.push(match survey.takes_messages().await {
+    checks.push(match survey.check_publishing().await {
         Ok(()) => Check::ok("publishing", "messages are taken and confirmed"),
         Err(error) => Check::finding("publishing", error.to_string())
             .costs("no event, retry copy or dead letter gets through, so no request is finished")

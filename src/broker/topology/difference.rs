@@ -1,98 +1,105 @@
-//! What RabbitMQ says of an argument that is not what it was declared to be.
+//! An argument that differs, parsed from RabbitMQ's refusal of a declaration.
 
 use std::fmt;
 
 use lapin::types::{AMQPValue, FieldTable};
 
-/// An argument, or another trait, that differs.
+/// An argument, or another property, that differs from its declaration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Its name; where RabbitMQ's words cannot be read, the words.
-    pub name: String,
-    is: Side,
-    ought: Side,
+pub(crate) struct Difference {
+    /// The argument's name, or RabbitMQ's whole text if it cannot be parsed.
+    pub(crate) name: String,
+    actual: ArgumentValue,
+    expected: ArgumentValue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Side {
-    /// It is not set.
-    None,
+enum ArgumentValue {
+    Unset,
     Text(String),
     Number(i64),
-    /// Something that cannot be declared by an argument.
+    /// A value that no argument can declare.
     Other(String),
 }
 
 impl Difference {
-    /// Reads a refusal: `… inequivalent arg 'x' for queue 'q' in vhost '/': received the value 'a' of type
-    /// 'longstr' but current is none`.
-    pub(super) fn read(refusal: &str) -> Self {
-        let read = || {
+    /// Parses `… inequivalent arg 'x' for queue 'q' in vhost '/': received the value 'a' of type 'longstr'
+    /// but current is none`.
+    pub(super) fn parse(refusal: &str) -> Self {
+        let parse = || {
             let (_, rest) = refusal.split_once("inequivalent arg '")?;
             let (name, rest) = rest.split_once('\'')?;
-            // The names of the queue and the virtual host stand between, and may hold anything.
-            let (rest, is) = rest.rsplit_once(" but current is ")?;
-            let (_, ought) = rest.rsplit_once(": received ")?;
-            Some(Self { name: name.to_owned(), is: Side::read(is), ought: Side::read(ought) })
+            // From the right: the names of the queue and virtual host stand before, and may hold any text.
+            let (rest, actual) = rest.rsplit_once(" but current is ")?;
+            let (_, expected) = rest.rsplit_once(": received ")?;
+            Some(Self {
+                name: name.to_owned(),
+                actual: ArgumentValue::parse(actual),
+                expected: ArgumentValue::parse(expected),
+            })
         };
-        let unread = || Self { name: refusal.to_owned(), is: Side::None, ought: Side::None };
-        read().unwrap_or_else(unread)
+        parse().unwrap_or_else(|| Self {
+            name: refusal.to_owned(),
+            actual: ArgumentValue::Unset,
+            expected: ArgumentValue::Unset,
+        })
     }
 
-    /// Makes the table say what is so. `false` where that cannot be said.
-    pub(super) fn adopt(&self, table: &mut FieldTable) -> bool {
+    /// Sets the argument to its actual value. Returns `false` if no argument can declare that value.
+    pub(super) fn adopt(&self, arguments: &mut FieldTable) -> bool {
         if !self.name.starts_with("x-") {
             return false;
         }
-        let value = match &self.is {
-            Side::None => {
-                let entries = table.inner().iter().filter(|(name, _)| name.as_str() != self.name);
-                let entries = entries.map(|(name, value)| (name.clone(), value.clone()));
-                *table = entries.collect::<std::collections::BTreeMap<_, _>>().into();
+        let value = match &self.actual {
+            ArgumentValue::Unset => {
+                let others =
+                    arguments.inner().iter().filter(|(name, _)| name.as_str() != self.name);
+                let others = others.map(|(name, value)| (name.clone(), value.clone()));
+                *arguments = others.collect::<std::collections::BTreeMap<_, _>>().into();
                 return true;
             }
-            Side::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Side::Number(number) => AMQPValue::LongLongInt(*number),
-            Side::Other(_) => return false,
+            ArgumentValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            ArgumentValue::Number(number) => AMQPValue::LongLongInt(*number),
+            ArgumentValue::Other(_) => return false,
         };
-        table.insert(self.name.as_str().into(), value);
+        arguments.insert(self.name.as_str().into(), value);
         true
     }
 }
 
-impl Side {
-    fn read(words: &str) -> Self {
-        let words = words.trim_end_matches('.');
-        if words == "none" {
-            return Self::None;
+impl ArgumentValue {
+    fn parse(text: &str) -> Self {
+        let text = text.trim_end_matches('.');
+        if text == "none" {
+            return Self::Unset;
         }
-        let value =
-            words.strip_prefix("the value '").and_then(|rest| rest.rsplit_once("' of type '"));
-        match value {
+        let typed =
+            text.strip_prefix("the value '").and_then(|rest| rest.rsplit_once("' of type '"));
+        match typed {
             Some((value, kind)) if kind.starts_with("longstr") => Self::Text(value.to_owned()),
             Some((value, _)) => match value.parse() {
                 Ok(number) => Self::Number(number),
                 Err(_) => Self::Other(value.to_owned()),
             },
-            None => Self::Other(words.trim_matches('\'').to_owned()),
+            None => Self::Other(text.trim_matches('\'').to_owned()),
         }
     }
 }
 
-/// Such as `x-overflow is drop-head, not reject-publish`.
+/// `x-overflow is drop-head, not reject-publish`, for example.
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is == self.ought {
+        if self.actual == self.expected {
             return f.write_str(&self.name);
         }
-        write!(f, "{} is {}, not {}", self.name, self.is, self.ought)
+        write!(f, "{} is {}, not {}", self.name, self.actual, self.expected)
     }
 }
 
-impl fmt::Display for Side {
+impl fmt::Display for ArgumentValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => f.write_str("unset"),
+            Self::Unset => f.write_str("unset"),
             Self::Text(text) if text.is_empty() => f.write_str("\"\""),
             Self::Text(text) | Self::Other(text) => f.write_str(text),
             Self::Number(number) => number.fmt(f),
@@ -104,34 +111,35 @@ impl fmt::Display for Side {
 mod tests {
     use super::*;
 
-    fn refusal(rest: &str) -> Difference {
-        Difference::read(&format!(
+    fn difference(rest: &str) -> Difference {
+        Difference::parse(&format!(
             "PRECONDITION_FAILED - inequivalent arg 'x-a' for queue 'it's: received  but current is ' in \
              vhost '/': {rest}"
         ))
     }
 
     #[test]
-    fn what_differs_is_read_and_can_be_declared() {
+    fn actual_value_is_parsed_and_adopted() {
         let mut table = FieldTable::default();
-        let text = refusal("received the value '' of type 'longstr' but current is none");
+        let text = difference("received the value '' of type 'longstr' but current is none");
         assert_eq!(text.to_string(), "x-a is unset, not \"\"");
         table.insert("x-a".into(), AMQPValue::LongString("".into()));
-        assert!(text.adopt(&mut table) && table.inner().is_empty());
+        assert!(text.adopt(&mut table));
+        assert!(table.inner().is_empty());
 
-        let number = refusal("received none but current is the value '7' of type 'signedint'");
+        let number = difference("received none but current is the value '7' of type 'signedint'");
         assert_eq!(number.to_string(), "x-a is 7, not unset");
         assert!(number.adopt(&mut table));
         assert_eq!(table.inner().get("x-a"), Some(&AMQPValue::LongLongInt(7)));
 
-        let other = refusal("received 'true' but current is 'false'");
+        let other = difference("received 'true' but current is 'false'");
         assert_eq!(other.to_string(), "x-a is false, not true");
         assert!(!other.adopt(&mut table));
     }
 
     #[test]
-    fn other_words_stay_as_they_are() {
-        let other = Difference::read("PRECONDITION_FAILED - something else");
+    fn unknown_text_is_passed_on_unchanged() {
+        let other = Difference::parse("PRECONDITION_FAILED - something else");
         assert_eq!(other.to_string(), "PRECONDITION_FAILED - something else");
         assert!(!other.adopt(&mut FieldTable::default()));
     }

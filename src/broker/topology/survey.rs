@@ -1,8 +1,8 @@
-//! Looking at the topology without changing it: what is there, whether it fits, what waits in it.
+//! Examines the topology without changing it.
 //!
-//! AMQP has no way to read the arguments of a queue. But declaring what is there changes nothing: it is
-//! either as declared, or refused with what differs. So each object is first looked for, and only what
-//! was found is declared.
+//! AMQP cannot read a queue's arguments. But declaring an existing object changes nothing: RabbitMQ accepts
+//! it if all arguments are equal, and otherwise names one that differs. So the survey checks that an object
+//! exists, and only then declares it.
 
 use std::time::Duration;
 
@@ -13,53 +13,49 @@ use lapin::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Difference, Queue, QueueCounts, Topology, short};
+use super::{
+    declare::QueueCounts,
+    definition::{Queue, Topology},
+    difference::Difference,
+};
 use crate::{
     broker::{
-        BrokerError, Connection, Role,
-        error::{Refusal, cause, refusal},
+        connection::{Connection, Role},
+        error::{BrokerError, Refusal, cause, refusal},
         pipeline::MANDATORY,
         rpc::{RPC_TIMEOUT, open_channel},
-        short_string,
+        values::{object_name, short_string},
     },
     config::BrokerSettings,
 };
 
-/// How often to look whether RabbitMQ has blocked the connection.
-const LOOK_OFTEN: Duration = Duration::from_millis(50);
-/// More than a queue can have.
-const MOST_DIFFERENCES: usize = 20;
+const BLOCKED_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Ends the loop over differing arguments in any case. No queue has as many.
+const MAX_DIFFERENCES: usize = 20;
 
-/// A connection to look around with.
-pub struct Survey {
+/// A connection for examining the topology.
+pub(crate) struct Survey {
     connection: Connection,
     topology: Topology,
 }
 
-/// An exchange or a queue, as it was found.
-pub struct SurveyedObject {
-    /// Its name.
-    pub name: String,
-    /// What it is.
-    pub kind: ObjectKind,
-    /// How it compares with what it should be.
-    pub state: ObjectState,
-    /// What waits in a queue that is there, and who consumes.
-    pub counts: Option<QueueCounts>,
+/// An exchange or queue, compared with what the worker needs.
+pub(crate) struct SurveyedObject {
+    pub(crate) name: String,
+    pub(crate) kind: ObjectKind,
+    pub(crate) state: ObjectState,
+    /// For a queue that exists.
+    pub(crate) counts: Option<QueueCounts>,
 }
 
-/// An exchange or a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
-    /// An exchange.
+pub(crate) enum ObjectKind {
     Exchange,
-    /// A queue.
     Queue,
 }
 
 impl ObjectKind {
-    /// Its name in texts.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Exchange => "exchange",
             Self::Queue => "queue",
@@ -67,81 +63,71 @@ impl ObjectKind {
     }
 }
 
-/// How an object compares with what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ObjectState {
-    /// It is as it should be.
+pub(crate) enum ObjectState {
     Matches,
-    /// It is not there.
     Missing,
-    /// It is there, and differs.
     Differs(Vec<Difference>),
-    /// It is there; whether it fits could not be told, in RabbitMQ's words.
+    /// It exists, but RabbitMQ refused the comparison, with this text.
     Unknown(String),
 }
 
+/// RabbitMQ's answer to a declaration.
+type Answer<T> = Result<T, ObjectState>;
+
 impl Survey {
-    /// Connects.
-    ///
-    /// # Errors
-    /// There is no connection.
-    pub async fn open(config: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open(&config.url, Role::Client).await?;
-        Ok(Self { connection, topology: Topology::new(config) })
+    pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let connection = Connection::open(&settings.url, Role::Client).await?;
+        Ok(Self { connection, topology: Topology::new(settings) })
     }
 
-    /// The names of everything.
-    pub fn topology(&self) -> &Topology {
+    pub(crate) fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    /// The virtual host.
-    pub fn vhost(&self) -> String {
+    pub(crate) fn vhost(&self) -> String {
         self.connection.lapin().status().vhost().to_string()
     }
 
-    /// Looks at every exchange and queue.
+    /// Compares each exchange and queue.
     ///
     /// # Errors
     /// The connection is lost.
-    pub async fn objects(&self) -> Result<Vec<SurveyedObject>, BrokerError> {
+    pub(crate) async fn objects(&self) -> Result<Vec<SurveyedObject>, BrokerError> {
         let mut objects = Vec::new();
-        for (name, _) in &self.topology.exchanges {
-            let state = self.exchange(name).await?;
+        for exchange in &self.topology.exchanges {
             objects.push(SurveyedObject {
-                name: name.clone(),
+                name: exchange.name.clone(),
                 kind: ObjectKind::Exchange,
-                state,
+                state: self.exchange(&exchange.name).await?,
                 counts: None,
             });
         }
         for queue in &self.topology.queues {
             let (state, counts) = self.queue(queue).await?;
-            objects.push(SurveyedObject {
-                name: queue.name.clone(),
-                kind: ObjectKind::Queue,
-                state,
-                counts,
-            });
+            let name = queue.name.clone();
+            objects.push(SurveyedObject { name, kind: ObjectKind::Queue, state, counts });
         }
         Ok(objects)
     }
 
-    /// Whether RabbitMQ takes messages: two are published that can reach no queue, and come back. A
-    /// RabbitMQ that is short of something takes the first of a connection, and no other.
+    /// Checks that RabbitMQ accepts publishes, with two messages that no queue receives.
+    ///
+    /// Two, because RabbitMQ blocks a connection only when it publishes: during an alarm, the first message
+    /// is still accepted.
     ///
     /// # Errors
-    /// It does not, or the user may not publish.
-    pub async fn takes_messages(&self) -> Result<(), BrokerError> {
-        let doing = "publish to the default exchange";
+    /// Publishing is blocked, or the user has no permission.
+    pub(crate) async fn check_publishing(&self) -> Result<(), BrokerError> {
+        let operation = "publish to the default exchange";
         let publish = async {
             let channel = self.connection.lapin().create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            let nowhere = format!("handoff-doctor-{}", uuid::Uuid::new_v4().simple());
+            let no_queue = format!("handoff-doctor-{}", uuid::Uuid::new_v4().simple());
             for _ in 0..2 {
                 let properties = BasicProperties::default();
                 channel
-                    .basic_publish("".into(), short_string(&nowhere), MANDATORY, &[], properties)
+                    .basic_publish("".into(), short_string(&no_queue), MANDATORY, &[], properties)
                     .await?
                     .await?;
             }
@@ -149,36 +135,38 @@ impl Survey {
         };
         let blocked = async {
             while !self.connection.lapin().status().blocked() {
-                sleep(LOOK_OFTEN).await;
+                sleep(BLOCKED_POLL_INTERVAL).await;
             }
         };
         let published = async {
             tokio::select! {
                 published = publish => published
-                    .map_err(|error: lapin::Error| BrokerError::during(doing, &error)),
-                () = blocked => {
-                    let why = "RabbitMQ blocks publishing: it is short of memory or disk";
-                    Err(BrokerError::new(why))
-                }
+                    .map_err(|error: lapin::Error| BrokerError::during(operation, &error)),
+                () = blocked => Err(BrokerError::new(
+                    "RabbitMQ blocks publishing: a memory or disk alarm is on",
+                )),
             }
         };
-        timeout(RPC_TIMEOUT, published).await.unwrap_or_else(|_| Err(BrokerError::timeout(doing)))
+        timeout(RPC_TIMEOUT, published)
+            .await
+            .unwrap_or_else(|_| Err(BrokerError::timeout(operation)))
     }
 
-    /// Closes the connection.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.connection.close().await;
     }
 
     async fn exchange(&self, name: &str) -> Result<ObjectState, BrokerError> {
-        let declare = async |passive| {
+        for passive in [true, false] {
             let channel = self.channel().await?;
             let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-            let (name, kind) = (short(name)?, ExchangeKind::Topic);
-            self.ask(channel.exchange_declare(name, kind, options, FieldTable::default())).await
-        };
-        for passive in [true, false] {
-            if let Err(state) = declare(passive).await? {
+            let declared = channel.exchange_declare(
+                object_name(name)?,
+                ExchangeKind::Topic,
+                options,
+                FieldTable::default(),
+            );
+            if let Err(state) = self.answer(declared).await? {
                 return Ok(state);
             }
         }
@@ -189,24 +177,28 @@ impl Survey {
         &self,
         queue: &Queue,
     ) -> Result<(ObjectState, Option<QueueCounts>), BrokerError> {
-        let (state, counts) = self.declare(queue, true, queue.arguments.clone()).await?;
-        if state != ObjectState::Matches {
-            return Ok((state, None));
-        }
-        // RabbitMQ names one argument at a time. So what it names is taken over, and it is asked again.
-        let (mut arguments, mut all) = (queue.arguments.clone(), Vec::new());
-        for _ in 0..MOST_DIFFERENCES {
-            match self.declare(queue, false, arguments.clone()).await?.0 {
-                ObjectState::Differs(differences) => all.extend(differences),
-                ObjectState::Matches => break,
-                other if all.is_empty() => return Ok((other, counts)),
-                _ => break,
+        let counts = match self.declare(queue, true, queue.arguments.clone()).await? {
+            Ok(counts) => Some(counts),
+            Err(state) => return Ok((state, None)),
+        };
+        // RabbitMQ names one differing argument at a time, so its value is adopted for the next question.
+        let mut arguments = queue.arguments.clone();
+        let mut differences = Vec::new();
+        for _ in 0..MAX_DIFFERENCES {
+            match self.declare(queue, false, arguments.clone()).await? {
+                Err(ObjectState::Differs(more)) => differences.extend(more),
+                Err(other) if differences.is_empty() => return Ok((other, counts)),
+                Ok(_) | Err(_) => break,
             }
-            if !all.last().is_some_and(|last: &Difference| last.adopt(&mut arguments)) {
+            if !differences.last().is_some_and(|last: &Difference| last.adopt(&mut arguments)) {
                 break;
             }
         }
-        let state = if all.is_empty() { ObjectState::Matches } else { ObjectState::Differs(all) };
+        let state = if differences.is_empty() {
+            ObjectState::Matches
+        } else {
+            ObjectState::Differs(differences)
+        };
         Ok((state, counts))
     }
 
@@ -215,42 +207,40 @@ impl Survey {
         queue: &Queue,
         passive: bool,
         arguments: FieldTable,
-    ) -> Result<(ObjectState, Option<QueueCounts>), BrokerError> {
+    ) -> Result<Answer<QueueCounts>, BrokerError> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
-        let declared = channel.queue_declare(short(&queue.name)?, options, arguments);
-        Ok(match self.ask(declared).await? {
-            Ok(found) => {
-                let (messages, consumers) = (found.message_count(), found.consumer_count());
-                (ObjectState::Matches, Some(QueueCounts { messages, consumers }))
-            }
-            Err(state) => (state, None),
-        })
+        let declared = channel.queue_declare(object_name(&queue.name)?, options, arguments);
+        let answer = self.answer(declared).await?;
+        Ok(answer.map(|queue| QueueCounts {
+            messages: queue.message_count(),
+            consumers: queue.consumer_count(),
+        }))
     }
 
-    /// One of its own for each question: a refusal closes it.
+    /// A new channel for each question: RabbitMQ closes the channel when it refuses.
     async fn channel(&self) -> Result<Channel, BrokerError> {
         open_channel(self.connection.lapin()).await
     }
 
-    /// The inner error is RabbitMQ's answer, the outer one that there was none.
-    async fn ask<T>(
+    /// Waits for RabbitMQ's answer. The outer error means that there was none.
+    async fn answer<T>(
         &self,
-        question: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<Result<T, ObjectState>, BrokerError> {
-        let doing = "look at the topology";
-        let answer = timeout(RPC_TIMEOUT, question).await;
-        let error = match answer.map_err(|_| BrokerError::timeout(doing))? {
-            Ok(answer) => return Ok(Ok(answer)),
+        declared: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<Answer<T>, BrokerError> {
+        let operation = "examine the topology";
+        let answer = timeout(RPC_TIMEOUT, declared).await;
+        let error = match answer.map_err(|_| BrokerError::timeout(operation))? {
+            Ok(declared) => return Ok(Ok(declared)),
             Err(error) => error,
         };
         if !self.connection.lapin().status().connected() {
-            return Err(BrokerError::during(doing, &error));
+            return Err(BrokerError::during(operation, &error));
         }
         Ok(Err(match refusal(&error) {
             Some(Refusal::NotFound) => ObjectState::Missing,
             Some(Refusal::PreconditionFailed) => {
-                ObjectState::Differs(vec![Difference::read(&cause(&error))])
+                ObjectState::Differs(vec![Difference::parse(&cause(&error))])
             }
             _ => ObjectState::Unknown(cause(&error)),
         }))

@@ -1,37 +1,40 @@
-//! Looking after the topology while requests are taken.
+//! Keeps the topology declared while a worker consumes.
 //!
-//! A queue that is deleted ends the subscription, and a missing exchange fails a publish; both are
-//! mended at once. Two things show nowhere, though, but look like an empty queue: that nobody can
-//! publish requests, since their exchange or its binding is gone, and that RabbitMQ has forgotten the
-//! subscription.
+//! A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at once. Two
+//! faults look like an empty queue instead: the request exchange or its binding is gone, so that no request
+//! arrives, or RabbitMQ has lost the consumer.
 
 use std::{sync::Arc, time::Duration};
 
 use lapin::Connection;
 use tokio::time::sleep;
 
-use super::{QueueCounts, Topology};
+use super::{declare::QueueCounts, definition::Topology};
 use crate::broker::{error::BrokerError, log};
 
-/// How long that may last. Declaring what is there costs RabbitMQ little.
-const EVERY: Duration = Duration::from_secs(10);
+/// How long these faults may go unnoticed. Declaring existing objects costs RabbitMQ little.
+const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Declares the topology again and again, or, where declaring is off, checks it. What does not work
-/// is told once, and ends nothing: requests are still taken. Ends when the subscription is forgotten.
-pub(crate) async fn watch(topology: Arc<Topology>, connection: Arc<Connection>) -> BrokerError {
-    let mut told = None;
+/// Declares or checks the topology every 10 s. Returns when RabbitMQ has lost the consumer.
+///
+/// Logs an error once and goes on, because requests can still be consumed.
+pub(in crate::broker) async fn watch(
+    topology: Arc<Topology>,
+    connection: Arc<Connection>,
+) -> BrokerError {
+    let mut logged = None;
     loop {
-        sleep(EVERY).await;
+        sleep(INTERVAL).await;
         let error = topology.ensure(&connection).await.err();
-        // A connection that broke is told by whoever mends it.
+        // The session reports a lost connection.
         if let Some(error) = &error
             && connection.status().connected()
-            && told.as_ref() != Some(error)
+            && logged.as_ref() != Some(error)
         {
             log::topology_check_failed(error);
         }
-        told = error;
-        // A queue without a leader has nothing to tell either: both are 0 then.
+        logged = error;
+        // A queue without a leader reports 0 for both.
         if let Ok(QueueCounts { messages: 1.., consumers: 0 }) =
             topology.request_queue_counts(&connection).await
         {

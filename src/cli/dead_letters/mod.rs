@@ -195,7 +195,7 @@ impl Pass<'_> {
 
     async fn replay(&mut self, every: Option<Duration>) -> Result<(), CliError> {
         let mut pace = every.map(paced);
-        let (bar, mut sent) = (progress(self.queue.left(), "sent"), 0_u64);
+        let (bar, mut sent) = (progress(self.queue.remaining(), "sent"), 0_u64);
         let ended = loop {
             let letter = match self.next().await {
                 Ok(Some(letter)) => letter,
@@ -229,7 +229,7 @@ impl Pass<'_> {
         if !yes && stdin().is_terminal() && !confirmed(letters.len()).await? {
             return Err(CliError::Failed("nothing was dropped".to_owned()));
         }
-        let (bar, mut dropped) = (progress(self.queue.left(), "dropped"), 0_u64);
+        let (bar, mut dropped) = (progress(self.queue.remaining(), "dropped"), 0_u64);
         let mut ended = Ok(());
         for letter in letters {
             if let Err(error) = self.queue.discard(&letter).await {
