@@ -2,25 +2,19 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{AcquireError, OwnedSemaphorePermit},
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use super::{
     connected::{Connected, settled},
     connection_log::ConnectionLog,
+    context::{Context, Slot},
     prefetch::{Next, PrefetchWindow},
-    run::Run,
 };
 use crate::broker::{BrokerError, Delivery};
 
 /// How long the deliveries around a suspect may take to settle. Requests held for the platform take
 /// longer, and do no harm meanwhile.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-
-/// A place among the requests in flight. The semaphore is never closed, so this is always `Ok`.
-pub(super) type Slot = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// Why consuming ended.
 pub(super) enum End {
@@ -32,18 +26,18 @@ pub(super) enum End {
 
 /// Takes deliveries and serves each in its own task.
 pub(super) async fn consume(
-    run: &Run,
+    context: &Context,
     connected: &mut Connected,
     window: &mut PrefetchWindow,
     log: &mut ConnectionLog,
 ) -> End {
     let mut fault = pin!(connected.session.wait_for_fault());
-    let heartbeat = &run.health.heartbeat;
+    let heartbeat = &context.health.heartbeat;
     loop {
-        log.consuming(&run.broker.queue, window);
+        log.consuming(&context.queue, window);
         // The permit comes first: a message that is not fetched yet may go to another replica.
-        let slot = heartbeat.while_waiting(Arc::clone(&run.slots).acquire_owned());
-        let slot = match until_end(run, slot, &mut fault).await {
+        let slot = heartbeat.while_waiting(Arc::clone(&context.slots).acquire_owned());
+        let slot = match until_end(context, slot, &mut fault).await {
             Ok(slot) => slot,
             Err(end) => return end,
         };
@@ -58,7 +52,7 @@ pub(super) async fn consume(
                 if next == Next::ServeAlone {
                     return End::Suspect(Box::new(delivery), slot);
                 }
-                run.spawn(delivery, slot, connected);
+                context.spawn(delivery, slot, connected);
                 next
             }
             // In a block, so that no timer is created while idleness means nothing.
@@ -66,17 +60,19 @@ pub(super) async fn consume(
                 window.on_idle()
             }
             fault = &mut fault => return End::Fault(fault),
-            () = run.shutdown.cancelled() => return End::Shutdown,
+            () = context.shutdown.cancelled() => return End::Shutdown,
         };
         if let Next::Grow { to, when_settled } = next {
             if when_settled {
                 let settled = timeout(SETTLE_LIMIT, settled(&connected.deliveries));
-                if let Err(end) = until_end(run, heartbeat.while_waiting(settled), &mut fault).await
+                if let Err(end) =
+                    until_end(context, heartbeat.while_waiting(settled), &mut fault).await
                 {
                     return end;
                 }
             }
-            match until_end(run, connected.session.consumer.set_prefetch(to), &mut fault).await {
+            match until_end(context, connected.session.consumer.set_prefetch(to), &mut fault).await
+            {
                 Ok(Ok(())) => {}
                 Ok(Err(fault)) => return End::Fault(fault),
                 Err(end) => return end,
@@ -88,7 +84,7 @@ pub(super) async fn consume(
 /// Serves a suspected poison message with as little else in flight as possible, so that a worker it
 /// kills takes no other message along.
 pub(super) async fn serve_alone(
-    run: &Run,
+    context: &Context,
     connected: &mut Connected,
     suspect: Delivery,
     slot: Slot,
@@ -97,25 +93,25 @@ pub(super) async fn serve_alone(
     connected.session.stop_consuming().await;
     tokio::select! {
         _ = timeout(SETTLE_LIMIT, settled(&connected.deliveries)) => {}
-        () = run.shutdown.cancelled() => {}
+        () = context.shutdown.cancelled() => {}
     }
-    run.spawn(suspect, slot, connected);
+    context.spawn(suspect, slot, connected);
     tokio::select! {
         _ = timeout(SETTLE_LIMIT, settled(&connected.deliveries)) => {}
-        () = run.shutdown.cancelled() => {}
+        () = context.shutdown.cancelled() => {}
         _ = fault => {}
     }
 }
 
 /// Waits for `future`, unless consuming ends first.
 async fn until_end<T>(
-    run: &Run,
+    context: &Context,
     future: impl Future<Output = T>,
     fault: &mut (impl Future<Output = BrokerError> + Unpin),
 ) -> Result<T, End> {
     tokio::select! {
         done = future => Ok(done),
         fault = fault => Err(End::Fault(fault)),
-        () = run.shutdown.cancelled() => Err(End::Shutdown),
+        () = context.shutdown.cancelled() => Err(End::Shutdown),
     }
 }

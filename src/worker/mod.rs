@@ -3,6 +3,7 @@
 mod connected;
 mod connection_log;
 mod consume;
+mod context;
 mod events;
 mod metadata;
 mod prefetch;
@@ -15,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{events::Events, process::Processor, run::Run};
+use self::{context::Context, events::Events, process::Processor, run::Run};
 use crate::{
     cache::{Cache, CacheError, RateBucket},
     config::Settings,
@@ -90,13 +91,16 @@ pub async fn run(
         grace_over,
     };
     let run = Run {
-        processor: Arc::new(processor),
+        context: Context {
+            processor: Arc::new(processor),
+            queue: settings.broker.queue.clone(),
+            slots: Arc::new(Semaphore::new(settings.worker.concurrency.into())),
+            tasks: TaskTracker::new(),
+            health,
+            shutdown,
+        },
         broker: settings.broker,
         concurrency: settings.worker.concurrency,
-        slots: Arc::new(Semaphore::new(settings.worker.concurrency.into())),
-        tasks: TaskTracker::new(),
-        health,
-        shutdown,
         grace: settings.worker.shutdown_grace,
         replicas,
     };

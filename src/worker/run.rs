@@ -2,23 +2,18 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     connected::Connected,
     connection_log::{ConnectLog, ConnectionLog},
-    consume::{End, Slot, consume, serve_alone},
+    consume::{End, consume, serve_alone},
+    context::Context,
     prefetch::PrefetchWindow,
-    process::Processor,
 };
 use crate::{
-    broker::{BrokerError, BrokerSession, ConsumerCount, Delivery, FrameMax},
+    broker::{BrokerError, BrokerSession, ConsumerCount, FrameMax},
     config::BrokerSettings,
-    health::Health,
     platform::ReplicaCount,
     retry::Backoff,
 };
@@ -28,16 +23,12 @@ const STEADY: Duration = Duration::from_secs(1);
 /// The part of the grace period that closing the connections may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The main loop, and what every connection shares.
+/// The main loop.
 pub(super) struct Run {
-    pub(super) processor: Arc<Processor>,
+    pub(super) context: Context,
     pub(super) broker: BrokerSettings,
     /// Requests in flight at most, and so the full prefetch window.
     pub(super) concurrency: u16,
-    pub(super) slots: Arc<Semaphore>,
-    pub(super) tasks: TaskTracker,
-    pub(super) health: Arc<Health>,
-    pub(super) shutdown: CancellationToken,
     pub(super) grace: Duration,
     /// The replicas that share a rate limit, if there is one.
     pub(super) replicas: Option<Arc<ReplicaCount>>,
@@ -54,24 +45,24 @@ impl Run {
         while let Some(mut connected) = self.connect(frames).await {
             connections += 1;
             if connections > 1 {
-                self.processor.metrics.broker_reconnected();
+                self.context.processor.metrics.broker_reconnected();
                 window.reconnected();
             }
-            self.health.set_consuming(true);
+            self.context.health.set_consuming(true);
             log.connected();
             let connected_at = Instant::now();
             let consumers = connected.session.consumer_count();
             let end = tokio::select! {
-                end = consume(&self, &mut connected, &mut window, &mut log) => end,
+                end = consume(&self.context, &mut connected, &mut window, &mut log) => end,
                 never = self.count_replicas(consumers) => match never {},
             };
-            self.health.set_consuming(false);
+            self.context.health.set_consuming(false);
             match end {
                 End::Shutdown => return self.drain_with_heartbeat(Some(connected)).await,
                 End::Suspect(suspect, slot) => {
                     log.replaced();
-                    let alone = serve_alone(&self, &mut connected, *suspect, slot);
-                    self.health.heartbeat.while_waiting(alone).await;
+                    let alone = serve_alone(&self.context, &mut connected, *suspect, slot);
+                    self.context.health.heartbeat.while_waiting(alone).await;
                 }
                 End::Fault(fault) => {
                     log.lost(&fault);
@@ -93,18 +84,6 @@ impl Run {
         self.drain_with_heartbeat(None).await;
     }
 
-    /// Serves a delivery in its own task. `slot` limits how many run at once.
-    pub(super) fn spawn(&self, delivery: Delivery, slot: Slot, connected: &Connected) {
-        let processor = Arc::clone(&self.processor);
-        let publisher = connected.session.publisher.clone();
-        let lost = connected.lost.clone();
-        self.tasks.spawn(connected.deliveries.track_future(async move {
-            // Boxed: spawning copies the future several times, and this one has 4 KiB.
-            Box::pin(processor.process(&delivery, &publisher, &lost)).await;
-            drop(slot);
-        }));
-    }
-
     /// Counts the queue's consumers whenever the rate limit asks for it.
     async fn count_replicas(&self, consumers: ConsumerCount) -> Infallible {
         let Some(replicas) = &self.replicas else { return std::future::pending().await };
@@ -120,12 +99,12 @@ impl Run {
     async fn connect(&self, frames: FrameMax) -> Option<Connected> {
         let mut backoff = reconnect_backoff();
         let mut log = ConnectLog::new();
-        while !self.shutdown.is_cancelled() {
-            let metrics = Arc::clone(&self.processor.metrics);
+        while !self.context.shutdown.is_cancelled() {
+            let metrics = Arc::clone(&self.context.processor.metrics);
             let attach = BrokerSession::open(&self.broker, self.concurrency, frames, metrics);
             let session = tokio::select! {
-                session = self.health.heartbeat.while_waiting(attach) => session,
-                () = self.shutdown.cancelled() => break,
+                session = self.context.health.heartbeat.while_waiting(attach) => session,
+                () = self.context.shutdown.cancelled() => break,
             };
             match session {
                 Ok(session) => return Some(Connected::new(session)),
@@ -138,19 +117,19 @@ impl Run {
 
     /// Sleeps until `delay` has passed or the worker shuts down.
     async fn pause(&self, delay: Duration) {
-        let _ = timeout(delay, self.shutdown.cancelled()).await;
-        self.health.heartbeat.beat();
+        let _ = timeout(delay, self.context.shutdown.cancelled()).await;
+        self.context.health.heartbeat.beat();
     }
 
     async fn drain_with_heartbeat(self, connected: Option<Connected>) {
-        let health = Arc::clone(&self.health);
+        let health = Arc::clone(&self.context.health);
         health.heartbeat.while_waiting(self.drain(connected)).await;
     }
 
     /// Finishes the requests in flight, requeues those that take longer than the grace period, closes.
     async fn drain(self, connected: Option<Connected>) {
-        tracing::info!(in_flight = self.tasks.len(), "shutting down");
-        self.tasks.close();
+        tracing::info!(in_flight = self.context.tasks.len(), "shutting down");
+        self.context.tasks.close();
         let end = Instant::now() + self.grace;
         let close_limit = CLOSE_LIMIT.min(self.grace / 4);
         let mut session = connected.map(|connected| connected.session);
@@ -159,21 +138,21 @@ impl Run {
                 session.stop_consuming().await;
             }
         };
-        let finish = async { tokio::join!(stop, self.tasks.wait()) };
+        let finish = async { tokio::join!(stop, self.context.tasks.wait()) };
         if timeout_at(end - close_limit, finish).await.is_err() {
             tracing::warn!(
-                in_flight = self.tasks.len(),
+                in_flight = self.context.tasks.len(),
                 "grace period over: requeueing the requests in flight"
             );
-            self.processor.grace_over.cancel();
-            let _ = timeout_at(end - close_limit / 2, self.tasks.wait()).await;
+            self.context.processor.grace_over.cancel();
+            let _ = timeout_at(end - close_limit / 2, self.context.tasks.wait()).await;
         }
         let close = async {
             if let Some(session) = session {
                 session.close().await;
             }
         };
-        let flush = self.processor.traces.shut_down();
+        let flush = self.context.processor.traces.shut_down();
         let _ = timeout_at(end, async { tokio::join!(close, flush) }).await;
         tracing::info!("stopped");
     }
