@@ -6,7 +6,7 @@ use lapin::{
 };
 
 use crate::support::{
-    Node, Platform, TestEnv, Worker, log_text,
+    Node, TestEnv, Worker, log_text,
     platform::hold_calls,
     rabbitmq::{field_table, long_string},
 };
@@ -134,7 +134,7 @@ async fn neither_an_empty_queue_nor_full_hands_are_a_reason_to_restart() {
     let idle = TestEnv::start().await;
     let idle = idle.start_worker().await;
     let (_never, script) = hold_calls(|_| true);
-    let mut busy = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut busy = TestEnv::builder().platform(script).start().await;
     busy.set("CONCURRENCY", "1");
     let worker = busy.start_worker().await;
     busy.publish_requests(0..2).await;

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Flow, Latch, Platform, Proxy, TestEnv,
+    Answer, Flow, Latch, Proxy, TestEnv,
     platform::{Call, hold_calls, success},
     redis::{self, RedisEntry},
 };
@@ -285,13 +285,10 @@ async fn the_token_of_a_worker_that_died_serves_its_successor() {
 #[tokio::test]
 async fn a_rejection_frees_the_lease_at_once() {
     let mut env = TestEnv::builder()
-        .platform(
-            Platform::scripted(|call: &Call| match (call.is_token(), call.nth) {
-                (false, 0) => Answer::status(400),
-                _ => success(call),
-            })
-            .await,
-        )
+        .platform(|call: &Call| match (call.is_token(), call.nth) {
+            (false, 0) => Answer::status(400),
+            _ => success(call),
+        })
         .start()
         .await;
     let _worker = env.start_worker().await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::support::{
-    Platform, TempFile, TestEnv,
+    TempFile, TestEnv,
     platform::{Call, success},
     required_env, within_timeout,
     worker::{Settings, command},
@@ -156,7 +156,7 @@ async fn a_failed_event_is_a_failure() {
         true => crate::support::Answer::status(400),
         false => success(call),
     };
-    let env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     let file = TempFile::new("{\"userId\":\"bad\"}\n{\"userId\":\"good\"}\n");
     let output = run(&["request", "--file", file.path()], &client_settings(&env)).await;

@@ -1,4 +1,4 @@
-//! Messages that no honest producer would send: each ends somewhere, and takes nobody with it.
+//! Hostile messages: each is settled, and none harms another request.
 
 use lapin::{
     BasicProperties,
@@ -7,9 +7,10 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Answer, Message, Platform, Proxy, RabbitMq, TestEnv, log_text,
+    Answer, Message, Proxy, RabbitMq, TestEnv, log_text,
     platform::{Call, hold_calls, success},
     rabbitmq::{field_table, long_string},
+    wait_until,
 };
 
 fn headers(entries: &[(&str, AMQPValue)]) -> BasicProperties {
@@ -17,7 +18,7 @@ fn headers(entries: &[(&str, AMQPValue)]) -> BasicProperties {
 }
 
 #[tokio::test]
-async fn headers_that_leave_no_room_for_ours_stay_behind() {
+async fn headers_too_large_for_a_copy_are_dropped() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
     for (number, size) in [5_000, 7_900, 110_000, 130_000, 130_900, 131_000].into_iter().enumerate()
@@ -27,12 +28,11 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
         assert_eq!(env.rabbitmq.next_event().await.data()["reason"]["code"], "invalid_request");
         worker.wait_for_logs(log_text::REQUEST_FINISHED, number + 1).await;
         let dead = env.rabbitmq.take_dead_letter().await;
-        assert_eq!(
-            (dead.text_header("small"), dead.text_header("x-handoff-reason")),
-            ("kept".into(), "invalid_request".into())
-        );
+        assert_eq!(dead.text_header("small"), "kept");
+        assert_eq!(dead.text_header("x-handoff-reason"), "invalid_request");
         assert_eq!(dead.header("large").is_some(), size < 118_000, "{size}");
-        // One does not fit into what is usually enough; after that, nothing breaks any more.
+        // Frames are 8 KiB at first. Headers above that break the connection once; the worker then
+        // negotiates larger frames, and none breaks it again.
         let times = if size < 8_000 { 1 } else { 2 };
         assert_eq!(worker.log_lines(log_text::CONSUMING).len(), times, "{size}");
     }
@@ -41,10 +41,10 @@ async fn headers_that_leave_no_room_for_ours_stay_behind() {
 }
 
 #[tokio::test]
-async fn a_mistake_made_a_thousand_times_is_told_once() {
+async fn mistake_repeated_6000_times_is_reported_once() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
-    // Told each time, this alone would be more than fits into the headers of a dead letter.
+    // Reported each time, these mistakes would exceed the header size of a dead letter.
     let body = format!(r#"{{"userId":"ann",{}"renew":1}}"#, r#""renew":1,"#.repeat(6_000));
     env.rabbitmq.publish(body, headers(&[])).await;
     let reason = env.rabbitmq.next_event().await.data()["reason"]["message"].clone();
@@ -54,10 +54,11 @@ async fn a_mistake_made_a_thousand_times_is_told_once() {
 }
 
 #[tokio::test]
-async fn where_else_a_message_went_its_copies_do_not_go() {
+async fn cc_header_is_not_copied() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
-    // On the exchange of requests this leads nowhere; on the way to the dead queue it would lead back.
+    // The request exchange has no binding for this key, but a copy published to the default exchange
+    // would also be routed back to the request queue.
     let to_itself = AMQPValue::FieldArray(FieldArray::from(vec![long_string(&env.rabbitmq.queue)]));
     env.rabbitmq.publish("not a request", headers(&[("CC", to_itself)])).await;
     assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
@@ -68,15 +69,14 @@ async fn where_else_a_message_went_its_copies_do_not_go() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_is_moved_back_goes_through_the_retry_queues_again() {
-    let script = |call: &Call| match (call.is_token(), call.nth) {
-        (false, 0) => Answer::status(500),
-        _ => success(call),
+async fn dead_letter_moved_back_passes_the_retry_queues_again() {
+    let script = |call: &Call| {
+        if !call.is_token() && call.nth == 0 { Answer::status(500) } else { success(call) }
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
     let _worker = env.start_worker().await;
-    // RabbitMQ drops a message on its way to a queue that `x-death` says it has been in.
+    // RabbitMQ drops a message that is routed to a queue which its `x-death` header names.
     let death = [
         ("queue", long_string(&env.rabbitmq.queue)),
         ("reason", long_string("delivery_limit")),
@@ -95,11 +95,11 @@ async fn a_dead_letter_that_is_moved_back_goes_through_the_retry_queues_again() 
 }
 
 #[tokio::test]
-async fn odd_properties_are_served() {
+async fn request_with_malformed_properties_is_served() {
     let mut env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-\u{1}";
-    let odd = [
+    let malformed = [
         ("traceparent", long_string(later)),
         ("tracestate", long_string("a=\nb")),
         ("x-handoff-attempt", long_string("7")),
@@ -113,7 +113,7 @@ async fn odd_properties_are_served() {
             ])),
         ),
     ];
-    let properties = headers(&odd)
+    let properties = headers(&malformed)
         .with_message_id("id\u{0}\n\"\u{1b}[31m".into())
         .with_correlation_id("\r\n".into())
         .with_timestamp(u64::MAX);
@@ -128,35 +128,34 @@ async fn odd_properties_are_served() {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
+async fn undecodable_message_harms_no_other_request() {
     let (latch, script) = hold_calls(Call::is_token);
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let worker = env.start_worker().await;
-    for n in 0..10 {
-        env.publish_request(&format!("r-{n}"), &format!("user-{n}")).await;
-    }
+    env.publish_requests(0..10).await;
     env.platform.wait_for_calls(10).await;
-    // Ten are in the middle of a call when it comes: an id that is not UTF-8, which AMQP allows.
+    // Ten requests are in a call when a message arrives whose id is not UTF-8, which AMQP allows.
     let proxy = Proxy::to(env.setting("AMQP_URL")).await;
-    let strange = RabbitMq::connect(&proxy.url(env.setting("AMQP_URL")), &env.name).await;
+    let producer = RabbitMq::connect(&proxy.url(env.setting("AMQP_URL")), &env.name).await;
     proxy.rewrite_requests(b"unreadable-id", b"unreadable\xff\xfe\xfd");
-    strange.publish_request("unreadable-id", json!({ "userId": "x" })).await;
+    producer.publish_request("unreadable-id", json!({ "userId": "x" })).await;
     worker.wait_for_log(log_text::RABBITMQ_LOST).await;
     latch.open();
     let events = env.rabbitmq.next_events(10).await;
     let served: std::collections::HashSet<_> =
         events.iter().map(|event| event.data()["userId"].to_string()).collect();
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
-    assert_eq!((served.len(), env.platform.session_calls().len()), (10, 10));
-    // RabbitMQ itself has moved it, and the worker is back at full pace.
+    assert_eq!(served.len(), 10);
+    assert_eq!(env.platform.session_calls().len(), 10);
+    // The worker consumes one at a time until the delivery limit makes RabbitMQ dead-letter it.
     worker
         .wait_for_log_with(log_text::CONSUMING, |line| {
             line[log_text::WINDOW] == log_text::WINDOW_ONE_AT_A_TIME
         })
         .await;
     let dead = env.dead_queue();
-    crate::support::wait_until("it is dead", async || env.rabbitmq.depth(&dead).await == 1).await;
-    crate::support::wait_until("all is calm", async || {
+    wait_until("it is a dead letter", async || env.rabbitmq.depth(&dead).await == 1).await;
+    wait_until("the prefetch window is full again", async || {
         worker
             .log_lines(log_text::CONSUMING)
             .last()
@@ -166,7 +165,7 @@ async fn a_message_that_cannot_be_read_takes_nobody_with_it() {
 }
 
 #[tokio::test]
-async fn an_id_of_any_length_stays_whole_on_copies() {
+async fn long_request_id_is_copied_whole() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
     let id = "é".repeat(500);

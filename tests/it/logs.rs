@@ -1,11 +1,11 @@
-//! The log: one line for each request, and no flood of anything else.
+//! The log: one line for each request, and few others.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Node, TestEnv, log_text, wait_until};
 
 #[tokio::test]
-async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() {
+async fn unroutable_failed_events_cost_a_line_each_and_one_warning_together() {
     let mut env = TestEnv::builder().without_event_queue().start().await;
     env.set("LOG", "info");
     let worker = env.start_worker().await;
@@ -13,7 +13,8 @@ async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() 
         env.rabbitmq.publish_request(&format!("r-{n}"), json!({ "userId": n })).await;
     }
     worker.wait_for_finished(200).await;
-    let mut ids: Vec<_> = worker.log_lines(log_text::REQUEST_FINISHED).iter().map(id).collect();
+    let mut ids: Vec<_> =
+        worker.log_lines(log_text::REQUEST_FINISHED).iter().map(assert_failed).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 200);
@@ -25,27 +26,30 @@ async fn requests_that_fail_unheard_have_a_line_each_and_one_warning_together() 
     assert!(others < 10, "{printed}");
 }
 
-fn id(line: &serde_json::Value) -> String {
-    assert_eq!((&line["outcome"], &line["attempt"]), (&json!("failed"), &json!(1)));
-    assert_eq!((&line["level"], &line["reason"]), (&json!("INFO"), &json!("invalid_request")));
+/// Asserts that a line is about a failed request, and returns the request's id.
+fn assert_failed(line: &Value) -> String {
+    assert_eq!(line["outcome"], "failed");
+    assert_eq!(line["attempt"], 1);
+    assert_eq!(line["level"], "INFO");
+    assert_eq!(line["reason"], "invalid_request");
     assert!(line["duration_ms"].is_u64() && line["error"].is_string(), "{line}");
-    assert_eq!(line["trace_id"], json!(null));
+    assert_eq!(line["trace_id"], Value::Null);
     line["request_id"].to_string()
 }
 
 #[tokio::test]
-async fn a_redis_that_comes_and_goes_is_told_three_times_a_minute() {
+async fn flapping_redis_is_logged_three_times_a_minute() {
     let node = Node::redis().await;
     let mut env = TestEnv::builder().redis(&node).start().await;
     let worker = env.start_worker().await;
     for flaps in 1..=5 {
         node.kill().await;
-        // Who meets it finds out.
+        // The first request that uses the connection detects the failure.
         env.publish_request("r", "ann").await;
         assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
         worker.wait_for_logs(log_text::REDIS_CONNECTION_DISCARDED, flaps).await;
         node.start().await;
-        wait_until("it is back", async || {
+        wait_until("it has reconnected", async || {
             worker.metric("handoff_cache_reconnects_total").await == flaps as f64
         })
         .await;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::{
-    Answer, Flow, Platform, TestEnv, Worker, log_text,
+    Answer, Flow, TestEnv, Worker, log_text,
     platform::{Call, hold_calls, success},
     wait_until,
 };
@@ -78,7 +78,7 @@ async fn is(worker: &Worker, series: &str, value: f64) {
 
 #[tokio::test]
 async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let proxy = env.proxy("REDIS_URL").await;
     let amqp = env.proxy("AMQP_URL").await;
     env.set("RETRY_BUDGET", "300ms").set("RETRY_DELAYS", "50ms");
@@ -173,7 +173,7 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
 #[tokio::test]
 async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
     let (latch, script) = hold_calls(|call| !call.is_token());
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("CONCURRENCY", "1");
     let workers = [env.start_worker().await, env.start_worker().await];
     let sum =

@@ -6,7 +6,7 @@ use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Platform, TestEnv, Worker, log_text,
+    Answer, TestEnv, Worker, log_text,
     platform::{API_KEY, Call, hold_calls, success},
     rabbitmq::{field_table, long_string},
 };
@@ -203,7 +203,7 @@ async fn a_renewal_takes_no_old_link_from_those_it_comes_together_with() {
 #[tokio::test]
 async fn sixty_requests_at_once_over_three_workers_make_one_session() {
     let (latch, script) = hold_calls(|call| !call.is_token());
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("CONCURRENCY", "20");
     let workers = [env.start_worker().await, env.start_worker().await, env.start_worker().await];
     for worker in &workers {
@@ -362,7 +362,7 @@ async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
         answer if answer.body.starts_with(b"{\"authorization") => answer,
         _ => Answer::status(503),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     let soon = time::OffsetDateTime::now_utc() + Duration::from_secs(1);
     let expires_at = soon.format(&time::format_description::well_known::Rfc3339).unwrap();
@@ -375,7 +375,7 @@ async fn a_request_that_expires_while_it_is_tried_again_makes_no_session() {
 #[tokio::test]
 async fn a_request_that_expires_between_the_calls_makes_no_session() {
     let (latch, script) = hold_calls(|_| true);
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     let end = time::OffsetDateTime::now_utc() + Duration::from_millis(1_500);
     let expires_at = end.format(&time::format_description::well_known::Rfc3339).unwrap();
@@ -395,7 +395,7 @@ async fn a_rejected_session_is_buried_without_a_retry() {
             true => success(call),
             false => Answer::status(status),
         };
-        let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+        let mut env = TestEnv::builder().platform(script).start().await;
         let _worker = env.start_worker().await;
         env.publish_request("r-1", "ann").await;
         let event = env.rabbitmq.next_event().await;
@@ -417,7 +417,7 @@ async fn a_refused_token_is_replaced_once() {
         (false, 0) => Answer::status(401),
         _ => success(call),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["sessionId"], "session-1");
@@ -442,7 +442,7 @@ async fn a_token_that_was_used_by_a_call_whose_answer_was_lost_is_no_rejection()
             (true, _) => success(call),
         }
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
     assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
@@ -455,7 +455,7 @@ async fn a_token_refused_twice_is_a_rejection() {
         true => success(call),
         false => Answer::status(401),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["reason"]["code"], "platform_rejected");
@@ -502,7 +502,7 @@ async fn a_token_refused_after_a_failure_is_replaced_once_as_any_other() {
         (false, 0) => Answer::status(503),
         (false, _) => Answer::status(401),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["reason"]["code"], "platform_rejected");

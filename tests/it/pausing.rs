@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Answer, Flow, Latch, Platform, TempFile, TestEnv, Worker, log_text,
+    Answer, Flow, Latch, TempFile, TestEnv, Worker, log_text,
     platform::{API_KEY, Call, hold_calls, success},
     rabbitmq::{field_table, long_string},
     wait_until,
@@ -60,7 +60,7 @@ async fn assert_unspent(env: &TestEnv, worker: &Worker) {
 
 #[tokio::test]
 async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
-    let mut env = TestEnv::builder().platform(Platform::scripted(away).await).start().await;
+    let mut env = TestEnv::builder().platform(away).start().await;
     env.set("RETRY_BUDGET", "2s");
     let workers = [env.start_worker().await, env.start_worker().await];
     let began = Instant::now();
@@ -96,7 +96,7 @@ async fn an_outage_costs_few_calls_no_attempt_and_no_time_once_it_is_over() {
 
 #[tokio::test]
 async fn an_outage_spends_no_attempt_even_where_there_is_no_budget() {
-    let mut env = TestEnv::builder().platform(Platform::scripted(away).await).start().await;
+    let mut env = TestEnv::builder().platform(away).start().await;
     env.set("RETRY_BUDGET", "0s");
     env.declare_topology().await;
     publish(&env, 0, 20).await;
@@ -110,7 +110,7 @@ async fn an_outage_spends_no_attempt_even_where_there_is_no_budget() {
 #[tokio::test]
 async fn sessions_that_fail_for_everyone_are_an_outage_and_keep_their_tokens() {
     let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "1s").set("CONCURRENCY", "8");
     let worker = env.start_worker().await;
     publish(&env, 0, 8).await;
@@ -127,7 +127,7 @@ async fn one_request_that_always_fails_pauses_nobody() {
         true => Answer::status(500),
         false => success(call),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(poison).await).start().await;
+    let mut env = TestEnv::builder().platform(poison).start().await;
     env.set("RETRY_BUDGET", "700ms").set("RETRY_DELAYS", "100ms,200ms");
     let worker = env.start_worker().await;
     env.publish_request("poison", "poison").await;
@@ -146,7 +146,7 @@ async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
         true => Answer::status(401),
         false => success(call),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(guarded).await).start().await;
+    let mut env = TestEnv::builder().platform(guarded).start().await;
     let key = TempFile::new("wrong-k3y-that-nobody-may-see\n");
     env.settings.remove("HANDOFF_IDV_API_KEY");
     env.set("IDV_API_KEY_FILE", key.path()).set("RETRY_BUDGET", "0s");
@@ -185,7 +185,7 @@ async fn a_wrong_host_pauses_too() {
         Answer::status(404),
     ] {
         let script = move |_: &Call| answer.clone();
-        let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+        let mut env = TestEnv::builder().platform(script).start().await;
         env.set("RETRY_BUDGET", "0s");
         let worker = env.start_worker().await;
         publish(&env, 0, 3).await;
@@ -202,7 +202,7 @@ async fn a_platform_that_asks_to_be_left_alone_is_left_alone_by_all() {
         (false, 0) => Answer::status(429).header("retry-after", "2"),
         _ => success(call),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "0s");
     let worker = env.start_worker().await;
     publish(&env, 0, 1).await;
@@ -225,7 +225,7 @@ async fn a_platform_that_asks_to_be_left_alone_is_left_alone_by_all() {
 
 #[tokio::test]
 async fn what_is_held_gives_way_to_a_shutdown_and_heeds_its_end() {
-    let mut env = TestEnv::builder().platform(Platform::scripted(away).await).start().await;
+    let mut env = TestEnv::builder().platform(away).start().await;
     let worker = env.start_worker().await;
     publish(&env, 0, 5).await;
     worker.wait_for_log(log_text::BREAKER_OPEN).await;
@@ -240,10 +240,7 @@ async fn what_is_held_gives_way_to_a_shutdown_and_heeds_its_end() {
 
 #[tokio::test]
 async fn with_nobody_waiting_it_resumes_by_itself() {
-    let mut env = TestEnv::builder()
-        .platform(Platform::scripted(|_| Answer::status(403)).await)
-        .start()
-        .await;
+    let mut env = TestEnv::builder().platform(|_| Answer::status(403)).start().await;
     let worker = env.start_worker().await;
     ask_until(&env, Duration::from_secs(2)).await;
     worker.wait_for_log(log_text::TOKEN_REFUSED).await;
@@ -280,10 +277,7 @@ async fn keeping_nothing_long(env: &TestEnv) -> (JoinHandle<()>, CancellationTok
 
 #[tokio::test]
 async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() {
-    let mut env = TestEnv::builder()
-        .platform(Platform::scripted(|_| Answer::status(401)).await)
-        .start()
-        .await;
+    let mut env = TestEnv::builder().platform(|_| Answer::status(401)).start().await;
     env.set("RETRY_DELAYS", "100ms");
     env.declare_topology().await;
     let (worker, stop) = keeping_nothing_long(&env).await;
@@ -315,7 +309,7 @@ async fn who_is_held_too_long_goes_to_the_end_of_the_queue_with_nothing_spent() 
 #[tokio::test]
 async fn a_budget_longer_than_a_request_may_be_kept_is_spent_all_the_same() {
     let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_DELAYS", "100ms").set("RETRY_BUDGET", "1h");
     env.declare_topology().await;
     let (worker, stop) = keeping_nothing_long(&env).await;
@@ -327,7 +321,7 @@ async fn a_budget_longer_than_a_request_may_be_kept_is_spent_all_the_same() {
 
 #[tokio::test]
 async fn what_is_held_is_let_go_when_rabbitmq_is_lost() {
-    let mut env = TestEnv::builder().platform(Platform::scripted(away).await).start().await;
+    let mut env = TestEnv::builder().platform(away).start().await;
     let proxy = env.amqp_proxy_with_heartbeat(1).await;
     env.set("CONCURRENCY", "3");
     let worker = env.start_worker().await;
@@ -346,7 +340,7 @@ async fn what_is_held_is_let_go_when_rabbitmq_is_lost() {
 #[tokio::test]
 async fn a_token_that_has_waited_too_long_is_replaced() {
     let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("IDV_TOKEN_TTL", "5s").set("LINK_MIN_LIFE", "2s").set("CONCURRENCY", "4");
     let worker = env.start_worker().await;
     publish(&env, 0, 4).await;
@@ -366,7 +360,7 @@ async fn a_token_that_has_waited_too_long_is_replaced() {
 #[tokio::test]
 async fn a_slow_platform_is_called_by_all_at_once() {
     let (latch, script) = hold_calls(|_| true);
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     publish(&env, 0, 64).await;
     env.platform.wait_for_calls(64).await;
@@ -378,7 +372,7 @@ async fn a_slow_platform_is_called_by_all_at_once() {
 async fn a_probe_that_hangs_until_others_have_found_the_platform_well_spends_nothing() {
     let never = Latch::closed();
     let silent = move |call: &Call| success(call).held_by(&never);
-    let mut env = TestEnv::builder().platform(Platform::scripted(silent).await).start().await;
+    let mut env = TestEnv::builder().platform(silent).start().await;
     // A probe hangs for longer than until the next begins.
     env.set("IDV_TIMEOUT", "4s").set("RETRY_BUDGET", "2s").set("CONCURRENCY", "8");
     let worker = env.start_worker().await;

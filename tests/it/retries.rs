@@ -1,4 +1,4 @@
-//! Failures that pass: repeats in process, retry queues, and the end of both.
+//! Transient failures: retries in the process, retry queues, and what happens when both end.
 
 use lapin::{
     BasicProperties, Channel,
@@ -7,22 +7,14 @@ use lapin::{
 use serde_json::json;
 
 use crate::support::{
-    Answer, Latch, Platform, TestEnv, log_text,
-    platform::{Call, success},
+    Answer, TestEnv, log_text,
+    platform::{Call, hold_calls, success},
     rabbitmq::{field_table, long_string},
 };
 
 #[tokio::test]
-async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
-    let failing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let script = {
-        let failing = std::sync::Arc::clone(&failing);
-        move |call: &Call| match failing.load(std::sync::atomic::Ordering::Relaxed) {
-            true => Answer::status(500),
-            false => success(call),
-        }
-    };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+async fn request_that_joins_a_failing_call_late_has_its_full_budget() {
+    let mut env = TestEnv::builder().platform(|_| Answer::status(500)).start().await;
     env.set("RETRY_BUDGET", "3s");
     let worker = env.start_worker().await;
     env.publish_request("early", "ann").await;
@@ -30,17 +22,16 @@ async fn who_joins_a_failing_call_late_has_a_budget_of_their_own() {
     env.platform.wait_for_calls(4).await;
     env.publish_request("late", "ann").await;
     let first = worker.wait_for_finished(1).await;
-    assert_eq!((&first["request_id"], &first["outcome"]), (&json!("early"), &json!("retried")));
-    failing.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(first["request_id"], "early");
+    assert_eq!(first["outcome"], "retried");
+    env.platform.set_script(success);
     let event = env.rabbitmq.next_event().await;
-    assert_eq!(
-        (&event.data()["requestId"], event.routing_key.as_str()),
-        (&json!("late"), "handoff.ready")
-    );
+    assert_eq!(event.data()["requestId"], "late");
+    assert_eq!(event.routing_key, "handoff.ready");
 }
 
 #[tokio::test]
-async fn a_passing_failure_is_retried_in_process() {
+async fn transient_failure_is_retried_in_the_process() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (true, 0) => Answer::status(500),
         (true, 1) => Answer::json(&json!({ "authorization": "control\u{7}character" })),
@@ -50,14 +41,15 @@ async fn a_passing_failure_is_retried_in_process() {
         (false, 2) => Answer { body: vec![b' '; 65 * 1024], ..Answer::status(200) },
         _ => success(call),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
     let event = env.rabbitmq.next_event().await;
     assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
     let sessions = env.platform.session_calls();
-    assert_eq!((env.platform.token_calls().len(), sessions.len()), (4, 4));
-    // The same token and the same request: the same key, so that a platform can tell.
+    assert_eq!(env.platform.token_calls().len(), 4);
+    assert_eq!(sessions.len(), 4);
+    // The same token and request have the same key, so that the platform recognizes a repeat.
     let keys: std::collections::HashSet<_> =
         sessions.iter().map(|call| call.header("idempotency-key")).collect();
     assert_eq!(keys.len(), 1);
@@ -67,16 +59,9 @@ async fn a_passing_failure_is_retried_in_process() {
 }
 
 #[tokio::test]
-async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
-    let never = Latch::closed();
-    let script = {
-        let never = never.clone();
-        move |call: &Call| match call.nth {
-            0 => success(call).held_by(&never),
-            _ => success(call),
-        }
-    };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+async fn call_is_repeated_after_its_timeout() {
+    let (_never, script) = hold_calls(|call| call.nth == 0);
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("IDV_TIMEOUT", "300ms");
     let worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
@@ -88,7 +73,7 @@ async fn a_call_that_takes_too_long_is_given_up_and_repeated() {
 }
 
 #[tokio::test]
-async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
+async fn unreachable_platform_spends_an_attempt() {
     let mut env = TestEnv::start().await;
     env.set("IDV_URL", "http://127.0.0.1:1").set("RETRY_BUDGET", "500ms");
     let worker = env.start_worker().await;
@@ -99,12 +84,9 @@ async fn a_platform_that_cannot_be_reached_spends_an_attempt() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
-    let script = |call: &_| match success(call) {
-        answer if answer.body.starts_with(b"{\"authorization") => answer,
-        _ => Answer::status(500),
-    };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+async fn request_that_outlasts_its_budget_passes_the_retry_queues_and_becomes_a_dead_letter() {
+    let script = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms,300ms");
     let worker = env.start_worker().await;
     let properties = BasicProperties::default()
@@ -119,25 +101,27 @@ async fn what_outlasts_the_budget_goes_through_the_retry_queues_to_the_dead() {
     assert_eq!(dead.text_header("mine"), "kept");
     assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
     assert_eq!(dead.body, json!({ "userId": "ann" }).to_string().into_bytes());
-    // It came without an id: the one it was given stays with it.
+    // The request had no id: the one that the worker generated stays with it.
     let id = dead.text_header("x-handoff-request-id");
     assert_eq!(json!(id), data["requestId"]);
     for (attempt, outcome) in [(1, "retried"), (2, "retried"), (3, "failed")] {
         let line = worker.wait_for_finished(attempt).await;
-        assert_eq!((&line["outcome"], &line["request_id"]), (&json!(outcome), &json!(id)));
+        assert_eq!(line["outcome"], outcome);
+        assert_eq!(line["request_id"], id);
         assert_eq!(line["attempt"], attempt);
     }
-    // One token did for all three.
-    assert_eq!((env.platform.token_calls().len(), env.platform.session_calls().len()), (1, 3));
+    // All three session calls used the same token.
+    assert_eq!(env.platform.token_calls().len(), 1);
+    assert_eq!(env.platform.session_calls().len(), 3);
 }
 
 #[tokio::test]
-async fn what_works_on_the_second_attempt_is_served() {
+async fn second_attempt_serves_the_request() {
     let script = |call: &Call| match (call.is_token(), call.nth) {
         (false, 0) => Answer::status(500),
         _ => success(call),
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
     let worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
@@ -146,7 +130,7 @@ async fn what_works_on_the_second_attempt_is_served() {
 }
 
 #[tokio::test]
-async fn an_event_that_nobody_takes_holds_on_to_its_request() {
+async fn request_with_an_unroutable_event_is_retried_and_keeps_its_link() {
     let mut env = TestEnv::builder().without_event_queue().start().await;
     env.set("RETRY_DELAYS", "200ms,300ms");
     let worker = env.start_worker().await;
@@ -154,16 +138,16 @@ async fn an_event_that_nobody_takes_holds_on_to_its_request() {
     let dead = env.rabbitmq.take_dead_letter().await;
     assert_eq!(dead.text_header("x-handoff-reason"), "retries_exhausted");
     assert_eq!(dead.header("x-handoff-attempt"), Some(&AMQPValue::LongLongInt(3)));
-    assert_eq!(env.platform.session_calls().len(), 1, "the link was cached all along");
+    assert_eq!(env.platform.session_calls().len(), 1, "the retries reused the cached link");
     worker.wait_for_finished(3).await;
-    // Somebody listens again: the next request finds the same link.
+    // Once a queue is bound again, the next request gets the same link.
     env.rabbitmq.consume_events().await;
     env.publish_request("r-2", "ann").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
 }
 
-/// Binds a queue for events that takes none, for as long as its channel stands.
-async fn full_queue(env: &TestEnv, key: &str) -> (Channel, ShortString) {
+/// Binds a queue that rejects every event, until the returned channel is dropped.
+async fn bind_full_queue(env: &TestEnv, key: &str) -> (Channel, ShortString) {
     let channel = env.rabbitmq.open_channel().await;
     let arguments = field_table(&[
         ("x-max-length", AMQPValue::LongInt(0)),
@@ -171,23 +155,26 @@ async fn full_queue(env: &TestEnv, key: &str) -> (Channel, ShortString) {
     ]);
     let exclusive = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
     let full = channel.queue_declare("".into(), exclusive, arguments).await.unwrap();
-    let (full, exchange) = (full.name().clone(), env.rabbitmq.event_exchange.as_str().into());
-    let (options, none) = (Default::default(), FieldTable::default());
-    channel.queue_bind(full.clone(), exchange, key.into(), options, none).await.unwrap();
+    let full = full.name().clone();
+    let exchange = env.rabbitmq.event_exchange.as_str().into();
+    channel
+        .queue_bind(full.clone(), exchange, key.into(), Default::default(), FieldTable::default())
+        .await
+        .unwrap();
     (channel, full)
 }
 
 #[tokio::test]
-async fn a_failure_that_a_full_queue_refuses_to_hear_of_holds_nobody_up() {
+async fn failed_event_rejected_by_a_full_queue_blocks_no_other_request() {
     let mut env = TestEnv::start().await;
     env.set("CONCURRENCY", "4");
     let worker = env.start_worker().await;
-    let _full = full_queue(&env, "handoff.failed").await;
+    let _full = bind_full_queue(&env, "handoff.failed").await;
     for _ in 0..8 {
         env.rabbitmq.publish("not a request", Default::default()).await;
     }
     env.publish_request("r-1", "ann").await;
-    // The other queue may hear of failures: what one refuses counts as refused.
+    // The other bound queue accepts the event: a rejection by one queue rejects it all the same.
     worker.wait_for_finished(9).await;
     let ready = "handoff_requests_total{outcome=\"ready\"}";
     assert_eq!(worker.metric(ready).await, 1.0);
@@ -199,12 +186,11 @@ async fn a_failure_that_a_full_queue_refuses_to_hear_of_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn an_event_that_a_full_queue_refuses_is_a_failed_attempt() {
-    let bench_platform = Platform::healthy().await;
-    let mut env = TestEnv::builder().platform(bench_platform).without_event_queue().start().await;
+async fn ready_event_rejected_by_a_full_queue_is_retried() {
+    let mut env = TestEnv::builder().without_event_queue().start().await;
     env.set("RETRY_DELAYS", "300ms");
     let worker = env.start_worker().await;
-    let (channel, full) = full_queue(&env, "#").await;
+    let (channel, full) = bind_full_queue(&env, "#").await;
     env.publish_request("r-1", "ann").await;
     assert_eq!(worker.wait_for_finished(1).await["outcome"], "retried");
     channel.queue_delete(full, Default::default()).await.unwrap();

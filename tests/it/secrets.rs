@@ -15,7 +15,7 @@ use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::json;
 
 use crate::support::{
-    Answer, Collector, Message, Platform, TestEnv, Worker, log_text,
+    Answer, Collector, Message, TestEnv, Worker, log_text,
     platform::{API_KEY, Call, success},
     redis::{self, RedisEntry},
     required_env, within_timeout,
@@ -109,7 +109,7 @@ fn assert_dead_letter_tells_nothing(letter: &Message) {
 
 /// A env that prints as much as it can be made to.
 async fn talkative(sealed: bool) -> TestEnv {
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
     env.set("RETRY_BUDGET", "350ms").set("RETRY_DELAYS", "50ms");
     for (name, value) in [("RUST_BACKTRACE", "1"), ("RUST_LOG", "trace")] {
@@ -244,8 +244,7 @@ async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
         env.set("AMQP_URL", &amqp).set("REDIS_URL", &redis);
         let worker = Worker::start(&env.settings);
         worker.wait_for_log(log_text::NOT_CONSUMING).await;
-        let why =
-            worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await[log_text::REDIS_CAUSE].clone();
+        let why = worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await["error"].clone();
         let known = redis.starts_with("redis:") && !redis.contains(":1/");
         assert_eq!(why == log_text::REDIS_CREDENTIALS_REFUSED, known, "{why}");
         assert_tells_nothing(worker).await;

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: finish or hand back, and exit with 0. A second one ends all at once.
+//! SIGTERM and SIGINT: finish or return each request, and exit with 0. A second signal exits at once.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -14,14 +13,14 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, Flow, Latch, Platform, Proxy, TestEnv, Worker, log_text,
+    Answer, Flow, Latch, TestEnv, Worker, log_text,
     platform::{Call, hold_calls, success},
     wait_until, within_timeout,
     worker::{Settings, command, signal},
 };
 
 #[tokio::test]
-async fn an_idle_worker_ends_at_once() {
+async fn idle_worker_exits_at_once() {
     for signal in ["TERM", "INT"] {
         let env = TestEnv::start().await;
         let mut worker = env.start_worker().await;
@@ -31,7 +30,7 @@ async fn an_idle_worker_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_worker_that_never_reached_rabbitmq_ends_at_once() {
+async fn worker_that_never_reached_rabbitmq_exits_at_once() {
     let mut env = TestEnv::start().await;
     env.set("AMQP_URL", "amqp://guest:guest@127.0.0.1:1/%2f");
     let mut worker = Worker::start(&env.settings);
@@ -41,17 +40,15 @@ async fn a_worker_that_never_reached_rabbitmq_ends_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished() {
+async fn requests_in_flight_are_finished() {
     let (latch, script) = hold_calls(|_| true);
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     let mut worker = env.start_worker().await;
-    for n in 0..20 {
-        env.publish_request(&format!("r-{n}"), &format!("user-{n}")).await;
-    }
+    env.publish_requests(0..20).await;
     env.platform.wait_for_calls(20).await;
     worker.signal("TERM");
     worker.wait_for_log(log_text::SHUTTING_DOWN).await;
-    // Nothing is taken any more.
+    // A draining worker consumes no new request.
     env.publish_request("late", "late").await;
     latch.open();
     let mut served: Vec<_> = env
@@ -70,12 +67,15 @@ async fn what_is_in_flight_is_finished() {
 }
 
 #[tokio::test]
-async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
-    let script = |call: &Call| match call.is_token() {
-        true => success(call),
-        false => Answer::status(503).header("retry-after", "60"),
+async fn request_waiting_for_its_next_try_is_returned_at_once() {
+    let script = |call: &Call| {
+        if call.is_token() {
+            success(call)
+        } else {
+            Answer::status(503).header("retry-after", "60")
+        }
     };
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "5m").set("SHUTDOWN_GRACE", "2m");
     let mut worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
@@ -84,7 +84,7 @@ async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
     assert_eq!(worker.wait_for_exit().await, Some(0));
     env.rabbitmq.wait_for_depth(1).await;
 
-    // The next worker finds it as it was, token included.
+    // The next worker serves it with the token of the first.
     env.platform.set_script(success);
     let _worker = env.start_worker().await;
     let event = env.rabbitmq.next_event().await;
@@ -93,9 +93,9 @@ async fn what_waits_to_be_tried_again_is_handed_back_at_once() {
 }
 
 #[tokio::test]
-async fn what_does_not_finish_within_the_grace_is_handed_back() {
+async fn request_unfinished_after_the_grace_period_is_returned() {
     let (_never, script) = hold_calls(|_| true);
-    let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let mut env = TestEnv::builder().platform(script).start().await;
     env.set("SHUTDOWN_GRACE", "1s");
     let mut worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
@@ -109,11 +109,10 @@ async fn what_does_not_finish_within_the_grace_is_handed_back() {
 }
 
 #[tokio::test]
-async fn a_silent_rabbitmq_does_not_stretch_the_grace() {
+async fn silent_rabbitmq_does_not_extend_the_grace_period() {
     let mut env = TestEnv::start().await;
-    let proxy = Proxy::to(env.setting("AMQP_URL")).await;
-    let url = proxy.url(env.setting("AMQP_URL"));
-    env.set("AMQP_URL", &url).set("SHUTDOWN_GRACE", "2s");
+    let proxy = env.proxy("AMQP_URL").await;
+    env.set("SHUTDOWN_GRACE", "2s");
     let mut worker = env.start_worker().await;
     proxy.set_flow(Flow::Held);
     let asked = Instant::now();
@@ -123,13 +122,13 @@ async fn a_silent_rabbitmq_does_not_stretch_the_grace() {
 }
 
 #[tokio::test]
-async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
+async fn draining_requests_that_share_a_failing_call_make_none_themselves() {
     let latch = Latch::closed();
     let script = {
         let latch = latch.clone();
         move |_: &Call| Answer::status(503).held_by(&latch)
     };
-    let env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+    let env = TestEnv::builder().platform(script).start().await;
     let mut worker = env.start_worker().await;
     for n in 0..20 {
         env.publish_request(&format!("r-{n}"), "ann").await;
@@ -145,23 +144,23 @@ async fn those_who_wait_for_a_failing_call_begin_none_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once_with_a_status_of_its_own() {
+async fn second_signal_exits_at_once_with_status_3() {
     for second in ["TERM", "INT"] {
         let (_never, script) = hold_calls(|call| !call.is_token());
-        let mut env = TestEnv::builder().platform(Platform::scripted(script).await).start().await;
+        let mut env = TestEnv::builder().platform(script).start().await;
         let mut worker = env.start_worker().await;
         env.publish_request("r-1", "ann").await;
         env.platform.wait_for_calls(2).await;
         worker.signal("TERM");
         worker.wait_for_log(log_text::SHUTTING_DOWN).await;
-        // One that is let finish would take its 25 s.
+        // Draining would take the grace period of 25 s: the call is never answered.
         let asked = Instant::now();
         worker.signal(second);
         assert_eq!(worker.wait_for_exit().await, Some(3), "{second}");
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-        let told = log_text::SECOND_SIGNAL;
-        wait_until(told, async || worker.output().contains(told)).await;
-        // What was in its hands comes back.
+        let notice = log_text::SECOND_SIGNAL;
+        wait_until(notice, async || worker.output().contains(notice)).await;
+        // RabbitMQ redelivers the request it held.
         env.platform.set_script(success);
         let _worker = env.start_worker().await;
         assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-1");
@@ -169,7 +168,7 @@ async fn a_second_signal_ends_it_at_once_with_a_status_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_sandbox_at_once() {
+async fn second_signal_exits_the_sandbox_at_once() {
     let settings = Settings::from([("HANDOFF_LOG".to_owned(), "info".to_owned())]);
     let mut sandbox = command(&["sandbox", "--addr", "127.0.0.1:0"], &settings)
         .stdout(std::process::Stdio::piped())
@@ -178,29 +177,28 @@ async fn a_second_signal_ends_the_sandbox_at_once() {
         .unwrap();
     let mut shown = BufReader::new(sandbox.stdout.take().unwrap()).lines();
     let line = within_timeout("the address", shown.next_line()).await.unwrap().unwrap();
-    // Somebody takes their time over a request.
+    // A client that never completes its request keeps the sandbox from draining.
     let mut client = TcpStream::connect(line.rsplit('/').next().unwrap()).await.unwrap();
-    let begun = b"POST /api/device/ephemeral HTTP/1.1\r\ncontent-length: 10\r\n\r\n";
-    client.write_all(begun).await.unwrap();
+    let incomplete = b"POST /api/device/ephemeral HTTP/1.1\r\ncontent-length: 10\r\n\r\n";
+    client.write_all(incomplete).await.unwrap();
     let mut log = BufReader::new(sandbox.stderr.take().unwrap()).lines();
-    let mut told = async |what: &str| {
+    let mut wait_for_line = async |what: &str| {
         while !within_timeout(what, log.next_line()).await.unwrap().unwrap().contains(what) {}
     };
-    told(log_text::SANDBOX_READY).await;
+    wait_for_line(log_text::SANDBOX_READY).await;
     signal(&sandbox, "INT");
-    told(log_text::SANDBOX_STOPPING).await;
+    wait_for_line(log_text::SANDBOX_STOPPING).await;
     signal(&sandbox, "INT");
-    told(log_text::SECOND_SIGNAL).await;
-    assert_eq!(within_timeout("its end", sandbox.wait()).await.unwrap().code(), Some(3));
+    wait_for_line(log_text::SECOND_SIGNAL).await;
+    assert_eq!(within_timeout("its exit", sandbox.wait()).await.unwrap().code(), Some(3));
 }
 
 #[tokio::test]
-async fn rolling_restarts_lose_and_double_nothing() {
+async fn rolling_restart_loses_no_request_and_doubles_no_event() {
     const REQUESTS: usize = 300;
     const USERS: usize = 100;
-    let latency = Duration::from_millis(50);
-    let platform = Platform::scripted(move |call| success(call).after(latency)).await;
-    let mut env = TestEnv::builder().platform(platform).start().await;
+    let slow = |call: &Call| success(call).after(Duration::from_millis(50));
+    let mut env = TestEnv::builder().platform(slow).start().await;
     env.set("CONCURRENCY", "8");
     let mut workers =
         vec![env.start_worker().await, env.start_worker().await, env.start_worker().await];
@@ -209,41 +207,40 @@ async fn rolling_restarts_lose_and_double_nothing() {
         let mut pace = interval(Duration::from_millis(10));
         for n in 0..REQUESTS {
             pace.tick().await;
-            let user = json!({ "userId": format!("user-{}", n % USERS) });
-            env.rabbitmq.publish_request(&format!("r-{n}"), user).await;
+            env.publish_request(&format!("r-{n}"), &format!("user-{}", n % USERS)).await;
             sent.store(n + 1, Ordering::Relaxed);
         }
     };
-    // Redis is given 250 ms an answer; where this machine is too busy for that, a session more is no fault.
+    // Redis has 250 ms to answer. On a busy machine it may need longer, and then the worker correctly
+    // makes one session more.
     let mut without_redis = 0;
     let restarts = async {
         for worker in &mut workers {
             worker.signal("TERM");
             assert_eq!(worker.wait_for_exit().await, Some(0), "{}", worker.output());
             let ended = std::mem::replace(worker, env.start_worker().await);
-            without_redis += ended.log_lines(log_text::REQUEST_WITHOUT_CACHE).len();
-            without_redis += ended.log_lines(log_text::LINK_NOT_STORED).len();
+            without_redis += served_without_redis(&ended);
         }
         sent.load(Ordering::Relaxed)
     };
     let (_, sent) = tokio::join!(stream, restarts);
     assert!((10..REQUESTS).contains(&sent), "{sent} were sent when all were restarted");
 
-    let (mut told, mut sessions) = (BTreeSet::new(), BTreeSet::new());
+    let mut event_ids = BTreeSet::new();
+    let mut sessions = BTreeSet::new();
     let mut requests = BTreeSet::new();
     while requests.len() < REQUESTS {
         let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.ready");
         let data = event.data();
-        told.insert(event.json()["id"].to_string());
+        event_ids.insert(event.json()["id"].to_string());
         sessions.insert((data["userId"].to_string(), data["sessionId"].to_string()));
         requests.insert(data["requestId"].to_string());
     }
     for worker in &workers {
-        without_redis += worker.log_lines(log_text::REQUEST_WITHOUT_CACHE).len();
-        without_redis += worker.log_lines(log_text::LINK_NOT_STORED).len();
+        without_redis += served_without_redis(worker);
     }
-    assert_eq!(told.len(), REQUESTS);
+    assert_eq!(event_ids.len(), REQUESTS);
     let made = env.platform.session_calls().len();
     assert!(made <= USERS + without_redis, "{made} sessions, {without_redis} without Redis");
     assert!(sessions.len() <= made);
@@ -254,11 +251,8 @@ async fn rolling_restarts_lose_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_handed_back_again_and_again_is_not_given_up_on() {
-    let mut env = TestEnv::builder()
-        .platform(Platform::scripted(|_| Answer::status(401)).await)
-        .start()
-        .await;
+async fn request_returned_25_times_spends_no_attempt() {
+    let mut env = TestEnv::builder().platform(|_| Answer::status(401)).start().await;
     for life in 0..25 {
         let worker = env.start_worker().await;
         if life == 0 {
@@ -272,4 +266,10 @@ async fn what_is_handed_back_again_and_again_is_not_given_up_on() {
     assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-1");
     assert_eq!(worker.wait_for_finished(1).await["attempt"], 1);
     assert_eq!(env.dead_letters().await, 0);
+}
+
+/// How many requests a worker served without Redis, or whose link it could not store.
+fn served_without_redis(worker: &Worker) -> usize {
+    worker.log_lines(log_text::REQUEST_WITHOUT_CACHE).len()
+        + worker.log_lines(log_text::LINK_NOT_STORED).len()
 }

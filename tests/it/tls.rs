@@ -1,58 +1,51 @@
-//! TLS to RabbitMQ, Redis and the platform, by certificates of an authority that the test makes.
-
-use std::path::PathBuf;
+//! TLS to RabbitMQ, Redis and the platform, with certificates of a private authority.
 
 use crate::support::{
     Authority, Node, TestEnv, TlsProxy, Worker, log_text,
     platform::API_KEY,
-    redis, required_env,
+    redis,
     tls::{Identity, tls_url},
     within_timeout,
     worker::command,
 };
 
-/// The three that the worker speaks to, by their settings.
+/// The settings with the URLs of the worker's three servers.
 const SERVERS: [&str; 3] = ["AMQP_URL", "REDIS_URL", "IDV_URL"];
 
-/// Where the worker finds a server, now that there is TLS in front of it.
-async fn front(env: &mut TestEnv, server: &str, identity: &Identity) -> TlsProxy {
+/// Puts TLS in front of a server, and has the worker connect to that.
+async fn add_tls(env: &mut TestEnv, server: &str, identity: &Identity) -> TlsProxy {
     let url = env.setting(server).to_owned();
-    let front = TlsProxy::to(&url, identity).await;
-    env.set(server, &tls_url(&url, front.port()));
-    front
+    let proxy = TlsProxy::to(&url, identity).await;
+    env.set(server, &tls_url(&url, proxy.port()));
+    proxy
 }
 
-/// Tells the worker whom to trust, by file and by folder.
-fn trust(env: &mut TestEnv, file: &str, folder: &str) {
+/// Sets which authorities the worker trusts, by file and by directory.
+fn trust(env: &mut TestEnv, file: &str, dir: &str) {
     env.settings.insert("SSL_CERT_FILE".into(), file.to_owned());
-    env.settings.insert("SSL_CERT_DIR".into(), folder.to_owned());
+    env.settings.insert("SSL_CERT_DIR".into(), dir.to_owned());
 }
 
-/// What the worker says of a server that it does not trust.
-async fn complaint(worker: &Worker, server: &str) -> String {
-    let text = |line: serde_json::Value, field: &str| line[field].as_str().unwrap().to_owned();
-    match server {
-        "AMQP_URL" => {
-            let line = worker.wait_for_log(log_text::NOT_CONSUMING).await;
-            text(line, "error")
-        }
-        "REDIS_URL" => {
-            let said = log_text::REDIS_UNAVAILABLE;
-            text(worker.wait_for_log(said).await, log_text::REDIS_CAUSE)
-        }
-        _ => text(worker.wait_for_log(log_text::REQUEST_FINISHED).await, "error"),
-    }
+/// Waits for the error that the worker logs about a server that it does not trust.
+async fn logged_error(worker: &Worker, server: &str) -> String {
+    let message = match server {
+        "AMQP_URL" => log_text::NOT_CONSUMING,
+        "REDIS_URL" => log_text::REDIS_UNAVAILABLE,
+        _ => log_text::REQUEST_FINISHED,
+    };
+    worker.wait_for_log(message).await["error"].as_str().unwrap().to_owned()
 }
 
-/// Has the worker meet each server behind a certificate that will not do, one after the other.
-async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
+/// Asserts that the worker refuses each server in turn behind a certificate for these names, with
+/// an error that contains `words`.
+async fn assert_refused(is_authority_trusted: bool, names: &[&str], words: &[&str]) {
     let authority = Authority::new();
     let identity = authority.issue(names);
     for server in SERVERS {
         let mut env = TestEnv::start().await;
         env.set("RETRY_BUDGET", "0s");
-        let _front = front(&mut env, server, &identity).await;
-        if trusted {
+        let _proxy = add_tls(&mut env, server, &identity).await;
+        if is_authority_trusted {
             trust(&mut env, &authority.certificate_file(), "");
         }
         let worker = Worker::start(&env.settings);
@@ -60,12 +53,12 @@ async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
             worker.wait_for_log(log_text::CONSUMING).await;
             env.publish_request("r-1", "ann").await;
         }
-        let complaint = complaint(&worker, server).await;
-        for word in because {
-            assert!(complaint.contains(word), "{server}: {complaint}");
+        let error = logged_error(&worker, server).await;
+        for word in words {
+            assert!(error.contains(word), "{server}: {error}");
         }
-        assert!(!complaint.contains("127.0.0.1"), "no URL: {complaint}");
-        for secret in [API_KEY, "guest:guest", "nobody-may-see"] {
+        assert!(!error.contains("127.0.0.1"), "no URL: {error}");
+        for secret in [API_KEY, "guest:guest", "must-not-leak"] {
             assert!(!worker.output().contains(secret), "{server}");
         }
         match server {
@@ -80,38 +73,40 @@ async fn refused(trusted: bool, names: &[&str], because: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_authority_that_nobody_knows_is_refused_with_the_remedy() {
-    refused(false, &["127.0.0.1"], &[log_text::UNTRUSTED_AUTHORITY, "SSL_CERT_FILE"]).await;
+async fn certificate_of_an_untrusted_authority_is_refused_with_the_remedy() {
+    assert_refused(false, &["127.0.0.1"], &[log_text::UNTRUSTED_AUTHORITY, "SSL_CERT_FILE"]).await;
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_is_refused() {
-    refused(true, &["localhost", "other.example"], &[log_text::WRONG_CERTIFICATE_NAME]).await;
+async fn certificate_for_another_name_is_refused() {
+    assert_refused(true, &["localhost", "other.example"], &[log_text::WRONG_CERTIFICATE_NAME])
+        .await;
 }
 
 #[tokio::test]
-async fn rabbitmq_redis_and_platform_are_reached_by_tls_with_a_private_authority() {
+async fn servers_are_reached_over_tls_with_a_private_authority() {
     let authority = Authority::new();
     let identity = authority.issue(&["localhost"]);
     let node = Node::redis().await;
     let mut env = TestEnv::start().await;
-    let mut fronts = Vec::new();
-    // In Docker, a server's ports were all chosen when it started.
-    if docker() {
-        fronts.push(front(&mut env, "AMQP_URL", &identity).await);
-        fronts.push(front(&mut env, "REDIS_URL", &identity).await);
+    let mut proxies = Vec::new();
+    // Docker publishes a server's ports when it starts: a port opened later is out of reach.
+    if Node::shared_rabbitmq().is_in_docker() {
+        proxies.push(add_tls(&mut env, "AMQP_URL", &identity).await);
+        proxies.push(add_tls(&mut env, "REDIS_URL", &identity).await);
     } else {
-        let (amqps, rediss) = (free_port(), free_port());
+        let amqps = free_port();
+        let rediss = free_port();
         tokio::join!(
-            rabbitmq_speaks_tls(&identity, amqps),
-            redis_speaks_tls(&node, &identity, rediss)
+            listen_for_amqps(&identity, amqps),
+            listen_for_rediss(&node, &identity, rediss)
         );
         let amqp = env.setting("AMQP_URL").to_owned();
         env.set("AMQP_URL", &tls_url(&amqp, amqps)).set("REDIS_URL", &tls_url(&node.url, rediss));
     }
-    fronts.push(front(&mut env, "IDV_URL", &identity).await);
+    proxies.push(add_tls(&mut env, "IDV_URL", &identity).await);
     for server in SERVERS {
-        let url = env.settings[&format!("HANDOFF_{server}")].replace("127.0.0.1", "localhost");
+        let url = env.setting(server).replace("127.0.0.1", "localhost");
         env.set(server, &url);
     }
     let other = Authority::new();
@@ -124,46 +119,38 @@ async fn rabbitmq_redis_and_platform_are_reached_by_tls_with_a_private_authority
         env.publish_request("r", "ann").await;
         let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
-        // Reused: so Redis has it.
+        // Reuse proves that the first worker has reached Redis.
         assert_eq!(event.data()["reused"], reused);
         worker.stop().await;
     }
 }
 
 #[tokio::test]
-async fn a_worker_that_can_trust_nobody_says_so() {
+async fn missing_trust_store_is_reported_by_name() {
     let mut env = TestEnv::start().await;
     trust(&mut env, "/no/such/file", "");
-    let _front = front(&mut env, "IDV_URL", &Authority::new().issue(&["127.0.0.1"])).await;
+    let _proxy = add_tls(&mut env, "IDV_URL", &Authority::new().issue(&["127.0.0.1"])).await;
     let output =
-        within_timeout("the end", command(&["run"], &env.settings).output()).await.unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("SSL_CERT_FILE"), "{said}");
-    // Where TLS is for Redis alone, it is told of Redis; where there is none, nothing is missing.
-    let (plain, redis) = (env.platform.url.clone(), env.setting("REDIS_URL").to_owned());
+        within_timeout("its exit", command(&["run"], &env.settings).output()).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("SSL_CERT_FILE"), "{stderr}");
+    // With TLS to Redis alone, the worker runs and logs it; without TLS, nothing is missing.
+    let plain = env.platform.url.clone();
+    let redis = env.setting("REDIS_URL").to_owned();
     env.set("IDV_URL", &plain).set("REDIS_URL", &tls_url(&redis, 1));
     let worker = env.start_worker().await;
-    let complaint = complaint(&worker, "REDIS_URL").await;
-    assert!(complaint.contains("SSL_CERT_FILE"), "{complaint}");
+    let error = logged_error(&worker, "REDIS_URL").await;
+    assert!(error.contains("SSL_CERT_FILE"), "{error}");
     env.set("REDIS_URL", &redis).start_worker().await;
-}
-
-/// The folder of the RabbitMQ that all tests share.
-fn shared_rabbitmq() -> PathBuf {
-    PathBuf::from(required_env("HANDOFF_SERVICES_DIR")).join("rabbitmq")
-}
-
-fn docker() -> bool {
-    std::fs::read_to_string(shared_rabbitmq().join("settings")).unwrap().contains("engine=docker")
 }
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Has RabbitMQ itself listen for TLS, beside what it listens for already.
-async fn rabbitmq_speaks_tls(identity: &Identity, port: u16) {
+/// Has the shared RabbitMQ also listen for TLS.
+async fn listen_for_amqps(identity: &Identity, port: u16) {
     let bytes =
         |der: &[u8]| format!("<<{}>>", der.iter().map(u8::to_string).collect::<Vec<_>>().join(","));
     let listen = format!(
@@ -172,19 +159,16 @@ async fn rabbitmq_speaks_tls(identity: &Identity, port: u16) {
         bytes(&identity.certificate),
         bytes(&identity.key),
     );
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/rabbitmq-node");
-    let mut ctl = tokio::process::Command::new(script);
-    let output =
-        ctl.arg("ctl").arg(shared_rabbitmq()).args(["eval", &listen]).output().await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Node::shared_rabbitmq().ctl(&["eval", &listen]).await;
 }
 
-/// The same for Redis.
-async fn redis_speaks_tls(node: &Node, identity: &Identity, port: u16) {
+/// Has a Redis also listen for TLS.
+async fn listen_for_rediss(node: &Node, identity: &Identity, port: u16) {
     let (certificate, key) = identity.pem();
-    let mut redis = redis::connect(&node.url).await;
-    let mut set = redis::cmd("CONFIG");
-    set.arg("SET").arg("tls-auth-clients").arg("no").arg("tls-port").arg(port);
-    set.arg("tls-cert-file").arg(certificate.path()).arg("tls-key-file").arg(key.path());
-    set.query_async::<()>(&mut redis).await.unwrap();
+    let set = format!(
+        "CONFIG SET tls-auth-clients no tls-port {port} tls-cert-file {} tls-key-file {}",
+        certificate.path(),
+        key.path(),
+    );
+    redis::run(&mut redis::connect(&node.url).await, &set).await;
 }

@@ -21,8 +21,6 @@ pub const HANDED_BACK: &str = "request requeued: it will be redelivered";
 
 // RabbitMQ.
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
-/// The field of `RABBITMQ_LOST` with the cause.
-pub const RABBITMQ_LOST_CAUSE: &str = "error";
 pub const CONSUMER_FORGOTTEN: &str =
     "RabbitMQ lost the consumer: the queue has messages and no consumer";
 pub const TOPOLOGY_DIFFERS: &str = "topology check failed; still consuming";
@@ -46,8 +44,6 @@ pub const TOKEN_CALL_UNCONNECTED: &str = "the token call found no connection, or
 
 // Redis.
 pub const REDIS_UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
-/// The field of `REDIS_UNAVAILABLE` with the cause.
-pub const REDIS_CAUSE: &str = "error";
 pub const REDIS_CREDENTIALS_REFUSED: &str = "user or password refused";
 pub const REDIS_RECONNECTED: &str = "Redis available again: using the cache";
 pub const REDIS_CONNECTION_DISCARDED: &str = "Redis connection dropped: reconnecting";

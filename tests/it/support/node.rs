@@ -1,14 +1,17 @@
 //! A RabbitMQ or Redis that one test kills, freezes and restarts.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use tokio::process::Command;
 
-/// A server in a separate folder. Destroyed when it is dropped.
+use super::required_env;
+
+/// A server in a separate folder. Destroyed when it is dropped, unless all tests share it.
 pub struct Node {
     script: PathBuf,
     dir: PathBuf,
     pub url: String,
+    is_shared: bool,
 }
 
 impl Node {
@@ -20,10 +23,24 @@ impl Node {
         Self::new("redis-node").await
     }
 
-    async fn new(script: &str) -> Self {
-        let name = format!("handoff-test-{}", uuid::Uuid::new_v4().simple());
-        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
-        let mut node = Self { script, dir: std::env::temp_dir().join(name), url: String::new() };
+    /// The RabbitMQ that all tests share: a test may change there only what bears its name.
+    pub fn shared_rabbitmq() -> Self {
+        Self {
+            script: script("rabbitmq-node"),
+            dir: PathBuf::from(required_env("HANDOFF_SERVICES_DIR")).join("rabbitmq"),
+            url: required_env("HANDOFF_AMQP_URL"),
+            is_shared: true,
+        }
+    }
+
+    async fn new(name: &str) -> Self {
+        let dir = format!("handoff-test-{}", uuid::Uuid::new_v4().simple());
+        let mut node = Self {
+            script: script(name),
+            dir: std::env::temp_dir().join(dir),
+            url: String::new(),
+            is_shared: false,
+        };
         node.url = node.start().await;
         node
     }
@@ -62,6 +79,29 @@ impl Node {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        url::Url::parse(&self.url).unwrap().socket_addrs(|| None).unwrap()[0]
+    }
+
+    /// Whether Docker runs it: its ports were then all chosen when it started.
+    pub fn is_in_docker(&self) -> bool {
+        let settings = std::fs::read_to_string(self.dir.join("settings")).unwrap();
+        settings.contains("engine=docker")
+    }
+
+    /// Adds a RabbitMQ user with all permissions, and returns the URL to log in with.
+    pub async fn add_user(&self, user: &str, password: &str) -> String {
+        self.ctl(&["add_user", user, password]).await;
+        self.ctl(&["set_permissions", user, ".*", ".*", ".*"]).await;
+        self.url_as(user, password)
+    }
+
+    /// The URL for a user and a password.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        self.url.replace("guest:guest", &format!("{user}:{password}"))
+    }
+
     async fn run(&self, command: &[&str]) -> String {
         let output =
             Command::new(&self.script).args(command).arg(&self.dir).output().await.unwrap();
@@ -71,8 +111,15 @@ impl Node {
     }
 }
 
+fn script(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
+        if self.is_shared {
+            return;
+        }
         let destroyed =
             std::process::Command::new(&self.script).arg("destroy").arg(&self.dir).status();
         assert!(destroyed.is_ok() || std::thread::panicking());

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, ops::Range};
 use serde_json::json;
 
 use super::{
-    Node, Platform, Proxy, RabbitMq, Worker,
-    platform::API_KEY,
+    Answer, Node, Platform, Proxy, RabbitMq, Worker,
+    platform::{API_KEY, Call, success},
     redis::{self, RedisEntry},
     required_env,
     worker::Settings,
@@ -26,16 +26,16 @@ enum Events {
 
 /// Configures a [`TestEnv`]; what is not set is shared with all tests and healthy.
 pub struct Builder {
-    platform: Option<Platform>,
+    platform: Box<dyn Fn(&Call) -> Answer + Send + Sync>,
     rabbitmq: Option<String>,
     redis: Option<String>,
     events: Events,
 }
 
 impl Builder {
-    /// Uses this platform instead of a healthy one.
-    pub fn platform(mut self, platform: Platform) -> Self {
-        self.platform = Some(platform);
+    /// Has the platform answer each call as this script says, instead of successfully.
+    pub fn platform(mut self, script: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Self {
+        self.platform = Box::new(script);
         self
     }
 
@@ -65,10 +65,7 @@ impl Builder {
     }
 
     pub async fn start(self) -> TestEnv {
-        let platform = match self.platform {
-            Some(platform) => platform,
-            None => Platform::healthy().await,
-        };
+        let platform = Platform::scripted(self.platform).await;
         let is_durable = self.rabbitmq.is_some();
         let amqp_url = self.rabbitmq.unwrap_or_else(|| required_env("HANDOFF_AMQP_URL"));
         let redis_url = self.redis.unwrap_or_else(|| required_env("HANDOFF_REDIS_URL"));
@@ -118,7 +115,12 @@ impl TestEnv {
     }
 
     pub fn builder() -> Builder {
-        Builder { platform: None, rabbitmq: None, redis: None, events: Events::Consumed }
+        Builder {
+            platform: Box::new(success),
+            rabbitmq: None,
+            redis: None,
+            events: Events::Consumed,
+        }
     }
 
     /// Changes a setting, named without its `HANDOFF_`.
