@@ -117,11 +117,6 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// One that always does well: distinct tokens, distinct sessions.
-    pub async fn healthy() -> Self {
-        Self::scripted(success).await
-    }
-
     /// One that answers each call as the script says.
     pub async fn scripted(script: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared {
