@@ -47,7 +47,7 @@ pub fn request(body: &[u8]) {
 
 /// The body of an answer of the platform.
 pub fn answer(body: &[u8]) {
-    for value in [answer::token(body), answer::session_id(body)].into_iter().flatten() {
+    for value in [answer::parse_token(body), answer::parse_session_id(body)].into_iter().flatten() {
         assert!((1..=body.len()).contains(&value.len()));
         let escaped = encode_component(&value).to_string();
         assert!(escaped.bytes().all(|byte| byte.is_ascii_graphic()));

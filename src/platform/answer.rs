@@ -1,18 +1,18 @@
-//! The platform's answers: what is read of them, and what makes one broken.
+//! What the worker reads of the platform's answers.
 
 use std::{borrow::Cow, collections::HashMap};
 
 use serde_json::value::RawValue;
 
-/// The token in a token call's answer: any text that is not empty.
-pub(crate) fn token(body: &[u8]) -> Result<String, &'static str> {
+/// Reads the token from a token call's answer: any non-empty text.
+pub(crate) fn parse_token(body: &[u8]) -> Result<String, &'static str> {
     let fields = object(body)?;
     let token = fields.get("authorization").and_then(|raw| text(raw));
     token.filter(|token| !token.is_empty()).ok_or("a body without `authorization`")
 }
 
-/// The session id in a session call's answer: `id` or, failing that, `sessionId`.
-pub(crate) fn session_id(body: &[u8]) -> Result<String, &'static str> {
+/// Reads the session id from a session call's answer: `id`, or else `sessionId`.
+pub(crate) fn parse_session_id(body: &[u8]) -> Result<String, &'static str> {
     let fields = object(body)?;
     ["id", "sessionId"]
         .into_iter()
@@ -21,7 +21,7 @@ pub(crate) fn session_id(body: &[u8]) -> Result<String, &'static str> {
 }
 
 fn object(body: &[u8]) -> Result<HashMap<Cow<'_, str>, &RawValue>, &'static str> {
-    // Values stay unread, so nothing a stranger nests in them costs more than skipping it.
+    // Raw values: deeply nested ones cost no more than skipping them.
     serde_json::from_slice(body).map_err(|_| "a body that is not a JSON object")
 }
 
@@ -29,7 +29,7 @@ fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// A string that is not empty, or a number as it is written: no digit is lost.
+/// A non-empty string, or a number exactly as written: parsing would lose digits of long ones.
 fn id(raw: &RawValue) -> Option<String> {
     let json = raw.get();
     match json.as_bytes().first()? {
@@ -44,19 +44,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_any_text() {
+    fn token_is_any_text() {
         assert_eq!(
-            token(br#"{"x":1,"authorization":"Token tr-\u00e9 +/=&%"}"#),
+            parse_token(br#"{"x":1,"authorization":"Token tr-\u00e9 +/=&%"}"#),
             Ok("Token tr-é +/=&%".into())
         );
         for wrong in ["", "[]", "{}", r#"{"authorization":""}"#, r#"{"authorization":7}"#, "{} x"] {
-            assert!(token(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(parse_token(wrong.as_bytes()).is_err(), "{wrong}");
         }
-        assert!(token(b"{\"authorization\":\"\xff\"}").is_err());
+        assert!(parse_token(b"{\"authorization\":\"\xff\"}").is_err());
     }
 
     #[test]
-    fn a_session_id_is_a_string_or_a_number_under_either_name() {
+    fn session_id_is_a_string_or_a_number_under_either_name() {
         for (answer, expected) in [
             (r#"{"id":"5f"}"#, "5f"),
             (r#"{"id":"5f","sessionId":"6e"}"#, "5f"),
@@ -66,10 +66,10 @@ mod tests {
             (r#"{"id":12345678901234567890123}"#, "12345678901234567890123"),
             (r#"{"id":0}"#, "0"),
         ] {
-            assert_eq!(session_id(answer.as_bytes()).as_deref(), Ok(expected), "{answer}");
+            assert_eq!(parse_session_id(answer.as_bytes()).as_deref(), Ok(expected), "{answer}");
         }
         for wrong in ["{}", r#"{"id":""}"#, r#"{"id":true}"#, r#"{"id":["5f"]}"#, r#"["5f"]"#] {
-            assert!(session_id(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(parse_session_id(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The two calls over HTTP.
+//! The HTTP client for the two calls.
 
 use std::time::{Duration, Instant, SystemTime};
 use std::{fmt, sync::Arc};
@@ -14,9 +14,9 @@ use url::Url;
 
 use super::{
     answer,
-    error::{CallError, Transient},
+    error::CallError,
     gate::{CallPermit, FailedCall, Gate},
-    key::Key,
+    key::ReloadableKey,
     link::{encode_component, without_slash},
     rate_limit::RateLimiter,
 };
@@ -38,32 +38,33 @@ const SESSION_ROUTE: &str = "/api/sessions";
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// Largest answer that is read, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
+/// Longest body that the worker reads of an answer, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// The text of `CallError` where a token is not a valid header value.
+const TOKEN_NOT_SENDABLE: &str = "a token that cannot be sent as a header";
 
 #[derive(Serialize)]
 struct TokenBody {
     ttl: u64,
 }
 
-/// What a session call is made with.
+/// The arguments of a session call.
 #[derive(Clone, Copy)]
-pub struct SessionCall<'a> {
-    /// What is asked for.
-    pub request: &'a Request,
-    /// Under which id; part of the idempotency key.
-    pub request_id: &'a RequestId,
-    /// The span of its delivery.
-    pub span: &'a Span<'a>,
+pub(crate) struct SessionCall<'a> {
+    pub(crate) request: &'a Request,
+    /// Part of the idempotency key.
+    pub(crate) request_id: &'a RequestId,
+    /// The span of the delivery.
+    pub(crate) span: &'a Span<'a>,
 }
 
-/// The platform, ready to be called.
+/// Calls the platform. Each call needs a permit of the gate.
 pub struct PlatformClient {
     http: Client,
     token_url: Url,
     session_url: Url,
     server: ServerAddress,
-    key: Key,
+    key: ReloadableKey,
     gate: Gate,
     token_ttl: Duration,
     timeout: Duration,
@@ -77,22 +78,22 @@ impl fmt::Debug for PlatformClient {
 }
 
 impl PlatformClient {
-    /// Makes the client. No connection is made yet. `rate` limits the calls, if they are limited.
+    /// Creates the client, without connecting.
     ///
     /// # Errors
-    /// When the TLS library cannot be set up, or the key is no header value (which the settings have
-    /// checked).
+    /// If TLS cannot be set up, or the API key is not a valid header value.
     pub fn new(
         settings: &PlatformSettings,
-        rate: Option<RateLimiter>,
+        rate_limiter: Option<RateLimiter>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ClientBuildError> {
         let mut http = Client::builder()
             .user_agent(concat!("handoff/", env!("CARGO_PKG_VERSION")))
-            // A redirect would carry the key, or the person's data, to who knows where.
+            // Following a redirect would send the API key or personal data to another host.
             .redirect(redirect::Policy::none())
-            // Whether a call is repeated is decided in one place, and that is not in here. Without the
-            // second word for it, a copy of each request would be kept.
+            // Only `handoff::calls` decides on retries. With `never()` alone, reqwest 0.13.5 would still
+            // copy each request in case of a retry (not reported upstream); with a maximum of 0 it does
+            // not.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .pool_idle_timeout(Duration::from_secs(20))
             .tcp_nodelay(true);
@@ -100,86 +101,90 @@ impl PlatformClient {
             http = http.no_proxy();
         }
         if settings.url.scheme() == "http" {
-            // No certificate will be seen, so none has to be there to compare it with.
+            // Without TLS, a host without a certificate store must not fail.
             http = http.tls_certs_only([]);
         }
-        let key = Key::new(&settings.api_key)
-            .ok_or(ClientBuildError("the API key cannot be sent as a header"))?;
+        let http = http.build().map_err(|error| {
+            ClientBuildError::Tls(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
+        })?;
         Ok(Self {
-            http: http.build().map_err(|error| {
-                ClientBuildError(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
-            })?,
-            token_url: route(&settings.url, TOKEN_ROUTE)?,
-            session_url: route(&settings.url, SESSION_ROUTE)?,
+            http,
+            token_url: join(&settings.url, TOKEN_ROUTE)?,
+            session_url: join(&settings.url, SESSION_ROUTE)?,
             server: ServerAddress::of(&settings.url),
-            key,
-            gate: Gate::new(rate, Arc::clone(&metrics)),
+            key: ReloadableKey::new(&settings.api_key).ok_or(ClientBuildError::ApiKey)?,
+            gate: Gate::new(rate_limiter, Arc::clone(&metrics)),
             token_ttl: settings.token_ttl,
             timeout: settings.timeout,
             metrics,
         })
     }
 
-    /// The gate that every call passes first.
-    pub fn gate(&self) -> &Gate {
+    pub(crate) fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    /// Finds out whether the platform works again while no request is there to do so. Never ends.
-    pub async fn probe_when_idle(&self) {
+    /// Probes the platform whenever the circuit breaker is open and no request waits. Never returns.
+    pub(crate) async fn probe_when_idle(&self) {
         loop {
-            self.gate.until_unattended().await;
+            self.gate.until_probe_needed().await;
             let mut ticket = self.gate.idle_ticket();
-            let pass = ticket.acquire(Call::Token).await;
-            if pass.is_probe() {
-                // What it met is noted at the gate.
-                let nobodys = Span::untraced(TraceContext::from_headers(None, None));
-                let _ = self.token(pass, &nobodys).await;
+            let permit = ticket.acquire(Call::Token).await;
+            if permit.is_probe() {
+                let span = Span::untraced(TraceContext::from_headers(None, None));
+                // `token` reports the result to the gate; nothing needs the token.
+                let _ = self.token(permit, &span).await;
             }
         }
     }
 
-    /// Asks for a token. To find out whether the key is good by now, it is read again first.
+    /// Gets a token. A probe first reads the API key file again: the key may have been replaced.
     ///
     /// # Errors
     /// [`CallError::Transient`] or [`CallError::Refused`].
-    pub async fn token(&self, pass: CallPermit<'_>, span: &Span<'_>) -> Result<Token, FailedCall> {
-        if pass.is_probe() {
+    pub(crate) async fn token(
+        &self,
+        permit: CallPermit<'_>,
+        span: &Span<'_>,
+    ) -> Result<Token, FailedCall> {
+        if permit.is_probe() {
             self.key.reload().await;
         }
-        let asked_at = SystemTime::now();
+        // Taken before the call, so that the token never ends earlier than `expires_at`.
+        let requested_at = SystemTime::now();
         let request = self.post(
             self.token_url.clone(),
             self.key.header(),
             &TokenBody { ttl: self.token_ttl.as_secs() },
         );
         let span = span.call(Call::Token, TOKEN_ROUTE, &self.server);
-        let answer = self.call(Call::Token, request, span, answer::token).await;
-        let token = pass.report(answer)?;
-        Ok(Token { value: token.into(), expires_at: asked_at + self.token_ttl })
+        let answer = self.call(Call::Token, request, span, answer::parse_token).await;
+        let token = permit.report(answer)?;
+        Ok(Token { value: token.into(), expires_at: requested_at + self.token_ttl })
     }
 
-    /// Asks for one token of the least life and drops it, past the gate: to see whether the key is good.
-    /// Also returns what time the platform says it is.
-    pub async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
+    /// Checks the API key: gets a token that lives 1 s, without passing the gate.
+    ///
+    /// Also returns the platform's time, if its answer has a valid `Date` header.
+    pub(crate) async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
         let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
         match request.send().await {
             Ok(mut response) => {
                 let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
                 let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (answered(Call::Token, &mut response, answer::token).await.map(drop), date)
+                (read_answer(Call::Token, &mut response, answer::parse_token).await.map(drop), date)
             }
             Err(error) => (Err(CallError::from_transport(Call::Token, &error)), None),
         }
     }
 
-    /// Makes a session with a token, and returns the session's id.
+    /// Starts a session with a token, and returns the session's id.
     ///
     /// # Errors
     /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
-    pub async fn session(
+    pub(crate) async fn session(
         &self,
-        pass: CallPermit<'_>,
+        permit: CallPermit<'_>,
         call: SessionCall<'_>,
         token: &Token,
     ) -> Result<String, FailedCall> {
@@ -195,8 +200,7 @@ impl PlatformClient {
         url.set_query(Some(&format!("workflowId={workflow}")));
         let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
         else {
-            let error = CallError::broken(Call::Token, "a token that no header can carry");
-            return pass.report(Err(error));
+            return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
         };
         authorization.set_sensitive(true);
         let metadata = request.metadata.for_user(&request.user_id);
@@ -205,7 +209,7 @@ impl PlatformClient {
             .post(url, authorization, &body)
             .header(IDEMPOTENCY_KEY, idempotency_key(request_id, token));
         let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
-        pass.report(self.call(Call::Session, http, span, answer::session_id).await)
+        permit.report(self.call(Call::Session, http, span, answer::parse_session_id).await)
     }
 
     fn post(
@@ -214,7 +218,7 @@ impl PlatformClient {
         authorization: HeaderValue,
         body: &impl Serialize,
     ) -> reqwest::RequestBuilder {
-        // Maps with text keys, text and numbers: nothing in them can fail to serialize.
+        // Cannot fail: the bodies are maps with text keys, text and numbers.
         let body = serde_json::to_vec(body).unwrap_or_default();
         self.http
             .post(url)
@@ -224,16 +228,16 @@ impl PlatformClient {
             .body(body)
     }
 
-    /// Sends a request, reads its answer, and counts both.
+    /// Sends a request, reads the answer, and records both in metrics and the span.
     ///
-    /// What is returned holds what waits for the answer, and no more: the request has been handed over
-    /// by then.
+    /// Not an `async fn`: the future then holds only what it needs while it waits for the answer, not
+    /// the request, which reqwest has taken over by then.
     fn call<'a>(
         &'a self,
         call: Call,
         mut request: reqwest::RequestBuilder,
         mut span: Span<'a>,
-        read: fn(&[u8]) -> Result<String, &'static str>,
+        parse: fn(&[u8]) -> Result<String, &'static str>,
     ) -> impl Future<Output = Result<String, CallError>> + 'a {
         request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
@@ -242,7 +246,7 @@ impl PlatformClient {
         let start = Instant::now();
         let sent = request.send();
         async move {
-            let answer = exchange(call, sent, &mut span, read).await;
+            let answer = exchange(call, sent, &mut span, parse).await;
             let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
             self.metrics.called(call, outcome, start.elapsed());
             if let Err(error) = &answer {
@@ -260,26 +264,26 @@ async fn exchange(
     call: Call,
     sent: impl Future<Output = reqwest::Result<Response>>,
     span: &mut Span<'_>,
-    read: fn(&[u8]) -> Result<String, &'static str>,
+    parse: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
     let mut response = sent.await.map_err(|error| CallError::from_transport(call, &error))?;
     span.set_status(response.status().as_u16());
-    answered(call, &mut response, read).await
+    read_answer(call, &mut response, parse).await
 }
 
-async fn answered(
+async fn read_answer(
     call: Call,
     response: &mut Response,
-    read: fn(&[u8]) -> Result<String, &'static str>,
+    parse: fn(&[u8]) -> Result<String, &'static str>,
 ) -> Result<String, CallError> {
     let status = response.status();
     if !status.is_success() {
         return Err(CallError::from_status(call, status, retry_after(response)));
     }
-    let body = body(call, response).await?;
-    let value = read(&body).map_err(|what| CallError::broken(call, what))?;
+    let body = read_body(call, response).await?;
+    let value = parse(&body).map_err(|what| CallError::broken_answer(call, what))?;
     if call == Call::Token && !is_header_value(&value) {
-        return Err(CallError::broken(call, "a token that no header can carry"));
+        return Err(CallError::broken_answer(call, TOKEN_NOT_SENDABLE));
     }
     Ok(value)
 }
@@ -289,66 +293,62 @@ fn retry_after(response: &Response) -> Option<Duration> {
     parse_retry_after(value, SystemTime::now())
 }
 
-/// Reads an answer's body piece by piece, so that one without end is noticed before it fills memory.
-async fn body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError> {
+/// Reads a body in chunks, so that an endless one fails before it fills memory.
+async fn read_body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError> {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
             Ok(None) => return Ok(body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_BODY => {
                 body.extend_from_slice(&chunk)
             }
-            Ok(Some(_)) => return Err(CallError::broken(call, "a body of more than 64 KiB")),
-            Err(error) if error.is_timeout() => {
-                return Err(CallError::Transient {
-                    call,
-                    why: Transient::Timeout,
-                    retry_after: None,
-                });
+            Ok(Some(_)) => {
+                return Err(CallError::broken_answer(call, "a body of more than 64 KiB"));
             }
-            Err(error) if error.is_decode() && !error.is_body() => {
-                return Err(CallError::broken(call, "a body that cannot be read"));
+            // reqwest 0.13.5 makes every error of `chunk` a decode error, timeouts included
+            // (seanmonstar/reqwest#2839).
+            Err(error) if error.is_decode() && !error.is_timeout() => {
+                return Err(CallError::broken_answer(call, "a body that cannot be read"));
             }
             Err(error) => return Err(CallError::from_transport(call, &error)),
         }
     }
 }
 
-/// The same for every try of one request with one token, and telling neither.
+/// The same for each try of a request with the same token; a hash, so that it reveals neither.
 fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
     hash::hex(&hash::of_pair(request_id.as_str(), token.value.expose_secret()))
 }
 
-/// Parsed once, rather than for each call.
-fn route(base: &Url, path: &str) -> Result<Url, ClientBuildError> {
-    let url = format!("{}{path}", without_slash(base));
-    Url::parse(&url).map_err(|_| ClientBuildError("its URL is none"))
+fn join(base: &Url, path: &str) -> Result<Url, ClientBuildError> {
+    Url::parse(&format!("{}{path}", without_slash(base))).map_err(|_| ClientBuildError::Url)
 }
 
-/// A platform on this machine, or reached by plain http, is called directly: a proxy could not reach
-/// the one, and would read the other's key.
+/// A proxy could not reach a platform on this machine, and would see the API key of plain http calls.
 fn bypasses_proxy(url: &Url) -> bool {
     url.scheme() == "http" || is_loopback(url)
 }
 
-/// Cause no client could be made.
-#[derive(Debug)]
-pub struct ClientBuildError(&'static str);
-
-impl fmt::Display for ClientBuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot call the platform: {}", self.0)
-    }
+/// Why the client could not be created.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientBuildError {
+    /// The API key is not a valid header value.
+    #[error("cannot call the platform: the API key cannot be sent as a header")]
+    ApiKey,
+    /// The URL is invalid once a route is added to it.
+    #[error("cannot call the platform: the platform URL is invalid")]
+    Url,
+    /// TLS cannot be set up; says why.
+    #[error("cannot call the platform: {0}")]
+    Tls(&'static str),
 }
-
-impl std::error::Error for ClientBuildError {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn idempotency_keys_tell_requests_and_tokens_apart() {
+    fn idempotency_keys_differ_by_request_and_token() {
         let token =
             |value: &str| Token { value: value.to_owned().into(), expires_at: SystemTime::now() };
         let key = |id: &str, value: &str| idempotency_key(&RequestId::new(id), &token(value));

@@ -1,170 +1,175 @@
-//! Status to meaning, in one place: what a platform call that failed says about trying again.
+//! What a failed platform call means for the next try; the only place that interprets a status.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 
 use crate::{session::Call, tls};
 
-/// Cause a call brought nothing.
+/// Why a call failed, and whether to try again.
 ///
-/// Holds no URL, no header and no body: all three hold secrets, and the platform's error bodies
-/// follow no documented form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CallError {
-    /// It may well succeed later.
+/// Holds no URL, no header and no body: all three hold secrets, and the platform's error bodies have no
+/// documented form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CallError {
+    /// A retry may succeed.
+    #[error("{}", cause.describe(*call))]
     Transient {
-        /// Which call.
+        /// The call that failed.
         call: Call,
         /// What happened.
-        why: Transient,
-        /// How long the platform asks to be left alone.
-        retry_after: Option<Duration>,
+        cause: TransientCause,
     },
-    /// The session call was refused with 401: the token is not, or no longer, good.
+    /// The session call was answered with 401: the token is invalid, or no longer valid.
+    #[error("the platform refused the session's token (status 401)")]
     Unauthorized,
-    /// The session call was refused in another way, which is about the request.
+    /// The session call was answered with another 4xx: the request is at fault.
+    #[error("the platform rejected the session (status {})", .0.as_u16())]
     Rejected(StatusCode),
-    /// The token call was refused or redirected: a wrong key or a wrong host, never the request's
-    /// fault.
+    /// The token call was refused or redirected: the API key or the URL is at fault, never the request.
+    #[error(
+        "the platform refused the token call (status {}): check HANDOFF_IDV_API_KEY and HANDOFF_IDV_URL; \
+         a key file is read again before each try",
+        .0.as_u16()
+    )]
     Refused(StatusCode),
 }
 
-/// What happened to a call that may well succeed later.
+/// What happened to a call that a retry may fix, with the delay that the platform asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transient {
-    /// No connection, or it broke.
+pub(crate) enum TransientCause {
+    /// No connection, or it was lost.
     Connection,
-    /// No connection that can be trusted.
+    /// No connection that TLS trusts; says why.
     Tls(&'static str),
-    /// No whole answer in time.
+    /// No complete answer in time.
     Timeout,
-    /// A status that asks to be tried again.
-    Status(StatusCode),
-    /// An answer that is not what the platform promises.
+    /// Status 429: the platform works, but wants fewer calls.
+    RateLimited {
+        /// The delay it asked for.
+        retry_after: Option<Duration>,
+    },
+    /// A 5xx status, 408 or 425.
+    Unavailable {
+        /// The status.
+        status: StatusCode,
+        /// The delay it asked for; only with 503.
+        retry_after: Option<Duration>,
+    },
+    /// A redirect of the session call, which the worker does not follow.
+    Redirected(StatusCode),
+    /// An answer that breaks the platform's contract; says how.
     BrokenAnswer(&'static str),
 }
 
-impl Transient {
-    /// Whether the platform works, and only has had enough calls for now.
-    pub(super) fn is_rate_limit(&self) -> bool {
-        matches!(self, Self::Status(status) if *status == StatusCode::TOO_MANY_REQUESTS)
+impl TransientCause {
+    /// The delay that the platform asked for.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } | Self::Unavailable { retry_after, .. } => {
+                *retry_after
+            }
+            _ => None,
+        }
+    }
+
+    fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::RateLimited { .. } => Some(StatusCode::TOO_MANY_REQUESTS),
+            Self::Unavailable { status, .. } | Self::Redirected(status) => Some(*status),
+            Self::Connection | Self::Tls(_) | Self::Timeout | Self::BrokenAnswer(_) => None,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Connection | Self::Tls(_) => "connection_error",
+            Self::Timeout => "timeout",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Redirected(_) => "redirected",
+            Self::BrokenAnswer(_) => "broken_answer",
+        }
+    }
+
+    fn describe(&self, call: Call) -> String {
+        let call = call.as_str();
+        match (self, self.status()) {
+            (_, Some(status)) => {
+                format!("the platform answered the {call} call with status {}", status.as_u16())
+            }
+            (Self::Tls(problem), _) => {
+                format!("the {call} call could not connect to the platform: {problem}")
+            }
+            (Self::Timeout, _) => format!("the platform did not answer the {call} call in time"),
+            (Self::BrokenAnswer(what), _) => {
+                format!("the platform answered the {call} call with {what}")
+            }
+            _ => {
+                format!("the {call} call could not connect to the platform, or lost the connection")
+            }
+        }
     }
 }
 
 impl CallError {
-    /// What a status other than success means.
+    /// Interprets a status other than success.
     pub(super) fn from_status(
         call: Call,
         status: StatusCode,
         retry_after: Option<Duration>,
     ) -> Self {
-        let transient = |retry_after| {
-            let why = Transient::Status(status);
-            Self::Transient { call, why, retry_after }
-        };
+        let transient = |cause| Self::Transient { call, cause };
         match (status.as_u16(), call) {
-            // Only these two are documented, for all of HTTP, to come with a wait.
-            (429 | 503, _) => transient(retry_after),
-            (408 | 425 | 500..=599, _) => transient(None),
-            // Somebody in between moved the platform; it is not the request's fault.
-            (300..=399, Call::Session) => transient(None),
+            // RFC 9110 and RFC 6585 define `Retry-After` for these two and for redirects only.
+            (429, _) => transient(TransientCause::RateLimited { retry_after }),
+            (503, _) => transient(TransientCause::Unavailable { status, retry_after }),
+            (408 | 425 | 500..=599, _) => {
+                transient(TransientCause::Unavailable { status, retry_after: None })
+            }
+            // A proxy or a moved platform redirects; the request is not at fault.
+            (300..=399, Call::Session) => transient(TransientCause::Redirected(status)),
             (300..=499, Call::Token) => Self::Refused(status),
             (401, Call::Session) => Self::Unauthorized,
             (400..=499, Call::Session) => Self::Rejected(status),
-            _ => Self::broken(call, "an unknown status"),
+            _ => Self::broken_answer(call, "an unknown status"),
         }
     }
 
-    pub(super) fn broken(call: Call, what: &'static str) -> Self {
-        Self::Transient { call, why: Transient::BrokenAnswer(what), retry_after: None }
+    pub(super) fn broken_answer(call: Call, what: &'static str) -> Self {
+        Self::Transient { call, cause: TransientCause::BrokenAnswer(what) }
     }
 
-    /// A time-out first: a body that came too slowly is also one that could not be read.
     pub(super) fn from_transport(call: Call, error: &reqwest::Error) -> Self {
-        // A request that could not even be built is a fault of ours.
-        debug_assert!(!error.is_builder(), "the {} was not built", call.as_str());
-        let why = match tls::trouble(error) {
-            _ if error.is_timeout() => Transient::Timeout,
-            Some(trouble) => Transient::Tls(trouble),
-            None => Transient::Connection,
+        debug_assert!(!error.is_builder(), "the {} request is invalid", call.as_str());
+        let cause = if error.is_timeout() {
+            TransientCause::Timeout
+        } else {
+            tls::trouble(error).map_or(TransientCause::Connection, TransientCause::Tls)
         };
-        Self::Transient { call, why, retry_after: None }
+        Self::Transient { call, cause }
     }
 
-    /// The status that says so, where it is one.
+    /// The HTTP status of the platform's answer, if the status is the error.
     pub(super) fn status(&self) -> Option<u16> {
-        match self {
-            Self::Transient { why: Transient::Status(status), .. }
-            | Self::Rejected(status)
-            | Self::Refused(status) => Some(status.as_u16()),
-            Self::Unauthorized => Some(StatusCode::UNAUTHORIZED.as_u16()),
-            Self::Transient { .. } => None,
-        }
+        let status = match self {
+            Self::Transient { cause, .. } => cause.status()?,
+            Self::Rejected(status) | Self::Refused(status) => *status,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+        };
+        Some(status.as_u16())
     }
 
-    /// The outcome's name in metrics.
-    pub fn label(&self) -> &'static str {
+    /// The outcome in metrics.
+    pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Transient { why, .. } => match why {
-                Transient::Connection | Transient::Tls(_) => "connection_error",
-                Transient::Timeout => "timeout",
-                why if why.is_rate_limit() => "rate_limited",
-                Transient::Status(status) if status.is_redirection() => "redirected",
-                Transient::Status(_) => "unavailable",
-                Transient::BrokenAnswer(_) => "broken_answer",
-            },
+            Self::Transient { cause, .. } => cause.label(),
             Self::Unauthorized => "unauthorized",
             Self::Rejected(_) => "rejected",
             Self::Refused(_) => "refused",
         }
     }
 }
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |call| match call {
-            Call::Token => "token call",
-            Call::Session => "session call",
-        };
-        match self {
-            Self::Transient { call, why, .. } => match why {
-                Transient::Connection => {
-                    write!(f, "the {} found no connection, or lost it", name(*call))
-                }
-                Transient::Tls(trouble) => {
-                    write!(f, "the {} found no connection to the platform: {trouble}", name(*call))
-                }
-                Transient::Timeout => write!(f, "the {} was not answered in time", name(*call)),
-                Transient::Status(status) => {
-                    write!(
-                        f,
-                        "the platform answered the {} with status {}",
-                        name(*call),
-                        status.as_u16()
-                    )
-                }
-                Transient::BrokenAnswer(what) => {
-                    write!(f, "the platform answered the {} with {what}", name(*call))
-                }
-            },
-            Self::Unauthorized => {
-                f.write_str("the platform refused the session's token (status 401)")
-            }
-            Self::Rejected(status) => {
-                write!(f, "the platform rejected the session (status {})", status.as_u16())
-            }
-            Self::Refused(status) => write!(
-                f,
-                "the platform refused to give a token (status {}): check HANDOFF_IDV_API_KEY (its file \
-                 is read again before each try) and HANDOFF_IDV_URL",
-                status.as_u16()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
 
 #[cfg(test)]
 mod tests {
@@ -175,10 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn a_status_means_what_the_reference_says() {
+    fn statuses_mean_what_the_reference_says() {
         for status in [408, 425, 429, 500, 502, 503, 504, 599] {
+            let expected = if status == 429 { "rate_limited" } else { "unavailable" };
             for call in [Call::Token, Call::Session] {
-                assert!(matches!(label(call, status), "unavailable" | "rate_limited"), "{status}");
+                assert_eq!(label(call, status), expected, "{status}");
             }
         }
         for status in [400, 401, 403, 404, 405, 409, 422, 301, 302, 304, 307, 308] {
@@ -193,16 +199,31 @@ mod tests {
     }
 
     #[test]
-    fn only_429_and_503_may_ask_for_a_wait() {
+    fn only_429_and_503_carry_a_retry_after() {
         let wait = Some(Duration::from_secs(7));
         for (status, expected) in [(429, wait), (503, wait), (500, None), (408, None)] {
-            let status = StatusCode::from_u16(status).unwrap();
-            let CallError::Transient { retry_after, .. } =
-                CallError::from_status(Call::Token, status, wait)
+            let code = StatusCode::from_u16(status).unwrap();
+            let CallError::Transient { cause, .. } =
+                CallError::from_status(Call::Token, code, wait)
             else {
                 panic!("{status} is transient");
             };
-            assert_eq!(retry_after, expected, "{status}");
+            assert_eq!(cause.retry_after(), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn status_is_in_the_text() {
+        for (status, text) in [
+            (429, "the platform answered the session call with status 429"),
+            (503, "the platform answered the session call with status 503"),
+            (302, "the platform answered the session call with status 302"),
+            (401, "the platform refused the session's token (status 401)"),
+            (422, "the platform rejected the session (status 422)"),
+        ] {
+            let code = StatusCode::from_u16(status).unwrap();
+            let error = CallError::from_status(Call::Session, code, None);
+            assert_eq!((error.to_string().as_str(), error.status()), (text, Some(status)));
         }
     }
 }

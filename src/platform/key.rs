@@ -1,68 +1,66 @@
 //! The API key, which may be replaced while the worker runs.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use crate::config::{ApiKey, read_api_key};
 
-/// How long the file may take to be read. It may lie somewhere slow, or be one that never ends.
+/// Time limit for reading the key file, which may be on a slow file system, or be a pipe that never
+/// ends.
 const READ_LIMIT: Duration = Duration::from_secs(1);
 
-/// The key as it is sent, and where it is read again.
-pub(super) struct Key {
+/// The API key as a header, and the file to read it from again.
+pub(super) struct ReloadableKey {
     header: Mutex<HeaderValue>,
     file: Option<PathBuf>,
-    /// What was wrong with the file when it was read last; told once.
-    told: Mutex<Option<String>>,
-    /// One thread at a time reads: one that hangs cannot be ended, and must not become many.
+    /// The error of the last read, so that each error is logged once.
+    last_error: Mutex<Option<String>>,
+    /// Lets one thread read at a time: a hanging read cannot be cancelled, and more must not join it.
     reader: Arc<Semaphore>,
 }
 
-impl Key {
-    /// `None` where it cannot be sent as a header, which the settings have checked.
+impl ReloadableKey {
+    /// Returns `None` if the key is not a valid header value.
     pub(super) fn new(key: &ApiKey) -> Option<Self> {
-        let header = header(key.value.expose_secret())?;
-        let reader = Arc::new(Semaphore::new(1));
-        let (header, told) = (Mutex::new(header), Mutex::default());
-        Some(Self { header, file: key.file.clone(), told, reader })
+        Some(Self {
+            header: Mutex::new(header(key.value.expose_secret())?),
+            file: key.file.clone(),
+            last_error: Mutex::default(),
+            reader: Arc::new(Semaphore::new(1)),
+        })
     }
 
-    /// The key as the `Authorization` header carries it.
+    /// The value of the `Authorization` header.
     pub(super) fn header(&self) -> HeaderValue {
-        self.header.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.header.lock().clone()
     }
 
-    /// Reads the key file again, if the key came from one. Where there is no good key in it, the former
-    /// stays.
+    /// Reads the key file again, if there is one. Keeps the previous key if the file has no valid one.
     pub(super) async fn reload(&self) {
         let Some(file) = self.file.clone() else { return };
         let read = timeout(READ_LIMIT, self.read(file)).await;
         let read =
             read.unwrap_or_else(|_| Err("names a file that takes too long to read".to_owned()));
-        let wrong = read.as_ref().err().cloned();
-        let told_before = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *told, wrong.clone()) == wrong
-        };
+        let error = read.as_ref().err().cloned();
+        let last_error = std::mem::replace(&mut *self.last_error.lock(), error.clone());
         match read.map(|key| header(key.expose_secret())) {
             Ok(Some(new)) => {
-                let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
-                if std::mem::replace(&mut *header, new.clone()) != new {
-                    tracing::info!("the key file holds another API key");
+                let mut current = self.header.lock();
+                if *current != new {
+                    *current = new;
+                    tracing::info!("API key replaced: key file has a new one");
                 }
             }
-            // One that passed for a header value is one.
+            // Cannot be: `read_api_key` accepts valid header values only.
             Ok(None) => {}
-            Err(_) if told_before => {}
-            Err(why) => {
-                tracing::warn!("HANDOFF_IDV_API_KEY_FILE {why}; the former API key stays in use")
+            Err(error) if last_error.as_ref() == Some(&error) => {}
+            Err(error) => {
+                let error = format_args!("HANDOFF_IDV_API_KEY_FILE {error}");
+                tracing::warn!(%error, "API key file is invalid: keeping the previous API key");
             }
         }
     }
@@ -88,23 +86,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_end_is_no_key() {
+    fn endless_file_is_an_error() {
         let error = read_api_key(std::path::Path::new("/dev/zero")).unwrap_err();
         assert_eq!(error, "names a file of more than 64 KiB");
     }
 
     #[tokio::test]
-    async fn a_file_that_cannot_be_read_to_its_end_holds_nobody_up() {
+    async fn hanging_key_file_does_not_block_a_reload() {
         let path = std::env::temp_dir().join(format!("handoff-{}", uuid::Uuid::new_v4()));
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
-        let key = Key::new(&ApiKey { value: "k".into(), file: Some(path.clone()) }).unwrap();
+        let key =
+            ReloadableKey::new(&ApiKey { value: "k".into(), file: Some(path.clone()) }).unwrap();
         let reload = async {
             key.reload().await;
             key.reload().await;
         };
         let ended = timeout(Duration::from_secs(5), reload).await.is_ok();
-        // Sets free whoever reads.
+        // Unblocks the thread that reads the pipe.
         std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(ended, "still reading");

@@ -1,9 +1,9 @@
-//! The handoff URL: the link a person opens, with a second link inside it.
+//! The handoff URL: the link that a person opens, which contains a second link.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use url::Url;
 
-/// What JavaScript's `encodeURIComponent` escapes: all but ASCII letters, digits and `-_.!~*'()`.
+/// The set that JavaScript's `encodeURIComponent` escapes: all but ASCII letters, digits, `-_.!~*'()`.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -15,16 +15,18 @@ const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'(')
     .remove(b')');
 
-/// Escapes text the way `encodeURIComponent` does, byte for byte: a space is `%20`, never `+`.
-pub fn encode_component(text: &str) -> PercentEncode<'_> {
+/// Escapes text exactly as `encodeURIComponent` does: a space becomes `%20`, never `+`.
+pub(crate) fn encode_component(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, COMPONENT)
 }
 
-/// The link for a token and a session: `{public}/capture?url=<inner>`, where the inner link is
-/// `{public}/mobile?authorization=<token>&sessionId=<id>`, escaped once more as a whole.
+/// Builds the handoff URL for a token and a session.
+///
+/// `{public}/capture?url=<inner>`, where the inner link is
+/// `{public}/mobile?authorization=<token>&sessionId=<id>`, escaped again as a whole.
 pub fn handoff_url(public: &Url, token: &str, session_id: &str) -> String {
     let public = without_slash(public);
-    // Hardly one character in three becomes three, or five.
+    // One allocation as a rule: few characters grow to `%XX` or, escaped twice, to `%25XX`.
     let mut link =
         String::with_capacity(3 * public.len() + 3 * (token.len() + session_id.len()) + 80);
     link.extend([public, "/capture?url="]);
@@ -38,7 +40,7 @@ pub fn handoff_url(public: &Url, token: &str, session_id: &str) -> String {
 
 fn push_encoded_twice(link: &mut String, text: &str) {
     for piece in encode_component(text) {
-        // Of what is escaped once, only the percent signs change.
+        // The second escape changes only the percent signs of the first.
         match piece.strip_prefix('%') {
             Some(digits) => link.extend(["%25", digits]),
             None => link.push_str(piece),
@@ -46,7 +48,7 @@ fn push_encoded_twice(link: &mut String, text: &str) {
     }
 }
 
-/// A base URL as text, ready for a path: `https://host` and `https://host/prefix` alike.
+/// A base URL as text without its final slash, ready to append a path to.
 pub(super) fn without_slash(base: &Url) -> &str {
     base.as_str().trim_end_matches('/')
 }
@@ -68,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_escapes_are_those_of_encode_uri_component() {
+    fn escapes_equal_encode_uri_component() {
         let plain = "AZaz09-_.!~*'()";
         assert_eq!(encode_component(plain).to_string(), plain);
         assert_eq!(
@@ -79,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_reads_as_the_platform_documents_it() {
+    fn link_has_the_documented_form() {
         assert_eq!(
             handoff_url(&base("https://idv.example.com"), "Token tr-1+2", "5f"),
             "https://idv.example.com/capture?url=https%3A%2F%2Fidv.example.com%2Fmobile\
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_prefix_is_kept() {
+    fn path_prefix_is_kept() {
         for url in ["https://x.example/idv", "https://x.example/idv/"] {
             let link = handoff_url(&base(url), "t", "s");
             assert!(link.starts_with("https://x.example/idv/capture?url="), "{link}");
@@ -98,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_token_and_id_come_out_as_they_went_in(token in "\\PC*|.*", id in "\\PC*|.*") {
+        fn any_token_and_id_survive_encoding(token in "\\PC*|.*", id in "\\PC*|.*") {
             let link = handoff_url(&base("https://idv.example.com/p"), &token, &id);
             let (before, inner) = link.split_once("?url=").unwrap();
             prop_assert_eq!(before, "https://idv.example.com/p/capture");
@@ -111,7 +113,7 @@ mod tests {
             prop_assert_eq!(decode(authorization.strip_prefix("authorization=").unwrap()), token.clone());
             prop_assert_eq!(decode(session.strip_prefix("sessionId=").unwrap()), id.clone());
 
-            // A browser's own reading of a query agrees.
+            // The URL standard's query parser, which browsers use, agrees.
             let link = Url::parse(&link).unwrap();
             let inner = Url::parse(&link.query_pairs().next().unwrap().1).unwrap();
             let pairs: Vec<_> = inner.query_pairs().map(|(k, v)| (k.into_owned(), v.into_owned())).collect();

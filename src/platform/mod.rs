@@ -1,5 +1,4 @@
-//! The identity-verification platform: its two calls, what their answers mean, the gate before them, and
-//! the handoff URL.
+//! The identity-verification platform: its two calls, the gate in front of them, and the handoff URL.
 
 pub(crate) mod answer;
 mod client;
@@ -9,10 +8,14 @@ mod key;
 mod link;
 mod rate_limit;
 
-pub use self::{
-    client::{ClientBuildError, PlatformClient, SessionCall},
-    error::{CallError, Transient},
-    gate::{CallPermit, Cause, FailedCall, Gate, Ticket},
-    link::{encode_component, handoff_url},
+pub(crate) use self::{
+    client::SessionCall,
+    error::CallError,
+    gate::{CallPermit, FailedCall, Ticket},
+    link::encode_component,
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
+};
+pub use self::{
+    client::{ClientBuildError, PlatformClient},
+    link::handoff_url,
 };

@@ -1,123 +1,131 @@
-//! A gate that is shut: who probes, and when.
+//! The open circuit breaker: who probes, and when.
+//!
+//! There is no separate half-open state. An open breaker admits one probe per interval, and a probe that
+//! gets no answer does not delay the next.
 
 use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::state::{Caller, Decision};
+use super::decision::{Caller, Cause, Decision, IDLE_CALLER};
 use crate::session::Call;
 
-/// The pauses between probes of a platform that is down: the first, the longest. Without jitter, since
-/// a person waits for what they find out.
-const DOWN_PROBES: (Duration, Duration) =
-    (Duration::from_millis(750), Duration::from_millis(2_900));
-/// The same where somebody has to mend a setting.
-const REFUSED_PROBES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Who has just probed in vain lets others go first.
-const AFTER_YOU: Duration = Duration::from_millis(50);
-/// Probes in a row by one and the same request, all others being gone, after which it is the one to
-/// blame.
-const ALONE: u32 = 3;
-
-/// Cause calls are held back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// This call fails for everyone.
-    Down(Call),
-    /// The platform refuses to give tokens: the key or the host is wrong.
-    Refused,
+/// The interval between probes, which doubles from `first` to `max`.
+struct ProbeInterval {
+    first: Duration,
+    max: Duration,
 }
 
+/// Without jitter: people wait for the result of the next probe.
+const DOWN: ProbeInterval =
+    ProbeInterval { first: Duration::from_millis(750), max: Duration::from_millis(2_900) };
+/// Longer, because an operator has to fix a setting first.
+const REFUSED: ProbeInterval =
+    ProbeInterval { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// How long the caller of the last failed probe lets other callers go first.
+const YIELD: Duration = Duration::from_millis(50);
+/// Failed probes in a row by one request, with no other request waiting, that put the blame on that
+/// request rather than on the platform.
+const LONE_FAILURES: u32 = 3;
+
 pub(super) struct OpenBreaker {
-    why: Cause,
-    pause: Duration,
+    cause: Cause,
+    interval: Duration,
     next_probe: Instant,
-    /// Those that find out. Usually one: a probe that is not answered does not keep the next back.
+    /// The callers that probe. Usually one: an unanswered probe does not delay the next.
     probes: HashSet<Caller>,
-    /// Who probed in vain last, and how often in a row.
-    failed: Option<(Caller, u32)>,
+    /// The caller of the last failed probe, and how many in a row were its own.
+    last_failed: Option<(Caller, u32)>,
 }
 
 impl OpenBreaker {
-    pub(super) fn new(why: Cause, now: Instant) -> Self {
-        let pause = why.pauses().0;
-        let (next_probe, probes) = (now + pause, HashSet::new());
-        Self { why, pause, next_probe, probes, failed: None }
+    pub(super) fn new(cause: Cause, now: Instant) -> Self {
+        let interval = cause.probe_interval().first;
+        Self {
+            cause,
+            interval,
+            next_probe: now + interval,
+            probes: HashSet::new(),
+            last_failed: None,
+        }
     }
 
-    pub(super) fn why(&self) -> Cause {
-        self.why
+    pub(super) fn cause(&self) -> Cause {
+        self.cause
     }
 
-    /// A platform that refuses to give tokens may yet make sessions with those it gave.
-    pub(super) fn holds(&self, call: Call) -> bool {
-        self.why != Cause::Refused || call == Call::Token
+    /// Returns whether the breaker blocks this call.
+    ///
+    /// A platform that refuses the token call may still start sessions with the tokens it gave.
+    pub(super) fn blocks(&self, call: Call) -> bool {
+        self.cause != Cause::Refused || call == Call::Token
     }
 
     pub(super) fn decide(&self, caller: Caller, now: Instant) -> Decision {
-        let failed_last = self.failed.is_some_and(|(last, _)| last == caller);
-        let next_probe = self.next_probe + if failed_last { AFTER_YOU } else { Duration::ZERO };
-        match next_probe <= now {
-            _ if self.probes.contains(&caller) => Decision::Go,
-            true => Decision::Probe,
-            false => Decision::WaitUntil(next_probe),
+        if self.probes.contains(&caller) {
+            return Decision::Proceed;
         }
+        let failed_last = self.last_failed.is_some_and(|(last, _)| last == caller);
+        let next_probe = self.next_probe + if failed_last { YIELD } else { Duration::ZERO };
+        if next_probe <= now { Decision::Probe } else { Decision::WaitUntil(next_probe) }
     }
 
     pub(super) fn start_probe(&mut self, caller: Caller, now: Instant) {
         self.probes.insert(caller);
-        self.pause = (self.pause * 2).min(self.why.pauses().1);
-        self.next_probe = now + self.pause;
+        self.interval = (self.interval * 2).min(self.cause.probe_interval().max);
+        self.next_probe = now + self.interval;
     }
 
-    /// Somebody's call failed. Whether the gate is shut for one request alone.
-    pub(super) fn failed(&mut self, caller: Caller, now: Instant) -> bool {
-        if !self.refused(caller) {
+    /// Records a failed call. Returns whether only this caller's probes fail.
+    pub(super) fn record_failure(&mut self, caller: Caller, now: Instant) -> bool {
+        if !self.end_failed_probe(caller) {
             return false;
         }
-        if self.why == Cause::Refused {
-            // Something is being done about it: it is looked at again soon.
-            self.pause = self.why.pauses().0;
-            self.next_probe = now + self.pause;
+        if self.cause == Cause::Refused {
+            // The answer is no longer a refusal, so the setting may be changing: probe again soon.
+            self.interval = self.cause.probe_interval().first;
+            self.next_probe = now + self.interval;
             return false;
         }
-        let alone = self.failed.is_some_and(|(last, times)| last == caller && times >= ALONE);
-        alone && caller != super::IDLE
+        let alone = self.last_failed.is_some_and(|(last, n)| last == caller && n >= LONE_FAILURES);
+        alone && caller != IDLE_CALLER
     }
 
-    /// A probe was refused, or failed. Whether it was one.
-    pub(super) fn refused(&mut self, caller: Caller) -> bool {
-        let probe = self.probes.remove(&caller);
-        if probe {
-            let before =
-                self.failed.filter(|(last, _)| *last == caller).map_or(0, |(_, times)| times);
-            self.failed = Some((caller, before + 1));
+    /// Ends the caller's probe, if it has one, as failed. Returns whether it had one.
+    pub(super) fn end_failed_probe(&mut self, caller: Caller) -> bool {
+        let was_probe = self.probes.remove(&caller);
+        if was_probe {
+            let before = self.last_failed.filter(|(last, _)| *last == caller).map_or(0, |(_, n)| n);
+            self.last_failed = Some((caller, before + 1));
         }
-        probe
+        was_probe
     }
 
-    /// Whether a good answer shows that what was wrong is mended.
-    pub(super) fn is_opened_by(&self, caller: Caller, call: Call) -> bool {
-        match self.why {
-            // One that was under way when the key was refused shows nothing.
+    /// Returns whether the success of this call closes the breaker.
+    pub(super) fn is_closed_by(&self, caller: Caller, call: Call) -> bool {
+        match self.cause {
+            // A token call that was in flight when the key was refused proves nothing.
             Cause::Refused => call == Call::Token && self.probes.contains(&caller),
-            // Who makes sessions has given tokens. An idle probe makes none: nobody waits for one, so
-            // the next to come may find out.
-            Cause::Down(needed) => call == needed || call == Call::Session || caller == super::IDLE,
+            // A session proves that token calls work, too. The idle probe makes no session, since no
+            // request waits for one: the next request finds out.
+            Cause::Down(failing) => {
+                call == failing || call == Call::Session || caller == IDLE_CALLER
+            }
         }
     }
 
-    pub(super) fn forget(&mut self, caller: Caller) -> bool {
+    /// Ends the caller's probe without a result. Returns whether it had one.
+    pub(super) fn release_probe(&mut self, caller: Caller) -> bool {
         self.probes.remove(&caller)
     }
 }
 
 impl Cause {
-    /// Between probes: the first pause and the longest.
-    fn pauses(self) -> (Duration, Duration) {
+    fn probe_interval(self) -> ProbeInterval {
         match self {
-            Self::Down(_) => DOWN_PROBES,
-            Self::Refused => REFUSED_PROBES,
+            Self::Down(_) => DOWN,
+            Self::Refused => REFUSED,
         }
     }
 }

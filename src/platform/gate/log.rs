@@ -1,84 +1,85 @@
-//! What the log tells of the gate.
+//! All log messages of the gate.
 
-use std::time::Duration;
-
-use super::{breaker::Cause, state::Change};
+use super::decision::{CallResult, Cause, Change};
 use crate::{
     platform::CallError,
     telemetry::log_limit::{LogLimit, Outage},
 };
 
-static SHUT: LogLimit =
-    LogLimit::new("the platform fails, or gives no tokens; requests are held", 3);
-static LEFT_ALONE: LogLimit =
-    LogLimit::new("the platform asks to be left alone; requests are held", 3);
-static DOUBTED: LogLimit =
-    LogLimit::new("the platform fails for one request alone; requests go on", 3);
+const RATE_LIMITED_TEXT: &str = "platform paused: rate limited";
+const UNAVAILABLE_TEXT: &str = "platform paused: unavailable, waiting for Retry-After";
+const ONE_REQUEST_FAILS_TEXT: &str = "only one request fails: circuit breaker closed";
 
-/// What has been told, and what is to be.
-pub(super) struct News {
+static OPEN: LogLimit =
+    LogLimit::new("platform paused: circuit breaker open, or token call refused", 3);
+static RATE_LIMITED: LogLimit = LogLimit::new(RATE_LIMITED_TEXT, 3);
+static UNAVAILABLE: LogLimit = LogLimit::new(UNAVAILABLE_TEXT, 3);
+static ONE_REQUEST_FAILS: LogLimit = LogLimit::new(ONE_REQUEST_FAILS_TEXT, 3);
+
+/// Logs the state of the circuit breaker: each opening once, and its closing if the opening was logged.
+pub(super) struct BreakerLog {
     outage: Outage,
-    why: Option<Cause>,
+    cause: Option<Cause>,
 }
 
-impl Default for News {
+impl Default for BreakerLog {
     fn default() -> Self {
-        Self { outage: Outage::new(&SHUT), why: None }
+        Self { outage: Outage::new(&OPEN), cause: None }
     }
 }
 
-impl News {
-    /// A call was reported.
-    pub(super) fn tell(&mut self, change: Option<Change>, error: Option<&CallError>) {
-        // There is one, but for the change that a good answer brings.
+impl BreakerLog {
+    /// Logs what a reported call changed. `error` is the call's error, if it failed.
+    pub(super) fn report(&mut self, change: Option<Change>, error: Option<&CallError>) {
         let error = error.map(tracing::field::display);
         match change {
-            Some(Change::OpenBreaker(why)) => {
-                // Down, and now refusing: that is other news.
+            Some(Change::Opened(cause)) => {
+                // A platform that was down and now refuses the key is a new fault: log it, too.
                 self.outage.report_up();
-                self.why = Some(why);
-                self.shut(error);
+                self.cause = Some(cause);
+                self.report_open(error);
             }
-            Some(Change::Opened) => {
-                self.why = None;
+            Some(Change::Closed) => {
+                self.cause = None;
                 if self.outage.report_up() {
-                    tracing::info!("the platform answers again; requests go on");
+                    tracing::info!("platform answers again: circuit breaker closed");
                 }
             }
-            Some(Change::Doubted) => {
-                self.why = None;
+            Some(Change::ClosedForOthers) => {
+                self.cause = None;
                 self.outage.report_up();
-                if DOUBTED.permit() {
-                    tracing::info!(
-                        error,
-                        "the platform fails for one request alone; requests go on"
-                    );
+                if ONE_REQUEST_FAILS.permit() {
+                    tracing::info!(error, "{ONE_REQUEST_FAILS_TEXT}");
                 }
             }
-            None => self.shut(error),
+            None => self.report_open(error),
         }
     }
 
-    fn shut(&mut self, error: Option<impl tracing::Value>) {
-        // Without an error it was a good answer, though not one that opens the gate.
-        let (Some(why), Some(error)) = (self.why, error) else { return };
+    fn report_open(&mut self, error: Option<impl tracing::Value>) {
+        // Without an error, the call succeeded but did not close the breaker.
+        let (Some(cause), Some(error)) = (self.cause, error) else { return };
         if self.outage.report_down() {
-            match why {
-                Cause::Down(_) => {
-                    tracing::error!(error, "the platform fails for everyone; requests are held");
-                }
-                Cause::Refused => {
-                    tracing::error!(error, "the platform gives no tokens; requests are held");
-                }
+            match cause {
+                Cause::Down(_) => tracing::error!(error, "platform paused: circuit breaker open"),
+                Cause::Refused => tracing::error!(
+                    error,
+                    "platform paused: token call refused, check API key and URL"
+                ),
             }
         }
     }
 }
 
-/// The platform wants no calls for so long.
-pub(super) fn asked_to_wait(wait: Duration) {
-    if LEFT_ALONE.permit() {
-        let seconds = wait.as_secs();
-        tracing::info!(seconds, "the platform asks to be left alone; requests are held");
+/// Logs a pause that the platform asked for with `Retry-After`.
+pub(super) fn retry_after(result: CallResult) {
+    match result {
+        CallResult::RateLimited(wait) if RATE_LIMITED.permit() => {
+            tracing::info!(retry_after_s = wait.as_secs(), "{RATE_LIMITED_TEXT}");
+        }
+        CallResult::Unavailable(wait) if UNAVAILABLE.permit() => {
+            tracing::info!(retry_after_s = wait.as_secs(), "{UNAVAILABLE_TEXT}");
+        }
+        _ => {}
     }
 }

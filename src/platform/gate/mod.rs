@@ -1,253 +1,257 @@
-//! The gate that every call to the platform passes.
+//! The gate in front of every call to the platform: circuit breaker, `Retry-After`, slow start.
 //!
-//! It is shut while calling is of no use: for as long as the platform asks to be left alone, while it
-//! fails for everyone, while it refuses our key. Then requests are held: they keep their place, spend
-//! no attempt and no call, and one of them at a time finds out whether the platform works again.
-//! `state` has the rules; behind them, `rate` keeps all replicas together within a limit.
-
-mod log;
-mod paused_clock;
+//! While calls are pointless, because the platform is down, asked for a pause or refuses the API key,
+//! the gate holds requests back. A waiting request keeps its place and spends neither an attempt nor a
+//! call; one request at a time probes whether the platform works again. The rules are in `state`. A call
+//! that they allow then waits for a permit of the rate limit that all replicas share (`rate_limit`).
 
 mod breaker;
+mod decision;
+mod log;
+mod paused_clock;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 
-pub use self::breaker::Cause;
 use self::{
-    log::News,
-    state::{CallResult, Caller, Decision, State},
+    decision::{CallResult, Caller, Cause, Decision, IDLE_CALLER},
+    log::BreakerLog,
+    state::State,
 };
 use super::{
-    error::CallError,
+    error::{CallError, TransientCause},
     rate_limit::{RateLimiter, RatePermit},
 };
 use crate::{session::Call, telemetry::metrics::Metrics};
 
-/// Calls where no request is there to do so.
-const IDLE: Caller = 0;
-
-/// Decides who may call the platform, and when.
-pub struct Gate {
+/// Decides which calls to the platform may be made, and when.
+pub(crate) struct Gate {
     state: Mutex<State>,
-    rate: Option<RateLimiter>,
-    /// Tells those who are held that something may have changed.
+    rate_limiter: Option<RateLimiter>,
+    /// Wakes waiting requests when a decision may have changed.
     changed: watch::Sender<()>,
-    held: AtomicUsize,
+    /// Requests that the gate holds back.
+    waiting: AtomicUsize,
     metrics: Arc<Metrics>,
-    news: Mutex<News>,
+    log: Mutex<BreakerLog>,
 }
 
-/// A request on its way to the platform.
-pub struct Ticket<'a> {
+/// One delivery's access to the gate, for all its calls.
+pub(crate) struct Ticket<'a> {
     gate: &'a Gate,
     caller: Caller,
-    permit: Option<RatePermit>,
+    rate_permit: Option<RatePermit>,
 }
 
-/// A call that brought nothing.
+/// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FailedCall {
-    /// Cause.
-    pub error: CallError,
-    /// Calls are held back now, or were when this one began: so this failure says nothing about the
-    /// request, and is not to be counted against it.
-    pub during_pause: bool,
+pub(crate) struct FailedCall {
+    pub(crate) error: CallError,
+    /// Whether calls were paused when this one began or when it ended.
+    ///
+    /// If so, the failure says nothing about the request, and must not count against it.
+    pub(crate) during_pause: bool,
 }
 
-/// The right to make one call. Dropped without a report, it says nothing.
-pub struct CallPermit<'a> {
+/// Permits one call. If dropped without a report, the call counts as neither success nor failure.
+pub(crate) struct CallPermit<'a> {
     gate: &'a Gate,
     caller: Caller,
     call: Call,
-    /// It is to find out whether the platform works again.
-    probe: bool,
-    /// It went while such calls were held back: by a probe, that is.
-    while_held: bool,
+    is_probe: bool,
+    /// Whether such calls were paused when this one began, so that it went as part of a probe.
+    during_pause: bool,
     reported: bool,
 }
 
 impl Gate {
-    /// Open.
-    pub(super) fn new(rate: Option<RateLimiter>, metrics: Arc<Metrics>) -> Self {
-        let (state, held) = (Mutex::default(), AtomicUsize::new(0));
-        Self { state, rate, changed: watch::Sender::new(()), held, metrics, news: Mutex::default() }
+    /// Creates a gate with a closed circuit breaker.
+    pub(super) fn new(rate_limiter: Option<RateLimiter>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            state: Mutex::default(),
+            rate_limiter,
+            changed: watch::Sender::new(()),
+            waiting: AtomicUsize::new(0),
+            metrics,
+            log: Mutex::default(),
+        }
     }
 
-    /// A ticket for the request with this id.
-    pub fn ticket(&self, request_id: &str) -> Ticket<'_> {
-        // Two requests that share a hash are taken for one, and no harm comes of it.
+    pub(crate) fn ticket(&self, request_id: &str) -> Ticket<'_> {
+        // If two requests have the same hash, the rules take them for one, which does no harm.
         let mut hash = DefaultHasher::new();
         request_id.hash(&mut hash);
-        self.ticket_of(hash.finish().max(IDLE + 1))
+        self.ticket_for(hash.finish().max(IDLE_CALLER + 1))
     }
 
+    /// A ticket for a probe that no request makes.
     pub(super) fn idle_ticket(&self) -> Ticket<'_> {
-        self.ticket_of(IDLE)
+        self.ticket_for(IDLE_CALLER)
     }
 
-    fn ticket_of(&self, caller: Caller) -> Ticket<'_> {
-        Ticket { gate: self, caller, permit: None }
+    fn ticket_for(&self, caller: Caller) -> Ticket<'_> {
+        Ticket { gate: self, caller, rate_permit: None }
     }
 
-    /// Cause only a probe can open the gate, if it is so. That the platform asked to wait is no such
-    /// reason.
-    fn open_cause(&self) -> Option<Cause> {
-        self.state().open_cause()
-    }
-
-    /// Returns whether the circuit breaker is open.
-    pub fn is_breaker_open(&self) -> bool {
+    /// Returns whether the circuit breaker is open. A `Retry-After` does not open it.
+    pub(crate) fn is_breaker_open(&self) -> bool {
         self.open_cause().is_some()
     }
 
-    /// Whether calls are held back, for whatever reason but the rate.
-    pub fn is_paused(&self) -> bool {
-        let state = self.state();
-        state.open_cause().is_some() || state.asked_to_wait(Instant::now())
+    fn open_cause(&self) -> Option<Cause> {
+        self.state.lock().open_cause()
+    }
+
+    /// Returns whether calls are paused. Waiting for the rate limiter is not a pause.
+    pub(crate) fn is_paused(&self) -> bool {
+        let state = self.state.lock();
+        state.open_cause().is_some() || state.is_retry_after_running(Instant::now())
     }
 
     /// Brings the metrics of pauses up to date.
-    pub fn update_metrics(&self) {
-        let (holding, so_far) = (self.is_paused(), self.state().paused_for(Instant::now()));
-        self.metrics.platform_paused(holding, so_far);
+    pub(crate) fn update_metrics(&self) {
+        let paused = self.is_paused();
+        let paused_for = self.state.lock().advance_paused_clock(Instant::now());
+        self.metrics.platform_paused(paused, paused_for);
     }
 
-    /// Waits until calls are held back, and not for a moment only.
-    pub async fn until_paused(&self) {
+    /// Waits until calls are paused.
+    pub(crate) async fn until_paused(&self) {
         let mut changed = self.changed.subscribe();
         while !self.is_paused() {
-            // Never closed: the sender is ours.
+            // Cannot fail: `self` holds the sender.
             let _ = changed.changed().await;
         }
     }
 
-    /// For how long to wait and see whether a call that began then, and failed, is one of those that
-    /// shut the gate: then its failure says nothing about its request.
-    pub fn outage_wait(&self, call: Call, began: Instant) -> Duration {
-        self.state().outage_wait(call, began)
+    /// How long to wait to see whether a failed call that began at `began` is part of an outage.
+    ///
+    /// If calls are paused within that time, the failure says nothing about the request.
+    pub(crate) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
+        self.state.lock().outage_wait(call, began)
     }
 
-    /// Waits until the gate is shut and holds no request, so that none would find out when to open it.
-    pub(super) async fn until_unattended(&self) {
+    /// Waits until the circuit breaker is open and no request is there to probe.
+    pub(super) async fn until_probe_needed(&self) {
         let mut changed = self.changed.subscribe();
-        while self.open_cause().is_none() || self.held.load(Ordering::Relaxed) > 0 {
-            // Never closed: the sender is ours.
+        while !self.is_breaker_open() || self.waiting.load(Ordering::Relaxed) > 0 {
+            // Cannot fail: `self` holds the sender.
             let _ = changed.changed().await;
         }
     }
 
-    /// Waits until a call would be let through.
-    async fn until_open(&self, caller: Caller, call: Call) {
-        let _held = (caller != IDLE).then(|| self.hold());
+    /// Waits until this call would be allowed.
+    async fn until_allowed(&self, caller: Caller, call: Call) {
+        let _waiting = (caller != IDLE_CALLER).then(|| Waiting::start(self));
         let mut changed = self.changed.subscribe();
-        while let Err(until) = self.lets_through(caller, call) {
-            let later = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
+        loop {
+            let ask_again_at = match self.decide(caller, call) {
+                Decision::Proceed | Decision::Probe => return,
+                Decision::WaitUntil(at) => Some(at),
+                Decision::Wait => None,
+            };
+            let ask_again = async {
+                match ask_again_at {
+                    Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 _ = changed.changed() => {}
-                () = later => {}
+                () = ask_again => {}
             }
         }
     }
 
-    /// Until when not, where it is known.
-    fn lets_through(&self, caller: Caller, call: Call) -> Result<(), Option<Instant>> {
-        match self.state().decide(caller, call, Instant::now()) {
-            Decision::Go | Decision::Probe => Ok(()),
-            Decision::WaitUntil(until) => Err(Some(until)),
-            Decision::Wait => Err(None),
-        }
+    fn decide(&self, caller: Caller, call: Call) -> Decision {
+        self.state.lock().decide(caller, call, Instant::now())
     }
 
-    fn hold(&self) -> Held<'_> {
-        self.held.fetch_add(1, Ordering::Relaxed);
-        Held(self)
-    }
-
-    fn news(&self) -> MutexGuard<'_, News> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The state is whole after every step, so a panic elsewhere does not spoil it.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wake_waiting(&self) {
+        self.changed.send_replace(());
     }
 }
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("shut", &self.open_cause()).finish_non_exhaustive()
+        f.debug_struct("Gate").field("open_cause", &self.open_cause()).finish_non_exhaustive()
     }
 }
 
-/// A request that is held.
-struct Held<'a>(&'a Gate);
+/// Counts a request as waiting at the gate until dropped.
+struct Waiting<'a>(&'a Gate);
 
-impl Drop for Held<'_> {
+impl<'a> Waiting<'a> {
+    fn start(gate: &'a Gate) -> Self {
+        gate.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(gate)
+    }
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.0.held.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.changed.send_replace(());
+        if self.0.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.wake_waiting();
         }
     }
 }
 
 impl<'a> Ticket<'a> {
-    /// Asks for leave to make a call soon, so that it need not be waited for then.
-    pub fn reserve(&mut self, call: Call) {
-        if self.permit.is_none() {
-            self.permit = self.gate.rate.as_ref().map(|rate| rate.ask(call));
+    /// Requests a rate-limit permit for a call that will follow soon, so that it need not wait then.
+    pub(crate) fn reserve(&mut self, call: Call) {
+        if self.rate_permit.is_none() {
+            self.rate_permit = self.gate.rate_limiter.as_ref().map(|limiter| limiter.request(call));
         }
     }
 
-    /// No call is to come soon: somebody else shall have the leave.
-    pub fn cancel_reservation(&mut self) {
-        self.permit = None;
+    /// Returns the rate-limit permit for other requests to use: no call will follow soon.
+    pub(crate) fn cancel_reservation(&mut self) {
+        self.rate_permit = None;
     }
 
     /// Waits until a call may be made.
-    pub async fn acquire(&mut self, call: Call) -> CallPermit<'a> {
+    pub(crate) async fn acquire(&mut self, call: Call) -> CallPermit<'a> {
         let (gate, caller) = (self.gate, self.caller);
         loop {
-            if gate.lets_through(caller, call).is_err() {
-                // Leave is not saved up: all that is held would use it at once.
+            if !gate.decide(caller, call).allows_call() {
+                // Waiting requests hold no permits: they would all use them at once when the pause ends.
                 self.cancel_reservation();
-                gate.until_open(caller, call).await;
+                gate.until_allowed(caller, call).await;
             }
             self.reserve(call);
-            if let Some(permit) = &mut self.permit {
-                let asked = Instant::now();
+            if let Some(permit) = &mut self.rate_permit {
+                let requested = Instant::now();
                 permit.granted().await;
-                gate.metrics.rate_waited(asked.elapsed());
+                gate.metrics.rate_waited(requested.elapsed());
             }
-            // It may have been shut meanwhile.
-            let (mut state, now) = (gate.state(), Instant::now());
+            // A pause may have begun meanwhile.
+            let mut state = gate.state.lock();
+            let now = Instant::now();
             let decision = state.decide(caller, call, now);
-            if let Decision::Go | Decision::Probe = decision {
-                let while_held = state.holds(call, now);
-                state.enter(caller, decision, now);
-                if let Some(permit) = self.permit.take() {
-                    permit.used();
+            if decision.allows_call() {
+                let during_pause = state.is_paused(call, now);
+                state.start_call(caller, decision, now);
+                if let Some(permit) = self.rate_permit.take() {
+                    permit.consume();
                 }
-                let probe = decision == Decision::Probe;
-                return CallPermit { gate, caller, call, probe, while_held, reported: false };
+                let is_probe = decision == Decision::Probe;
+                return CallPermit { gate, caller, call, is_probe, during_pause, reported: false };
             }
         }
     }
@@ -255,68 +259,63 @@ impl<'a> Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if self.gate.state().forget(self.caller) {
-            self.gate.changed.send_replace(());
+        let was_probe = self.gate.state.lock().release_probe(self.caller);
+        if was_probe {
+            self.gate.wake_waiting();
         }
     }
 }
 
 impl CallPermit<'_> {
-    /// Whether this call is to find out if the platform works again.
+    /// Returns whether this call probes whether the platform works again.
     pub(super) fn is_probe(&self) -> bool {
-        self.probe
+        self.is_probe
     }
 
-    /// Reports what the call met.
+    /// Reports the call's result to the gate.
     pub(super) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, FailedCall> {
         self.reported = true;
-        let met = met(&answer);
-        let (first, change, held) = {
-            let (mut state, now) = (self.gate.state(), Instant::now());
-            let first = !state.asked_to_wait(now);
-            let change = state.report(self.caller, self.call, met, now);
-            // Somebody else may have found out meanwhile that the platform is back.
-            (first, change, self.while_held || state.holds(self.call, now))
+        let result = call_result(&answer);
+        let (change, pause_began, during_pause) = {
+            let mut state = self.gate.state.lock();
+            let now = Instant::now();
+            let was_running = state.is_retry_after_running(now);
+            let change = state.report(self.caller, self.call, result, now);
+            // A pause that has ended meanwhile counts, too.
+            let during_pause = self.during_pause || state.is_paused(self.call, now);
+            (change, !was_running && state.is_retry_after_running(now), during_pause)
         };
-        if let CallResult::Later(wait) | CallResult::Away(wait) = met
-            && first
-        {
-            log::asked_to_wait(wait);
+        if pause_began {
+            log::retry_after(result);
         }
-        self.gate.news().tell(change, answer.as_ref().err());
-        if change.is_some() || self.gate.held.load(Ordering::Relaxed) > 0 {
-            self.gate.changed.send_replace(());
+        self.gate.log.lock().report(change, answer.as_ref().err());
+        if change.is_some() || self.gate.waiting.load(Ordering::Relaxed) > 0 {
+            self.gate.wake_waiting();
         }
-        answer
-            .map_err(|error| FailedCall { during_pause: held && met != CallResult::Success, error })
+        let during_pause = during_pause && result != CallResult::Success;
+        answer.map_err(|error| FailedCall { error, during_pause })
     }
 }
 
 impl Drop for CallPermit<'_> {
     fn drop(&mut self) {
         if !self.reported {
-            self.gate.state().abandoned();
-            self.gate.changed.send_replace(());
+            self.gate.state.lock().end_call();
+            self.gate.wake_waiting();
         }
     }
 }
 
-fn met<T>(answer: &Result<T, CallError>) -> CallResult {
+fn call_result<T>(answer: &Result<T, CallError>) -> CallResult {
     match answer {
         Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Success,
-        Err(CallError::Refused(_)) => CallResult::Refusal,
-        Err(CallError::Transient { retry_after: Some(wait), why, .. })
-            if *wait > Duration::ZERO =>
-        {
-            if why.is_rate_limit() {
-                CallResult::Later(*wait)
-            } else {
-                CallResult::Away(*wait)
+        Err(CallError::Refused(_)) => CallResult::Refused,
+        Err(CallError::Transient { cause, .. }) => {
+            match (cause.retry_after().filter(|wait| !wait.is_zero()), cause) {
+                (Some(wait), TransientCause::RateLimited { .. }) => CallResult::RateLimited(wait),
+                (Some(wait), _) => CallResult::Unavailable(wait),
+                (None, _) => CallResult::Failure,
             }
         }
-        Err(CallError::Transient { .. }) => CallResult::Failure,
     }
 }
-
-#[cfg(test)]
-mod tests;

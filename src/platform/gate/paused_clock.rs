@@ -1,34 +1,37 @@
-//! For how long calls were held back, and why.
+//! How long calls were paused, by cause.
 
 use tokio::time::Instant;
 
-use super::breaker::Cause;
+use super::decision::Cause;
 use crate::telemetry::metrics::PausedFor;
 
-/// The time so far. Looked at before every change, so that what held then held since the last look.
+/// Adds up paused time. Advanced before every change, so that the cause given has held since the last
+/// time.
 #[derive(Default)]
-pub(super) struct Pauses {
-    looked: Option<Instant>,
-    so_far: PausedFor,
+pub(super) struct PausedClock {
+    advanced_at: Option<Instant>,
+    total: PausedFor,
 }
 
-impl Pauses {
-    /// Adds the time since the last look. `later_until` ends by itself; `shut` goes before it.
-    pub(super) fn look(
+impl PausedClock {
+    /// Adds the time since the last call to the cause that held, and returns the totals.
+    ///
+    /// An open breaker takes precedence over a `Retry-After`, which ends on its own.
+    pub(super) fn advance(
         &mut self,
-        shut: Option<Cause>,
-        later_until: Option<Instant>,
+        open_cause: Option<Cause>,
+        retry_after_until: Option<Instant>,
         now: Instant,
     ) -> PausedFor {
-        let since = self.looked.replace(now).unwrap_or(now);
-        let so_far = &mut self.so_far;
-        match (shut, later_until) {
-            (Some(Cause::Down(_)), _) => so_far.down += now - since,
-            (Some(Cause::Refused), _) => so_far.refused += now - since,
-            (None, Some(until)) => so_far.asked += until.min(now).saturating_duration_since(since),
+        let since = self.advanced_at.replace(now).unwrap_or(now);
+        let total = &mut self.total;
+        match (open_cause, retry_after_until) {
+            (Some(Cause::Down(_)), _) => total.down += now - since,
+            (Some(Cause::Refused), _) => total.refused += now - since,
+            (None, Some(until)) => total.asked += until.min(now).saturating_duration_since(since),
             (None, None) => {}
         }
-        *so_far
+        *total
     }
 }
 
@@ -40,21 +43,22 @@ mod tests {
     use crate::session::Call;
 
     #[test]
-    fn each_moment_counts_for_the_reason_that_held_then() {
+    fn time_counts_for_the_cause_that_held() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let (down, asked) = (Some(Cause::Down(Call::Token)), Some(at(12)));
-        let mut pauses = Pauses::default();
-        pauses.look(None, None, at(0));
-        pauses.look(None, None, at(1));
-        pauses.look(down, None, at(3));
-        pauses.look(Some(Cause::Refused), None, at(6));
-        pauses.look(down, asked, at(7));
-        pauses.look(None, asked, at(9));
-        let so_far = pauses.look(None, asked, at(20));
-        assert_eq!(pauses.look(None, asked, at(30)), so_far, "it has ended by itself");
+        let down = Some(Cause::Down(Call::Token));
+        let retry_after = Some(at(12));
+        let mut clock = PausedClock::default();
+        clock.advance(None, None, at(0));
+        clock.advance(None, None, at(1));
+        clock.advance(down, None, at(3));
+        clock.advance(Some(Cause::Refused), None, at(6));
+        clock.advance(down, retry_after, at(7));
+        clock.advance(None, retry_after, at(9));
+        let total = clock.advance(None, retry_after, at(20));
+        assert_eq!(clock.advance(None, retry_after, at(30)), total, "Retry-After ended at 12 s");
         let seconds = Duration::from_secs;
         let expected = PausedFor { down: seconds(3), refused: seconds(3), asked: seconds(5) };
-        assert_eq!(so_far, expected);
+        assert_eq!(total, expected);
     }
 }

@@ -1,292 +1,262 @@
-//! Who may call, decided from what the last calls met. No clock of its own, no waiting: just rules.
+//! The gate's rules: who may call, given the results of recent calls.
+//!
+//! The rules neither wait nor read a clock: callers pass the time in, so that property tests can run
+//! any schedule.
 
 use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    breaker::{Cause, OpenBreaker},
-    paused_clock::Pauses,
+    breaker::OpenBreaker,
+    decision::{CallResult, Caller, Cause, Change, Decision},
+    paused_clock::PausedClock,
 };
 use crate::{session::Call, telemetry::metrics::PausedFor};
 
-/// Failures in a row after which the platform counts as down …
-const FAILURES: u32 = 5;
-/// … if they are those of so many requests: one that always fails proves nothing.
-const REQUESTS: usize = 3;
-/// Failures this far apart are not in a row: with so little to do, they may well be one request's.
-const STREAK_ENDS: Duration = Duration::from_secs(60);
+/// Failures in a row that open the circuit breaker …
+const FAILURE_THRESHOLD: u32 = 5;
+/// … if this many requests caused them: a single request may fail every time.
+const CALLER_THRESHOLD: usize = 3;
+/// A longer gap between failures starts a new streak: with that little traffic, one request may cause
+/// them all.
+const STREAK_GAP: Duration = Duration::from_secs(60);
 
-/// Calls at once while nothing shows that the platform answers: when it does not, few have asked in
-/// vain.
-const UNPROVEN: u32 = 4;
-/// So many more with each good answer …
-const GROWTH: u32 = 2;
-/// … up to so many, which are proof enough to call freely …
-const PROOF: u32 = 4;
-/// … until there has been nothing to call for this long.
-const PROOF_ENDS: Duration = Duration::from_millis(100);
-/// A platform that says nothing at all for this long is slow, rather than away: then all may call.
-const SLOW: Duration = Duration::from_millis(500);
+/// Calls in flight during slow start, before the first success: if the platform is down, no more calls
+/// than these are wasted.
+const SLOW_START_WINDOW: u32 = 4;
+/// Further calls in flight for each success.
+const SLOW_START_GROWTH: u32 = 2;
+/// Successes that end slow start: after them, calls are unlimited.
+const SLOW_START_SUCCESSES: u32 = 4;
+/// Time without a call after which the next one begins a new slow start.
+const SLOW_START_IDLE: Duration = Duration::from_millis(100);
+/// A platform that answers nothing for this long is slow rather than down: calls are unlimited.
+const SILENCE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long who has failed waits to see whether the others do.
-const DOUBT: Duration = Duration::from_secs(1);
+/// How long a failed request waits to see whether this is an outage.
+const OUTAGE_WAIT: Duration = Duration::from_secs(1);
 
-/// Who is asked again to call later lets others go first for a tenth of that time, and at least so long.
-const LEAST_TURN: Duration = Duration::from_secs(1);
-
-/// Who calls: a number for the request, the same whenever it is delivered.
-pub(super) type Caller = u64;
-
-/// What a call met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CallResult {
-    /// A platform that works, whatever it thinks of the request.
-    Success,
-    /// A failure that may pass.
-    Failure,
-    /// The wish to be left alone for a while, of a platform that works.
-    Later(Duration),
-    /// The same of one that fails.
-    Away(Duration),
-    /// A refusal that is not about the request.
-    Refusal,
-}
-
-/// The answer to whoever wants to call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    Go,
-    /// Go as one that finds out whether the platform works again.
-    Probe,
-    /// Not before then, or something changes.
-    WaitUntil(Instant),
-    /// Not before something changes.
-    Wait,
-}
-
-/// What a report changed, for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    OpenBreaker(Cause),
-    Opened,
-    /// It fails for one request alone, as it seems: the others go on.
-    Doubted,
-}
+/// A request that receives `Retry-After` twice in a row lets the others go first, for a tenth of that
+/// time and at least for this long.
+const MIN_YIELD: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct State {
-    later_until: Option<Instant>,
-    /// Whose call was told so last, and until when that one waits.
-    told: Option<(Caller, Instant)>,
-    shut: Option<OpenBreaker>,
-    /// By call: one may work while the other does not.
+    /// No call before this time: the platform's latest `Retry-After`.
+    retry_after_until: Option<Instant>,
+    /// The caller that last received a `Retry-After`, and until when it waits.
+    last_deferred: Option<(Caller, Instant)>,
+    breaker: Option<OpenBreaker>,
+    /// By call: the platform may serve one and fail the other.
     streaks: [Streak; 2],
-    under_way: u32,
-    /// Good answers that vouch for the next, and the latest.
-    proof: u32,
-    last_good: Option<Instant>,
-    /// Since when calls are under way and none has been answered.
+    in_flight: u32,
+    /// Successes since slow start began.
+    successes: u32,
+    last_success: Option<Instant>,
+    /// When calls in flight last got an answer, or else when the first of them began.
     silent_since: Option<Instant>,
-    pauses: Pauses,
+    paused_clock: PausedClock,
 }
 
-/// Failures without a success between.
+/// Failures without a success in between.
 #[derive(Default)]
 struct Streak {
     failures: u32,
+    /// The callers that failed, up to `CALLER_THRESHOLD` of them.
     callers: HashSet<Caller>,
     last: Option<Instant>,
 }
 
 impl State {
-    /// Cause only a probe can open the gate, if it is so.
+    /// Returns why the circuit breaker is open, or `None` while it is closed.
     pub(super) fn open_cause(&self) -> Option<Cause> {
-        self.shut.as_ref().map(OpenBreaker::why)
+        self.breaker.as_ref().map(OpenBreaker::cause)
     }
 
-    /// Whether the platform has asked to be left alone until later than now.
-    pub(super) fn asked_to_wait(&self, now: Instant) -> bool {
-        self.later_until.is_some_and(|until| until > now)
+    /// Returns whether a `Retry-After` of the platform is still running.
+    pub(super) fn is_retry_after_running(&self, now: Instant) -> bool {
+        self.retry_after_until.is_some_and(|until| until > now)
     }
 
-    /// Whether such a call is held back, for whatever reason but a window that is full.
-    pub(super) fn holds(&self, call: Call, now: Instant) -> bool {
-        self.asked_to_wait(now) || self.shut.as_ref().is_some_and(|shut| shut.holds(call))
+    /// Returns whether this call is paused. A full slow-start window is not a pause.
+    pub(super) fn is_paused(&self, call: Call, now: Instant) -> bool {
+        self.is_retry_after_running(now)
+            || self.breaker.as_ref().is_some_and(|breaker| breaker.blocks(call))
     }
 
-    /// For how long a failure of a call that began then may yet turn out to be one of a streak that shuts
-    /// the gate: long where others fail, too, or are under way; for a moment where there is nobody else,
-    /// since others may be about to come; not at all where somebody has been answered well since.
+    /// How long a failed call that began at `began` may still prove to be part of an outage.
+    ///
+    /// Long if other requests fail too, or have calls in flight; short if there are none, since some
+    /// may be about to start; zero if a later call succeeded.
     pub(super) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
         let others_fail = self.streaks[call as usize].callers.len() > 1;
-        let nobody_answered = self.last_good.is_none_or(|last| last < began);
-        match (others_fail, nobody_answered) {
-            (true, _) => DOUBT,
-            (_, true) if self.under_way > 0 => DOUBT,
-            (_, true) => DOUBT / 4,
-            _ => Duration::ZERO,
+        let no_success_since = self.last_success.is_none_or(|last| last < began);
+        if others_fail || (no_success_since && self.in_flight > 0) {
+            OUTAGE_WAIT
+        } else if no_success_since {
+            OUTAGE_WAIT / 4
+        } else {
+            Duration::ZERO
         }
     }
 
-    /// For how long calls were held back until now.
-    pub(super) fn paused_for(&mut self, now: Instant) -> PausedFor {
-        self.pauses.look(self.open_cause(), self.later_until, now)
+    /// Brings the paused time up to date, and returns it.
+    pub(super) fn advance_paused_clock(&mut self, now: Instant) -> PausedFor {
+        self.paused_clock.advance(self.open_cause(), self.retry_after_until, now)
     }
 
-    /// Calls under way.
     #[cfg(test)]
-    pub(super) fn under_way(&self) -> u32 {
-        self.under_way
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight
     }
 
-    /// What somebody who wants to call has to do.
+    /// Decides what a caller that wants to call must do.
     pub(super) fn decide(&self, caller: Caller, call: Call, now: Instant) -> Decision {
-        let own = self.told.filter(|(told, _)| *told == caller).map(|(_, until)| until);
-        if let Some(until) = self.later_until.max(own).filter(|until| *until > now) {
+        let own = self.last_deferred.filter(|(last, _)| *last == caller).map(|(_, until)| until);
+        if let Some(until) = self.retry_after_until.max(own).filter(|until| *until > now) {
             return Decision::WaitUntil(until);
         }
-        match &self.shut {
-            Some(shut) if shut.holds(call) => shut.decide(caller, now),
-            _ if self.under_way < self.window(now) => Decision::Go,
+        match &self.breaker {
+            Some(breaker) if breaker.blocks(call) => breaker.decide(caller, now),
+            _ if self.in_flight < self.window(now) => Decision::Proceed,
             _ => match self.silent_since {
-                Some(since) if self.failures() == 0 => Decision::WaitUntil(since + SLOW),
+                Some(since) if self.failures() == 0 => Decision::WaitUntil(since + SILENCE_LIMIT),
                 _ => Decision::Wait,
             },
         }
     }
 
-    /// A call goes on its way, as decided: with `Go` or as a `Probe`.
-    pub(super) fn enter(&mut self, caller: Caller, decision: Decision, now: Instant) {
+    /// Records the start of a call that was decided to `Proceed` or to `Probe`.
+    pub(super) fn start_call(&mut self, caller: Caller, decision: Decision, now: Instant) {
         if self.is_idle(now) {
-            self.proof = 0;
+            self.successes = 0;
         }
-        self.under_way += 1;
+        self.in_flight += 1;
         self.silent_since.get_or_insert(now);
-        if let (Decision::Probe, Some(shut)) = (decision, &mut self.shut) {
-            shut.start_probe(caller, now);
+        if let (Decision::Probe, Some(breaker)) = (decision, &mut self.breaker) {
+            breaker.start_probe(caller, now);
         }
     }
 
-    /// A call that went has ended without an answer that says anything.
-    pub(super) fn abandoned(&mut self) {
-        self.under_way = self.under_way.saturating_sub(1);
-        if self.under_way == 0 {
+    /// Records that a call ended without a result.
+    pub(super) fn end_call(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if self.in_flight == 0 {
             self.silent_since = None;
         }
     }
 
-    /// A call that went has met this.
+    /// Records the result of a call, and returns what it changed.
     pub(super) fn report(
         &mut self,
         caller: Caller,
         call: Call,
-        met: CallResult,
+        result: CallResult,
         now: Instant,
     ) -> Option<Change> {
-        self.paused_for(now);
-        self.abandoned();
-        self.silent_since = (self.under_way > 0).then_some(now);
-        match met {
-            CallResult::Success => self.success(caller, call, now),
-            CallResult::Later(wait) => {
-                self.leave_alone(caller, wait, now);
-                self.forget(caller);
+        self.advance_paused_clock(now);
+        self.end_call();
+        self.silent_since = (self.in_flight > 0).then_some(now);
+        match result {
+            CallResult::Success => self.record_success(caller, call, now),
+            CallResult::RateLimited(wait) => {
+                self.record_retry_after(caller, wait, now);
+                self.release_probe(caller);
                 None
             }
-            CallResult::Away(wait) => {
-                self.leave_alone(caller, wait, now);
-                self.failure(caller, call, now)
+            CallResult::Unavailable(wait) => {
+                self.record_retry_after(caller, wait, now);
+                self.record_failure(caller, call, now)
             }
-            CallResult::Failure => self.failure(caller, call, now),
-            CallResult::Refusal => self.refusal(caller, now),
+            CallResult::Failure => self.record_failure(caller, call, now),
+            CallResult::Refused => self.record_refusal(caller, now),
         }
     }
 
-    /// A request is done with, or gives up: should it have been a probe, somebody else may be it.
-    /// Whether it was.
-    pub(super) fn forget(&mut self, caller: Caller) -> bool {
-        self.shut.as_mut().is_some_and(|shut| shut.forget(caller))
+    /// Ends the caller's probe, so that another may probe. Returns whether it had one.
+    pub(super) fn release_probe(&mut self, caller: Caller) -> bool {
+        self.breaker.as_mut().is_some_and(|breaker| breaker.release_probe(caller))
     }
 
-    /// Calls that may be under way at once.
+    /// The number of calls that may be in flight at once.
     fn window(&self, now: Instant) -> u32 {
-        let proof = if self.is_idle(now) { 0 } else { self.proof };
-        let slow = self.silent_since.is_some_and(|since| now - since >= SLOW);
+        let successes = if self.is_idle(now) { 0 } else { self.successes };
+        let slow = self.silent_since.is_some_and(|since| now - since >= SILENCE_LIMIT);
         match self.failures() {
-            _ if proof >= PROOF => u32::MAX,
+            _ if successes >= SLOW_START_SUCCESSES => u32::MAX,
             0 if slow => u32::MAX,
-            0 => UNPROVEN + GROWTH * proof,
+            0 => SLOW_START_WINDOW + SLOW_START_GROWTH * successes,
             // No more than would complete the streak.
-            failures => FAILURES.saturating_sub(failures).clamp(1, UNPROVEN),
+            failures => FAILURE_THRESHOLD.saturating_sub(failures).clamp(1, SLOW_START_WINDOW),
         }
     }
 
-    /// Of the call that fails most.
+    /// The length of the longer streak.
     fn failures(&self) -> u32 {
         self.streaks.iter().map(|streak| streak.failures).max().unwrap_or_default()
     }
 
     fn is_idle(&self, now: Instant) -> bool {
-        self.under_way == 0 && self.last_good.is_none_or(|last| now - last > PROOF_ENDS)
+        self.in_flight == 0 && self.last_success.is_none_or(|last| now - last > SLOW_START_IDLE)
     }
 
-    fn success(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
-        self.last_good = Some(now);
-        self.proof = self.proof.saturating_add(1);
+    fn record_success(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+        self.last_success = Some(now);
+        self.successes = self.successes.saturating_add(1);
         match call {
-            // Who makes sessions has given tokens.
+            // A session needs a token, so both calls work.
             Call::Session => self.streaks = Default::default(),
             Call::Token => self.streaks[call as usize] = Streak::default(),
         }
-        self.shut.take_if(|shut| shut.is_opened_by(caller, call)).map(|_| Change::Opened)
+        self.breaker.take_if(|breaker| breaker.is_closed_by(caller, call)).map(|_| Change::Closed)
     }
 
-    fn leave_alone(&mut self, caller: Caller, wait: Duration, now: Instant) {
+    fn record_retry_after(&mut self, caller: Caller, wait: Duration, now: Instant) {
         let until = now + wait;
-        // Where it is the same one that is told so again, it may be about that one alone: others
-        // shall get their turn between.
-        let again = self.told.is_some_and(|(told, _)| told == caller);
-        let turn = if again { (wait / 10).max(LEAST_TURN) } else { Duration::ZERO };
-        self.told = Some((caller, until + turn));
-        self.later_until = self.later_until.max(Some(until));
-        self.proof = 0;
+        // The platform may be limiting this request alone: if it was the last one to be deferred, let
+        // the others call before it does.
+        let again = self.last_deferred.is_some_and(|(last, _)| last == caller);
+        let yielding = if again { (wait / 10).max(MIN_YIELD) } else { Duration::ZERO };
+        self.last_deferred = Some((caller, until + yielding));
+        self.retry_after_until = self.retry_after_until.max(Some(until));
+        self.successes = 0;
     }
 
-    fn failure(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
-        if let Some(shut) = &mut self.shut {
-            // Where it is always the same one that fails, the platform may be well: it is tried anew.
-            let alone = shut.failed(caller, now);
-            return self.shut.take_if(|_| alone).map(|_| Change::Doubted);
+    fn record_failure(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+        if let Some(breaker) = &mut self.breaker {
+            // If only one request fails, the platform may serve the others.
+            let alone = breaker.record_failure(caller, now);
+            return self.breaker.take_if(|_| alone).map(|_| Change::ClosedForOthers);
         }
         let streak = &mut self.streaks[call as usize];
-        if streak.last.is_some_and(|last| now - last > STREAK_ENDS) {
+        if streak.last.is_some_and(|last| now - last > STREAK_GAP) {
             *streak = Streak::default();
         }
         streak.last = Some(now);
         streak.failures = streak.failures.saturating_add(1);
-        if streak.callers.len() < REQUESTS {
+        if streak.callers.len() < CALLER_THRESHOLD {
             streak.callers.insert(caller);
         }
-        let down = streak.failures >= FAILURES && streak.callers.len() >= REQUESTS;
-        down.then(|| self.shut_for(Cause::Down(call), now))
+        let down = streak.failures >= FAILURE_THRESHOLD && streak.callers.len() >= CALLER_THRESHOLD;
+        down.then(|| self.open(Cause::Down(call), now))
     }
 
-    fn refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
-        match &mut self.shut {
-            Some(shut) if shut.why() == Cause::Refused => {
-                shut.refused(caller);
+    fn record_refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
+        match &mut self.breaker {
+            Some(breaker) if breaker.cause() == Cause::Refused => {
+                breaker.end_failed_probe(caller);
                 None
             }
-            // It is up again, then, but refuses us.
-            _ => Some(self.shut_for(Cause::Refused, now)),
+            // If the platform was down, it answers again, but refuses the key.
+            _ => Some(self.open(Cause::Refused, now)),
         }
     }
 
-    fn shut_for(&mut self, why: Cause, now: Instant) -> Change {
+    fn open(&mut self, cause: Cause, now: Instant) -> Change {
         self.streaks = Default::default();
-        self.proof = 0;
-        self.shut = Some(OpenBreaker::new(why, now));
-        Change::OpenBreaker(why)
+        self.successes = 0;
+        self.breaker = Some(OpenBreaker::new(cause, now));
+        Change::Opened(cause)
     }
 }

@@ -1,18 +1,17 @@
-//! The limit that all replicas keep together.
+//! The rate limit that all replicas share.
 //!
-//! Leave for a call comes from a bucket that the replicas share, asked by one task for all that wait.
-//! While the bucket cannot be reached, each replica keeps to its own share. Who has a token goes before
-//! who wants one: better some people served than all half-way.
+//! Permits come from a token bucket that the replicas share; one task requests them for all waiting
+//! calls. While the bucket cannot be reached, each replica keeps to its own share of the limit. Session
+//! calls go before token calls: finishing some requests is better than starting them all.
 
 mod share;
+#[cfg(test)]
+mod tests;
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout},
@@ -20,110 +19,100 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use self::share::LocalShare;
-pub use self::share::ReplicaCount;
+pub(crate) use self::share::{BucketGrant, ReplicaCount};
 use crate::{config::RateLimit, session::Call};
 
-/// Leave that is older is asked for anew, so that what was granted in one window is not used in the
-/// next. It is at most half of the limit's window, but never too short to be used at all.
-const FRESH: Duration = Duration::from_millis(500);
-const LEAST_FRESH: Duration = Duration::from_millis(25);
-/// Longest time until the shared bucket is asked again: it may be back, or hold more than it said.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A permit expires at this age, so that a permit of one window is not used in the next …
+const MAX_PERMIT_LIFETIME: Duration = Duration::from_millis(500);
+/// … but never so early that no call could use it. In between, it lives for half a window.
+const MIN_PERMIT_LIFETIME: Duration = Duration::from_millis(25);
+/// Longest time between two requests to the shared bucket while calls wait: it may be reachable again,
+/// or hold more than it announced.
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the shared bucket gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BucketGrant {
-    /// Calls that may be made now.
-    pub calls: u32,
-    /// Time until there is leave for the next.
-    pub wait: Duration,
-}
+/// The token bucket that all replicas share.
+///
+/// Grants up to the given number of calls; takes them back if the number is negative. Returns `None`
+/// while the bucket cannot be reached.
+pub(crate) type SharedBucket =
+    Box<dyn Fn(i64) -> BoxFuture<'static, Option<BucketGrant>> + Send + Sync>;
 
-/// The bucket that all replicas share: grants up to so many calls, takes them back where the number is
-/// negative. `None` while it cannot be reached.
-pub type SharedBucket = Box<dyn Fn(i64) -> BoxFuture<'static, Option<BucketGrant>> + Send + Sync>;
-
-/// Gives leave for calls, within the limit.
+/// Grants permits for calls, within the limit.
 pub struct RateLimiter {
     queue: Arc<Queue>,
     _dispatcher: AbortOnDropHandle<()>,
 }
 
 struct Queue {
-    /// How old leave may be when it is used.
-    fresh: Duration,
-    waiting: Mutex<Waiting>,
-    asked: Notify,
+    permit_lifetime: Duration,
+    waiters: Mutex<Waiters>,
+    requested: Notify,
     returned: Notify,
 }
 
+/// Calls that wait for a permit. Each receives the time at which its permit was granted.
 #[derive(Default)]
-struct Waiting {
-    /// In the order they are served: those that have a token first.
+struct Waiters {
     sessions: VecDeque<oneshot::Sender<Instant>>,
     tokens: VecDeque<oneshot::Sender<Instant>>,
-    /// Leave that was not used, by when it was granted.
+    /// Unused permits, by the time they were granted.
     unused: Vec<Instant>,
 }
 
-/// Leave for one call: asked for, granted, and then used, or else given back.
+/// A permit for one call: requested, then granted, then consumed or, if dropped, returned.
 pub(super) struct RatePermit {
     queue: Arc<Queue>,
     call: Call,
-    asked: Option<oneshot::Receiver<Instant>>,
-    granted: Option<Instant>,
+    request: Option<oneshot::Receiver<Instant>>,
+    granted_at: Option<Instant>,
 }
 
 impl RateLimiter {
-    /// Starts to serve those who will ask.
-    pub fn new(limit: RateLimit, shared: SharedBucket, replicas: Arc<ReplicaCount>) -> Self {
+    /// Starts the task that dispatches permits.
+    pub(crate) fn new(limit: RateLimit, bucket: SharedBucket, replicas: Arc<ReplicaCount>) -> Self {
         let queue = Arc::new(Queue::new(limit));
         let share = LocalShare::new(limit, replicas);
-        let dispatcher = tokio::spawn(serve(Arc::clone(&queue), shared, share));
+        let dispatcher = tokio::spawn(dispatch(Arc::clone(&queue), bucket, share));
         Self { queue, _dispatcher: AbortOnDropHandle::new(dispatcher) }
     }
 
-    /// Asks for leave.
-    pub(super) fn ask(&self, call: Call) -> RatePermit {
-        RatePermit { queue: Arc::clone(&self.queue), call, asked: None, granted: None }.queue()
+    /// Requests a permit; await [`RatePermit::granted`] before the call.
+    pub(super) fn request(&self, call: Call) -> RatePermit {
+        let queue = Arc::clone(&self.queue);
+        let request = Some(queue.enqueue(call));
+        RatePermit { queue, call, request, granted_at: None }
     }
 }
 
 impl RatePermit {
-    fn queue(mut self) -> Self {
-        self.asked = Some(self.queue.queue(self.call));
-        self
-    }
-
-    /// Waits until leave is granted.
+    /// Waits until the permit is granted; requests another if it has expired.
     pub(super) async fn granted(&mut self) {
         loop {
-            if let Some(asked) = &mut self.asked {
-                // Whoever waits is answered; should that ever fail, nobody limits.
-                self.granted = Some(asked.await.unwrap_or_else(|_| Instant::now()));
-                self.asked = None;
+            if let Some(request) = &mut self.request {
+                // The dispatcher answers every request. If it ever did not, calls would go unlimited
+                // rather than wait indefinitely.
+                self.granted_at = Some(request.await.unwrap_or_else(|_| Instant::now()));
+                self.request = None;
             }
-            match self.granted.is_some_and(|granted| self.queue.is_fresh(granted)) {
-                true => return,
-                false => {
-                    self.give_back();
-                    self.asked = Some(self.queue.queue(self.call));
-                }
+            if self.granted_at.is_some_and(|at| self.queue.is_fresh(at)) {
+                return;
             }
+            self.give_back();
+            self.request = Some(self.queue.enqueue(self.call));
         }
     }
 
-    /// The call is made.
-    pub(super) fn used(mut self) {
-        self.granted = None;
-        self.asked = None;
+    /// Uses the permit for a call.
+    pub(super) fn consume(mut self) {
+        self.granted_at = None;
+        self.request = None;
     }
 
     fn give_back(&mut self) {
-        let late = self.asked.take().and_then(|mut asked| asked.try_recv().ok());
-        if let Some(granted) = self.granted.take().or(late) {
-            self.queue.waiting().unused.push(granted);
-            self.queue.asked.notify_one();
+        let granted_late = self.request.take().and_then(|mut request| request.try_recv().ok());
+        if let Some(granted_at) = self.granted_at.take().or(granted_late) {
+            self.queue.waiters.lock().unused.push(granted_at);
+            self.queue.requested.notify_one();
             self.queue.returned.notify_one();
         }
     }
@@ -137,91 +126,87 @@ impl Drop for RatePermit {
 
 impl Queue {
     fn new(limit: RateLimit) -> Self {
-        let fresh = FRESH.min(limit.per / 2).max(LEAST_FRESH);
-        let (asked, returned) = (Notify::new(), Notify::new());
-        Self { fresh, waiting: Mutex::default(), asked, returned }
-    }
-
-    fn is_fresh(&self, granted: Instant) -> bool {
-        granted.elapsed() < self.fresh
-    }
-
-    /// Hands on what was not used and is still fresh. Returns how much is left over, and how many wait.
-    fn hand_on(&self) -> (usize, u32) {
-        let mut waiting = self.waiting();
-        let (fresh, old): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut waiting.unused).into_iter().partition(|at| self.is_fresh(*at));
-        waiting.grant(fresh);
-        let left_over = std::mem::take(&mut waiting.unused).len() + old.len();
-        (left_over, waiting.count())
-    }
-
-    fn queue(&self, call: Call) -> oneshot::Receiver<Instant> {
-        let (grant, asked) = oneshot::channel();
-        let mut waiting = self.waiting();
-        match call {
-            Call::Session => waiting.sessions.push_back(grant),
-            Call::Token => waiting.tokens.push_back(grant),
+        Self {
+            permit_lifetime: MAX_PERMIT_LIFETIME.min(limit.per / 2).max(MIN_PERMIT_LIFETIME),
+            waiters: Mutex::default(),
+            requested: Notify::new(),
+            returned: Notify::new(),
         }
-        self.asked.notify_one();
-        asked
     }
 
-    /// Whole after every step, so a panic elsewhere does not spoil it.
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_fresh(&self, granted_at: Instant) -> bool {
+        granted_at.elapsed() < self.permit_lifetime
+    }
+
+    /// Reissues unused permits that are still fresh. Returns how many permits remain, all of which go
+    /// back to the shared bucket, and how many calls still wait.
+    fn reissue(&self) -> (usize, u32) {
+        let mut waiters = self.waiters.lock();
+        let (fresh, expired): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut waiters.unused).into_iter().partition(|at| self.is_fresh(*at));
+        waiters.grant(fresh);
+        let remaining = std::mem::take(&mut waiters.unused).len() + expired.len();
+        (remaining, waiters.remove_closed_and_count())
+    }
+
+    fn enqueue(&self, call: Call) -> oneshot::Receiver<Instant> {
+        let (grant, request) = oneshot::channel();
+        let mut waiters = self.waiters.lock();
+        match call {
+            Call::Session => waiters.sessions.push_back(grant),
+            Call::Token => waiters.tokens.push_back(grant),
+        }
+        self.requested.notify_one();
+        request
     }
 }
 
-impl Waiting {
-    /// How many wait: those who have gone are forgotten.
-    fn count(&mut self) -> u32 {
+impl Waiters {
+    fn remove_closed_and_count(&mut self) -> u32 {
         for queue in [&mut self.sessions, &mut self.tokens] {
             queue.retain(|grant| !grant.is_closed());
         }
         u32::try_from(self.sessions.len() + self.tokens.len()).unwrap_or(u32::MAX)
     }
 
-    /// Grants leave to those who wait; what is left over is unused.
+    /// Grants permits to waiting calls, session calls first; the rest become unused permits.
     fn grant(&mut self, permits: impl IntoIterator<Item = Instant>) {
-        for granted in permits {
-            let mut waiting = std::iter::from_fn(|| {
+        for granted_at in permits {
+            let mut waiters = std::iter::from_fn(|| {
                 self.sessions.pop_front().or_else(|| self.tokens.pop_front())
             });
-            if !waiting.any(|next| next.send(granted).is_ok()) {
-                self.unused.push(granted);
+            if !waiters.any(|grant| grant.send(granted_at).is_ok()) {
+                self.unused.push(granted_at);
             }
         }
     }
 }
 
-/// Serves those who wait. Never ends.
-async fn serve(queue: Arc<Queue>, shared: SharedBucket, mut share: LocalShare) {
+/// Dispatches permits to waiting calls. Never returns.
+async fn dispatch(queue: Arc<Queue>, bucket: SharedBucket, mut share: LocalShare) {
     loop {
-        let (left_over, wanted) = queue.hand_on();
-        if left_over > 0 {
-            // Lost if it cannot be reached, and then fewer calls are made than might be.
-            let _ = shared(-i64::try_from(left_over).unwrap_or(i64::MAX)).await;
+        let (remaining, wanted) = queue.reissue();
+        if remaining > 0 {
+            // If the bucket cannot be reached, they are lost, and fewer calls are made than allowed.
+            let _ = bucket(-i64::try_from(remaining).unwrap_or(i64::MAX)).await;
         }
         if wanted == 0 {
-            queue.asked.notified().await;
+            queue.requested.notified().await;
             continue;
         }
-        let granted = match shared(wanted.into()).await {
+        let granted = match bucket(wanted.into()).await {
             Some(granted) => {
-                share.end();
+                share.reset();
                 granted
             }
             None => share.take(wanted, Instant::now()),
         };
-        queue.waiting().grant(std::iter::repeat_n(Instant::now(), granted.calls as usize));
+        let permits = std::iter::repeat_n(Instant::now(), granted.calls as usize);
+        queue.waiters.lock().grant(permits);
         if granted.calls < wanted {
-            let pause = granted.wait.clamp(Duration::from_millis(1), LONGEST_PAUSE);
-            // What is given back meanwhile is for those who wait.
+            let pause = granted.wait.clamp(Duration::from_millis(1), MAX_POLL_INTERVAL);
+            // Permits returned meanwhile go to waiting calls at once.
             let _ = timeout(pause, queue.returned.notified()).await;
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

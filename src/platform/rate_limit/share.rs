@@ -1,98 +1,102 @@
-//! What a replica may do on its own, while the bucket that all share cannot be reached.
+//! A replica's share of the limit, used while the shared bucket cannot be reached.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use super::BucketGrant;
 use crate::config::RateLimit;
 
-/// What a replica on its own may make up for after having been held up.
+/// How much time a delayed replica may catch up on.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
-/// How old a count of the replicas may be before another is asked for, how old it may be at all, and
-/// how long it is waited for.
-const RECOUNT: Duration = Duration::from_secs(1);
+/// Age of the replica count after which a new one is requested.
+const RECOUNT_AGE: Duration = Duration::from_secs(1);
+/// Oldest count that is used, and the longest wait for a new one. After that wait, the old count serves.
 pub(super) const COUNT_LIMIT: Duration = Duration::from_secs(3);
-const COUNT_WAIT: Duration = Duration::from_millis(20);
+/// How often to look whether a new count has arrived.
+const COUNT_POLL: Duration = Duration::from_millis(20);
 
-/// How many replicas there are, by the last count: at least this one.
+/// Permits granted now, by the shared bucket or from the local share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BucketGrant {
+    /// Calls that may be made now.
+    pub(crate) calls: u32,
+    /// Time until the next permit is available.
+    pub(crate) wait: Duration,
+}
+
+/// The number of replicas at the last count, at least one.
 #[derive(Debug, Default)]
-pub struct ReplicaCount {
+pub(crate) struct ReplicaCount {
     count: Mutex<Count>,
-    wanted: Notify,
+    requested: Notify,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     replicas: u32,
     at: Option<Instant>,
-    /// Since when a new count is waited for.
-    wanted_since: Option<Instant>,
+    /// When the new count that has not arrived yet was requested.
+    requested_at: Option<Instant>,
 }
 
 impl ReplicaCount {
-    /// There are so many now.
-    pub fn set(&self, replicas: u32) {
-        *self.count() = Count { replicas, at: Some(Instant::now()), wanted_since: None };
+    pub(crate) fn set(&self, replicas: u32) {
+        *self.count.lock() = Count { replicas, at: Some(Instant::now()), requested_at: None };
     }
 
-    /// Waits until somebody wants to know.
-    pub async fn count_requested(&self) {
-        self.wanted.notified().await;
+    /// Waits until a new count is requested.
+    pub(crate) async fn count_requested(&self) {
+        self.requested.notified().await;
     }
 
-    /// `None` while it is worth waiting for a new count.
-    fn get(&self, now: Instant) -> Option<u32> {
-        let mut count = self.count();
+    /// Returns the count, or `None` while a newer one is worth waiting for.
+    ///
+    /// Requests a new count if this one is old.
+    fn get_or_request(&self, now: Instant) -> Option<u32> {
+        let mut count = self.count.lock();
         let age = count.at.map(|at| now - at);
-        if age.is_none_or(|age| age > RECOUNT) {
-            count.wanted_since.get_or_insert(now);
-            self.wanted.notify_one();
+        if age.is_none_or(|age| age > RECOUNT_AGE) {
+            count.requested_at.get_or_insert(now);
+            self.requested.notify_one();
         }
-        let in_vain = count.wanted_since.is_some_and(|since| now - since > COUNT_LIMIT);
-        let known = in_vain || age.is_some_and(|age| age <= COUNT_LIMIT);
-        known.then_some(count.replicas.max(1))
-    }
-
-    fn count(&self) -> MutexGuard<'_, Count> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        let waited_too_long = count.requested_at.is_some_and(|at| now - at > COUNT_LIMIT);
+        let usable = waited_too_long || age.is_some_and(|age| age <= COUNT_LIMIT);
+        usable.then_some(count.replicas.max(1))
     }
 }
 
-/// What one replica may do on its own.
+/// What one replica may call without the shared bucket.
 pub(super) struct LocalShare {
-    /// All replicas together.
-    every: Duration,
+    /// Interval between two calls of all replicas together.
+    interval: Duration,
     replicas: Arc<ReplicaCount>,
-    /// When the next call may be made. `None`: not on its own yet. It then begins with nothing, since
-    /// what there was may have been used up together.
+    /// When the next call may be made, or `None` while the shared bucket is in use. The share starts
+    /// empty, because the shared bucket may have been used up.
     next: Option<Instant>,
 }
 
 impl LocalShare {
     pub(super) fn new(limit: RateLimit, replicas: Arc<ReplicaCount>) -> Self {
-        Self { every: limit.per / limit.count, replicas, next: None }
+        Self { interval: limit.per / limit.count, replicas, next: None }
     }
 
-    /// It is not on its own any more.
-    pub(super) fn end(&mut self) {
+    /// Records that the shared bucket is in use again.
+    pub(super) fn reset(&mut self) {
         self.next = None;
     }
 
     pub(super) fn take(&mut self, wanted: u32, now: Instant) -> BucketGrant {
-        let Some(replicas) = self.replicas.get(now) else {
-            return BucketGrant { calls: 0, wait: COUNT_WAIT };
+        let Some(replicas) = self.replicas.get_or_request(now) else {
+            return BucketGrant { calls: 0, wait: COUNT_POLL };
         };
-        let every = (self.every * replicas).max(Duration::from_nanos(1));
-        let mut next = self.next.unwrap_or(now + every).max(now - CATCH_UP);
+        let interval = (self.interval * replicas).max(Duration::from_nanos(1));
+        let mut next = self.next.unwrap_or(now + interval).max(now - CATCH_UP);
         let mut calls = 0;
         while calls < wanted && next <= now {
             calls += 1;
-            next += every;
+            next += interval;
         }
         self.next = Some(next);
         BucketGrant { calls, wait: next.saturating_duration_since(now) }

@@ -1,51 +1,86 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::{
-    super::{error::CallError, gate::Gate},
+    super::{
+        error::{CallError, TransientCause},
+        gate::Gate,
+    },
     share::COUNT_LIMIT,
     *,
 };
-use crate::{platform::error::Transient, telemetry::metrics::Metrics};
+use crate::telemetry::metrics::Metrics;
 
 const LIMIT: RateLimit = RateLimit { count: 10, per: Duration::from_secs(1) };
 
-/// A shared bucket that holds so many calls, and is away while it holds none below zero.
-fn bucket(left: &Arc<AtomicI64>) -> SharedBucket {
-    let left = Arc::clone(left);
-    Box::new(move |wanted| {
-        let left = Arc::clone(&left);
-        Box::pin(async move {
-            let had = left.load(Ordering::Relaxed);
-            if had < 0 {
-                return None;
-            }
-            let calls = wanted.min(had);
-            left.fetch_sub(calls, Ordering::Relaxed);
-            Some(BucketGrant { calls: calls.max(0) as u32, wait: Duration::from_millis(100) })
-        })
-    })
+/// A shared bucket that does not refill.
+#[derive(Default)]
+struct TestBucket {
+    /// Permits left. Below zero, the bucket cannot be reached.
+    left: AtomicI64,
+    /// The numbers it was called with while it could be reached.
+    requests: Mutex<Vec<i64>>,
 }
 
-fn rate(left: &Arc<AtomicI64>, replicas: u32) -> RateLimiter {
-    let counted = Arc::new(ReplicaCount::default());
-    let count = Arc::clone(&counted);
+impl TestBucket {
+    fn with(left: i64) -> Arc<Self> {
+        Arc::new(Self { left: AtomicI64::new(left), ..Self::default() })
+    }
+
+    fn unreachable() -> Arc<Self> {
+        Self::with(-1)
+    }
+
+    fn set(&self, left: i64) {
+        self.left.store(left, Ordering::Relaxed);
+    }
+
+    fn left(&self) -> i64 {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    fn requests(&self) -> Vec<i64> {
+        self.requests.lock().clone()
+    }
+
+    fn shared(self: &Arc<Self>) -> SharedBucket {
+        let bucket = Arc::clone(self);
+        Box::new(move |wanted| {
+            let bucket = Arc::clone(&bucket);
+            Box::pin(async move {
+                let left = bucket.left();
+                if left < 0 {
+                    return None;
+                }
+                bucket.requests.lock().push(wanted);
+                let calls = wanted.min(left);
+                bucket.set(left - calls);
+                Some(BucketGrant { calls: calls.max(0) as u32, wait: Duration::from_millis(100) })
+            })
+        })
+    }
+}
+
+/// A limiter that is one of `replicas`.
+fn limiter(bucket: &Arc<TestBucket>, replicas: u32) -> RateLimiter {
+    let count = Arc::new(ReplicaCount::default());
+    let counter = Arc::clone(&count);
     tokio::spawn(async move {
         loop {
-            count.count_requested().await;
-            count.set(replicas);
+            counter.count_requested().await;
+            counter.set(replicas);
         }
     });
-    RateLimiter::new(LIMIT, bucket(left), counted)
+    RateLimiter::new(LIMIT, bucket.shared(), count)
 }
 
-/// How many of those who wait at once have leave within a time.
-async fn granted_within(rate: &RateLimiter, wanted: usize, time: Duration) -> usize {
+/// The number of permits granted within `time`, one after the other, up to `wanted`.
+async fn granted_within(limiter: &RateLimiter, wanted: usize, time: Duration) -> usize {
     let mut granted = 0;
     let _ = timeout(time, async {
         for _ in 0..wanted {
-            let mut permit = rate.ask(Call::Token);
+            let mut permit = limiter.request(Call::Token);
             permit.granted().await;
-            permit.used();
+            permit.consume();
             granted += 1;
         }
     })
@@ -54,130 +89,135 @@ async fn granted_within(rate: &RateLimiter, wanted: usize, time: Duration) -> us
 }
 
 #[tokio::test(start_paused = true)]
-async fn leave_comes_from_the_bucket_that_all_share() {
-    let left = Arc::new(AtomicI64::new(3));
-    let rate = rate(&left, 1);
-    assert_eq!(granted_within(&rate, 5, Duration::from_secs(60)).await, 3);
-    left.store(2, Ordering::Relaxed);
-    assert_eq!(granted_within(&rate, 5, Duration::from_secs(60)).await, 2);
+async fn permits_come_from_the_shared_bucket() {
+    let bucket = TestBucket::with(3);
+    let limiter = limiter(&bucket, 1);
+    assert_eq!(granted_within(&limiter, 5, Duration::from_secs(60)).await, 3);
+    bucket.set(2);
+    assert_eq!(granted_within(&limiter, 5, Duration::from_secs(60)).await, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_its_own_a_replica_keeps_to_its_share() {
-    let left = Arc::new(AtomicI64::new(-1));
-    let alone = rate(&left, 1);
+async fn replica_without_the_bucket_keeps_to_its_share() {
+    let bucket = TestBucket::unreachable();
+    let alone = limiter(&bucket, 1);
     assert!((99..=102).contains(&granted_within(&alone, 1_000, Duration::from_secs(10)).await));
-    let one_of_four = rate(&left, 4);
+    let one_of_four = limiter(&bucket, 4);
     assert!(
         (24..=27).contains(&granted_within(&one_of_four, 1_000, Duration::from_secs(10)).await)
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_on_its_own_begins_with_nothing_and_saves_nothing_up() {
-    let left = Arc::new(AtomicI64::new(-1));
-    let rate = rate(&left, 1);
-    assert_eq!(granted_within(&rate, 5, Duration::from_millis(90)).await, 0);
+async fn local_share_starts_empty_and_does_not_accumulate() {
+    let limiter = limiter(&TestBucket::unreachable(), 1);
+    assert_eq!(granted_within(&limiter, 5, Duration::from_millis(90)).await, 0);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(granted_within(&rate, 1_000, Duration::from_millis(90)).await <= 2);
+    assert!(granted_within(&limiter, 1_000, Duration::from_millis(90)).await <= 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_share_is_not_reckoned_by_an_old_count() {
-    let left = Arc::new(AtomicI64::new(-1));
+async fn old_replica_count_is_used_only_after_a_wait_for_a_new_one() {
     let replicas = Arc::new(ReplicaCount::default());
     replicas.set(1);
-    let rate = RateLimiter::new(LIMIT, bucket(&left), Arc::clone(&replicas));
+    let bucket = TestBucket::unreachable();
+    let limiter = RateLimiter::new(LIMIT, bucket.shared(), Arc::clone(&replicas));
     tokio::time::sleep(COUNT_LIMIT * 2).await;
-    // Nobody counts: for a while that is waited for, then the old count has to do.
-    assert_eq!(granted_within(&rate, 10, COUNT_LIMIT).await, 0);
-    assert!(granted_within(&rate, 10, Duration::from_secs(2)).await > 5);
+    assert_eq!(granted_within(&limiter, 10, COUNT_LIMIT).await, 0);
+    assert!(granted_within(&limiter, 10, Duration::from_secs(2)).await > 5);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_a_token_goes_first() {
-    let left = Arc::new(AtomicI64::new(0));
-    let rate = rate(&left, 1);
-    let mut token = rate.ask(Call::Token);
-    let mut session = rate.ask(Call::Session);
+async fn session_call_is_granted_before_an_earlier_token_call() {
+    let bucket = TestBucket::with(0);
+    let limiter = limiter(&bucket, 1);
+    let mut token = limiter.request(Call::Token);
+    let mut session = limiter.request(Call::Session);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    left.store(1, Ordering::Relaxed);
-    session.granted().await;
-    session.used();
+    bucket.set(1);
+    timeout(Duration::from_secs(5), session.granted()).await.unwrap();
+    session.consume();
     assert!(timeout(Duration::from_secs(5), token.granted()).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn leave_that_is_not_used_goes_to_somebody_else_or_back() {
-    let left = Arc::new(AtomicI64::new(1));
-    let rate = rate(&left, 1);
-    let mut first = rate.ask(Call::Token);
+async fn unused_permit_goes_to_a_waiting_call_or_back_to_the_bucket() {
+    let bucket = TestBucket::with(1);
+    let limiter = limiter(&bucket, 1);
+    let mut first = limiter.request(Call::Token);
     first.granted().await;
-    let mut second = rate.ask(Call::Token);
+    let mut second = limiter.request(Call::Token);
     tokio::time::sleep(Duration::from_millis(10)).await;
     drop(first);
     second.granted().await;
-    // BucketGrant and never looked at is the same.
+    assert_eq!(bucket.requests(), [1, 1], "the permit went to the waiting call directly");
     drop(second);
-    let third = rate.ask(Call::Session);
+    // Dropped without ever having awaited its permit.
+    let third = limiter.request(Call::Session);
     tokio::time::sleep(Duration::from_secs(1)).await;
     drop(third);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(left.load(Ordering::Relaxed), 1, "the bucket has it again");
+    assert_eq!(bucket.requests(), [1, 1, -1]);
+    assert_eq!(bucket.left(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn leave_grows_stale() {
-    let left = Arc::new(AtomicI64::new(1));
-    let rate = rate(&left, 1);
-    let mut early = rate.ask(Call::Token);
-    early.granted().await;
-    tokio::time::sleep(FRESH * 2).await;
-    // It is given back, and asked for anew.
-    early.granted().await;
-    early.used();
-    assert_eq!(left.load(Ordering::Relaxed), 0);
+async fn expired_permit_is_returned_and_requested_again() {
+    let bucket = TestBucket::with(1);
+    let limiter = limiter(&bucket, 1);
+    let mut permit = limiter.request(Call::Token);
+    permit.granted().await;
+    tokio::time::sleep(MAX_PERMIT_LIFETIME / 2).await;
+    permit.granted().await;
+    assert_eq!(bucket.requests(), [1], "still fresh");
+    tokio::time::sleep(MAX_PERMIT_LIFETIME).await;
+    permit.granted().await;
+    assert_eq!(bucket.requests(), [1, -1, 1]);
+    permit.consume();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bucket.left(), 0, "a consumed permit is not returned");
 }
 
-/// A bucket as Redis keeps it: it gains ten calls a second and holds five.
-fn filling() -> SharedBucket {
-    let full = Arc::new(Mutex::new(Instant::now()));
+/// A bucket as in Redis: it gains ten permits a second and holds five.
+fn refilling_bucket() -> SharedBucket {
+    let full_at = Arc::new(Mutex::new(Instant::now()));
     Box::new(move |wanted| {
-        let full = Arc::clone(&full);
+        let full_at = Arc::clone(&full_at);
         Box::pin(async move {
-            let (now, every) = (Instant::now(), Duration::from_millis(100));
-            let mut full = full.lock().unwrap();
-            *full = (*full).max(now);
-            let free = (now + every * 5 - *full).as_millis() as i64 / 100;
+            let now = Instant::now();
+            let interval = Duration::from_millis(100);
+            let mut full_at = full_at.lock();
+            *full_at = (*full_at).max(now);
+            let free = (now + interval * 5 - *full_at).as_millis() as i64 / 100;
             let granted = wanted.min(free);
-            *full = match u32::try_from(granted) {
-                Ok(granted) => *full + every * granted,
-                Err(_) => (*full - every * granted.unsigned_abs() as u32).max(now),
+            *full_at = match u32::try_from(granted) {
+                Ok(granted) => *full_at + interval * granted,
+                Err(_) => (*full_at - interval * granted.unsigned_abs() as u32).max(now),
             };
-            let wait = (*full + every).saturating_duration_since(now + every * 5);
+            let wait = (*full_at + interval).saturating_duration_since(now + interval * 5);
             Some(BucketGrant { calls: granted.max(0) as u32, wait })
         })
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn leave_is_not_saved_up_while_the_gate_holds_calls_back() {
-    let rate = RateLimiter::new(LIMIT, filling(), Arc::new(ReplicaCount::default()));
-    let gate = Arc::new(Gate::new(Some(rate), Metrics::new()));
-    let later = CallError::Transient {
-        call: Call::Token,
-        why: Transient::Timeout,
+async fn permits_are_not_saved_up_during_a_pause() {
+    let limiter = RateLimiter::new(LIMIT, refilling_bucket(), Arc::new(ReplicaCount::default()));
+    let gate = Arc::new(Gate::new(Some(limiter), Metrics::new()));
+    let cause = TransientCause::Unavailable {
+        status: reqwest::StatusCode::SERVICE_UNAVAILABLE,
         retry_after: Some(Duration::from_secs(60)),
     };
-    let _ = gate.ticket("first").acquire(Call::Token).await.report::<()>(Err(later));
+    let error = CallError::Transient { call: Call::Token, cause };
+    let _ = gate.ticket("first").acquire(Call::Token).await.report::<()>(Err(error));
     let calls: Vec<_> = (0..100)
         .map(|n| {
             let gate = Arc::clone(&gate);
             tokio::spawn(async move {
                 let mut ticket = gate.ticket(&n.to_string());
                 ticket.reserve(Call::Token);
-                let pass = ticket.acquire(Call::Token).await;
-                pass.report(Ok(())).unwrap();
+                let permit = ticket.acquire(Call::Token).await;
+                permit.report(Ok(())).unwrap();
                 Instant::now()
             })
         })
