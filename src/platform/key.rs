@@ -59,7 +59,7 @@ impl ReloadableKey {
             Ok(None) => {}
             Err(error) if last_error.as_ref() == Some(&error) => {}
             Err(error) => {
-                let error = format_args!("HANDOFF_IDV_API_KEY_FILE {error}");
+                let error = format_args!("HANDOFF_IDV_API_KEY_FILE: {error}");
                 tracing::warn!(%error, "API key file is invalid: keeping the previous API key");
             }
         }

@@ -162,7 +162,8 @@ async fn a_wrong_key_holds_everything_until_the_file_has_the_right_one() {
     env.platform.wait_for_calls(early + 1).await;
     // What is no key is not taken for one.
     std::fs::write(key.path(), "").unwrap();
-    worker.wait_for_log(log_text::API_KEY_FILE_EMPTY).await;
+    let line = worker.wait_for_log(log_text::API_KEY_FILE_INVALID).await;
+    assert_eq!(line["error"], log_text::API_KEY_FILE_EMPTY);
     std::fs::write(key.path(), format!("{API_KEY}\n")).unwrap();
     assert_eq!(served(&mut env, 100).await.len(), 100);
     assert_unspent(&env, &worker).await;

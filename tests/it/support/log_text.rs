@@ -31,16 +31,18 @@ pub const COPY_NOT_TAKEN: &str = "publish not confirmed; retrying";
 pub const FAILED_EVENT_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 
 // The platform and the gate before it.
-pub const BREAKER_OPEN: &str = "the platform fails for everyone; requests are held";
-pub const TOKEN_REFUSED: &str = "the platform gives no tokens; requests are held";
-pub const RATE_LIMITED: &str = "the platform asks to be left alone; requests are held";
+pub const BREAKER_OPEN: &str = "platform paused: circuit breaker open";
+pub const TOKEN_REFUSED: &str = "platform paused: token call refused, check API key and URL";
+pub const RATE_LIMITED: &str = "platform paused: rate limited";
 /// The field of `RATE_LIMITED` with the pause in seconds.
-pub const RETRY_AFTER: &str = "seconds";
-pub const RESUMED: &str = "the platform answers again; requests go on";
+pub const RETRY_AFTER: &str = "retry_after_s";
+pub const RESUMED: &str = "platform answers again: circuit breaker closed";
 pub const CALL_RETRIED: &str = "platform call failed: retrying";
-pub const API_KEY_FILE_EMPTY: &str =
-    "HANDOFF_IDV_API_KEY_FILE names a file that is empty; the former API key stays in use";
-pub const TOKEN_CALL_UNCONNECTED: &str = "the token call found no connection, or lost it";
+pub const API_KEY_FILE_INVALID: &str = "API key file is invalid: keeping the previous API key";
+/// The field `error` of `API_KEY_FILE_INVALID` for an empty file.
+pub const API_KEY_FILE_EMPTY: &str = "HANDOFF_IDV_API_KEY_FILE: names a file that is empty";
+pub const TOKEN_CALL_UNCONNECTED: &str =
+    "the token call could not connect to the platform, or lost the connection";
 
 // Redis.
 pub const REDIS_UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
