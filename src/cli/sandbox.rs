@@ -130,7 +130,7 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     let signals = signals::listen().map_err(CliError::failed)?;
     let addr = args.addr;
     let options = Options::from(args);
-    let options = options.checked().map_err(|error| CliError::Usage(error.to_string()))?;
+    let options = options.validated().map_err(|error| CliError::Usage(error.to_string()))?;
     let listener = TcpListener::bind(addr).await.map_err(|error| {
         CliError::Failed(format!("cannot listen on {addr}: {error}; try --addr"))
     })?;
@@ -169,7 +169,7 @@ impl From<SandboxArgs> for Options {
 
 fn path_prefix(text: &str) -> Result<String, String> {
     let options = Options { path_prefix: text.to_owned(), ..Options::default() };
-    options.checked().map(|options| options.path_prefix).map_err(|error| error.to_string())
+    options.validated().map(|options| options.path_prefix).map_err(|error| error.to_string())
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -1,101 +1,105 @@
-//! The platform's two calls over HTTP.
+//! The simulated answers to the platform's API calls.
 
 use std::time::{Duration, Instant};
 
 use axum::{
-    body::{Body, to_bytes},
-    extract::Request,
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    body::Body,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
 };
 use serde_json::json;
-use uuid::Uuid;
 
 use super::{
-    ask::{self, MAX_BODY, Refusal, SessionAsk},
-    connection::Cut,
+    admission::Action,
+    app::App,
+    backend::Backend,
+    call::{ApiCall, Endpoint},
     faults::Answer,
-    gate::Course,
-    platform::Platform,
-    record::{Call, CallRecord},
-    server::Shared,
+    record::CallRecord,
+    request::{self, Refusal, SessionRequest},
 };
 
-/// What a call asks for.
-enum Ask {
+/// The parsed request of a call.
+enum Parsed {
     Token(Result<Duration, Refusal>),
-    Session(Result<SessionAsk, Refusal>),
+    Session(Result<SessionRequest, Refusal>),
 }
 
-/// Serves a call: work first, simulated latency after, so that a caller who gives up waiting leaves
-/// a token or a session behind, as it may with the real platform.
-pub(super) async fn serve(shared: &Shared, cut: &Cut, call: Call, request: Request) -> Response {
-    let _serving = shared.serving();
-    let (parts, body) = request.into_parts();
-    let body = to_bytes(body, MAX_BODY).await.ok();
-    let (answer, latency) = answer(shared, call, &parts, body.as_deref());
+/// Answers a call.
+///
+/// The work is done before the simulated latency, so that a caller that times out leaves a token
+/// or a session behind, as it may on the real platform.
+pub(super) async fn answer(app: &App, call: &ApiCall) -> Response {
+    let (answer, latency) = process(app, call);
     if !latency.is_zero() {
         tokio::select! {
             () = tokio::time::sleep(latency) => {}
-            () = shared.stopping.cancelled() => {}
+            () = app.stopping.cancelled() => {}
         }
     }
-    respond(answer, cut)
+    respond(answer, call)
 }
 
-fn answer(shared: &Shared, call: Call, parts: &Parts, body: Option<&[u8]>) -> (Answer, Duration) {
+fn process(app: &App, call: &ApiCall) -> (Answer, Duration) {
     let now = Instant::now();
-    let authorization = parts.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let mut record = CallRecord::new(call, shared.millis(now));
-    record.authorization = authorization.map(|secret| fingerprint(shared, secret));
-    record.idempotency_key = text(&parts.headers, "idempotency-key");
-    record.traceparent = text(&parts.headers, "traceparent");
-    record.tracestate = text(&parts.headers, "tracestate");
-    let ask = match call {
-        Call::Token => Ask::Token(ask::token(parts, body, &mut record)),
-        Call::Session => Ask::Session(ask::session(parts, body, &mut record)),
+    let headers = call.headers();
+    let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let mut record = CallRecord::new(call.endpoint, app.millis_at(call.arrived_at));
+    record.authorization = authorization.map(|secret| app.fingerprint(secret));
+    record.idempotency_key = text(headers, "idempotency-key");
+    record.traceparent = text(headers, "traceparent");
+    record.tracestate = text(headers, "tracestate");
+    let parsed = match call.endpoint {
+        Endpoint::Token => Parsed::Token(request::token(call, &mut record)),
+        Endpoint::Session => Parsed::Session(request::session(call, &mut record)),
     };
 
-    let platform = &mut *shared.platform();
-    let ruling = platform.gate.rule(call, &shared.options, &mut platform.rng, now);
+    let backend = &mut *app.backend();
+    let decision = backend.admission.decide(call.endpoint, &app.options, &mut backend.rng, now);
     let authorization = authorization.unwrap_or_default();
-    let answer = match ruling.course {
-        Course::Work => work(shared, platform, authorization, ask, &mut record, now),
-        Course::WorkThen(answer) => {
-            work(shared, platform, authorization, ask, &mut record, now);
+    let answer = match decision.action {
+        Action::Serve => serve(app, backend, authorization, parsed, &mut record, now),
+        Action::ServeThenAnswer(answer) => {
+            serve(app, backend, authorization, parsed, &mut record, now);
             answer
         }
-        Course::Instead(answer) => answer,
+        Action::Answer(answer) => answer,
     };
     record.status = match &answer {
         Answer::Response { status, .. } => Some(*status),
         Answer::Redirect(_) => Some(StatusCode::FOUND.as_u16()),
         Answer::Close => None,
     };
-    tracing::debug!(?call, status = record.status, latency_ms = ruling.latency.as_millis(), "call");
-    let headers = parts.headers.values().map(HeaderValue::len).sum::<usize>();
-    platform.recorder.add(record, headers + body.map_or(0, <[u8]>::len));
-    (answer, ruling.latency)
+    tracing::debug!(
+        endpoint = ?call.endpoint,
+        status = record.status,
+        latency_ms = decision.latency.as_millis(),
+        "call answered"
+    );
+    let sent = headers.values().map(HeaderValue::len).sum::<usize>() + call.body().len();
+    backend.recorder.add(record, sent);
+    (answer, decision.latency)
 }
 
-/// What the platform answers when nothing is wrong with it.
-fn work(
-    shared: &Shared,
-    platform: &mut Platform,
+/// Issues a token or makes a session, and returns the answer of a healthy platform.
+fn serve(
+    app: &App,
+    backend: &mut Backend,
     authorization: &[u8],
-    ask: Ask,
+    parsed: Parsed,
     record: &mut CallRecord,
     now: Instant,
 ) -> Answer {
-    let options = &shared.options;
-    let body = match ask {
-        Ask::Token(ttl) => platform.issue(options, authorization, ttl, now).map(|token| {
-            record.issued = Some(fingerprint(shared, token.as_bytes()));
-            json!({ "authorization": token })
-        }),
-        Ask::Session(ask) => {
+    let body = match parsed {
+        Parsed::Token(ttl) => {
+            backend.issue_token(&app.options, authorization, ttl, now).map(|token| {
+                record.issued = Some(app.fingerprint(token.as_bytes()));
+                json!({ "authorization": token })
+            })
+        }
+        Parsed::Session(session) => {
             let key = record.idempotency_key.as_deref();
-            platform.open(options, authorization, ask, key, now).map(|session| {
+            backend.make_session(&app.options, authorization, session, key, now).map(|session| {
                 record.session_id = Some(session.id.to_string());
                 json!({ "id": session.id, "status": 0, "workflowId": *session.workflow })
             })
@@ -103,28 +107,28 @@ fn work(
     };
     let (status, body) = match body {
         Ok(body) => (StatusCode::OK, body),
-        Err((status, why)) => (status, json!({ "message": why })),
+        Err(Refusal { status, message }) => (status, json!({ "message": message })),
     };
-    let (status, body) = (status.as_u16(), Some(body.to_string()));
-    Answer::Response { status, retry_after: None, body }
+    Answer::Response { status: status.as_u16(), retry_after: None, body: Some(body.to_string()) }
 }
 
-fn respond(answer: Answer, cut: &Cut) -> Response {
-    const ASKED: &str = r#"{"message":"the sandbox was asked to answer this"}"#;
+fn respond(answer: Answer, call: &ApiCall) -> Response {
+    const DEFAULT_BODY: &str =
+        r#"{"message":"this answer is a fault that was set on the sandbox"}"#;
     let (status, body, header) = match answer {
         Answer::Response { status, retry_after, body } => {
             let header = retry_after.map(|value| (header::RETRY_AFTER, value));
-            (status, body.map_or_else(|| Body::from(ASKED), Body::from), header)
+            (status, body.map_or_else(|| Body::from(DEFAULT_BODY), Body::from), header)
         }
         Answer::Redirect(to) => (302, Body::empty(), Some((header::LOCATION, to))),
         Answer::Close => {
-            cut.cut();
+            call.close_connection();
             return Response::default();
         }
     };
     let mut response = Response::new(body);
-    // Faults set in code are not checked before they get here: what is no status is a 500, what is
-    // no header value is left out.
+    // Faults that are set in code are not validated. An invalid status becomes 500, and an invalid
+    // header value is omitted.
     *response.status_mut() = StatusCode::from_u16(status)
         .ok()
         .filter(|status| !status.is_informational())
@@ -139,13 +143,8 @@ fn respond(answer: Answer, cut: &Cut) -> Response {
     response
 }
 
-/// A header as text, unless it is none.
+/// The value of a header, if it is UTF-8.
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?;
     str::from_utf8(value.as_bytes()).ok().map(str::to_owned)
-}
-
-/// Tells secrets apart without holding them.
-fn fingerprint(shared: &Shared, secret: &[u8]) -> String {
-    Uuid::new_v5(&shared.salt, secret).simple().to_string()
 }

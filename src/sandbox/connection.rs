@@ -1,4 +1,6 @@
-//! Connections that can be cut: closed without an answer, as a crashing server or a proxy does.
+//! Connections that the sandbox can close without an answer.
+//!
+//! Short of a panic, a handler of axum has no way to do that: the server answers each request.
 
 use std::{
     io,
@@ -19,60 +21,59 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Cuts one connection.
+/// Closes one connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Cut(Arc<AtomicBool>);
+pub(super) struct CloseHandle(Arc<AtomicBool>);
 
-impl Cut {
-    /// From now on nothing is written: the first attempt fails, and the server drops the
-    /// connection.
-    pub(super) fn cut(&self) {
+impl CloseHandle {
+    /// Fails all later writes, upon which the server drops the connection.
+    pub(super) fn close(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn check(&self) -> io::Result<()> {
-        match self.0.load(Ordering::Relaxed) {
-            true => Err(io::ErrorKind::ConnectionAborted.into()),
-            false => Ok(()),
+    fn check_open(&self) -> io::Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
+        Ok(())
     }
 }
 
-/// Accepts connections that can be cut.
-pub(super) struct CutListener(pub(super) TcpListener);
+/// Accepts connections that have a [`CloseHandle`].
+pub(super) struct ClosableListener(pub(super) TcpListener);
 
-impl Listener for CutListener {
-    type Io = CutStream;
-    // What a request learns of its connection: not who made it, but how to cut it.
-    type Addr = Cut;
+impl Listener for ClosableListener {
+    type Io = ClosableStream;
+    // The handle takes the place of the peer's address, which no handler needs.
+    type Addr = CloseHandle;
 
-    async fn accept(&mut self) -> (CutStream, Cut) {
+    async fn accept(&mut self) -> (ClosableStream, CloseHandle) {
         let (stream, _) = Listener::accept(&mut self.0).await;
-        // Answers are small and complete: waiting for more to send only delays them. A failure
-        // costs speed, nothing else.
+        // Answers are small and written at once, so Nagle's algorithm only delays them. A failure
+        // costs nothing but speed.
         let _ = stream.set_nodelay(true);
-        let cut = Cut::default();
-        (CutStream { stream, cut: cut.clone() }, cut)
+        let handle = CloseHandle::default();
+        (ClosableStream { stream, handle: handle.clone() }, handle)
     }
 
-    fn local_addr(&self) -> io::Result<Cut> {
-        Ok(Cut::default())
+    fn local_addr(&self) -> io::Result<CloseHandle> {
+        Ok(CloseHandle::default())
     }
 }
 
-impl Connected<IncomingStream<'_, CutListener>> for Cut {
-    fn connect_info(stream: IncomingStream<'_, CutListener>) -> Self {
+impl Connected<IncomingStream<'_, ClosableListener>> for CloseHandle {
+    fn connect_info(stream: IncomingStream<'_, ClosableListener>) -> Self {
         stream.remote_addr().clone()
     }
 }
 
-/// A TCP stream that can be cut.
-pub(super) struct CutStream {
+/// A TCP stream whose writes fail once its [`CloseHandle`] is used.
+pub(super) struct ClosableStream {
     stream: TcpStream,
-    cut: Cut,
+    handle: CloseHandle,
 }
 
-impl AsyncRead for CutStream {
+impl AsyncRead for ClosableStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -82,13 +83,13 @@ impl AsyncRead for CutStream {
     }
 }
 
-impl AsyncWrite for CutStream {
+impl AsyncWrite for ClosableStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.cut.check()?;
+        self.handle.check_open()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -97,7 +98,7 @@ impl AsyncWrite for CutStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.cut.check()?;
+        self.handle.check_open()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

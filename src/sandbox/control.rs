@@ -1,4 +1,4 @@
-//! What people and tests in other processes steer and watch the sandbox by.
+//! The control endpoints: `/sandbox/stats`, `/sandbox/calls`, `/sandbox/faults`, `/sandbox/tokens`.
 
 use std::time::Instant;
 
@@ -10,60 +10,56 @@ use axum::{
 use serde::Serialize;
 use serde_json::json;
 
-use super::{faults::Faults, server::Shared};
+use super::{app::App, faults::Faults};
 
-/// Longest body of faults, in bytes: room for an answer that is longer than callers should accept.
+/// Longest accepted description of faults, in bytes.
+///
+/// It leaves room for a body longer than the 64 KiB that callers of the platform should accept.
 const MAX_FAULTS: usize = 1024 * 1024;
 
-/// `/sandbox/stats`, `/sandbox/calls`, `/sandbox/faults`, `/sandbox/tokens`; `None`: no such path
-/// or method.
-pub(super) async fn serve(
-    shared: &Shared,
-    method: &Method,
-    path: &str,
-    body: Body,
-) -> Option<Response> {
+/// Serves a path below `/sandbox/`. `None`: there is no such path and method.
+pub(super) async fn serve(app: &App, method: &Method, path: &str, body: Body) -> Option<Response> {
     Some(match (path, method) {
-        ("stats", &Method::GET) => pretty(StatusCode::OK, &shared.stats()),
+        ("stats", &Method::GET) => pretty(StatusCode::OK, &app.stats()),
         ("calls", &Method::GET) => {
-            let calls = shared.platform().recorder.calls();
+            let calls = app.backend().recorder.calls();
             json(StatusCode::OK, serde_json::to_vec(&calls))
         }
         ("calls", &Method::DELETE) => {
-            shared.reset();
+            app.reset_records();
             no_content()
         }
         ("faults", &Method::GET) => {
-            let faults = shared.platform().gate.faults.to_json();
+            let faults = app.backend().admission.faults.to_json();
             pretty(StatusCode::OK, &faults)
         }
-        ("faults", &Method::PUT) => set_faults(shared, body).await,
+        ("faults", &Method::PUT) => set_faults(app, body).await,
         ("tokens", &Method::DELETE) => {
-            shared.platform().tokens.end_all(Instant::now());
+            app.backend().tokens.expire_all(Instant::now());
             no_content()
         }
         _ => return None,
     })
 }
 
-async fn set_faults(shared: &Shared, body: Body) -> Response {
+async fn set_faults(app: &App, body: Body) -> Response {
     let Ok(body) = to_bytes(body, MAX_FAULTS).await else {
-        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body must not exceed 1 MiB");
+        return error(StatusCode::PAYLOAD_TOO_LARGE, "the body must not exceed 1 MiB");
     };
     match Faults::from_json(&body) {
-        Err(why) => refuse(StatusCode::BAD_REQUEST, &why),
+        Err(message) => error(StatusCode::BAD_REQUEST, &message),
         Ok(faults) => {
             let answer = faults.to_json();
-            shared.platform().gate.faults = faults;
-            tracing::info!("the faults were changed");
+            app.backend().admission.faults = faults;
+            tracing::info!("faults replaced");
             pretty(StatusCode::OK, &answer)
         }
     }
 }
 
-/// A refusal, as JSON.
-pub(super) fn refuse(status: StatusCode, why: &str) -> Response {
-    pretty(status, &json!({ "message": why }))
+/// An error response with a JSON body.
+pub(super) fn error(status: StatusCode, message: &str) -> Response {
+    pretty(status, &json!({ "message": message }))
 }
 
 fn no_content() -> Response {

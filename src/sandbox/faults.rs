@@ -1,71 +1,71 @@
-//! Misbehaviour on demand: what a call answers instead of what it should.
+//! Faults: how API calls misbehave on demand.
 
 use std::time::Duration;
 
-use super::record::Call;
+use super::call::Endpoint;
 
-/// What goes wrong at the moment, per call. [`Faults::default`]: nothing.
+/// The faults in effect, by endpoint; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// The fault of the token call.
+    /// The fault of the token endpoint.
     pub token: Option<Fault>,
-    /// The fault of the session call.
+    /// The fault of the session endpoint.
     pub session: Option<Fault>,
 }
 
-/// How a call goes wrong, and how often.
+/// How calls of an endpoint misbehave, and how many of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fault {
-    /// What is answered; `None`: what should be.
+    /// The answer; `None` for the normal one.
     pub answer: Option<Answer>,
-    /// How long the call takes, in place of the configured latency and jitter.
+    /// The latency, in place of the configured latency and jitter.
     pub latency: Option<Duration>,
-    /// The call does its work first, and goes wrong after: a token or a session is made that the
-    /// caller never learns of.
+    /// Whether the token or session is made before the fault answers, so that the caller never
+    /// learns of it.
     pub carry_out: bool,
-    /// For how many calls; `None`: until changed.
+    /// The number of calls that the fault applies to; `None` for all until it is replaced.
     pub times: Option<u64>,
 }
 
-/// What a failing call answers.
+/// The answer of a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A response, with any body: one that is not JSON, one that is too long, another shape of id.
+    /// A response with an arbitrary body, labelled as JSON.
     Response {
-        /// From 200 to 599.
+        /// From 200 to 599; any other becomes 500.
         status: u16,
-        /// The `Retry-After` header, verbatim: seconds or a date. Visible ASCII and spaces.
+        /// The `Retry-After` header, verbatim: seconds or a date. Omitted if it is no valid header.
         retry_after: Option<String>,
-        /// The body; `None`: a JSON object that says it was asked to fail.
+        /// The body; `None` for a JSON object with a message.
         body: Option<String>,
     },
-    /// 302 to this address. Visible ASCII.
+    /// A 302 to this location. Omitted if it is no valid header.
     Redirect(String),
-    /// No answer: the connection is closed.
+    /// The connection is closed without an answer.
     Close,
 }
 
 impl Faults {
-    /// The same fault for both calls. With [`Fault::times`], each of the two counts for itself.
+    /// The same fault for both endpoints. [`Fault::times`] counts for each separately.
     pub fn both(fault: Fault) -> Self {
         Self { token: Some(fault.clone()), session: Some(fault) }
     }
 
-    /// A fault of the token call only.
+    /// A fault of the token endpoint only.
     pub fn token(fault: Fault) -> Self {
         Self { token: Some(fault), session: None }
     }
 
-    /// A fault of the session call only.
+    /// A fault of the session endpoint only.
     pub fn session(fault: Fault) -> Self {
         Self { token: None, session: Some(fault) }
     }
 
-    /// The fault that hits this call, which is counted as one of its [`Fault::times`].
-    pub(super) fn take(&mut self, call: Call) -> Option<Fault> {
-        let slot = match call {
-            Call::Token => &mut self.token,
-            Call::Session => &mut self.session,
+    /// Returns the fault of the next call, and counts the call as one of its [`Fault::times`].
+    pub(super) fn take(&mut self, endpoint: Endpoint) -> Option<Fault> {
+        let slot = match endpoint {
+            Endpoint::Token => &mut self.token,
+            Endpoint::Session => &mut self.session,
         };
         let fault = slot.as_mut()?;
         match &mut fault.times {
@@ -89,18 +89,18 @@ impl Fault {
         Self::from(Answer::Response { status, retry_after: None, body: None })
     }
 
-    /// Answers this status with a `Retry-After` header: seconds or a date.
+    /// Answers this status with a `Retry-After` header, in seconds or as a date.
     pub fn retry_after(status: u16, retry_after: impl ToString) -> Self {
         let retry_after = Some(retry_after.to_string());
         Self::from(Answer::Response { status, retry_after, body: None })
     }
 
-    /// Answers 200 with this body, as JSON by its content type, whatever it is.
+    /// Answers 200 with this body, labelled as JSON whatever it is.
     pub fn body(body: impl Into<String>) -> Self {
         Self::from(Answer::Response { status: 200, retry_after: None, body: Some(body.into()) })
     }
 
-    /// Answers a redirect to this address.
+    /// Answers a 302 to this location.
     pub fn redirect(location: impl Into<String>) -> Self {
         Self::from(Answer::Redirect(location.into()))
     }
@@ -110,24 +110,24 @@ impl Fault {
         Self::from(Answer::Close)
     }
 
-    /// Answers well, but takes this long.
+    /// Answers normally, after this latency.
     pub fn slow(latency: Duration) -> Self {
         Self { latency: Some(latency), ..Self::default() }
     }
 
-    /// The same, taking this long.
+    /// Sets the latency.
     #[must_use]
     pub fn after(self, latency: Duration) -> Self {
         Self { latency: Some(latency), ..self }
     }
 
-    /// The same, for the next calls only.
+    /// Limits the fault to this number of calls.
     #[must_use]
     pub fn times(self, times: u64) -> Self {
         Self { times: Some(times), ..self }
     }
 
-    /// The same, with the work done before it goes wrong.
+    /// Makes the token or session before the fault answers.
     #[must_use]
     pub fn carried_out(self) -> Self {
         Self { carry_out: true, ..self }
@@ -145,24 +145,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_without_a_number_stays() {
+    fn a_fault_without_a_limit_stays() {
         let mut faults = Faults::token(Fault::status(503));
         for _ in 0..3 {
-            assert_eq!(faults.take(Call::Token), Some(Fault::status(503)));
-            assert_eq!(faults.take(Call::Session), None);
+            assert_eq!(faults.take(Endpoint::Token), Some(Fault::status(503)));
+            assert_eq!(faults.take(Endpoint::Session), None);
         }
     }
 
     #[test]
-    fn a_fault_with_a_number_ends() {
+    fn a_fault_with_a_limit_ends() {
         let mut faults = Faults::both(Fault::close().times(2));
-        assert!(faults.take(Call::Token).is_some());
+        assert!(faults.take(Endpoint::Token).is_some());
         assert_eq!(faults.token, Some(Fault::close().times(1)));
-        assert!(faults.take(Call::Token).is_some());
-        assert_eq!(faults.take(Call::Token), None);
-        assert!(faults.take(Call::Session).is_some());
+        assert!(faults.take(Endpoint::Token).is_some());
+        assert_eq!(faults.take(Endpoint::Token), None);
+        assert!(faults.take(Endpoint::Session).is_some());
 
         let mut never = Faults::token(Fault::close().times(0));
-        assert_eq!(never.take(Call::Token), None);
+        assert_eq!(never.take(Endpoint::Token), None);
     }
 }

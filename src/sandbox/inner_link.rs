@@ -1,58 +1,59 @@
-//! The inner link that `/capture` is asked to show: only one that leads to a `/mobile` page is
-//! shown, so that the page cannot be used to send people anywhere else.
+//! Validates the inner link that `/capture` shows.
+//!
+//! Only a link to a `/mobile` page is shown, so that nobody can use the page to send people
+//! elsewhere.
 
-use super::escapes;
+use super::query;
 
 /// An inner link that may be shown.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InnerLink<'a> {
-    /// As it was given.
     pub(super) url: &'a str,
-    /// Its host, with the port if there is one.
+    /// The host, with the port if there is one.
     pub(super) host: &'a str,
 }
 
-/// Cause an inner link is not shown.
+/// Why an inner link is not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadInnerLink {
-    /// No `http` or `https` address, or one with characters that belong in no address.
-    NoAddress,
-    /// It does not lead to a `/mobile` page.
-    Elsewhere,
-    /// It lacks `authorization` or `sessionId`, as one does that was not encoded on its way here.
+pub(super) enum InnerLinkError {
+    /// Not an `http` or `https` URL, or one with invalid characters.
+    NotAUrl,
+    /// The path does not end in `/mobile`.
+    NotMobile,
+    /// `authorization` or `sessionId` is missing or invalid, as in a link that was not encoded.
     Incomplete,
 }
 
 impl<'a> InnerLink<'a> {
-    /// Checks an inner link. Any host will do, since the sandbox may be reached by several names;
-    /// the page says where the link leads.
-    pub(super) fn read(url: &'a str) -> Result<Self, BadInnerLink> {
-        // What is in an encoded address is visible ASCII. Browsers read a backslash as a slash and
-        // skip control characters, so that neither may stand anywhere.
+    /// Parses an inner link. Any host is allowed, since the sandbox may have several names; the
+    /// page shows the host.
+    pub(super) fn parse(url: &'a str) -> Result<Self, InnerLinkError> {
+        // An encoded URL is visible ASCII. Browsers take a backslash for a slash and skip control
+        // characters, so both must be rejected.
         if !url.bytes().all(|b| b.is_ascii_graphic() && !b"\\\"<>^`{|}".contains(&b)) {
-            return Err(BadInnerLink::NoAddress);
+            return Err(InnerLinkError::NotAUrl);
         }
-        let (scheme, rest) = url.split_once("://").ok_or(BadInnerLink::NoAddress)?;
+        let (scheme, rest) = url.split_once("://").ok_or(InnerLinkError::NotAUrl)?;
         if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
-            return Err(BadInnerLink::NoAddress);
+            return Err(InnerLinkError::NotAUrl);
         }
-        let (place, query) = rest.split_once('?').ok_or(BadInnerLink::Elsewhere)?;
-        let (host, path) = place.split_once('/').ok_or(BadInnerLink::Elsewhere)?;
-        let host_is_fine = |b: u8| b.is_ascii_alphanumeric() || b"-._~:[]".contains(&b);
-        // No user name before the host: it would only disguise it.
-        if host.is_empty() || host.starts_with(':') || !host.bytes().all(host_is_fine) {
-            return Err(BadInnerLink::NoAddress);
+        let (address, query) = rest.split_once('?').ok_or(InnerLinkError::NotMobile)?;
+        let (host, path) = address.split_once('/').ok_or(InnerLinkError::NotMobile)?;
+        let valid_in_host = |b: u8| b.is_ascii_alphanumeric() || b"-._~:[]".contains(&b);
+        // `@` is invalid here: user info in front of the host would disguise it.
+        if host.is_empty() || host.starts_with(':') || !host.bytes().all(valid_in_host) {
+            return Err(InnerLinkError::NotAUrl);
         }
         if path.contains('#') || !(path == "mobile" || path.ends_with("/mobile")) {
-            return Err(BadInnerLink::Elsewhere);
+            return Err(InnerLinkError::NotMobile);
         }
         let complete = !query.contains('#')
-            && escapes::parameter(query, "authorization").is_ok()
-            && escapes::parameter(query, "sessionId").is_ok();
-        match complete {
-            true => Ok(Self { url, host }),
-            false => Err(BadInnerLink::Incomplete),
+            && query::parameter(query, "authorization").is_ok()
+            && query::parameter(query, "sessionId").is_ok();
+        if !complete {
+            return Err(InnerLinkError::Incomplete);
         }
+        Ok(Self { url, host })
     }
 }
 
@@ -61,43 +62,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_to_mobile_pages_are_fine() {
+    fn links_to_mobile_pages_are_accepted() {
         for (url, host) in [
             ("http://127.0.0.1:8085/mobile?authorization=t&sessionId=s", "127.0.0.1:8085"),
             ("https://idv.example.com/a/b/mobile?authorization=t&sessionId=s", "idv.example.com"),
             ("HTTPS://[::1]:8085/mobile?sessionId=s&authorization=%20%2B", "[::1]:8085"),
         ] {
-            assert_eq!(InnerLink::read(url), Ok(InnerLink { url, host }));
+            assert_eq!(InnerLink::parse(url), Ok(InnerLink { url, host }));
         }
     }
 
     #[test]
-    fn links_elsewhere_are_not() {
-        use BadInnerLink::{Elsewhere, Incomplete, NoAddress};
-        for (url, why) in [
-            ("javascript:alert(1)//mobile?authorization=t&sessionId=s", NoAddress),
-            ("javascript://x/mobile?authorization=t&sessionId=s", NoAddress),
-            ("data:text/html,x", NoAddress),
-            ("//evil.example/mobile?authorization=t&sessionId=s", NoAddress),
-            ("/mobile?authorization=t&sessionId=s", NoAddress),
-            (" http://a/mobile?authorization=t&sessionId=s", NoAddress),
-            ("http:///mobile?authorization=t&sessionId=s", NoAddress),
-            ("http://good.example@evil.example/mobile?authorization=t&sessionId=s", NoAddress),
-            ("http://evil.example\\@good.example/mobile?authorization=t&sessionId=s", NoAddress),
-            ("http://a/mobile?authorization=t t&sessionId=s", NoAddress),
-            ("http://a/mobile?authorization=é&sessionId=s", NoAddress),
-            ("http://a/mobile?authorization=\"&sessionId=s", NoAddress),
-            ("http://evil.example/login?authorization=t&sessionId=s", Elsewhere),
-            ("http://evil.example/xmobile?authorization=t&sessionId=s", Elsewhere),
-            ("http://evil.example/?x=/mobile", Elsewhere),
-            ("http://evil.example/#/mobile?authorization=t&sessionId=s", Elsewhere),
-            ("http://evil.example/mobile", Elsewhere),
+    fn other_links_are_rejected() {
+        use InnerLinkError::{Incomplete, NotAUrl, NotMobile};
+        for (url, error) in [
+            ("javascript:alert(1)//mobile?authorization=t&sessionId=s", NotAUrl),
+            ("javascript://x/mobile?authorization=t&sessionId=s", NotAUrl),
+            ("data:text/html,x", NotAUrl),
+            ("//evil.example/mobile?authorization=t&sessionId=s", NotAUrl),
+            ("/mobile?authorization=t&sessionId=s", NotAUrl),
+            (" http://a/mobile?authorization=t&sessionId=s", NotAUrl),
+            ("http:///mobile?authorization=t&sessionId=s", NotAUrl),
+            ("http://good.example@evil.example/mobile?authorization=t&sessionId=s", NotAUrl),
+            ("http://evil.example\\@good.example/mobile?authorization=t&sessionId=s", NotAUrl),
+            ("http://a/mobile?authorization=t t&sessionId=s", NotAUrl),
+            ("http://a/mobile?authorization=é&sessionId=s", NotAUrl),
+            ("http://a/mobile?authorization=\"&sessionId=s", NotAUrl),
+            ("http://evil.example/login?authorization=t&sessionId=s", NotMobile),
+            ("http://evil.example/xmobile?authorization=t&sessionId=s", NotMobile),
+            ("http://evil.example/?x=/mobile", NotMobile),
+            ("http://evil.example/#/mobile?authorization=t&sessionId=s", NotMobile),
+            ("http://evil.example/mobile", NotMobile),
             ("http://a/mobile?authorization=t", Incomplete),
             ("http://a/mobile?authorization=&sessionId=s", Incomplete),
             ("http://a/mobile?authorization=t#&sessionId=s", Incomplete),
             ("http://a/mobile?authorization=%zz&sessionId=s", Incomplete),
         ] {
-            assert_eq!(InnerLink::read(url), Err(why), "{url}");
+            assert_eq!(InnerLink::parse(url), Err(error), "{url}");
         }
     }
 }

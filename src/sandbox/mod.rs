@@ -1,33 +1,45 @@
-//! A simulated platform, for demos, for tests, and for trying the worker out.
+//! A simulated identity-verification platform, for demos and tests.
 //!
-//! It serves the two calls of the platform and shows the two pages a person meets, `/capture` and
-//! `/mobile`. It can be slow, fail, or answer nonsense on demand ([`Faults`]), and it remembers
-//! what it was asked ([`CallRecord`]). It keeps everything in memory and checks nobody's identity.
+//! The sandbox serves the platform's two API calls and the two pages that a link opens, `/capture`
+//! and `/mobile`. It keeps its state in memory and checks no identity. Three things make it useful
+//! in tests:
+//!
+//! - [`Faults`] make calls slow, fail, or return broken answers;
+//! - [`Sandbox::calls`] and [`Sandbox::stats`] show what callers sent;
+//! - a [hook](Sandbox::start_with_hook) takes over the answer to every API call.
+//!
+//! The public items serve this repository's tests and benchmarks; they carry no promise of
+//! stability.
 
+mod admission;
 mod api;
-mod ask;
+mod app;
+mod backend;
+mod call;
 mod connection;
 mod control;
-mod escapes;
 mod fault_json;
 mod faults;
-mod gate;
+mod generate;
+mod hook;
 mod inner_link;
-mod mint;
 mod options;
 mod pages;
-mod platform;
+mod query;
 mod record;
+mod request;
 mod routes;
 mod server;
 mod stats;
 mod tokens;
 
+pub use call::{ApiCall, Endpoint};
 pub use faults::{Answer, Fault, Faults};
+pub use hook::Simulation;
 pub use options::{Options, RateLimit, TokenAlphabet};
-pub use record::{Call, CallRecord};
+pub use record::CallRecord;
 pub use server::Sandbox;
-pub use stats::{CallCounts, PairSessions, Stats};
+pub use stats::{CallCounts, SessionCount, Stats};
 
 #[cfg(test)]
 mod tests;

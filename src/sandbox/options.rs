@@ -1,83 +1,90 @@
-//! How a sandbox behaves from the start.
+//! The configuration of a sandbox.
 
 use std::{fmt, io, time::Duration};
 
 use axum::http::HeaderValue;
 
-/// How a sandbox behaves. [`Options::default`] is a platform that is fast and never fails.
+/// The configuration of a sandbox.
+///
+/// [`Options::default`] is a platform that answers at once and never fails.
 #[derive(Clone)]
 pub struct Options {
-    /// What the `Authorization` header of a token call must hold, byte for byte: a scheme, such as
-    /// in `ApiKey 123`, is part of it.
+    /// The expected `Authorization` header of a token call, byte for byte.
+    ///
+    /// A scheme, as in `ApiKey 123`, is part of it.
     pub api_key: String,
-    /// How long each of the two calls takes at least.
+    /// The minimum latency of an API call.
     pub latency: Duration,
-    /// At most so much is added to the latency of a call, evenly spread.
+    /// The maximum that is added to the latency; uniformly distributed.
     pub jitter: Duration,
-    /// The share of the two calls, from 0 to 1, that answer 503.
+    /// The share of API calls that answer 503, from 0 to 1.
     pub failure_rate: f64,
-    /// More calls than this answer 429 with `Retry-After`. Refused calls do not count.
+    /// API calls beyond this limit answer 429 with `Retry-After`.
+    ///
+    /// Calls that a fault, a random failure or the limit itself answers do not count.
     pub rate_limit: Option<RateLimit>,
-    /// What tokens are made of.
+    /// The characters of tokens.
     pub token_alphabet: TokenAlphabet,
-    /// A session call repeated with the same token and `Idempotency-Key` answers the session it
-    /// made. Off unless asked for: the real platform is not known to do that.
+    /// Whether a session call with the same token and `Idempotency-Key` returns the same session.
+    ///
+    /// Off by default, as the real platform is not known to do that.
     pub honour_idempotency_key: bool,
-    /// Everything is served below this path, such as `/idv`. Empty: at the root.
+    /// The path below which everything is served, such as `/idv`; empty for the root.
     pub path_prefix: String,
-    /// The base URL people's devices reach it at, where that is not the address it listens on. It
-    /// is only shown, on the index page.
+    /// The base URL to show on the index page if it differs from the one in the `Host` header.
     pub public_url: Option<String>,
-    /// With a seed, tokens, session ids, jitter and failures come in the same order each time. Such
-    /// tokens can be guessed, which is of no matter here.
+    /// Makes tokens, session ids, jitter and random failures reproducible.
+    ///
+    /// `None` seeds the generator from the operating system.
     pub seed: Option<u64>,
 }
 
-/// So many calls in each window of time. A window opens with the first call after the last one.
+/// A limit on the calls of both endpoints together, in fixed windows.
+///
+/// A window opens with the first call after the previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Calls of both kinds together.
+    /// The number of calls in a window.
     pub count: u32,
-    /// How long a window is.
+    /// The length of a window.
     pub per: Duration,
 }
 
-/// What tokens are made of.
+/// The characters of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenAlphabet {
-    /// `tr-` and letters and digits, which survive even careless encoding.
+    /// `tr-`, letters and digits, which survive any encoding mistake.
     #[default]
     Plain,
-    /// Everything that careless encoding breaks: spaces, `+`, `/`, `=`, `&`, `%`, `?`, `#`, quotes,
-    /// markup, letters beyond ASCII. Still a valid header value, as UTF-8.
+    /// Everything that wrong encoding breaks: spaces, `+`, `/`, `=`, `&`, `%`, `?`, `#`, quotes,
+    /// markup, and letters beyond ASCII. Still a valid header value, as UTF-8.
     Hostile,
 }
 
 impl Options {
-    /// The key that is asked for by default. No secret: it is in the documentation.
+    /// The default API key. It is in the documentation, so it is no secret.
     pub const DEFAULT_API_KEY: &'static str = "sandbox-key";
 
-    /// Brings the prefix into shape (`/idv`, without a slash at the end) and refuses what cannot
-    /// work. [`Sandbox::start`](super::Sandbox::start) does this, too.
+    /// Checks the options, and normalizes the path prefix to the form `/idv`.
     ///
     /// # Errors
-    /// A sentence that says what is wrong, without repeating it.
-    pub fn checked(mut self) -> io::Result<Self> {
-        let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    /// Says which option is invalid, without its value.
+    pub(crate) fn validated(mut self) -> io::Result<Self> {
+        let invalid = |message| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         if !(0.0..=1.0).contains(&self.failure_rate) {
-            return refuse("the failure rate must be from 0 to 1");
+            return invalid("the failure rate must be from 0 to 1");
         }
         if HeaderValue::from_bytes(self.api_key.as_bytes()).is_err()
             || self.api_key.trim() != self.api_key
             || self.api_key.is_empty()
         {
-            return refuse(
-                "the API key must be fit for a header: no control characters, no space at its ends",
+            return invalid(
+                "the API key must not be empty, contain control characters, or start or end with a space",
             );
         }
         let prefix = self.path_prefix.trim_matches('/');
         if !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~/".contains(&b)) {
-            return refuse("the path prefix must be made of ASCII letters, digits and -._~/");
+            return invalid("the path prefix must consist of ASCII letters, digits and -._~/");
         }
         self.path_prefix = match prefix {
             "" => String::new(),
@@ -105,7 +112,7 @@ impl Default for Options {
 }
 
 impl fmt::Debug for Options {
-    /// Leaves the API key out.
+    /// Omits the API key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
             .field("latency", &self.latency)
@@ -125,11 +132,11 @@ mod tests {
 
     fn prefix(text: &str) -> io::Result<String> {
         let options = Options { path_prefix: text.to_owned(), ..Options::default() };
-        options.checked().map(|options| options.path_prefix)
+        options.validated().map(|options| options.path_prefix)
     }
 
     #[test]
-    fn a_prefix_starts_with_a_slash_and_ends_without() {
+    fn a_prefix_is_normalized() {
         assert_eq!(prefix("").unwrap(), "");
         assert_eq!(prefix("/").unwrap(), "");
         for text in ["idv", "/idv", "idv/", "/idv/"] {
@@ -141,17 +148,17 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused() {
+    fn invalid_options_are_rejected() {
         for rate in [-0.1, 1.1, f64::NAN] {
-            assert!(Options { failure_rate: rate, ..Options::default() }.checked().is_err());
+            assert!(Options { failure_rate: rate, ..Options::default() }.validated().is_err());
         }
         for key in ["", " a", "a\n"] {
-            assert!(Options { api_key: key.to_owned(), ..Options::default() }.checked().is_err());
+            assert!(Options { api_key: key.to_owned(), ..Options::default() }.validated().is_err());
         }
     }
 
     #[test]
-    fn the_key_is_not_shown() {
+    fn debug_output_omits_the_api_key() {
         let options = Options { api_key: "k3y".to_owned(), ..Options::default() };
         assert!(!format!("{options:?}").contains("k3y"));
     }

@@ -1,4 +1,4 @@
-//! What the sandbox was asked: the last calls, and counts over all of them.
+//! Records API calls: the latest ones in full, and counts over all.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -9,43 +9,36 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How many calls are kept, the newest ones.
-const MOST_CALLS: usize = 10_000;
+use super::call::Endpoint;
 
-/// How much text the kept calls may hold together, in bytes.
-const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// How many calls are kept.
+const MAX_CALLS: usize = 10_000;
 
-/// How many pairs of user and workflow, and how many idempotency keys, are told apart.
-const MOST_TOLD_APART: usize = 1_000_000;
+/// Headers and bodies of the calls that are kept, in bytes.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
 
-/// One of the platform's two calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Call {
-    /// `POST /api/device/ephemeral`
-    Token,
-    /// `POST /api/sessions`
-    Session,
-}
+/// How many distinct pairs of user and workflow, and distinct idempotency keys, are counted.
+const MAX_DISTINCT: usize = 1_000_000;
 
-/// One call: what was sent, and what became of it.
+/// An API call, and how the sandbox answered it.
 ///
-/// It holds no secret: keys and tokens appear as fingerprints, which are the same for the same
-/// secret as long as the sandbox runs, and mean nothing elsewhere.
+/// It holds no secret: API keys and tokens appear as fingerprints. Equal secrets have equal
+/// fingerprints within one run of the sandbox, and only there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallRecord {
-    /// When it came, in milliseconds since the sandbox started.
+    /// When the call arrived, in milliseconds since the sandbox started.
     pub at_ms: u64,
-    /// Which call.
-    pub call: Call,
-    /// What was answered; `None`: the connection was closed instead.
+    /// The endpoint that was called.
+    #[serde(rename = "call")]
+    pub endpoint: Endpoint,
+    /// The status of the answer; `None` if the connection was closed instead.
     pub status: Option<u16>,
     /// Fingerprint of the `Authorization` header.
     pub authorization: Option<String>,
-    /// Fingerprint of the token that was made.
+    /// Fingerprint of the token that was issued.
     pub issued: Option<String>,
-    /// Id of the session that was made, or that was answered again.
+    /// Id of the session that was made, or that a repeated call returned.
     pub session_id: Option<String>,
     /// The `Idempotency-Key` header.
     pub idempotency_key: Option<String>,
@@ -53,23 +46,23 @@ pub struct CallRecord {
     pub traceparent: Option<String>,
     /// The `tracestate` header.
     pub tracestate: Option<String>,
-    /// The token's asked lifetime, in seconds.
+    /// The requested lifetime of a token, in seconds.
     pub ttl: Option<u64>,
-    /// The session's workflow.
+    /// The workflow of a session.
     pub workflow_id: Option<String>,
-    /// The session's user.
+    /// The user of a session.
     pub external_user_id: Option<String>,
-    /// The session's locale.
+    /// The locale of a session.
     pub locale: Option<String>,
-    /// The session's metadata as it was sent, `externalUserId` included.
+    /// The metadata of a session as it was sent, `externalUserId` included.
     pub metadata: Option<Value>,
 }
 
 impl CallRecord {
-    pub(super) fn new(call: Call, at_ms: u64) -> Self {
+    pub(super) fn new(endpoint: Endpoint, at_ms: u64) -> Self {
         Self {
             at_ms,
-            call,
+            endpoint,
             status: None,
             authorization: None,
             issued: None,
@@ -86,39 +79,38 @@ impl CallRecord {
     }
 }
 
-/// Remembers calls.
 #[derive(Default)]
 pub(super) struct Recorder {
-    /// Each with the length of what was sent.
+    /// Each with the length of its headers and body.
     calls: VecDeque<(CallRecord, usize)>,
     bytes: usize,
     pub(super) counts: Counts,
 }
 
-/// Counts since the start, or since they were reset.
+/// Counts since the start or the last reset.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) token: HashMap<Option<u16>, u64>,
     pub(super) session: HashMap<Option<u16>, u64>,
     pub(super) tokens_issued: u64,
     pub(super) sessions_made: u64,
-    /// By user and workflow.
+    /// By user and workflow; at most [`MAX_DISTINCT`] pairs.
     pub(super) sessions: HashMap<(Arc<str>, Arc<str>), u64>,
     pub(super) pages_opened: u64,
     pub(super) first_call_ms: Option<u64>,
     pub(super) last_call_ms: Option<u64>,
     pub(super) repeated_idempotency_keys: u64,
-    /// Their hashes: a million keys of any length take little room.
+    /// Hashes, so that a million keys of any length take 8 MiB plus overhead.
     idempotency_keys: HashSet<u64>,
 }
 
 impl Recorder {
-    /// Adds a call, for which so many bytes were sent. Old ones go to make room.
+    /// Adds a call with `bytes` of headers and body, and drops the oldest ones that exceed a limit.
     pub(super) fn add(&mut self, call: CallRecord, bytes: usize) {
         self.counts.add(&call);
         self.calls.push_back((call, bytes));
         self.bytes += bytes;
-        while self.calls.len() > MOST_CALLS || self.bytes > MOST_BYTES {
+        while self.calls.len() > MAX_CALLS || self.bytes > MAX_BYTES {
             let Some((_, bytes)) = self.calls.pop_front() else {
                 break;
             };
@@ -126,7 +118,7 @@ impl Recorder {
         }
     }
 
-    /// The calls that are kept, oldest first.
+    /// The recorded calls, oldest first.
     pub(super) fn calls(&self) -> Vec<CallRecord> {
         self.calls.iter().map(|(call, _)| call.clone()).collect()
     }
@@ -134,9 +126,9 @@ impl Recorder {
 
 impl Counts {
     fn add(&mut self, call: &CallRecord) {
-        let by_status = match call.call {
-            Call::Token => &mut self.token,
-            Call::Session => &mut self.session,
+        let by_status = match call.endpoint {
+            Endpoint::Token => &mut self.token,
+            Endpoint::Session => &mut self.session,
         };
         *by_status.entry(call.status).or_default() += 1;
         self.first_call_ms.get_or_insert(call.at_ms);
@@ -145,16 +137,15 @@ impl Counts {
             let key = self.idempotency_keys.hasher().hash_one(key);
             if self.idempotency_keys.contains(&key) {
                 self.repeated_idempotency_keys += 1;
-            } else if self.idempotency_keys.len() < MOST_TOLD_APART {
+            } else if self.idempotency_keys.len() < MAX_DISTINCT {
                 self.idempotency_keys.insert(key);
             }
         }
     }
 
-    /// Counts a new session.
-    pub(super) fn session_made(&mut self, user: &Arc<str>, workflow: &Arc<str>) {
+    pub(super) fn add_session(&mut self, user: &Arc<str>, workflow: &Arc<str>) {
         self.sessions_made += 1;
-        let has_room = self.sessions.len() < MOST_TOLD_APART;
+        let has_room = self.sessions.len() < MAX_DISTINCT;
         let pair = (Arc::clone(user), Arc::clone(workflow));
         match self.sessions.get_mut(&pair) {
             Some(count) => *count += 1,
@@ -169,26 +160,26 @@ mod tests {
     use super::*;
 
     fn token_call(at_ms: u64) -> CallRecord {
-        CallRecord { status: Some(200), ..CallRecord::new(Call::Token, at_ms) }
+        CallRecord { status: Some(200), ..CallRecord::new(Endpoint::Token, at_ms) }
     }
 
     #[test]
-    fn the_newest_calls_are_kept() {
+    fn the_10000_newest_calls_are_kept() {
         let mut recorder = Recorder::default();
         for n in 0..10_003 {
             recorder.add(token_call(n), 0);
         }
         let calls = recorder.calls();
-        assert_eq!(calls.len(), MOST_CALLS);
+        assert_eq!(calls.len(), MAX_CALLS);
         assert_eq!(calls.first().map(|call| call.at_ms), Some(3));
         assert_eq!(recorder.counts.token[&Some(200)], 10_003);
     }
 
     #[test]
-    fn large_calls_push_old_calls_out() {
+    fn large_calls_displace_old_ones() {
         let mut recorder = Recorder::default();
         for n in 0..3 {
-            recorder.add(token_call(n), MOST_BYTES / 2);
+            recorder.add(token_call(n), MAX_BYTES / 2);
         }
         assert_eq!(recorder.calls().len(), 2);
     }

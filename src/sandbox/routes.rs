@@ -1,4 +1,4 @@
-//! Which path is what.
+//! Maps paths to handlers.
 
 use std::sync::Arc;
 
@@ -8,52 +8,96 @@ use axum::{
     response::Response,
 };
 
-use super::{api, connection::Cut, control, pages, record::Call, server::Shared};
+use super::{
+    api,
+    app::App,
+    call::{ApiCall, Endpoint},
+    connection::CloseHandle,
+    control,
+    hook::{Hook, Simulation},
+    pages,
+};
 
-/// Serves a request. Paths are few, and below a prefix that is known at run time only: a `match`
-/// says more than a router.
+/// What every request needs: the shared state, and the hook if there is one.
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) app: Arc<App>,
+    pub(super) hook: Option<Hook>,
+}
+
+/// Serves a request.
+///
+/// A `match` on the path is shorter than a router here: there are few paths, and their common
+/// prefix is known only at run time.
 pub(super) async fn dispatch(
-    State(shared): State<Arc<Shared>>,
-    ConnectInfo(cut): ConnectInfo<Cut>,
+    State(service): State<Service>,
+    ConnectInfo(connection): ConnectInfo<CloseHandle>,
     request: Request,
 ) -> Response {
-    let path = request.uri().path().to_owned();
-    let Some(path) = path.strip_prefix(&shared.options.path_prefix) else {
+    match service.endpoint(&request) {
+        Some(endpoint) => service.serve_call(endpoint, request, connection).await,
+        None => serve_other(&service.app, request).await,
+    }
+}
+
+impl Service {
+    /// The endpoint that a request calls, if any. A hook receives calls below any prefix, so that
+    /// a test can tell callers apart by their base URL.
+    fn endpoint(&self, request: &Request) -> Option<Endpoint> {
+        if request.method() != Method::POST {
+            return None;
+        }
+        let path = request.uri().path();
+        Endpoint::ALL.into_iter().find(|endpoint| {
+            let prefix = path.strip_suffix(endpoint.path());
+            prefix.is_some_and(|it| self.hook.is_some() || it == self.app.options.path_prefix)
+        })
+    }
+
+    async fn serve_call(
+        &self,
+        endpoint: Endpoint,
+        request: Request,
+        connection: CloseHandle,
+    ) -> Response {
+        let _in_flight = self.app.call_in_flight();
+        let call = ApiCall::read(endpoint, request, connection).await;
+        match &self.hook {
+            Some(hook) => hook(call, Simulation::new(Arc::clone(&self.app))).await,
+            None => api::answer(&self.app, &call).await,
+        }
+    }
+}
+
+/// Serves the control endpoints and the pages.
+async fn serve_other(app: &App, request: Request) -> Response {
+    let Some(path) = request.uri().path().strip_prefix(&app.options.path_prefix) else {
         return pages::not_found();
     };
     let method = match request.method() {
-        // The server leaves the body out by itself.
+        // The server omits the body by itself.
         &Method::HEAD => &Method::GET,
         method => method,
     };
-    match (path, method) {
-        ("/api/device/ephemeral", &Method::POST) => {
-            return api::serve(&shared, &cut, Call::Token, request).await;
-        }
-        ("/api/sessions", &Method::POST) => {
-            return api::serve(&shared, &cut, Call::Session, request).await;
-        }
-        _ => {}
-    }
     if let Some(path) = path.strip_prefix("/sandbox/") {
-        let method = method.clone();
-        let served = control::serve(&shared, &method, path, request.into_body()).await;
-        return served.unwrap_or_else(|| {
-            control::refuse(StatusCode::NOT_FOUND, "the sandbox has no such path and method")
+        let (path, method) = (path.to_owned(), method.clone());
+        let response = control::serve(app, &method, &path, request.into_body()).await;
+        return response.unwrap_or_else(|| {
+            control::error(StatusCode::NOT_FOUND, "the sandbox has no such path and method")
         });
     }
     if path.starts_with("/api/") {
-        return control::refuse(StatusCode::NOT_FOUND, "the platform has no such path and method");
+        return control::error(StatusCode::NOT_FOUND, "the platform has no such path and method");
     }
     if method != Method::GET {
         return pages::not_found();
     }
     let response = match path {
-        "" | "/" => pages::index(&shared.options, request.headers()),
+        "" | "/" => pages::index(&app.options, request.headers()),
         "/capture" => pages::capture(request.uri().query(), request.headers()),
-        "/mobile" => pages::mobile(&shared, request.uri().query()),
+        "/mobile" => pages::mobile(app, request.uri().query()),
         _ => return pages::not_found(),
     };
-    shared.platform().recorder.counts.pages_opened += 1;
+    app.backend().recorder.counts.pages_opened += 1;
     response
 }

@@ -1,40 +1,40 @@
-//! The running sandbox, and the handle to it.
+//! Starts and stops the server, and controls it from code.
 
 use std::{
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use axum::handler::Handler;
+use axum::{handler::Handler, response::Response};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use uuid::Uuid;
 
 use super::{
-    connection::{Cut, CutListener},
+    app::App,
+    call::ApiCall,
+    connection::{ClosableListener, CloseHandle},
     faults::Faults,
+    hook::{self, Hook, Simulation},
     options::Options,
-    platform::Platform,
-    record::{CallRecord, Recorder},
-    routes,
+    record::CallRecord,
+    routes::{self, Service},
     stats::Stats,
 };
 
-/// How long [`Sandbox::stop`] waits for what is being served.
+/// How long [`Sandbox::stop`] waits for requests in flight.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A handle to a running sandbox. Copies are cheap; with the last of them the sandbox stops.
+/// A handle to a running sandbox.
+///
+/// Clones are cheap. The sandbox stops when the last one is dropped.
 #[derive(Clone)]
 pub struct Sandbox {
-    shared: Arc<Shared>,
+    app: Arc<App>,
     server: Arc<Server>,
 }
 
@@ -45,39 +45,53 @@ struct Server {
     _stop: DropGuard,
 }
 
-/// What every request can reach.
-pub(super) struct Shared {
-    pub(super) options: Options,
-    pub(super) started: Instant,
-    /// Makes fingerprints mean nothing outside of this run.
-    pub(super) salt: Uuid,
-    pub(super) stopping: CancellationToken,
-    calls: AtomicUsize,
-    most_calls: AtomicUsize,
-    platform: Mutex<Platform>,
-}
-
 impl Sandbox {
-    /// Serves on a listener, in the background of the present Tokio runtime.
+    /// Serves on a listener, in the background of the current Tokio runtime.
     ///
     /// # Errors
-    /// When an option is out of its range, or the listener has no address.
+    /// If an option is out of range, or the listener has no local address.
     pub fn start(listener: TcpListener, options: Options) -> io::Result<Self> {
-        let options = options.checked()?;
+        Self::serve(listener, options, None)
+    }
+
+    /// Serves like [`Sandbox::start`], but leaves the answer to every API call to `hook`.
+    ///
+    /// The hook runs once for each complete call, as soon as the body has arrived (at most 64 KiB),
+    /// and concurrently with other calls. It may wait as long as it likes, and its future is
+    /// dropped if the caller closes the connection. It receives calls below any path prefix.
+    ///
+    /// The sandbox itself validates, delays and records nothing, unless the hook asks for it with
+    /// [`Simulation::answer`]. Pages and control endpoints work as usual.
+    ///
+    /// # Errors
+    /// If an option is out of range, or the listener has no local address.
+    pub fn start_with_hook<F>(
+        listener: TcpListener,
+        options: Options,
+        hook: impl Fn(ApiCall, Simulation) -> F + Send + Sync + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        Self::serve(listener, options, Some(hook::boxed(hook)))
+    }
+
+    fn serve(listener: TcpListener, options: Options, hook: Option<Hook>) -> io::Result<Self> {
+        let options = options.validated()?;
         let addr = listener.local_addr()?;
         let stopping = CancellationToken::new();
-        let shared = Arc::new(Shared::new(options, stopping.clone()));
-        let service = routes::dispatch.with_state(Arc::clone(&shared));
+        let app = Arc::new(App::new(options, stopping.clone()));
+        let service = routes::dispatch.with_state(Service { app: Arc::clone(&app), hook });
         let server = axum::serve(
-            CutListener(listener),
-            service.into_make_service_with_connect_info::<Cut>(),
+            ClosableListener(listener),
+            service.into_make_service_with_connect_info::<CloseHandle>(),
         );
         let tasks = TaskTracker::new();
         tasks
             .spawn(server.with_graceful_shutdown(stopping.clone().cancelled_owned()).into_future());
         tasks.close();
         let server = Server { addr, tasks, _stop: stopping.drop_guard() };
-        Ok(Self { shared, server: Arc::new(server) })
+        Ok(Self { app, server: Arc::new(server) })
     }
 
     /// The address it listens on.
@@ -85,8 +99,9 @@ impl Sandbox {
         self.server.addr
     }
 
-    /// The base URL to call it at from this machine, path prefix included, without a slash at the
-    /// end: `http://127.0.0.1:8085`.
+    /// The base URL for callers on this machine, such as `http://127.0.0.1:8085`.
+    ///
+    /// It includes the path prefix and does not end in a slash.
     pub fn url(&self) -> String {
         let mut addr = self.server.addr;
         match addr {
@@ -98,50 +113,54 @@ impl Sandbox {
             }
             _ => {}
         }
-        format!("http://{addr}{}", self.shared.options.path_prefix)
+        format!("http://{addr}{}", self.app.options.path_prefix)
     }
 
-    /// What happened so far.
+    /// Counts of calls, tokens, sessions and pages.
     pub fn stats(&self) -> Stats {
-        self.shared.stats()
+        self.app.stats()
     }
 
-    /// The last 10,000 calls of the API, oldest first.
+    /// The last API calls, oldest first: at most 10,000, or 32 MiB of headers and bodies.
     pub fn calls(&self) -> Vec<CallRecord> {
-        self.shared.platform().recorder.calls()
+        self.app.backend().recorder.calls()
     }
 
-    /// Forgets the calls and the counts. Tokens and sessions stay.
+    /// Forgets the recorded calls and the counts. Tokens and sessions stay.
     pub fn reset(&self) {
-        self.shared.reset();
+        self.app.reset_records();
     }
 
-    /// The faults that are left.
+    /// The faults in effect, with the number of calls they still apply to.
     pub fn faults(&self) -> Faults {
-        self.shared.platform().gate.faults.clone()
+        self.app.backend().admission.faults.clone()
     }
 
-    /// Replaces all faults; [`Faults::default`] ends them.
+    /// Replaces all faults; [`Faults::default`] removes them.
     pub fn set_faults(&self, faults: Faults) {
-        self.shared.platform().gate.faults = faults;
+        self.app.backend().admission.faults = faults;
     }
 
-    /// Replaces the API key. Tokens made with the former one serve no session any more.
+    /// Replaces the API key, and thereby revokes all tokens issued so far.
     pub fn set_api_key(&self, api_key: impl Into<String>) {
-        self.shared.platform().set_api_key(api_key.into());
+        self.app.backend().set_api_key(api_key.into());
     }
 
-    /// Ends all tokens now, as if their time had come.
-    pub fn end_tokens(&self) {
-        self.shared.platform().tokens.end_all(Instant::now());
+    /// Expires all tokens.
+    pub fn expire_tokens(&self) {
+        self.app.backend().tokens.expire_all(Instant::now());
     }
 
-    /// Stops: takes no more connections, cuts simulated latency short, and waits up to five seconds
-    /// for what is being served.
+    /// Stops accepting connections, and waits up to five seconds for requests in flight.
+    ///
+    /// Simulated latency ends at once.
     pub async fn stop(&self) {
-        self.shared.stopping.cancel();
+        self.app.stopping.cancel();
         if timeout(GRACE, self.server.tasks.wait()).await.is_err() {
-            tracing::warn!("a client keeps its request open; the sandbox stops without it");
+            tracing::warn!(
+                grace_s = GRACE.as_secs(),
+                "a request did not finish in time; sandbox stops without it"
+            );
         }
     }
 }
@@ -149,56 +168,5 @@ impl Sandbox {
 impl fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sandbox").field("url", &self.url()).finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    pub(super) fn new(options: Options, stopping: CancellationToken) -> Self {
-        Self {
-            platform: Mutex::new(Platform::new(&options)),
-            options,
-            started: Instant::now(),
-            salt: Uuid::new_v4(),
-            stopping,
-            calls: AtomicUsize::new(0),
-            most_calls: AtomicUsize::new(0),
-        }
-    }
-
-    /// The platform's state. A panic elsewhere leaves it usable: no step of a change depends on the
-    /// next.
-    pub(super) fn platform(&self) -> MutexGuard<'_, Platform> {
-        self.platform.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn stats(&self) -> Stats {
-        let most_calls = self.most_calls.load(Ordering::Relaxed);
-        let uptime = self.millis(Instant::now());
-        Stats::of(&self.platform().recorder.counts, most_calls, uptime)
-    }
-
-    pub(super) fn reset(&self) {
-        self.platform().recorder = Recorder::default();
-        self.most_calls.store(self.calls.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    /// Milliseconds since the start.
-    pub(super) fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Counts a call as being served until what is returned goes.
-    pub(super) fn serving(&self) -> Serving<'_> {
-        let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        self.most_calls.fetch_max(calls, Ordering::Relaxed);
-        Serving(&self.calls)
-    }
-}
-
-pub(super) struct Serving<'a>(&'a AtomicUsize);
-
-impl Drop for Serving<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! The counts, as they are shown.
+//! Counts of what happened, as they are published.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Counts;
 
-/// What happened since the start, or since the counts were reset.
+/// Counts since the start or the last reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
@@ -14,66 +14,70 @@ pub struct Stats {
     pub token_calls: CallCounts,
     /// Calls for a session.
     pub session_calls: CallCounts,
-    /// Tokens made, whether the caller learnt of them or not.
+    /// Tokens issued, whether or not the caller received the answer.
     pub tokens_issued: u64,
-    /// Sessions made, whether the caller learnt of them or not.
+    /// Sessions made, whether or not the caller received the answer.
     pub sessions_made: u64,
-    /// Sessions made, by external user id. Only the first million pairs of user and workflow are
-    /// told apart; [`Stats::sessions_made`] counts all.
+    /// Sessions made by external user id, for the first million pairs of user and workflow.
+    ///
+    /// [`Stats::sessions_made`] counts all.
     pub sessions_by_user: BTreeMap<String, u64>,
-    /// Sessions made, by external user id and workflow; sorted.
-    pub sessions_by_user_and_workflow: Vec<PairSessions>,
-    /// How often a page was shown, error pages included.
+    /// Sessions made by external user id and workflow, sorted; at most a million pairs.
+    pub sessions_by_user_and_workflow: Vec<SessionCount>,
+    /// How often a page was shown, error pages of `/capture` and `/mobile` included.
     pub pages_opened: u64,
-    /// When the first call came, in milliseconds since the start.
+    /// When the first call arrived, in milliseconds since the start.
     pub first_call_ms: Option<u64>,
-    /// When the last call came, in milliseconds since the start.
+    /// When the last call arrived, in milliseconds since the start.
     pub last_call_ms: Option<u64>,
-    /// Most calls that were being served at one time.
+    /// The highest number of calls in flight at once.
     pub max_concurrent_calls: usize,
-    /// Calls whose `Idempotency-Key` had been seen before (of the first million keys).
+    /// Calls whose `Idempotency-Key` was seen before; the first million keys are compared.
     pub repeated_idempotency_keys: u64,
     /// How long the sandbox has been running, in milliseconds.
     pub uptime_ms: u64,
 }
 
-/// How calls of one kind were answered.
+/// Counts of the answers of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallCounts {
-    /// All of them.
+    /// All calls.
     pub total: u64,
-    /// Answered, by status.
+    /// Calls that were answered, by status.
     pub by_status: BTreeMap<u16, u64>,
-    /// Closed without an answer.
+    /// Calls whose connection was closed without an answer.
     pub closed: u64,
 }
 
-/// Sessions made for a user and workflow.
+/// The sessions made for one user and workflow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PairSessions {
+pub struct SessionCount {
     /// The external user id.
     pub user_id: String,
     /// The workflow id.
     pub workflow_id: String,
-    /// How many.
+    /// The number of sessions.
     pub sessions: u64,
 }
 
 impl Stats {
-    pub(super) fn of(counts: &Counts, max_concurrent_calls: usize, uptime_ms: u64) -> Self {
+    pub(super) fn new(counts: &Counts, max_concurrent_calls: usize, uptime_ms: u64) -> Self {
         let mut by_user = BTreeMap::new();
         let mut pairs = Vec::with_capacity(counts.sessions.len());
         for ((user, workflow), &sessions) in &counts.sessions {
             *by_user.entry(user.to_string()).or_default() += sessions;
-            let (user_id, workflow_id) = (user.to_string(), workflow.to_string());
-            pairs.push(PairSessions { user_id, workflow_id, sessions });
+            pairs.push(SessionCount {
+                user_id: user.to_string(),
+                workflow_id: workflow.to_string(),
+                sessions,
+            });
         }
         pairs.sort_unstable();
         Self {
-            token_calls: CallCounts::of(&counts.token),
-            session_calls: CallCounts::of(&counts.session),
+            token_calls: CallCounts::new(&counts.token),
+            session_calls: CallCounts::new(&counts.session),
             tokens_issued: counts.tokens_issued,
             sessions_made: counts.sessions_made,
             sessions_by_user: by_user,
@@ -89,7 +93,7 @@ impl Stats {
 }
 
 impl CallCounts {
-    fn of(counts: &HashMap<Option<u16>, u64>) -> Self {
+    fn new(counts: &HashMap<Option<u16>, u64>) -> Self {
         Self {
             total: counts.values().sum(),
             by_status: counts.iter().filter_map(|(&s, &n)| s.map(|status| (status, n))).collect(),
@@ -101,18 +105,21 @@ impl CallCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::record::{Call, CallRecord, Recorder};
+    use crate::sandbox::{
+        call::Endpoint,
+        record::{CallRecord, Recorder},
+    };
 
     #[test]
-    fn counts_are_told_by_status_user_and_workflow() {
+    fn counts_are_grouped_by_status_user_and_workflow() {
         let mut recorder = Recorder::default();
         for (status, at) in [(Some(200), 5), (None, 6), (Some(503), 7), (Some(200), 8)] {
-            recorder.add(CallRecord { status, ..CallRecord::new(Call::Session, at) }, 0);
+            recorder.add(CallRecord { status, ..CallRecord::new(Endpoint::Session, at) }, 0);
         }
         for (user, workflow) in [("bob", "w"), ("ann", "w"), ("ann", "v"), ("ann", "w")] {
-            recorder.counts.session_made(&user.into(), &workflow.into());
+            recorder.counts.add_session(&user.into(), &workflow.into());
         }
-        let stats = Stats::of(&recorder.counts, 3, 9);
+        let stats = Stats::new(&recorder.counts, 3, 9);
         assert_eq!(stats.token_calls, CallCounts::default());
         assert_eq!(stats.session_calls.total, 4);
         assert_eq!(stats.session_calls.by_status, BTreeMap::from([(200, 2), (503, 1)]));
@@ -132,10 +139,10 @@ mod tests {
     }
 
     #[test]
-    fn stats_read_back_as_they_are_written() {
+    fn stats_survive_a_json_round_trip() {
         let mut recorder = Recorder::default();
-        recorder.add(CallRecord { status: Some(401), ..CallRecord::new(Call::Token, 1) }, 0);
-        let stats = Stats::of(&recorder.counts, 1, 2);
+        recorder.add(CallRecord { status: Some(401), ..CallRecord::new(Endpoint::Token, 1) }, 0);
+        let stats = Stats::new(&recorder.counts, 1, 2);
         let json = serde_json::to_value(&stats).unwrap();
         assert_eq!(json["tokenCalls"]["byStatus"]["401"], 1);
         assert_eq!(serde_json::from_value::<Stats>(json).unwrap(), stats);

@@ -136,9 +136,9 @@ async fn a_link_that_opens_nothing_says_why() {
     opened(400, "This link leads nowhere")(url.replace('%', "%25")).await;
     // After its token's end, from its first page as from its second.
     assert_eq!(browser.open(&own).await, 200);
-    sandbox.end_tokens();
+    sandbox.expire_tokens();
     opened(410, "This link has ended")(own).await;
     assert_eq!(browser.open(url).await, 200);
     browser.click("#continue").await;
-    assert!(browser.text("#error").await.contains("the time of this one is over"));
+    assert!(browser.text("#error").await.contains("time is over"));
 }

@@ -1,12 +1,12 @@
-//! Templates and escaping. What is inserted is escaped unless it says that it is markup.
+//! Fills HTML templates. Values are escaped unless they are marked as markup.
 
 use std::borrow::Cow;
 
-/// Something to insert into a template.
+/// A value to insert into a template.
 pub(super) enum Value<'a> {
-    /// Text: shown as it is, whatever it holds.
+    /// Escaped.
     Text(Cow<'a, str>),
-    /// Markup made here.
+    /// Inserted verbatim. Must not contain input.
     Markup(Cow<'a, str>),
 }
 
@@ -20,8 +20,9 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Fills the places of a template, written `{{name}}`. What is inserted is not looked through
-/// again. A place without a value stays empty.
+/// Replaces the placeholders of a template, written `{{name}}`.
+///
+/// Placeholders in values are not replaced. A placeholder without a value becomes empty.
 pub(super) fn fill(template: &str, values: &[(&str, Value<'_>)]) -> String {
     let mut page = String::with_capacity(template.len() * 2);
     let mut rest = template;
@@ -40,7 +41,7 @@ pub(super) fn fill(template: &str, values: &[(&str, Value<'_>)]) -> String {
     page
 }
 
-/// Escapes text for element content and for attribute values in quotes.
+/// Escapes text for element content and quoted attribute values.
 fn escape(text: &str, page: &mut String) {
     for c in text.chars() {
         match c {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inserted_is_not_a_template() {
+    fn values_are_not_templates() {
         let values = [("a", Value::text("{{b}}")), ("b", Value::markup("<b>{{a}}</b>"))];
         assert_eq!(fill("{{a}} {{b}} {{", &values), "{{b}} <b>{{a}}</b> {{");
     }

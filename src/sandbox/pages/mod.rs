@@ -1,9 +1,10 @@
-//! The pages a person meets. They load nothing from anywhere, run no script, and tell no other site
-//! where the person came from.
+//! The pages that people open.
+//!
+//! They load nothing, run no script, and send no referrer.
 
 mod html;
 mod qr;
-mod words;
+mod texts;
 
 use std::time::{Duration, Instant};
 
@@ -15,27 +16,25 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use self::{
     html::{Value, fill},
-    words::Trouble,
+    texts::ErrorPage,
 };
-use super::{escapes, inner_link::InnerLink, options::Options, server::Shared, tokens::Session};
+use super::{app::App, inner_link::InnerLink, options::Options, query, tokens::StoredSession};
 
 const LAYOUT: &str = include_str!("layout.html");
 const STYLE: &str = include_str!("style.css");
 const INDEX: &str = include_str!("index.html");
 const CAPTURE: &str = include_str!("capture.html");
 const MOBILE: &str = include_str!("mobile.html");
-const TROUBLE: &str = include_str!("trouble.html");
+const ERROR: &str = include_str!("error.html");
 
-/// What the sandbox is and offers.
+/// Shows what the sandbox is and what it offers.
 pub(super) fn index(options: &Options, headers: &HeaderMap) -> Response {
     let base = options.public_url.clone().unwrap_or_else(|| {
         format!("http://{}{}", host(headers).unwrap_or("127.0.0.1:8085"), options.path_prefix)
     });
-    let key = match options.api_key == Options::DEFAULT_API_KEY {
-        true => Options::DEFAULT_API_KEY,
-        false => "…",
-    };
-    let local = ["http://127.", "http://localhost", "http://[::1]", "https://"]
+    let key = if options.api_key == Options::DEFAULT_API_KEY { &options.api_key } else { "…" };
+    // The worker accepts plain http for loopback hosts only.
+    let needs_no_setting = ["http://127.", "http://localhost", "http://[::1]", "https://"]
         .iter()
         .any(|start| base.starts_with(start));
     let content = fill(
@@ -44,60 +43,65 @@ pub(super) fn index(options: &Options, headers: &HeaderMap) -> Response {
             ("base", Value::text(base.trim_end_matches('/'))),
             ("key", Value::text(key)),
             ("prefix", Value::text(&options.path_prefix)),
-            ("allow-http", Value::markup(if local { "" } else { words::ALLOW_HTTP })),
+            ("allow-http", Value::markup(if needs_no_setting { "" } else { texts::ALLOW_HTTP })),
         ],
     );
     page(StatusCode::OK, "Sandbox platform", "index", &content)
 }
 
-/// The page a link opens: on to the phone, by its camera, or on here.
+/// The page that a link opens: a QR code for the phone, and a button to continue on this device.
 pub(super) fn capture(query: Option<&str>, headers: &HeaderMap) -> Response {
-    let url = match escapes::parameter(query.unwrap_or_default(), "url") {
+    let url = match query::parameter(query.unwrap_or_default(), "url") {
         Ok(url) => url,
-        Err(why) => return trouble(Trouble::query(why)),
+        Err(error) => return error_page(ErrorPage::query(error)),
     };
-    let link = match InnerLink::read(&url) {
+    let link = match InnerLink::parse(&url) {
         Ok(link) => link,
-        Err(why) => return trouble(Trouble::inner_link(why)),
+        Err(error) => return error_page(ErrorPage::inner_link(error)),
     };
-    let code = qr::svg(link.url).unwrap_or_else(|| words::NO_QR.to_owned());
-    let away = match host(headers) {
-        Some(here) if !here.eq_ignore_ascii_case(link.host) => {
-            fill(words::LEADS_AWAY, &[("host", Value::text(link.host))])
+    let qr = match qr::svg(link.url) {
+        Some(svg) => format!("<div id=\"qr\" role=\"img\" aria-label=\"QR code\">{svg}</div>"),
+        None => texts::NO_QR.to_owned(),
+    };
+    let other_host = match host(headers) {
+        Some(host) if !host.eq_ignore_ascii_case(link.host) => {
+            fill(texts::OTHER_HOST, &[("host", Value::text(link.host))])
         }
         _ => String::new(),
     };
     let content = fill(
         CAPTURE,
         &[
-            ("qr", Value::markup(code)),
+            ("qr", Value::markup(qr)),
             ("url", Value::text(link.url)),
             ("host", Value::text(link.host)),
-            ("away", Value::markup(away)),
+            ("other-host", Value::markup(other_host)),
         ],
     );
     page(StatusCode::OK, "Verify your identity", "capture", &content)
 }
 
-/// The page on the person's device: whose session it is, or why the link opens none.
-pub(super) fn mobile(shared: &Shared, query: Option<&str>) -> Response {
+/// The page on the person's device: shows the session, or why the link opens none.
+pub(super) fn mobile(app: &App, query: Option<&str>) -> Response {
     let query = query.unwrap_or_default();
-    let authorization = escapes::parameter(query, "authorization");
-    let session_id = escapes::parameter(query, "sessionId");
+    let authorization = query::parameter(query, "authorization");
+    let session_id = query::parameter(query, "sessionId");
     let (authorization, session_id) = match (authorization, session_id) {
         (Ok(authorization), Ok(session_id)) => (authorization, session_id),
-        (Err(why), _) | (_, Err(why)) => return trouble(Trouble::query(why)),
+        (Err(error), _) | (_, Err(error)) => return error_page(ErrorPage::query(error)),
     };
     let now = Instant::now();
-    let found = shared.platform().tokens.look(&authorization, &session_id, now);
+    let found = app.backend().tokens.find(&authorization, &session_id, now);
     match found {
-        Ok((session, ends)) => ready(&session, ends.saturating_duration_since(now)),
-        Err(why) => trouble(Trouble::link(why)),
+        Ok((session, expires_at)) => {
+            session_page(&session, expires_at.saturating_duration_since(now))
+        }
+        Err(error) => error_page(ErrorPage::link(error)),
     }
 }
 
-fn ready(session: &Session, left: Duration) -> Response {
-    let ends = OffsetDateTime::now_utc() + left;
+fn session_page(session: &StoredSession, left: Duration) -> Response {
+    let expires_at = OffsetDateTime::now_utc() + left;
     let content = fill(
         MOBILE,
         &[
@@ -105,30 +109,29 @@ fn ready(session: &Session, left: Duration) -> Response {
             ("workflow", Value::text(&*session.workflow)),
             ("session", Value::text(&*session.id)),
             ("locale", Value::text(session.locale.as_deref().unwrap_or("not given"))),
-            ("ends", Value::text(words::moment(ends))),
-            ("ends-exactly", Value::text(ends.format(&Rfc3339).unwrap_or_default())),
-            ("left", Value::text(words::left(left))),
+            ("expires-at", Value::text(texts::time_of_day(expires_at))),
+            ("expires-at-rfc3339", Value::text(expires_at.format(&Rfc3339).unwrap_or_default())),
+            ("left", Value::text(texts::duration(left))),
         ],
     );
     page(StatusCode::OK, "Your link works", "mobile", &content)
 }
 
-/// For what is not there.
 pub(super) fn not_found() -> Response {
-    trouble(Trouble::no_page())
+    error_page(ErrorPage::not_found())
 }
 
-fn trouble(trouble: Trouble) -> Response {
+fn error_page(error: ErrorPage) -> Response {
     let content = fill(
-        TROUBLE,
+        ERROR,
         &[
-            ("status", Value::text(trouble.status.as_str())),
-            ("title", Value::text(trouble.title)),
-            ("why", Value::text(trouble.why)),
-            ("remedy", Value::text(trouble.remedy)),
+            ("status", Value::text(error.status.as_str())),
+            ("title", Value::text(error.title)),
+            ("problem", Value::text(error.problem)),
+            ("remedy", Value::text(error.remedy)),
         ],
     );
-    page(trouble.status, trouble.title, "trouble", &content)
+    page(error.status, error.title, "error", &content)
 }
 
 fn page(status: StatusCode, title: &str, kind: &str, content: &str) -> Response {
@@ -159,7 +162,6 @@ fn page(status: StatusCode, title: &str, kind: &str, content: &str) -> Response 
     response
 }
 
-/// The host the person's browser asked for.
 fn host(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::HOST)?.to_str().ok()
 }

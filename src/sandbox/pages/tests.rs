@@ -1,14 +1,12 @@
-//! What the pages hold.
-
 use axum::{body::to_bytes, http::HeaderValue};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::sandbox::ask::SessionAsk;
+use crate::sandbox::request::SessionRequest;
 
 const INNER: &str = "http://127.0.0.1:8085/mobile?authorization=Token%20tr-1%2B&sessionId=5f'";
 
-/// `INNER` as it stands in a query.
+/// `INNER`, percent-encoded.
 const ENCODED: &str = "http%3A%2F%2F127.0.0.1%3A8085%2Fmobile%3Fauthorization%3DToken%2520tr-1%252B\
     %26sessionId%3D5f'";
 
@@ -24,24 +22,24 @@ async fn capture_page(query: &str, host: &'static str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn the_capture_page_leads_to_the_inner_link() {
+async fn the_capture_page_links_to_the_inner_link() {
     let (status, page) = capture_page(&format!("url={ENCODED}"), "127.0.0.1:8085").await;
     assert_eq!(status, 200);
     let href = INNER.replace('&', "&amp;").replace('\'', "&#39;");
     assert!(page.contains(&format!("href=\"{href}\"")), "{page}");
     assert!(page.contains(&qr::svg(INNER).unwrap()));
     assert!(page.contains("id=\"continue\""));
-    assert!(!page.contains("class=\"away\""));
+    assert!(!page.contains("class=\"other-host\""));
 }
 
 #[tokio::test]
-async fn the_capture_page_says_when_it_leads_to_another_host() {
+async fn the_capture_page_warns_of_another_host() {
     let (_, page) = capture_page(&format!("url={ENCODED}"), "idv.example.com").await;
-    assert!(page.contains("<p class=\"away\">This link leads to <bdi>127.0.0.1:8085</bdi>"));
+    assert!(page.contains("<p class=\"other-host\">This link leads to <bdi>127.0.0.1:8085</bdi>"));
 }
 
 #[tokio::test]
-async fn a_long_link_has_no_code_but_a_button() {
+async fn a_link_too_long_for_a_qr_code_has_a_button() {
     let query = format!("url={ENCODED}{}", "a".repeat(3_000));
     let (status, page) = capture_page(&query, "127.0.0.1:8085").await;
     assert_eq!(status, 200);
@@ -49,14 +47,14 @@ async fn a_long_link_has_no_code_but_a_button() {
 }
 
 #[tokio::test]
-async fn the_capture_page_opens_nothing_else() {
+async fn the_capture_page_shows_no_other_link() {
     for query in [
         "",
         "url=",
         "url=javascript:alert(1)//mobile?authorization=t",
         "url=https%3A%2F%2Fevil.example%2F",
         "url=%FF",
-        // An inner link that was not encoded: its second parameter is the outer link's.
+        // The inner link was not encoded, so its second parameter belongs to the outer link.
         "url=http://127.0.0.1:8085/mobile?authorization=t&sessionId=s",
     ] {
         let (status, page) = capture_page(query, "127.0.0.1:8085").await;
@@ -66,32 +64,32 @@ async fn the_capture_page_opens_nothing_else() {
     }
 }
 
-/// A sandbox with a session for this user; the link's query, and the session id.
-fn session_of(user: &str) -> (Shared, String, String) {
+/// Returns a sandbox with a session for a user, the query of its link, and the session id.
+fn sandbox_with_session(user: &str) -> (App, String, String) {
     let options = Options::default();
-    let shared = Shared::new(options.clone(), CancellationToken::new());
+    let app = App::new(options.clone(), CancellationToken::new());
     let now = Instant::now();
     let ttl = Ok(Duration::from_secs(3_600));
-    let token = shared.platform().issue(&options, b"sandbox-key", ttl, now).unwrap();
-    let ask = SessionAsk {
+    let token = app.backend().issue_token(&options, b"sandbox-key", ttl, now).unwrap();
+    let request = SessionRequest {
         user: user.into(),
         workflow: "onboarding & <b>".into(),
         locale: Some("de".into()),
     };
-    let opened = shared.platform().open(&options, token.as_bytes(), Ok(ask), None, now);
-    let id = opened.unwrap().id.to_string();
+    let session = app.backend().make_session(&options, token.as_bytes(), Ok(request), None, now);
+    let id = session.unwrap().id.to_string();
     let query = format!("authorization={token}&sessionId={id}");
-    (shared, query, id)
+    (app, query, id)
 }
 
-async fn mobile_page(shared: &Shared, query: &str) -> (u16, String) {
-    text(mobile(shared, Some(query))).await
+async fn mobile_page(app: &App, query: &str) -> (u16, String) {
+    text(mobile(app, Some(query))).await
 }
 
 #[tokio::test]
-async fn the_mobile_page_says_whose_session_it_is() {
-    let (shared, query, id) = session_of("<script>\u{202e}ann\"");
-    let (status, page) = mobile_page(&shared, &query).await;
+async fn the_mobile_page_shows_the_session() {
+    let (app, query, id) = sandbox_with_session("<script>\u{202e}ann\"");
+    let (status, page) = mobile_page(&app, &query).await;
     assert_eq!(status, 200);
     assert!(page.contains("<bdi id=\"user\">&lt;script&gt;\u{202e}ann&quot;</bdi>"), "{page}");
     assert!(page.contains("<bdi id=\"workflow\">onboarding &amp; &lt;b&gt;</bdi>"));
@@ -102,8 +100,8 @@ async fn the_mobile_page_says_whose_session_it_is() {
 }
 
 #[tokio::test]
-async fn the_mobile_page_says_why_a_link_is_no_good() {
-    let (shared, query, id) = session_of("ann");
+async fn the_mobile_page_explains_why_a_link_does_not_work() {
+    let (app, query, id) = sandbox_with_session("ann");
     let token = query.split_once('&').unwrap().0;
     for (query, status) in [
         (String::new(), 400),
@@ -114,16 +112,16 @@ async fn the_mobile_page_says_why_a_link_is_no_good() {
         (format!("{token}+&sessionId={id}"), 404),
         (format!("{token}&sessionId=other"), 403),
     ] {
-        let (got, page) = mobile_page(&shared, &query).await;
+        let (got, page) = mobile_page(&app, &query).await;
         assert_eq!(got, status, "{query}");
         assert!(page.contains("id=\"error\"") && !page.contains("ann"), "{page}");
     }
-    shared.platform().tokens.end_all(Instant::now());
-    assert_eq!(mobile_page(&shared, &query).await.0, 410);
+    app.backend().tokens.expire_all(Instant::now());
+    assert_eq!(mobile_page(&app, &query).await.0, 410);
 }
 
 #[tokio::test]
-async fn the_index_page_shows_the_default_key_only() {
+async fn the_index_page_shows_no_key_but_the_default() {
     let options = Options { path_prefix: "/idv".to_owned(), ..Options::default() };
     let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a:1"))]);
     let (_, page) = text(index(&options, &headers)).await;
@@ -138,7 +136,7 @@ async fn the_index_page_shows_the_default_key_only() {
 }
 
 #[tokio::test]
-async fn pages_load_nothing_and_are_not_kept() {
+async fn pages_load_nothing_and_are_not_cached() {
     let response = not_found();
     let header = |name| response.headers()[name].to_str().unwrap();
     assert!(header(header::CONTENT_SECURITY_POLICY).starts_with("default-src 'none';"));

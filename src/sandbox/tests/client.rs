@@ -1,4 +1,4 @@
-//! Speaks HTTP, as little of it as the tests need.
+//! A minimal HTTP client.
 
 use serde_json::Value;
 use tokio::{
@@ -15,14 +15,15 @@ pub(super) async fn start(options: Options) -> Sandbox {
     Sandbox::start(listener, options).unwrap()
 }
 
-/// An answer: status, head in lower case, body. No status: closed without one.
-pub(super) struct Answered {
+pub(super) struct HttpResponse {
+    /// `None`: the connection was closed without an answer.
     pub(super) status: Option<u16>,
+    /// The status line and the headers, in lower case.
     pub(super) head: String,
     pub(super) body: String,
 }
 
-impl Answered {
+impl HttpResponse {
     pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -30,12 +31,12 @@ impl Answered {
 
 pub(super) async fn send(
     sandbox: &Sandbox,
-    what: &str,
+    method_and_path: &str,
     headers: &[(&str, &str)],
     body: &str,
-) -> Answered {
+) -> HttpResponse {
     let mut stream = TcpStream::connect(sandbox.addr()).await.unwrap();
-    let mut request = format!("{what} HTTP/1.1\r\nhost: {}\r\n", sandbox.addr());
+    let mut request = format!("{method_and_path} HTTP/1.1\r\nhost: {}\r\n", sandbox.addr());
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -43,26 +44,30 @@ pub(super) async fn send(
     request.push_str(&format!("content-length: {length}\r\nconnection: close\r\n\r\n{body}"));
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    // A connection that was cut may end in an error: what counts is what came.
+    // A connection that the sandbox closes may end in an error; only what arrived counts.
     let _ = stream.read_to_string(&mut answer).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    Answered {
+    HttpResponse {
         status: head.split(' ').nth(1).map(|status| status.parse().unwrap()),
         head: head.to_lowercase(),
         body: body.to_owned(),
     }
 }
 
-pub(super) async fn get(sandbox: &Sandbox, path: &str) -> Answered {
+pub(super) async fn get(sandbox: &Sandbox, path: &str) -> HttpResponse {
     send(sandbox, &format!("GET {path}"), &[], "").await
 }
 
-pub(super) async fn ask_token(sandbox: &Sandbox) -> Answered {
+pub(super) async fn post_token(sandbox: &Sandbox) -> HttpResponse {
     let headers = [("authorization", KEY), ("content-type", "application/json")];
     send(sandbox, "POST /api/device/ephemeral", &headers, r#"{"ttl":3600}"#).await
 }
 
-pub(super) async fn ask_session(sandbox: &Sandbox, token: &str, idempotency_key: &str) -> Answered {
+pub(super) async fn post_session(
+    sandbox: &Sandbox,
+    token: &str,
+    idempotency_key: &str,
+) -> HttpResponse {
     let headers = [
         ("authorization", token),
         ("content-type", "application/json"),
@@ -74,7 +79,7 @@ pub(super) async fn ask_session(sandbox: &Sandbox, token: &str, idempotency_key:
 }
 
 pub(super) async fn token(sandbox: &Sandbox) -> String {
-    let answered = ask_token(sandbox).await;
-    assert_eq!(answered.status, Some(200));
-    answered.json()["authorization"].as_str().unwrap().to_owned()
+    let response = post_token(sandbox).await;
+    assert_eq!(response.status, Some(200));
+    response.json()["authorization"].as_str().unwrap().to_owned()
 }

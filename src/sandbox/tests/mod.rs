@@ -1,4 +1,4 @@
-//! The sandbox over HTTP, as a worker and a person meet it.
+//! Tests of the sandbox over HTTP.
 
 mod client;
 
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use self::client::{KEY, ask_session, ask_token, get, send, start, token};
+use self::client::{KEY, get, post_session, post_token, send, start, token};
 use super::*;
 
 #[tokio::test]
-async fn a_token_opens_one_session_and_all_is_recorded() {
+async fn a_token_opens_one_session_and_calls_are_recorded() {
     let options = Options { token_alphabet: TokenAlphabet::Hostile, ..Options::default() };
     let sandbox = start(options).await;
     let token = token(&sandbox).await;
-    let session = ask_session(&sandbox, &token, "k").await;
-    assert_eq!(session.status, Some(200), "a token with every hostile character is understood");
+    let session = post_session(&sandbox, &token, "k").await;
+    assert_eq!(session.status, Some(200), "a token with every hostile character is accepted");
     let id = session.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(session.json()["status"], 0);
-    assert_eq!(ask_session(&sandbox, &token, "k").await.status, Some(401));
+    assert_eq!(post_session(&sandbox, &token, "k").await.status, Some(401));
 
     let calls = sandbox.calls();
     assert_eq!(calls.len(), 3);
@@ -38,115 +38,115 @@ async fn a_token_opens_one_session_and_all_is_recorded() {
     assert_eq!(stats.repeated_idempotency_keys, 1);
     assert_eq!(stats.session_calls.by_status[&401], 1);
     assert_eq!(stats.max_concurrent_calls, 1);
-    let shown = get(&sandbox, "/sandbox/calls").await;
-    assert!(!shown.body.contains(&token) && !shown.body.contains(KEY));
-    assert_eq!(serde_json::from_str::<Vec<CallRecord>>(&shown.body).unwrap(), calls);
+    let response = get(&sandbox, "/sandbox/calls").await;
+    assert!(!response.body.contains(&token) && !response.body.contains(KEY));
+    assert_eq!(serde_json::from_str::<Vec<CallRecord>>(&response.body).unwrap(), calls);
 
     assert_eq!(send(&sandbox, "DELETE /sandbox/calls", &[], "").await.status, Some(204));
     assert_eq!((sandbox.calls().len(), sandbox.stats().sessions_made), (0, 0));
 }
 
 #[tokio::test]
-async fn a_repeated_session_call_is_honoured_when_asked() {
+async fn an_idempotency_key_is_honoured_when_enabled() {
     let sandbox = start(Options { honour_idempotency_key: true, ..Options::default() }).await;
     let token = token(&sandbox).await;
-    let first = ask_session(&sandbox, &token, "k").await.json()["id"].clone();
-    assert_eq!(ask_session(&sandbox, &token, "k").await.json()["id"], first);
-    assert_eq!(ask_session(&sandbox, &token, "other").await.status, Some(401));
+    let first = post_session(&sandbox, &token, "k").await.json()["id"].clone();
+    assert_eq!(post_session(&sandbox, &token, "k").await.json()["id"], first);
+    assert_eq!(post_session(&sandbox, &token, "other").await.status, Some(401));
     assert_eq!(sandbox.stats().sessions_made, 1);
 }
 
 #[tokio::test]
-async fn faults_are_set_over_http_and_end_by_themselves() {
+async fn faults_are_set_over_http_and_expire() {
     let sandbox = start(Options::default()).await;
     let faults = r#"{"token":{"status":429,"retryAfter":7,"times":1}}"#;
     let set = send(&sandbox, "PUT /sandbox/faults", &[], faults).await;
     assert_eq!(set.json(), sandbox.faults().to_json());
-    let answered = ask_token(&sandbox).await;
-    assert_eq!(answered.status, Some(429));
-    assert!(answered.head.contains("retry-after: 7"), "{}", answered.head);
+    let response = post_token(&sandbox).await;
+    assert_eq!(response.status, Some(429));
+    assert!(response.head.contains("retry-after: 7"), "{}", response.head);
     assert_eq!(get(&sandbox, "/sandbox/faults").await.json(), json!({}));
-    assert_eq!(ask_token(&sandbox).await.status, Some(200));
+    assert_eq!(post_token(&sandbox).await.status, Some(200));
 
-    let wrong = send(&sandbox, "PUT /sandbox/faults", &[], r#"{"token":{"statuss":1}}"#).await;
-    assert_eq!(wrong.status, Some(400));
-    assert!(wrong.body.contains("statuss"), "{}", wrong.body);
+    let invalid = send(&sandbox, "PUT /sandbox/faults", &[], r#"{"token":{"statuss":1}}"#).await;
+    assert_eq!(invalid.status, Some(400));
+    assert!(invalid.body.contains("statuss"), "{}", invalid.body);
 }
 
 #[tokio::test]
-async fn a_closed_call_gets_no_answer_but_may_have_done_its_work() {
+async fn a_closed_call_gets_no_answer_and_is_carried_out_on_demand() {
     let sandbox = start(Options::default()).await;
     sandbox.set_faults(Faults::token(Fault::close().times(1)));
-    assert_eq!(ask_token(&sandbox).await.status, None);
+    assert_eq!(post_token(&sandbox).await.status, None);
     assert_eq!(sandbox.stats().tokens_issued, 0);
     sandbox.set_faults(Faults::token(Fault::close().carried_out().times(1)));
-    assert_eq!(ask_token(&sandbox).await.status, None);
+    assert_eq!(post_token(&sandbox).await.status, None);
     assert_eq!(sandbox.stats().tokens_issued, 1);
     assert_eq!(sandbox.stats().token_calls.closed, 2);
-    assert_eq!(ask_token(&sandbox).await.status, Some(200));
+    assert_eq!(post_token(&sandbox).await.status, Some(200));
 }
 
 #[tokio::test]
-async fn broken_answers_come_as_they_were_asked_for() {
+async fn fault_answers_are_sent_verbatim() {
     let sandbox = start(Options::default()).await;
     sandbox.set_faults(Faults::both(Fault::body("<html>")));
-    let answered = ask_token(&sandbox).await;
-    assert_eq!((answered.status, answered.body.as_str()), (Some(200), "<html>"));
+    let response = post_token(&sandbox).await;
+    assert_eq!((response.status, response.body.as_str()), (Some(200), "<html>"));
     sandbox.set_faults(Faults::both(Fault::redirect("https://elsewhere.example/")));
-    let answered = ask_session(&sandbox, "t", "k").await;
-    assert_eq!(answered.status, Some(302));
-    assert!(answered.head.contains("location: https://elsewhere.example/"));
+    let response = post_session(&sandbox, "t", "k").await;
+    assert_eq!(response.status, Some(302));
+    assert!(response.head.contains("location: https://elsewhere.example/"));
 }
 
 #[tokio::test]
-async fn too_long_a_body_is_refused() {
+async fn a_body_over_64_kib_is_refused() {
     let sandbox = start(Options::default()).await;
     let headers = [("authorization", KEY), ("content-type", "application/json")];
-    let ask = |length: usize| {
+    let post = |length: usize| {
         let body = format!("{{\"ttl\":60}}{}", " ".repeat(length - 10));
         let (sandbox, headers) = (&sandbox, &headers);
         async move { send(sandbox, "POST /api/device/ephemeral", headers, &body).await.status }
     };
-    assert_eq!(ask(64 * 1024).await, Some(200));
-    assert_eq!(ask(64 * 1024 + 1).await, Some(413));
+    assert_eq!(post(64 * 1024).await, Some(200));
+    assert_eq!(post(64 * 1024 + 1).await, Some(413));
 }
 
 #[tokio::test]
-async fn latency_is_spent_and_stopping_cuts_it_short() {
+async fn stopping_ends_simulated_latency() {
     let latency = Duration::from_millis(50);
     let sandbox = start(Options { latency, ..Options::default() }).await;
     let before = Instant::now();
-    assert_eq!(ask_token(&sandbox).await.status, Some(200));
+    assert_eq!(post_token(&sandbox).await.status, Some(200));
     assert!(before.elapsed() >= latency);
 
     sandbox.set_faults(Faults::token(Fault::slow(Duration::from_secs(3_600))));
-    let (answered, ()) = tokio::join!(ask_token(&sandbox), async {
+    let (response, ()) = tokio::join!(post_token(&sandbox), async {
         while sandbox.stats().token_calls.total < 2 {
             tokio::task::yield_now().await;
         }
         sandbox.stop().await;
     });
-    assert_eq!(answered.status, Some(200));
+    assert_eq!(response.status, Some(200));
     assert!(TcpStream::connect(sandbox.addr()).await.is_err());
 }
 
 #[tokio::test]
-async fn with_the_last_handle_the_sandbox_stops() {
+async fn dropping_the_last_handle_stops_the_sandbox() {
     let sandbox = start(Options::default()).await;
     let (addr, copy) = (sandbox.addr(), sandbox.clone());
     drop(sandbox);
-    assert_eq!(ask_token(&copy).await.status, Some(200));
+    assert_eq!(post_token(&copy).await.status, Some(200));
     drop(copy);
-    let gone = async {
+    let stopped = async {
         while TcpStream::connect(addr).await.is_ok() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap();
 }
 
 #[tokio::test]
-async fn everything_is_below_the_prefix() {
+async fn everything_is_served_below_the_prefix() {
     let sandbox = start(Options { path_prefix: "/idv/".to_owned(), ..Options::default() }).await;
     assert_eq!(sandbox.url(), format!("http://{}/idv", sandbox.addr()));
     for path in ["/idv", "/idv/", "/idv/sandbox/stats"] {
@@ -161,11 +161,11 @@ async fn everything_is_below_the_prefix() {
 }
 
 #[tokio::test]
-async fn ended_tokens_and_replaced_keys_are_refused() {
+async fn expired_tokens_and_replaced_keys_are_refused() {
     let sandbox = start(Options::default()).await;
-    let ended = token(&sandbox).await;
+    let expired = token(&sandbox).await;
     assert_eq!(send(&sandbox, "DELETE /sandbox/tokens", &[], "").await.status, Some(204));
-    assert_eq!(ask_session(&sandbox, &ended, "k").await.status, Some(401));
+    assert_eq!(post_session(&sandbox, &expired, "k").await.status, Some(401));
     sandbox.set_api_key("another");
-    assert_eq!(ask_token(&sandbox).await.status, Some(401));
+    assert_eq!(post_token(&sandbox).await.status, Some(401));
 }

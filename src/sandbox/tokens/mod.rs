@@ -1,4 +1,4 @@
-//! Tokens and the sessions they serve.
+//! Tokens, and the session that each of them opened.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -6,29 +6,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many tokens are kept. Beyond it the one that ends soonest goes.
-const MOST: usize = 1_000_000;
+/// How many tokens are kept. Beyond it, the one that expires first is dropped.
+const MAX_TOKENS: usize = 1_000_000;
 
-/// How long a token that has ended is remembered, so that its page can say so.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// How long an expired token is kept, so that its page can say that it expired.
+const EXPIRED_KEPT: Duration = Duration::from_secs(600);
 
-/// All tokens, live or lately ended.
 pub(super) struct Tokens {
-    tokens: HashMap<Arc<str>, Token>,
-    by_end: BTreeSet<(Instant, Arc<str>)>,
-    most: usize,
+    tokens: HashMap<Arc<str>, StoredToken>,
+    by_expiry: BTreeSet<(Instant, Arc<str>)>,
+    max_tokens: usize,
 }
 
-struct Token {
-    ends: Instant,
-    /// Which API key made it, counted from the start.
-    key: u64,
-    session: Option<Session>,
+struct StoredToken {
+    expires_at: Instant,
+    /// The generation of the API key that issued it.
+    key_generation: u64,
+    session: Option<StoredSession>,
 }
 
-/// A session, made by the one call that its token serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Session {
+pub(super) struct StoredSession {
     pub(super) id: Box<str>,
     pub(super) user: Arc<str>,
     pub(super) workflow: Arc<str>,
@@ -36,112 +34,120 @@ pub(super) struct Session {
     pub(super) idempotency_key: Option<Box<str>>,
 }
 
-/// Cause a token does not serve a session call.
+/// A session that a call opened.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Opened {
+    New(StoredSession),
+    /// The session of an earlier call with the same idempotency key.
+    Repeated(StoredSession),
+}
+
+/// Why a token opens no session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoSession {
-    /// Never made, ended, or made with a key that is no longer the key.
+pub(super) enum SessionError {
+    /// Unknown, expired, or issued with a key that was replaced.
     NotLive,
-    /// It has served its session.
+    /// The token has opened its session.
     Used,
-    /// The idempotency key is known, the user or workflow is not the one it came with.
+    /// The idempotency key was used with another user or workflow.
     OtherRequest,
 }
 
-/// Cause a link opens nothing.
+/// Why a link opens no session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadLink {
+pub(super) enum LinkError {
     Unknown,
-    Ended,
+    Expired,
     OtherSession,
 }
 
 impl Tokens {
     pub(super) fn new() -> Self {
-        Self { tokens: HashMap::new(), by_end: BTreeSet::new(), most: MOST }
+        Self { tokens: HashMap::new(), by_expiry: BTreeSet::new(), max_tokens: MAX_TOKENS }
     }
 
-    /// Adds a token that lives until `ends`.
-    pub(super) fn add(&mut self, token: &str, ends: Instant, key: u64, now: Instant) {
-        while let Some((ended, _)) = self.by_end.first()
-            && (*ended + REMEMBERED <= now || self.tokens.len() >= self.most)
-            && let Some((_, token)) = self.by_end.pop_first()
+    /// Adds a token, and drops those that expired some time ago.
+    pub(super) fn add(
+        &mut self,
+        token: &str,
+        expires_at: Instant,
+        key_generation: u64,
+        now: Instant,
+    ) {
+        while let Some((expired_at, _)) = self.by_expiry.first()
+            && (*expired_at + EXPIRED_KEPT <= now || self.tokens.len() >= self.max_tokens)
+            && let Some((_, token)) = self.by_expiry.pop_first()
         {
             self.tokens.remove(&token);
         }
         let token: Arc<str> = token.into();
-        self.by_end.insert((ends, Arc::clone(&token)));
-        self.tokens.insert(token, Token { ends, key, session: None });
+        self.by_expiry.insert((expires_at, Arc::clone(&token)));
+        self.tokens.insert(token, StoredToken { expires_at, key_generation, session: None });
     }
 
-    /// Whether a token is live: made with the present key, and not ended.
-    pub(super) fn is_live(&self, token: &str, key: u64, now: Instant) -> bool {
-        self.tokens.get(token).is_some_and(|token| token.key == key && now < token.ends)
+    /// Whether a token was issued with the current key and has not expired.
+    pub(super) fn is_live(&self, token: &str, key_generation: u64, now: Instant) -> bool {
+        let token = self.tokens.get(token);
+        token.is_some_and(|it| it.key_generation == key_generation && now < it.expires_at)
     }
 
-    /// Opens the one session of a live token. The id that counts is the answer's: with
-    /// `honour_idempotency_key` it may be that of an earlier call.
+    /// Opens the one session of a live token.
+    ///
+    /// With `honour_idempotency_key` it may be the session of an earlier call, so only the id in
+    /// the result counts.
     pub(super) fn open(
         &mut self,
         token: &str,
-        session: Session,
+        session: StoredSession,
         honour_idempotency_key: bool,
-        key: u64,
+        key_generation: u64,
         now: Instant,
-    ) -> Result<Opened, NoSession> {
-        if !self.is_live(token, key, now) {
-            return Err(NoSession::NotLive);
+    ) -> Result<Opened, SessionError> {
+        if !self.is_live(token, key_generation, now) {
+            return Err(SessionError::NotLive);
         }
         let Some(token) = self.tokens.get_mut(token) else {
-            return Err(NoSession::NotLive);
+            return Err(SessionError::NotLive);
         };
-        let Some(made) = &token.session else {
+        let Some(existing) = &token.session else {
             return Ok(Opened::New(token.session.insert(session).clone()));
         };
         let repeated = honour_idempotency_key
             && session.idempotency_key.is_some()
-            && session.idempotency_key == made.idempotency_key;
+            && session.idempotency_key == existing.idempotency_key;
         if !repeated {
-            return Err(NoSession::Used);
+            return Err(SessionError::Used);
         }
-        match made.user == session.user && made.workflow == session.workflow {
-            true => Ok(Opened::Again(made.clone())),
-            false => Err(NoSession::OtherRequest),
+        if existing.user != session.user || existing.workflow != session.workflow {
+            return Err(SessionError::OtherRequest);
         }
+        Ok(Opened::Repeated(existing.clone()))
     }
 
-    /// The session that a link opens, and when the link ends.
-    pub(super) fn look(
+    /// Returns the session that a link opens, and when the link expires.
+    pub(super) fn find(
         &self,
         token: &str,
         session_id: &str,
         now: Instant,
-    ) -> Result<(Session, Instant), BadLink> {
-        let token = self.tokens.get(token).ok_or(BadLink::Unknown)?;
-        if token.ends <= now {
-            return Err(BadLink::Ended);
+    ) -> Result<(StoredSession, Instant), LinkError> {
+        let token = self.tokens.get(token).ok_or(LinkError::Unknown)?;
+        if token.expires_at <= now {
+            return Err(LinkError::Expired);
         }
         match &token.session {
-            Some(session) if &*session.id == session_id => Ok((session.clone(), token.ends)),
-            _ => Err(BadLink::OtherSession),
+            Some(session) if &*session.id == session_id => Ok((session.clone(), token.expires_at)),
+            _ => Err(LinkError::OtherSession),
         }
     }
 
-    /// Ends every token now.
-    pub(super) fn end_all(&mut self, now: Instant) {
+    pub(super) fn expire_all(&mut self, now: Instant) {
         for token in self.tokens.values_mut() {
-            token.ends = token.ends.min(now);
+            token.expires_at = token.expires_at.min(now);
         }
-        self.by_end =
-            self.tokens.iter().map(|(name, token)| (token.ends, Arc::clone(name))).collect();
+        self.by_expiry =
+            self.tokens.iter().map(|(name, token)| (token.expires_at, Arc::clone(name))).collect();
     }
-}
-
-/// A session that a call opened.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Opened {
-    New(Session),
-    /// An earlier call's, answered again.
-    Again(Session),
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A platform that answers as a test wants it to, and remembers what it was asked.
+//! A platform that answers as a test scripts it, and records the calls.
 
 use std::{
     sync::{Arc, Mutex},
@@ -6,36 +6,36 @@ use std::{
 };
 
 use axum::{
-    Router,
-    body::{Body, to_bytes},
-    extract::{Request, State},
+    body::Body,
     http::{HeaderMap, StatusCode},
     response::Response,
 };
+use handoff::sandbox::{ApiCall, Endpoint, Options, Sandbox};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch};
 
 use super::within_timeout;
 
 /// The API key that tests use. A distinctive one, so that a leak is found.
 pub const API_KEY: &str = "ApiKey k3y-that-nobody-may-see";
 
-/// One call as it came in.
+/// A call to the platform.
 #[derive(Clone, Debug)]
 pub struct Call {
+    pub endpoint: Endpoint,
     pub path: String,
     pub query: Option<String>,
     pub headers: HeaderMap,
     pub body: Value,
-    /// How many calls of the same kind came before it.
+    /// The number of earlier calls to the same endpoint.
     pub nth: usize,
-    /// When it came.
+    /// When the call arrived.
     pub at: Instant,
 }
 
 impl Call {
     pub fn is_token(&self) -> bool {
-        self.path.ends_with("/api/device/ephemeral")
+        self.endpoint == Endpoint::Token
     }
 
     pub fn header(&self, name: &str) -> String {
@@ -49,17 +49,18 @@ impl Call {
     }
 }
 
-/// What is answered to a call.
+/// The answer to a call.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    pub after: Duration,
+    pub latency: Duration,
+    /// What the answer waits for after its latency.
     pub latch: Option<Latch>,
 }
 
-/// Something that answers can wait for.
+/// Holds answers back until it is opened.
 #[derive(Clone, Debug)]
 pub struct Latch(watch::Sender<bool>);
 
@@ -68,9 +69,13 @@ impl Latch {
         Self(watch::Sender::new(false))
     }
 
-    /// From now on nothing waits for it any more.
+    /// Releases all answers, and holds none from now on.
     pub fn open(&self) {
         self.0.send_replace(true);
+    }
+
+    async fn opened(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.unwrap();
     }
 }
 
@@ -81,7 +86,7 @@ impl Answer {
 
     pub fn status(status: u16) -> Self {
         let body = br#"{"error":"b0dy-that-nobody-may-see"}"#.to_vec();
-        Self { status, headers: vec![], body, after: Duration::ZERO, latch: None }
+        Self { status, headers: vec![], body, latency: Duration::ZERO, latch: None }
     }
 
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -89,61 +94,92 @@ impl Answer {
         self
     }
 
-    /// Answers no sooner than that.
     pub fn held_by(mut self, latch: &Latch) -> Self {
         self.latch = Some(latch.clone());
         self
     }
 
-    pub fn after(mut self, delay: Duration) -> Self {
-        self.after = delay;
+    pub fn after(mut self, latency: Duration) -> Self {
+        self.latency = latency;
         self
+    }
+
+    async fn send(self) -> Response {
+        tokio::time::sleep(self.latency).await;
+        if let Some(latch) = self.latch {
+            latch.opened().await;
+        }
+        let mut response = Response::builder().status(StatusCode::from_u16(self.status).unwrap());
+        for (name, value) in self.headers {
+            response = response.header(name, value);
+        }
+        response.body(Body::from(self.body)).unwrap()
     }
 }
 
 type Script = dyn Fn(&Call) -> Answer + Send + Sync;
 
-struct Shared {
+struct Recorder {
     calls: Mutex<Vec<Call>>,
     count: watch::Sender<usize>,
     script: Mutex<Box<Script>>,
 }
 
-/// A server on this machine. Ends when it is dropped.
+impl Recorder {
+    fn answer(&self, call: &ApiCall) -> Answer {
+        let mut calls = self.calls.lock().unwrap();
+        let call = Call {
+            endpoint: call.endpoint(),
+            path: call.path().to_owned(),
+            query: call.query().map(str::to_owned),
+            headers: call.headers().clone(),
+            body: serde_json::from_slice(call.body()).unwrap(),
+            nth: calls.iter().filter(|earlier| earlier.endpoint == call.endpoint()).count(),
+            at: call.arrived_at(),
+        };
+        calls.push(call.clone());
+        self.count.send_replace(calls.len());
+        self.script.lock().unwrap()(&call)
+    }
+}
+
+/// A sandbox whose answers a script decides. It stops when it is dropped.
 pub struct Platform {
     pub url: String,
-    shared: Arc<Shared>,
-    server: JoinHandle<()>,
+    recorder: Arc<Recorder>,
+    _sandbox: Sandbox,
 }
 
 impl Platform {
-    /// One that answers each call as the script says.
+    /// Answers each call as the script says.
     pub async fn scripted(script: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Self {
-        let shared = Arc::new(Shared {
+        let recorder = Arc::new(Recorder {
             calls: Mutex::default(),
             count: watch::Sender::new(0),
             script: Mutex::new(Box::new(script)),
         });
+        let hook = {
+            let recorder = Arc::clone(&recorder);
+            move |call: ApiCall, _| recorder.answer(&call).send()
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let routes = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        let server = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
-        Self { url, shared, server }
+        let sandbox = Sandbox::start_with_hook(listener, Options::default(), hook).unwrap();
+        Self { url: sandbox.url(), recorder, _sandbox: sandbox }
     }
 
-    /// From now on, answers differently.
+    /// Replaces the script for all later calls.
     pub fn set_script(&self, script: impl Fn(&Call) -> Answer + Send + Sync + 'static) {
-        *self.shared.script.lock().unwrap() = Box::new(script);
+        *self.recorder.script.lock().unwrap() = Box::new(script);
     }
 
     pub fn calls(&self) -> Vec<Call> {
-        self.shared.calls.lock().unwrap().clone()
+        self.recorder.calls.lock().unwrap().clone()
     }
 
-    /// Waits until there have been so many calls.
-    pub async fn wait_for_calls(&self, times: usize) {
-        let mut count = self.shared.count.subscribe();
-        within_timeout(&format!("{times} calls"), count.wait_for(|count| *count >= times))
+    /// Waits until there have been `count` calls since the start.
+    pub async fn wait_for_calls(&self, count: usize) {
+        let mut calls = self.recorder.count.subscribe();
+        within_timeout(&format!("{count} calls"), calls.wait_for(|calls| *calls >= count))
             .await
             .unwrap();
     }
@@ -157,58 +193,25 @@ impl Platform {
     }
 }
 
-impl Drop for Platform {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-/// The answer of a platform that does well.
+/// The answer of a healthy platform.
 pub fn success(call: &Call) -> Answer {
-    Answer::json(&if call.is_token() {
-        json!({ "authorization": format!("Token t0ken-that-nobody-may-see é/+=&%{}", call.nth) })
-    } else {
-        json!({ "id": format!("session-{}", call.nth), "status": 0 })
+    Answer::json(&match call.endpoint {
+        Endpoint::Token => {
+            let token = format!("Token t0ken-that-nobody-may-see é/+=&%{}", call.nth);
+            json!({ "authorization": token })
+        }
+        Endpoint::Session => json!({ "id": format!("session-{}", call.nth), "status": 0 }),
     })
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let body = to_bytes(body, 1 << 20).await.unwrap();
-    let mut call = Call {
-        path: parts.uri.path().to_owned(),
-        query: parts.uri.query().map(str::to_owned),
-        headers: parts.headers,
-        body: serde_json::from_slice(&body).unwrap(),
-        nth: 0,
-        at: Instant::now(),
-    };
-    let answer = {
-        let mut calls = shared.calls.lock().unwrap();
-        call.nth = calls.iter().filter(|earlier| earlier.is_token() == call.is_token()).count();
-        calls.push(call.clone());
-        shared.count.send_replace(calls.len());
-        shared.script.lock().unwrap()(&call)
-    };
-    tokio::time::sleep(answer.after).await;
-    if let Some(Latch(latch)) = answer.latch {
-        latch.subscribe().wait_for(|open| *open).await.unwrap();
-    }
-    let mut response = Response::builder().status(StatusCode::from_u16(answer.status).unwrap());
-    for (name, value) in answer.headers {
-        response = response.header(name, value);
-    }
-    response.body(Body::from(answer.body)).unwrap()
-}
-
-/// A platform that does well, but answers some calls no sooner than it is told.
-pub fn hold_calls(which: fn(&Call) -> bool) -> (Latch, impl Fn(&Call) -> Answer + Send + Sync) {
+/// A script of successful answers, some of which wait for the latch.
+pub fn hold_calls(held: fn(&Call) -> bool) -> (Latch, impl Fn(&Call) -> Answer + Send + Sync) {
     let latch = Latch::closed();
     let script = {
         let latch = latch.clone();
-        move |call: &Call| match which(call) {
-            true => success(call).held_by(&latch),
-            false => success(call),
+        move |call: &Call| {
+            let answer = success(call);
+            if held(call) { answer.held_by(&latch) } else { answer }
         }
     };
     (latch, script)

@@ -1,13 +1,13 @@
-//! Makes tokens and session ids.
+//! Generates tokens and session ids.
 
 use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
 
 use super::options::TokenAlphabet;
 
-/// What careless code breaks on. Each hostile token holds all of them.
+/// Pieces that encoding mistakes break. Each hostile token contains all of them.
 ///
-/// None is a control character, and a token neither starts nor ends with one of them, so that every
-/// token is a valid header value.
+/// They contain no control characters, and a token neither starts nor ends with one of them, so
+/// that every token is a valid header value.
 const HOSTILE: [&str; 20] = [
     " ",
     "  ",
@@ -33,7 +33,7 @@ const HOSTILE: [&str; 20] = [
 
 const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// A new token. It holds at least 190 random bits, so no two are the same.
+/// Generates a token, with at least 190 random bits.
 pub(super) fn token(alphabet: TokenAlphabet, rng: &mut StdRng) -> String {
     let mut token = "tr-".to_owned();
     match alphabet {
@@ -51,7 +51,7 @@ pub(super) fn token(alphabet: TokenAlphabet, rng: &mut StdRng) -> String {
     token
 }
 
-/// A new session id: 24 hexadecimal digits.
+/// Generates a session id of 24 hexadecimal digits.
 pub(super) fn session_id(rng: &mut StdRng) -> String {
     let id: u128 = rng.random();
     format!("{:024x}", id >> 32)
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn every_token_is_a_header_value_that_nothing_trims() {
+    fn every_token_is_a_header_value_without_outer_spaces() {
         for alphabet in [TokenAlphabet::Plain, TokenAlphabet::Hostile] {
             for token in tokens(alphabet) {
                 assert!(HeaderValue::from_bytes(token.as_bytes()).is_ok(), "{token:?}");
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_tokens_hold_every_piece() {
+    fn hostile_tokens_contain_every_piece() {
         for token in tokens(TokenAlphabet::Hostile) {
             for piece in HOSTILE {
                 assert!(token.contains(piece), "{token:?} lacks {piece:?}");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_are_the_same() {
+    fn tokens_are_distinct() {
         let mut tokens = tokens(TokenAlphabet::Hostile);
         tokens.sort();
         tokens.dedup();

@@ -1,40 +1,44 @@
-//! Percent-decoding exactly as JavaScript's `decodeURIComponent` does it: `+` stays `+`, and what
-//! is no escape, or no UTF-8, is an error. A link that was encoded carelessly does not slip through.
+//! Reads query parameters as JavaScript's `decodeURIComponent` does.
+//!
+//! `+` stays `+`, and an invalid escape or invalid UTF-8 is an error, so that a link with an
+//! encoding mistake does not work by accident.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// Cause a query cannot be used. Holds only the names of parameters that were asked for.
+/// Why a query parameter is unusable. Contains the parameter's name, never its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadQuery {
-    /// A `%` without two hexadecimal digits, or bytes that are no UTF-8.
+pub(super) enum QueryError {
+    /// A `%` without two hexadecimal digits, or bytes that are not UTF-8.
     Malformed(&'static str),
-    /// Absent or empty.
+    /// Missing or empty.
     Missing(&'static str),
-    /// Given more than once.
-    Twice(&'static str),
+    Duplicate(&'static str),
 }
 
-/// The value of a query's parameter: there once, and not empty.
-pub(super) fn parameter<'a>(query: &'a str, name: &'static str) -> Result<Cow<'a, str>, BadQuery> {
+/// Returns the decoded value of a parameter that occurs exactly once and is not empty.
+pub(super) fn parameter<'a>(
+    query: &'a str,
+    name: &'static str,
+) -> Result<Cow<'a, str>, QueryError> {
     let mut values = query.split('&').filter_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(key)? == name).then_some(value)
     });
-    let value = values.next().ok_or(BadQuery::Missing(name))?;
+    let value = values.next().ok_or(QueryError::Missing(name))?;
     if values.next().is_some() {
-        return Err(BadQuery::Twice(name));
+        return Err(QueryError::Duplicate(name));
     }
     match decode(value) {
-        None => Err(BadQuery::Malformed(name)),
-        Some(value) if value.is_empty() => Err(BadQuery::Missing(name)),
+        None => Err(QueryError::Malformed(name)),
+        Some(value) if value.is_empty() => Err(QueryError::Missing(name)),
         Some(value) => Ok(value),
     }
 }
 
 /// `decodeURIComponent`; `None` where that throws.
-pub(super) fn decode(text: &str) -> Option<Cow<'_, str>> {
+fn decode(text: &str) -> Option<Cow<'_, str>> {
     let escapes = text.split('%').skip(1);
     let well_formed = escapes.map(str::as_bytes).all(|rest| {
         matches!(rest, [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
@@ -47,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decoding_is_that_of_decode_uri_component() {
+    fn values_are_decoded_like_decode_uri_component() {
         for (text, decoded) in [
             ("", Some("")),
             ("a+b", Some("a+b")),
@@ -63,7 +67,7 @@ mod tests {
             ("%+1", None),
             ("%C3", None),
             ("%FF", None),
-            // Half of a surrogate pair, written as if it were a character.
+            // Half of a surrogate pair, encoded like a character.
             ("%ED%A0%80", None),
         ] {
             assert_eq!(decode(text).as_deref(), decoded, "{text}");
@@ -71,16 +75,16 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_is_there_once() {
+    fn a_parameter_occurs_exactly_once() {
         let read = |query| parameter(query, "url").map(Cow::into_owned);
         assert_eq!(read("url=a"), Ok("a".to_owned()));
         assert_eq!(read("x=1&url=a%26b&y"), Ok("a&b".to_owned()));
         assert_eq!(read("url=a=b"), Ok("a=b".to_owned()));
         assert_eq!(read("%75rl=a"), Ok("a".to_owned()));
         for missing in ["", "url", "url=", "URL=a", "x=url"] {
-            assert_eq!(read(missing), Err(BadQuery::Missing("url")), "{missing}");
+            assert_eq!(read(missing), Err(QueryError::Missing("url")), "{missing}");
         }
-        assert_eq!(read("url=a&url=b"), Err(BadQuery::Twice("url")));
-        assert_eq!(read("url=%FF"), Err(BadQuery::Malformed("url")));
+        assert_eq!(read("url=a&url=b"), Err(QueryError::Duplicate("url")));
+        assert_eq!(read("url=%FF"), Err(QueryError::Malformed("url")));
     }
 }

@@ -1,0 +1,80 @@
+//! The state that all handlers share.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{backend::Backend, options::Options, record::Recorder, stats::Stats};
+
+/// The state that all handlers share.
+pub(super) struct App {
+    pub(super) options: Options,
+    pub(super) stopping: CancellationToken,
+    started: Instant,
+    /// Makes fingerprints meaningless outside this run.
+    salt: Uuid,
+    in_flight: AtomicUsize,
+    max_in_flight: AtomicUsize,
+    backend: Mutex<Backend>,
+}
+
+impl App {
+    pub(super) fn new(options: Options, stopping: CancellationToken) -> Self {
+        Self {
+            backend: Mutex::new(Backend::new(&options)),
+            options,
+            stopping,
+            started: Instant::now(),
+            salt: Uuid::new_v4(),
+            in_flight: AtomicUsize::new(0),
+            max_in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// Locks the backend. Never hold the lock across an `.await`.
+    pub(super) fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.backend.lock()
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let max_in_flight = self.max_in_flight.load(Ordering::Relaxed);
+        let uptime_ms = self.millis_at(Instant::now());
+        Stats::new(&self.backend().recorder.counts, max_in_flight, uptime_ms)
+    }
+
+    /// Forgets the recorded calls and the counts.
+    pub(super) fn reset_records(&self) {
+        self.backend().recorder = Recorder::default();
+        self.max_in_flight.store(self.in_flight.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Milliseconds from the start of the sandbox to `at`.
+    pub(super) fn millis_at(&self, at: Instant) -> u64 {
+        u64::try_from(at.duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Identifies a secret without revealing it.
+    pub(super) fn fingerprint(&self, secret: &[u8]) -> String {
+        Uuid::new_v5(&self.salt, secret).simple().to_string()
+    }
+
+    /// Counts a call as in flight until the guard is dropped.
+    pub(super) fn call_in_flight(&self) -> InFlightGuard<'_> {
+        let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        self.max_in_flight.fetch_max(in_flight, Ordering::Relaxed);
+        InFlightGuard(&self.in_flight)
+    }
+}
+
+pub(super) struct InFlightGuard<'a>(&'a AtomicUsize);
+
+impl Drop for InFlightGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,106 @@
+//! The state behind the API calls, and what they do to it.
+
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::{
+    admission::Admission,
+    generate,
+    options::Options,
+    record::Recorder,
+    request::{Refusal, SessionRequest},
+    tokens::{Opened, SessionError, StoredSession, Tokens},
+};
+
+const WRONG_KEY: Refusal =
+    Refusal::new(StatusCode::UNAUTHORIZED, "Authorization must be the API key");
+const NOT_LIVE: Refusal =
+    Refusal::new(StatusCode::UNAUTHORIZED, "Authorization must be a live token");
+const USED: Refusal =
+    Refusal::new(StatusCode::UNAUTHORIZED, "this token has already been used for a session");
+const OTHER_REQUEST: Refusal = Refusal::new(
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "this Idempotency-Key was used with another user or workflow",
+);
+
+/// The state that API calls change.
+pub(super) struct Backend {
+    api_key: String,
+    /// Counts replacements of the API key; tokens of an earlier generation are revoked.
+    key_generation: u64,
+    pub(super) rng: StdRng,
+    pub(super) admission: Admission,
+    pub(super) tokens: Tokens,
+    pub(super) recorder: Recorder,
+}
+
+impl Backend {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            api_key: options.api_key.clone(),
+            key_generation: 0,
+            rng: options.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64),
+            admission: Admission::default(),
+            tokens: Tokens::new(),
+            recorder: Recorder::default(),
+        }
+    }
+
+    pub(super) fn set_api_key(&mut self, api_key: String) {
+        self.api_key = api_key;
+        self.key_generation += 1;
+    }
+
+    pub(super) fn issue_token(
+        &mut self,
+        options: &Options,
+        authorization: &[u8],
+        ttl: Result<Duration, Refusal>,
+        now: Instant,
+    ) -> Result<String, Refusal> {
+        if authorization != self.api_key.as_bytes() {
+            return Err(WRONG_KEY);
+        }
+        let expires_at = now + ttl?;
+        let token = generate::token(options.token_alphabet, &mut self.rng);
+        self.tokens.add(&token, expires_at, self.key_generation, now);
+        self.recorder.counts.tokens_issued += 1;
+        Ok(token)
+    }
+
+    /// Makes a session, or returns the one that an earlier call with the same key made.
+    pub(super) fn make_session(
+        &mut self,
+        options: &Options,
+        authorization: &[u8],
+        request: Result<SessionRequest, Refusal>,
+        idempotency_key: Option<&str>,
+        now: Instant,
+    ) -> Result<StoredSession, Refusal> {
+        let token = str::from_utf8(authorization).map_err(|_| NOT_LIVE)?;
+        // Checked before the request, so that an unauthorized caller learns nothing about it.
+        if !self.tokens.is_live(token, self.key_generation, now) {
+            return Err(NOT_LIVE);
+        }
+        let SessionRequest { user, workflow, locale } = request?;
+        let id = generate::session_id(&mut self.rng).into();
+        let idempotency_key = idempotency_key.map(Into::into);
+        let session = StoredSession { id, user, workflow, locale, idempotency_key };
+        let honour = options.honour_idempotency_key;
+        match self.tokens.open(token, session, honour, self.key_generation, now) {
+            Ok(Opened::New(session)) => {
+                self.recorder.counts.add_session(&session.user, &session.workflow);
+                Ok(session)
+            }
+            Ok(Opened::Repeated(session)) => Ok(session),
+            Err(SessionError::NotLive) => Err(NOT_LIVE),
+            Err(SessionError::Used) => Err(USED),
+            Err(SessionError::OtherRequest) => Err(OTHER_REQUEST),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
