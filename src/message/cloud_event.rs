@@ -1,55 +1,63 @@
-//! CloudEvents 1.0 in structured mode: the envelope around a request.
+//! CloudEvents 1.0 in structured mode, as producers may wrap a request.
 
 use serde_json::value::RawValue;
 
-use super::{REQUESTED, RequestId, decode};
+use super::{RequestId, decode};
+
+/// The routing key of requests, and the `type` of a CloudEvent around one.
+pub(crate) const REQUESTED: &str = "verification.requested";
 
 const SPECVERSION: &str = "specversion";
 
-/// What an envelope holds.
-pub(super) struct CloudEvent<'a> {
-    /// The event's id, where it is one.
-    pub(super) id: Option<RequestId>,
-    /// The text of `data`, or why the envelope is not one of ours.
-    pub(super) data: Result<&'a str, String>,
+/// How a message body holds a request.
+pub(super) enum BodyKind<'a> {
+    NotAnObject,
+    /// No CloudEvent; the caller must still check that it is an object.
+    Bare,
+    CloudEvent {
+        /// The event's `id`, if it is valid.
+        id: Option<RequestId>,
+        /// The text of `data`, or the rule that the CloudEvent breaks.
+        data: Result<&'a str, String>,
+    },
 }
 
-impl<'a> CloudEvent<'a> {
-    /// Reads the envelope, if there is one: the outer `None` is no object, the inner one no envelope.
-    ///
-    /// A body is an envelope if it holds a `specversion`, whatever content type it was sent with.
-    pub(super) fn read(json: &'a str) -> Option<Option<Self>> {
-        // Where the word stands nowhere, be it with escapes, nothing has to be read to know. Whether that
-        // is an object, whoever reads the request finds out.
+impl<'a> BodyKind<'a> {
+    /// Detects a CloudEvent by its `specversion`, whatever content type it was sent with.
+    pub(super) fn of(json: &'a str) -> Self {
+        // Saves a bare request one pass over its keys. A backslash could escape `specversion`.
         if !json.contains(SPECVERSION) && !json.contains('\\') {
-            return Some(None);
+            return Self::Bare;
         }
-        let fields = decode::fields(json, [SPECVERSION, "id", "source", "type", "data"])?;
+        let Some(fields) = decode::fields(json, [SPECVERSION, "id", "source", "type", "data"])
+        else {
+            return Self::NotAnObject;
+        };
         let [specversion, id, source, kind, data] = fields.values;
-        // Given twice, it is there, though the one that counts may be `null`.
+        // A repeated `specversion` is present even if its last value is `null`.
         if specversion.is_none() && !fields.repeated.contains(&SPECVERSION) {
-            return Some(None);
+            return Self::Bare;
         }
         let id = id.and_then(text).filter(|id| !id.is_empty());
         let problem = if let Some(key) = fields.repeated.first() {
-            Some(format!("the CloudEvent's `{key}` is given twice"))
+            Some(format!("CloudEvent: `{key}` appears more than once"))
         } else if specversion.and_then(text).as_deref() != Some("1.0") {
-            Some("the CloudEvent's `specversion` must be \"1.0\"".to_owned())
+            Some("CloudEvent: `specversion` must be \"1.0\"".to_owned())
         } else if id.is_none() {
-            Some("the CloudEvent's `id` must be a string that is not empty".to_owned())
+            Some("CloudEvent: `id` must be a non-empty string".to_owned())
         } else if source.and_then(text).is_none_or(|source| source.is_empty()) {
-            Some("the CloudEvent's `source` must be a string that is not empty".to_owned())
+            Some("CloudEvent: `source` must be a non-empty string".to_owned())
         } else if kind.and_then(text).as_deref() != Some(REQUESTED) {
-            Some(format!("the CloudEvent's `type` must be \"{REQUESTED}\""))
+            Some(format!("CloudEvent: `type` must be \"{REQUESTED}\""))
         } else {
             None
         };
         let data = match (problem, data) {
             (Some(problem), _) => Err(problem),
-            (None, None) => Err("the CloudEvent has no `data`".to_owned()),
+            (None, None) => Err("CloudEvent: `data` is missing".to_owned()),
             (None, Some(data)) => Ok(data.get()),
         };
-        Some(Some(Self { id: id.map(RequestId::new), data }))
+        Self::CloudEvent { id: id.map(RequestId::new), data }
     }
 }
 
@@ -72,35 +80,35 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_is_opened() {
+    fn request_in_a_cloud_event_is_decoded() {
         let (id, request) = decode(&event("", ""));
         assert_eq!(id.as_deref(), Some("e1"));
         assert_eq!(request.unwrap().user_id, "ann");
     }
 
     #[test]
-    fn an_envelope_that_is_written_with_escapes_is_one() {
+    fn escaped_specversion_makes_a_cloud_event() {
         let (id, request) = decode(&event("specversion", "\\u0073pecversion"));
         assert_eq!(id.as_deref(), Some("e1"));
         assert_eq!(request.unwrap().user_id, "ann");
     }
 
     #[test]
-    fn what_is_wrong_with_an_envelope_is_said() {
-        for (change, to, word) in [
-            ("1.0", "0.3", "specversion"),
-            (r#""id""#, r#""specversion":null,"id""#, "given twice"),
-            ("\"e1\"", "\"\"", "`id`"),
-            ("\"e1\"", "7", "`id`"),
-            ("\"/app\"", "null", "source"),
-            ("verification.requested", "verification.done", "type"),
-            ("\"data\"", "\"dada\"", "data"),
-            ("{\"userId\":\"ann\"}", "[]", "data"),
-            ("\"id\":\"e1\"", "\"id\":\"e1\",\"id\":\"e2\"", "twice"),
+    fn invalid_cloud_event_names_the_broken_rule() {
+        for (change, to, part) in [
+            ("1.0", "0.3", "`specversion` must"),
+            (r#""id""#, r#""specversion":null,"id""#, "`specversion` appears more than once"),
+            ("\"e1\"", "\"\"", "`id` must"),
+            ("\"e1\"", "7", "`id` must"),
+            ("\"/app\"", "null", "`source` must"),
+            ("verification.requested", "verification.done", "`type` must"),
+            ("\"data\"", "\"dada\"", "`data` is missing"),
+            ("{\"userId\":\"ann\"}", "[]", "the data is JSON but not an object"),
+            ("\"id\":\"e1\"", "\"id\":\"e1\",\"id\":\"e2\"", "`id` appears more than once"),
         ] {
             let (_, request) = decode(&event(change, to));
             let message = request.unwrap_err().message;
-            assert!(message.contains(word), "{change} to {to}: {message}");
+            assert!(message.contains(part), "{change} to {to}: {message}");
         }
     }
 }

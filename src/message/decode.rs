@@ -1,21 +1,21 @@
-//! Reading JSON objects from strangers: every key at most once, every value left as it stands.
+//! Reads untrusted JSON objects: reports repeated keys, and leaves values as raw text.
 
 use std::{borrow::Cow, fmt};
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Levels of arrays and objects within each other that a body may have.
+/// How deep arrays and objects may be nested.
 const MAX_DEPTH: usize = 128;
 
-/// The values of the wanted keys in a JSON object, `null` and absent alike being `None`.
+/// The values of the wanted keys; `None` if a key is absent or `null`.
 pub(super) struct Fields<'a, const N: usize> {
     pub(super) values: [Option<&'a RawValue>; N],
-    /// Wanted keys that stand more than once, each named once.
+    /// Wanted keys that appear more than once, each listed once.
     pub(super) repeated: Vec<&'static str>,
 }
 
-/// Reads the wanted keys of a JSON object and skips all others. `None` where it is no object.
+/// Reads the wanted keys of a JSON object, or returns `None` if it is not one.
 pub(super) fn fields<'a, const N: usize>(
     json: &'a str,
     wanted: [&'static str; N],
@@ -40,8 +40,7 @@ pub(super) fn fields<'a, const N: usize>(
                     continue;
                 };
                 let value = map.next_value::<&RawValue>()?;
-                // However often it stands there, it is named once: who writes a body has no say in how
-                // long the complaint about it gets.
+                // Listed once, so that a body of repeated keys does not make a long error message.
                 if std::mem::replace(&mut seen[at], true) && !fields.repeated.contains(&self.0[at])
                 {
                     fields.repeated.push(self.0[at]);
@@ -58,7 +57,7 @@ pub(super) fn fields<'a, const N: usize>(
     Some(fields)
 }
 
-/// The entries of a JSON object in their order, keys and values as they stand.
+/// Returns the entries of a JSON object in order, as raw text.
 pub(super) fn entries(json: &str) -> Option<Vec<(&RawValue, &RawValue)>> {
     struct Entries;
 
@@ -81,25 +80,26 @@ pub(super) fn entries(json: &str) -> Option<Vec<(&RawValue, &RawValue)>> {
     serde_json::Deserializer::from_str(json).deserialize_map(Entries).ok()
 }
 
-/// Whether a key, as it stands in JSON, says this.
-pub(super) fn is_key(key: &RawValue, says: &str) -> bool {
-    key_text(key).is_some_and(|key| key == says)
+/// Whether a raw key, which may contain escapes, is `name`.
+pub(super) fn is_key(key: &RawValue, name: &str) -> bool {
+    key_text(key).is_some_and(|key| key == name)
 }
 
-/// What a key says, unless it is no text in any encoding, such as half of a surrogate pair.
+/// Unescapes a key, or returns `None` if it is not valid Unicode, such as half a surrogate pair.
 fn key_text(key: &RawValue) -> Option<Cow<'_, str>> {
     let quoted = key.get();
-    match quoted.contains('\\') {
-        false => quoted.strip_prefix('"')?.strip_suffix('"').map(Cow::Borrowed),
-        true => serde_json::from_str(quoted).ok().map(Cow::Owned),
+    if quoted.contains('\\') {
+        serde_json::from_str(quoted).ok().map(Cow::Owned)
+    } else {
+        quoted.strip_prefix('"')?.strip_suffix('"').map(Cow::Borrowed)
     }
 }
 
-/// Whether arrays and objects lie deeper within each other than any honest body's would.
+/// Whether arrays and objects are nested more than [`MAX_DEPTH`] levels deep.
 ///
-/// Skipped values are skipped without recursion, but whoever reads metadata after us may recurse.
-pub(super) fn too_deep(json: &str) -> bool {
-    // Where no more are opened at all, none can lie deeper. Counting them all takes next to nothing.
+/// This crate skips values without recursion, but the platform that parses `metadata` may recurse.
+pub(super) fn is_too_deep(json: &str) -> bool {
+    // A body with few brackets cannot be deep. Counting them is faster than tracking strings.
     if json.bytes().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
         return false;
     }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wanted_keys_are_found_even_when_escaped() {
+    fn wanted_keys_are_found_even_if_escaped() {
         let fields = fields(r#"{"x":[1],"\u0061":"é","b":null}"#, ["a", "b", "c"]).unwrap();
         assert_eq!(fields.values[0].unwrap().get(), "\"é\"");
         assert!(fields.values[1].is_none() && fields.values[2].is_none());
@@ -135,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn repeated_keys_are_named() {
+    fn repeated_keys_are_listed_once() {
         let fields =
             fields(r#"{"a":1,"\u0061":2,"a":3,"x":1,"x":2,"b":null,"b":1}"#, ["a", "b"]).unwrap();
         assert_eq!(fields.repeated, ["a", "b"]);
     }
 
     #[test]
-    fn keys_that_are_no_text_are_only_unknown() {
+    fn keys_that_are_not_unicode_are_ignored() {
         let fields = fields(r#"{"\ud800":1,"a\"":2,"a":3}"#, ["a"]).unwrap();
         assert_eq!(fields.values[0].unwrap().get(), "3");
         let entries = entries(r#"{"\ud800":1, "b" : [ 2 ]}"#).unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_object_is_an_object() {
+    fn other_values_and_several_objects_are_refused() {
         for wrong in ["", "[]", "1", "{", "{}{}", r#"{"a"}"#, r#"{"a":}"#] {
             assert!(fields(wrong, ["a"]).is_none(), "{wrong}");
         }
@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn depth_counts_brackets_outside_strings() {
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
-        assert!(!too_deep(&nested(128)));
-        assert!(too_deep(&nested(129)));
-        assert!(!too_deep(&format!("\"\\\"{}\"", nested(500))));
+        assert!(!is_too_deep(&nested(128)));
+        assert!(is_too_deep(&nested(129)));
+        assert!(!is_too_deep(&format!("\"\\\"{}\"", nested(500))));
     }
 }

@@ -4,36 +4,35 @@ use std::{fmt, time::SystemTime};
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use super::RequestId;
+use super::{RequestId, time::serialize_date_time};
 
 /// The `type` and routing key of the event that carries a link.
-pub const READY: &str = "handoff.ready";
-/// The `type` and routing key of the event that says why there is no link.
-pub const FAILED: &str = "handoff.failed";
+pub(crate) const READY: &str = "handoff.ready";
+/// The `type` and routing key of the event that reports a failed request.
+pub(crate) const FAILED: &str = "handoff.failed";
 
-/// Under which event ids are derived; fixed for ever, since consumers drop repeats by them.
+/// The namespace of event ids. It must never change: consumers drop repeated events by id.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x6b1e_2f0c_8f4d_4f0b_9c55_0d6a_7e1b_34d2);
 
-/// Cause a request was not served.
+/// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReasonCode {
-    /// The request breaks a rule of the reference.
+    /// The request breaks a rule of its format.
     InvalidRequest,
-    /// Its `expiresAt` had passed.
+    /// `expiresAt` passed before a link was made.
     RequestExpired,
-    /// The platform will not make this session, however often it is asked.
+    /// The platform rejects this session, and would reject it again.
     PlatformRejected,
-    /// Every attempt failed.
+    /// All attempts failed.
     RetriesExhausted,
 }
 
 impl ReasonCode {
-    /// The code as it stands in events and on dead letters.
-    pub fn as_str(self) -> &'static str {
+    /// Returns the code as events and dead letters have it.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid_request",
             Self::RequestExpired => "request_expired",
@@ -43,59 +42,59 @@ impl ReasonCode {
     }
 }
 
-/// A reason for machines and for people.
+/// Why a request failed, for programs and for persons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FailedReason {
-    /// For machines.
+    /// For programs.
     pub code: ReasonCode,
-    /// For people; holds no secret and no user id.
+    /// For persons; contains no secret and no user id.
     pub message: String,
 }
 
-/// What an event says.
+/// The `data` of an event.
 #[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EventBody<'a> {
-    /// The link.
+    /// A link for the user.
     #[serde(rename_all = "camelCase")]
     Ready {
         /// The request's id.
         request_id: &'a str,
-        /// Who the link is for.
+        /// The user to verify.
         user_id: &'a str,
-        /// The workflow it leads to.
+        /// The verification workflow.
         workflow_id: &'a str,
-        /// The platform's session; always a string.
+        /// The id of the platform's session; always a string.
         session_id: &'a str,
-        /// The link: a bearer secret.
+        /// The link. It grants access to the session: treat it as a secret.
         url: &'a str,
-        /// When the link ends; never later than its token does.
-        #[serde(serialize_with = "date_time")]
+        /// When the link expires; never later than its token.
+        #[serde(serialize_with = "serialize_date_time")]
         #[schemars(with = "String", extend("format" = "date-time"))]
         expires_at: SystemTime,
-        /// Whether the link was made for another request, or by an earlier try of this one.
+        /// Whether the link was made for an earlier request, or by an earlier attempt of this one.
         reused: bool,
     },
-    /// The reason there is none.
+    /// Why there is no link.
     #[serde(rename_all = "camelCase")]
     Failed {
         /// The request's id.
         request_id: &'a str,
-        /// Who it was for, where that is known.
+        /// The user to verify, or null if the request has no valid one.
         user_id: Option<&'a str>,
-        /// The workflow, where that is known.
+        /// The verification workflow, or null if it is unknown.
         workflow_id: Option<&'a str>,
-        /// Cause.
+        /// Why the request failed.
         reason: &'a FailedReason,
-        /// Deliveries that were tried, the last included.
+        /// The number of attempts, the last included.
         #[schemars(range(min = 1))]
         attempts: u32,
     },
 }
 
 impl EventBody<'_> {
-    /// The event's `type` and routing key.
-    pub fn kind(&self) -> &'static str {
+    /// Returns the event's `type`, which is also its routing key.
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Ready { .. } => READY,
             Self::Failed { .. } => FAILED,
@@ -110,20 +109,19 @@ impl EventBody<'_> {
     }
 }
 
-/// An event as it is published.
+/// An event, ready to be published.
 pub struct Event {
-    /// Derived from request id and type: a repeat has the same.
-    pub id: String,
-    /// `type` and routing key.
-    pub kind: &'static str,
-    /// Now.
-    pub time: SystemTime,
-    /// The whole CloudEvent as JSON.
-    pub body: Vec<u8>,
+    /// Derived from the request id and the type, so that a repeated event has the same id.
+    pub(crate) id: String,
+    /// The `type`, which is also the routing key.
+    pub(crate) kind: &'static str,
+    pub(crate) time: SystemTime,
+    /// The CloudEvent as JSON.
+    pub(crate) body: Vec<u8>,
 }
 
 impl Event {
-    /// Puts the envelope around what an event says.
+    /// Encodes an event that is made `now`.
     pub fn new(body: &EventBody<'_>, now: SystemTime) -> Self {
         let kind = body.kind();
         let (request_id, subject) = body.request_and_subject();
@@ -138,14 +136,13 @@ impl Event {
             datacontenttype: "application/json",
             data: body,
         };
-        // Strings, numbers and dates under fixed keys: there is nothing that could fail to serialize
-        // but a date before year 0 or after 9999, and `date_time` clamps those.
+        // Cannot fail: the keys are fixed, and `serialize_date_time` clamps dates to valid years.
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
         Self { id, kind, time: now, body }
     }
 }
 
-/// Holds back the body: a link is a bearer secret.
+/// Withholds the body, which contains the link.
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
@@ -160,20 +157,20 @@ impl fmt::Debug for Event {
 pub(super) struct EventEnvelope<'a> {
     #[schemars(extend("const" = "1.0"))]
     specversion: &'a str,
-    /// Made from request id and type alone: a repeat has the same.
+    /// Derived from the request id and the type: a repeated event has the same id.
     #[schemars(extend("format" = "uuid"))]
     id: &'a str,
     #[schemars(extend("const" = "/handoff"))]
     source: &'a str,
-    /// The event's type, which is its routing key, too.
+    /// The type of the event, which is also its routing key.
     #[serde(rename = "type")]
     kind: &'a str,
-    /// The user id, where it is known.
+    /// The user id; absent if it is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     subject: Option<&'a str>,
     /// When the event was made.
-    #[serde(serialize_with = "date_time")]
+    #[serde(serialize_with = "serialize_date_time")]
     #[schemars(with = "String", extend("format" = "date-time"))]
     time: SystemTime,
     #[schemars(extend("const" = "application/json"))]
@@ -184,26 +181,6 @@ pub(super) struct EventEnvelope<'a> {
 fn event_id(kind: &str, request: &RequestId) -> String {
     let name = [kind, "\n", request.as_str()].concat();
     Uuid::new_v5(&EVENT_IDS, name.as_bytes()).to_string()
-}
-
-/// RFC 3339 in UTC, to the millisecond, rounded down: an end is never told too late. What lies before
-/// 1970 or after 9999 becomes the nearest date.
-pub fn format_date_time(at: SystemTime) -> String {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let nanos = i128::try_from(since.as_millis()).unwrap_or(i128::MAX).saturating_mul(1_000_000);
-    OffsetDateTime::from_unix_timestamp_nanos(nanos)
-        .ok()
-        .and_then(|at| at.format(&Rfc3339).ok())
-        .unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
-}
-
-/// Reads what [`format_date_time`] writes, and any other RFC 3339 date.
-pub fn parse_date_time(text: &str) -> Option<SystemTime> {
-    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
-}
-
-fn date_time<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format_date_time(*at))
 }
 
 #[cfg(test)]
@@ -244,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_user_is_null_in_the_data_and_no_subject() {
+    fn unknown_user_is_null_in_the_data_and_absent_as_subject() {
         let reason = FailedReason { code: ReasonCode::InvalidRequest, message: "m".into() };
         let body = EventBody::Failed {
             request_id: "r1",
@@ -262,29 +239,15 @@ mod tests {
     }
 
     #[test]
-    fn ids_depend_on_request_and_type_alone() {
+    fn event_ids_depend_on_request_id_and_type_alone() {
         let (one, two) = (RequestId::new("r1"), RequestId::new("r2"));
         assert_eq!(event_id(READY, &one), event_id(READY, &one));
         assert_ne!(event_id(READY, &one), event_id(READY, &two));
         assert_ne!(event_id(READY, &one), event_id(FAILED, &one));
-        // Fixed for ever: consumers remember them.
+        // Consumers remember ids: they must never change.
         assert_eq!(
             event_id(READY, &one),
             Uuid::new_v5(&EVENT_IDS, b"handoff.ready\nr1").to_string()
         );
-    }
-
-    #[test]
-    fn fractions_are_cut_not_rounded() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_999_999);
-        assert_eq!(format_date_time(at), "1970-01-01T00:00:00.001Z");
-    }
-
-    #[test]
-    fn dates_out_of_range_are_told_as_the_nearest() {
-        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
-        assert_eq!(format_date_time(far), "9999-12-31T23:59:59Z");
-        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
-        assert_eq!(format_date_time(before), "1970-01-01T00:00:00Z");
     }
 }

@@ -1,18 +1,25 @@
-//! The wire types: what producers publish and consumers read, as the reference tells it under
-//! "The request" and "The events".
+//! The wire types: requests and events, as `docs/reference.md` defines them.
 
 mod cloud_event;
 mod decode;
 mod event;
+mod metadata;
 mod request;
-pub mod schema;
+mod request_id;
+pub(crate) mod schema;
+mod time;
 mod trace_context;
 
+pub(crate) use self::{
+    cloud_event::REQUESTED,
+    event::{FAILED, READY},
+    time::parse_date_time,
+};
 pub use self::{
-    event::{
-        Event, EventBody, FAILED, FailedReason, READY, ReasonCode, format_date_time,
-        parse_date_time,
-    },
-    request::{Decoded, InvalidRequest, Metadata, REQUESTED, Request, RequestId, decode_request},
+    event::{Event, EventBody, FailedReason, ReasonCode},
+    metadata::Metadata,
+    request::{Decoded, InvalidRequest, Request, decode_request},
+    request_id::RequestId,
+    time::format_date_time,
     trace_context::TraceContext,
 };

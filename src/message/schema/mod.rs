@@ -1,9 +1,9 @@
-//! JSON Schemas of what is on the wire, drawn from the types.
+//! JSON Schemas of requests and events.
 //!
-//! Events are described by the types they are made of. Requests are read by hand, so that every problem
-//! is named and no digit is lost; they are described by types that mirror the reference's table, and tests
-//! hold the reader against them. What a schema cannot say, the descriptions do: lengths in bytes, and
-//! that no key of the table may be given twice.
+//! The schemas of events come from the types that are serialized. Requests have no such types:
+//! `request.rs` decodes them by hand, to report every problem and keep every digit of a number. Types
+//! in this file describe them, and tests compare the decoder with the schemas. The descriptions have
+//! the rules that a schema cannot express: lengths in bytes, and no repeated keys.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -13,34 +13,34 @@ use super::{
     event::{EventBody, EventEnvelope, FAILED, READY},
 };
 
-/// What a request asks for. Unknown fields are ignored, `null` is the same as leaving a field out, and one
-/// of these fields given twice makes the request invalid.
+/// A request. Unknown fields are ignored, `null` means absent, and a field that appears more than once
+/// makes the request invalid.
 #[derive(JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[allow(dead_code, reason = "only described")]
-struct Data {
-    /// Who is to be verified: 1 to 256 bytes of UTF-8, no control characters.
+#[allow(dead_code, reason = "describes the wire format only")]
+struct RequestSchema {
+    /// The user to verify: 1 to 256 bytes of UTF-8 without control characters.
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"))]
     user_id: String,
-    /// By which workflow: 1 to 128 bytes of UTF-8. Without it the worker's default counts; where there is
-    /// none, the request is invalid.
+    /// The verification workflow: 1 to 128 bytes of UTF-8. Required if the worker has no default
+    /// (`HANDOFF_IDV_WORKFLOW_ID`).
     #[schemars(length(min = 1, max = 128))]
     workflow_id: Option<String>,
-    /// Passed on to the platform: at most 16,384 bytes as it stands. An `externalUserId` in it is dropped.
+    /// Passed on to the platform: at most 16,384 bytes of JSON text. The worker replaces `externalUserId`.
     metadata: Option<Map<String, Value>>,
-    /// The language of the pages, passed on as it is.
+    /// The language of the platform's pages, passed on unchanged.
     locale: Option<String>,
-    /// Make a new session even if there is a live link.
+    /// Make a new session even if a live link exists.
     renew: Option<bool>,
-    /// RFC 3339. After it nobody waits, and no session is made.
+    /// RFC 3339. After it, the worker makes no session and the request fails.
     #[schemars(extend("format" = "date-time"))]
     expires_at: Option<String>,
 }
 
 /// A CloudEvent 1.0 in structured mode around a request. Other attributes are ignored.
 #[derive(JsonSchema)]
-#[allow(dead_code, reason = "only described")]
-struct CloudEvent {
+#[allow(dead_code, reason = "describes the wire format only")]
+struct RequestCloudEventSchema {
     #[schemars(extend("const" = "1.0"))]
     specversion: String,
     /// The request id.
@@ -51,13 +51,13 @@ struct CloudEvent {
     #[serde(rename = "type")]
     #[schemars(extend("const" = REQUESTED))]
     kind: String,
-    data: Data,
+    data: RequestSchema,
 }
 
-/// A request that is the bare data object.
-pub fn request() -> Value {
-    let mut schema = read::<Data>();
-    // By this attribute a body is taken for a CloudEvent.
+/// The schema of a request as a bare object.
+pub(crate) fn request() -> Value {
+    let mut schema = for_reading::<RequestSchema>();
+    // `specversion` makes a body a CloudEvent.
     schema["not"] = json!({
         "required": ["specversion"],
         "properties": { "specversion": { "not": { "type": "null" } } },
@@ -65,38 +65,38 @@ pub fn request() -> Value {
     schema
 }
 
-/// A request in a CloudEvent.
-pub fn request_in_cloud_event() -> Value {
-    read::<CloudEvent>()
+/// The schema of a request in a CloudEvent.
+pub(crate) fn request_in_cloud_event() -> Value {
+    for_reading::<RequestCloudEventSchema>()
 }
 
-/// `handoff.ready`.
-pub fn ready() -> Value {
+/// The schema of `handoff.ready`.
+pub(crate) fn ready() -> Value {
     event(READY, 0)
 }
 
-/// `handoff.failed`.
-pub fn failed() -> Value {
+/// The schema of `handoff.failed`.
+pub(crate) fn failed() -> Value {
     event(FAILED, 1)
 }
 
 fn event(kind: &str, variant: usize) -> Value {
-    let mut schema = written::<EventEnvelope<'_>>();
-    let data = written::<EventBody<'_>>()["anyOf"][variant].take();
-    let described = schema["properties"]["type"].take();
+    let mut schema = for_writing::<EventEnvelope<'_>>();
+    let data = for_writing::<EventBody<'_>>()["anyOf"][variant].take();
+    let kind_schema = schema["properties"]["type"].take();
     schema["properties"]["type"] =
-        json!({ "description": described["description"], "const": kind });
+        json!({ "description": kind_schema["description"], "const": kind });
     schema["properties"]["data"] = data;
     schema
 }
 
-/// As it is read: what may be absent is not required.
-fn read<T: JsonSchema>() -> Value {
+/// Requires only the fields that must be present when a value is decoded.
+fn for_reading<T: JsonSchema>() -> Value {
     generate::<T>(SchemaSettings::draft07().for_deserialize())
 }
 
-/// As it is written: what is always there is required.
-fn written<T: JsonSchema>() -> Value {
+/// Requires all fields that are present when a value is encoded.
+fn for_writing<T: JsonSchema>() -> Value {
     generate::<T>(SchemaSettings::draft07().for_serialize())
 }
 
@@ -108,22 +108,22 @@ fn generate<T: JsonSchema>(settings: SchemaSettings) -> Value {
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     schema.remove("title");
     let mut schema = schema.to_value();
-    unwrapped(&mut schema);
+    unwrap_descriptions(&mut schema);
     schema
 }
 
-/// Descriptions are wrapped where the code is; on a page they are not.
-fn unwrapped(schema: &mut Value) {
+/// Joins the lines of descriptions, which doc comments wrap.
+fn unwrap_descriptions(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
             for (key, value) in object.iter_mut() {
                 match value {
                     Value::String(text) if key == "description" => *text = text.replace('\n', " "),
-                    value => unwrapped(value),
+                    value => unwrap_descriptions(value),
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(unwrapped),
+        Value::Array(values) => values.iter_mut().for_each(unwrap_descriptions),
         _ => {}
     }
 }

@@ -10,15 +10,16 @@ fn validator(schema: &Value) -> Validator {
     jsonschema::draft7::options().should_validate_formats(true).build(schema).unwrap()
 }
 
-/// Whether the schemas take a body, and whether the reader does.
-fn verdicts(body: &Value) -> (bool, bool) {
-    let fits = [request(), request_in_cloud_event()].iter().any(|s| validator(s).is_valid(body));
-    let read = decode_request(body.to_string().as_bytes(), usize::MAX, Some("w"));
-    (fits, read.request.is_ok())
+/// Returns whether a schema accepts a body, and whether the decoder does.
+fn accepted(body: &Value) -> (bool, bool) {
+    let by_schema =
+        [request(), request_in_cloud_event()].iter().any(|s| validator(s).is_valid(body));
+    let decoded = decode_request(body.to_string().as_bytes(), usize::MAX, Some("w"));
+    (by_schema, decoded.request.is_ok())
 }
 
 #[test]
-fn reader_and_schema_agree_on_the_rules_of_each_field() {
+fn decoder_and_schema_agree_on_the_rules_of_each_field() {
     let long = |n: usize| "x".repeat(n);
     let data = |field: &str, value: Value| {
         let mut data = json!({ "userId": "ann" });
@@ -66,22 +67,22 @@ fn reader_and_schema_agree_on_the_rules_of_each_field() {
         data("expiresAt", json!(1_900_000_000)),
         data("specversion", json!("1.0")),
     ];
-    for (bodies, right) in [(&good[..], true), (&bad[..], false)] {
+    for (bodies, valid) in [(&good[..], true), (&bad[..], false)] {
         for body in bodies {
-            assert_eq!(verdicts(body), (right, right), "{body}");
+            assert_eq!(accepted(body), (valid, valid), "{body}");
         }
     }
 }
 
 #[test]
-fn reader_and_schema_agree_on_the_envelope() {
+fn decoder_and_schema_agree_on_cloud_events() {
     let event = |field: &str, value: Value| {
         let mut event = json!({ "specversion": "1.0", "id": "e", "source": "/s", "type": REQUESTED,
             "data": { "userId": "ann" } });
         event[field] = value;
         event
     };
-    assert_eq!(verdicts(&event("time", json!(7))), (true, true));
+    assert_eq!(accepted(&event("time", json!(7))), (true, true));
     for (field, value) in [
         ("specversion", json!("0.3")),
         ("specversion", json!(1.0)),
@@ -95,7 +96,7 @@ fn reader_and_schema_agree_on_the_envelope() {
         ("data", json!({ "userId": "" })),
     ] {
         let body = event(field, value);
-        assert_eq!(verdicts(&body), (false, false), "{body}");
+        assert_eq!(accepted(&body), (false, false), "{body}");
     }
 }
 
@@ -143,35 +144,35 @@ fn some_body() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn reader_and_schema_agree(body in some_body()) {
-        let (fits, read) = verdicts(&body);
-        prop_assert_eq!(fits, read, "{}", body);
+    fn decoder_and_schema_agree_on_every_body(body in some_body()) {
+        let (by_schema, decoded) = accepted(&body);
+        prop_assert_eq!(by_schema, decoded, "{}", body);
     }
 
     #[test]
-    fn they_agree_on_every_date(text in "20[0-9]{2}-[0-3][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,9})?(Z|[+-][0-2][0-9]:[0-6][0-9])") {
+    fn decoder_and_schema_agree_on_every_date(text in "20[0-9]{2}-[0-3][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,9})?(Z|[+-][0-2][0-9]:[0-6][0-9])") {
         let body = json!({ "userId": "ann", "expiresAt": text });
-        let (fits, read) = verdicts(&body);
-        prop_assert_eq!(fits, read, "{}", body);
+        let (by_schema, decoded) = accepted(&body);
+        prop_assert_eq!(by_schema, decoded, "{}", body);
     }
 }
 
 #[test]
-fn what_the_schema_cannot_say_the_reader_still_refuses() {
+fn decoder_applies_the_rules_that_a_schema_cannot_express() {
     for body in [
         json!({ "userId": "é".repeat(129) }),
         json!({ "userId": "u", "workflowId": "é".repeat(65) }),
         json!({ "userId": "u", "metadata": { "k": "x".repeat(16_384) } }),
     ] {
-        assert_eq!(verdicts(&body), (true, false));
+        assert_eq!(accepted(&body), (true, false));
     }
-    // RFC 3339 lets a space stand for the `T`; those who check formats do not.
+    // RFC 3339 allows a space instead of the `T`; the validator does not.
     let spaced = json!({ "userId": "u", "expiresAt": "2030-01-31 12:00:00Z" });
-    assert_eq!(verdicts(&spaced), (false, true));
+    assert_eq!(accepted(&spaced), (false, true));
 }
 
 #[test]
-fn every_event_fits_its_schema_and_no_other() {
+fn every_event_matches_its_schema_and_no_other() {
     let reason = |code| FailedReason { code, message: "why".to_owned() };
     let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_446_504_611);
     let ready = EventBody::Ready {
@@ -202,7 +203,7 @@ fn every_event_fits_its_schema_and_no_other() {
         let event: Value = serde_json::from_slice(&Event::new(&body, now).body).unwrap();
         assert_eq!(as_ready.is_valid(&event), is_ready, "{event}");
         assert_eq!(as_failed.is_valid(&event), !is_ready, "{event}");
-        // Nothing may be missing but the subject.
+        // Every field but `subject` is required.
         for key in event.as_object().unwrap().keys() {
             let mut less = event.clone();
             less.as_object_mut().unwrap().remove(key);
