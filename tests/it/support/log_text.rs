@@ -56,7 +56,8 @@ pub const LINK_NOT_STORED: &str = "link not stored in Redis: publishing it anywa
 pub const UNTRUSTED_AUTHORITY: &str = "authority that is not trusted";
 pub const WRONG_CERTIFICATE_NAME: &str = "for another name";
 /// `renew` is repeated with a wrong type: two mistakes, each reported once.
-pub const REPEATED_MISTAKE_ONCE: &str = "`renew` appears more than once; `renew` must be true or false";
+pub const REPEATED_MISTAKE_ONCE: &str =
+    "`renew` appears more than once; `renew` must be true or false";
 
 // `handoff sandbox`.
 pub const SANDBOX_READY: &str = "the sandbox is ready";
