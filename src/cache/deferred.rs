@@ -13,9 +13,9 @@ use tokio::time::timeout;
 
 use super::scripts::SCRIPT_TIMEOUT;
 
-/// Most scripts kept; the oldest is dropped beyond it. At a few hundred bytes each, about 2 MiB.
+/// Most scripts queued; beyond it the oldest is dropped. At a few hundred bytes each, under 2 MiB.
 const CAPACITY: usize = 4_096;
-/// Scripts sent to Redis at a time, all of which have to fit into one script's time-out.
+/// Scripts in flight at a time. Together they get the time-out of one.
 const BATCH: usize = 64;
 
 /// A script that waits for Redis.

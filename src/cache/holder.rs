@@ -11,7 +11,8 @@ use super::{
 };
 use crate::session::Session;
 
-/// Which stored link a new one may replace once no request holds the lease.
+/// Which stored link a new one may replace once no request holds the lease. The holder of the lease may
+/// replace any.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Overwrite<'a> {
     /// Any link.

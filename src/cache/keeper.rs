@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    deferred::DeferredScripts, error::describe, health::ConnectionHealth, log,
+    connection_health::ConnectionHealth, deferred::DeferredScripts, error::describe, log,
     log::AvailabilityLog, scripts,
 };
 use crate::{retry::Backoff, telemetry::metrics::Metrics};

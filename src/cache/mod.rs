@@ -3,13 +3,13 @@
 //! **Redis is optional at run time.** Every operation may fail at any time, and without Redis every
 //! request is still served, at the cost of extra sessions.
 //!
-//! Imports run one way: this facade, then `claim` → `lease` → `holder` → `store` → `pool` → `keeper`,
-//! and below them the leaves, which import no other file that is listed here.
+//! Imports run one way: `mod` → `claim` → `lease` → `holder` → `store` → `pool` → `keeper`. The other
+//! files (keys, scripts, values, errors) import none of these.
 
 mod claim;
+mod connection_health;
 mod deferred;
 mod error;
-mod health;
 mod holder;
 mod keeper;
 mod keys;

@@ -19,9 +19,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    connection_health::ConnectionHealth,
     deferred::DeferredScripts,
     error::{CacheError, describe},
-    health::ConnectionHealth,
     keeper::{CONNECT_TIMEOUT, Keeper, Numbered},
     scripts::SCRIPT_TIMEOUT,
 };
@@ -90,7 +90,7 @@ impl Pool {
         let _ = timeout(limit, current.wait_for(Option::is_some)).await;
     }
 
-    /// Queues a script to run once Redis is available again. Redis may refuse it until `until`.
+    /// Queues a script to run once Redis is available again, and to retry until `until` if refused.
     pub(super) fn defer(
         &self,
         until: SystemTime,

@@ -1,10 +1,10 @@
-//! How long what the cache stores may live.
+//! How long leases and stored values live.
 
 use std::time::{Duration, SystemTime};
 
 use crate::units::millis;
 
-/// How long a lease outlives a killed holder. A live holder extends it three times in this time.
+/// How long a lease outlives a killed holder. A live holder extends it every 2 s.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(6);
 
 /// Milliseconds from now until `end`; zero once it has passed.

@@ -12,8 +12,8 @@ use super::{
     ttl::remaining_ms,
 };
 
-/// Limit of one script. A request waits for two of them, so that an unresponsive Redis costs it at most
-/// half a second. Unit tests run on slow machines, and need no such limit.
+/// Limit of one script. A request runs two in sequence, so an unresponsive Redis costs it at most half a
+/// second. The unit tests do not test the limit, and must not fail on a slow machine.
 pub(super) const SCRIPT_TIMEOUT: Duration =
     Duration::from_millis(if cfg!(test) { 10_000 } else { 250 });
 

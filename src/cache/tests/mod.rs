@@ -5,120 +5,16 @@
 //! scripts, and a test that runs one step at a time covers all of it.
 
 mod model;
+mod step;
 mod world;
 
-use proptest::{prelude::*, sample::Index};
+use proptest::prelude::*;
 
 use self::{
     model::Freshness,
-    world::{PEOPLE, REQUESTS, WORKERS, World},
+    step::{Step, step},
+    world::World,
 };
-use super::pool::Fault;
-
-/// One step. A step that does not apply to the state of its worker is skipped.
-#[derive(Clone, Debug)]
-enum Step {
-    /// Each person has few requests, so that requests are repeated as after a redelivery.
-    Claim {
-        worker: usize,
-        person: usize,
-        request: usize,
-        freshness: Freshness,
-        fault: Option<Fault>,
-    },
-    SaveToken {
-        worker: usize,
-        fault: Option<Fault>,
-    },
-    Extend {
-        worker: usize,
-        fault: Option<Fault>,
-    },
-    Store {
-        worker: usize,
-        short_lived: bool,
-        replace: bool,
-        fault: Option<Fault>,
-    },
-    Release {
-        worker: usize,
-        drop_token: bool,
-        fault: Option<Fault>,
-    },
-    /// A request is served with the stored link.
-    AddStamp {
-        worker: usize,
-        person: usize,
-        request: usize,
-        fault: Option<Fault>,
-    },
-    /// A new worker replaces one that died.
-    Crash {
-        worker: usize,
-    },
-    /// The worker reconnects and runs its deferred scripts.
-    RunDeferred {
-        worker: usize,
-    },
-    /// A script that seemed lost reaches Redis after all.
-    ArriveLate {
-        which: Index,
-    },
-    /// The lease expires, as it does if its worker is dead or stalled.
-    ExpireLease {
-        person: usize,
-    },
-    /// Redis loses the link and the token.
-    LoseData {
-        person: usize,
-    },
-}
-
-fn fault() -> impl Strategy<Value = Option<Fault>> {
-    prop_oneof![
-        6 => Just(None),
-        1 => Just(Some(Fault::ScriptLost)),
-        1 => Just(Some(Fault::AnswerLost)),
-    ]
-}
-
-fn freshness() -> impl Strategy<Value = Freshness> {
-    prop_oneof![
-        Just(Freshness::Any),
-        Just(Freshness::SinceRequest),
-        (0..REQUESTS).prop_map(Freshness::NewerThan),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let worker = 0..WORKERS;
-    let person = 0..PEOPLE;
-    let of_request = (worker.clone(), person.clone(), 0..REQUESTS);
-    prop_oneof![
-        8 => (of_request.clone(), freshness(), fault()).prop_map(
-            |((worker, person, request), freshness, fault)| {
-                Step::Claim { worker, person, request, freshness, fault }
-            }
-        ),
-        4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::SaveToken { worker, fault }),
-        4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::Extend { worker, fault }),
-        6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), fault()).prop_map(
-            |(worker, short_lived, replace, fault)| {
-                Step::Store { worker, short_lived, replace, fault }
-            }
-        ),
-        2 => (worker.clone(), any::<bool>(), fault())
-            .prop_map(|(worker, drop_token, fault)| Step::Release { worker, drop_token, fault }),
-        2 => (of_request, fault()).prop_map(
-            |((worker, person, request), fault)| Step::AddStamp { worker, person, request, fault }
-        ),
-        1 => worker.clone().prop_map(|worker| Step::Crash { worker }),
-        2 => worker.prop_map(|worker| Step::RunDeferred { worker }),
-        2 => any::<Index>().prop_map(|which| Step::ArriveLate { which }),
-        3 => person.clone().prop_map(|person| Step::ExpireLease { person }),
-        1 => person.prop_map(|person| Step::LoseData { person }),
-    ]
-}
 
 #[test]
 fn in_every_order_links_match_the_model_and_a_lease_has_one_holder() {

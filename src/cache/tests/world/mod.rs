@@ -11,17 +11,16 @@ use std::{
 use deadpool_redis::redis::{self, aio::MultiplexedConnection, cmd};
 use secrecy::SecretBox;
 
-use super::model::{Person, StoreCall};
+use super::{
+    model::{Person, StoreCall},
+    step::{PEOPLE, WORKERS},
+};
 use crate::{
     cache::{Cache, Keys, Lease, Stamp, UnansweredClaim},
     config::CacheSettings,
     session::Token,
     telemetry::metrics::Metrics,
 };
-
-pub(super) const WORKERS: usize = 3;
-pub(super) const PEOPLE: usize = 2;
-pub(super) const REQUESTS: usize = 4;
 
 const LINK_MIN_LIFE: Duration = Duration::from_secs(600);
 

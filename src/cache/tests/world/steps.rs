@@ -3,14 +3,14 @@
 use deadpool_redis::redis::cmd;
 use secrecy::ExposeSecret;
 
-use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, PEOPLE, Right, World};
+use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, Right, World};
 use crate::{
     cache::{
         Cache, Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome,
         pool::Fault,
         tests::{
-            Step,
             model::{self, Answer, StoreCall},
+            step::{PEOPLE, Step},
         },
     },
     session::Session,
