@@ -1,17 +1,17 @@
-//! When to try again: transient or permanent, how long to wait, and the retry queues' delays.
+//! Delays between tries: backoff with jitter, retry budgets, `Retry-After`, retry queues.
 
 use std::time::{Duration, SystemTime};
 
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff as _};
 use tokio::time::Instant;
 
-/// Longest `Retry-After` that is honoured; a platform that asks for more is tried again after this.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Longest `Retry-After` that is honoured. After a longer one, the platform is tried at this time.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 const FIRST_DELAY: Duration = Duration::from_millis(200);
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
-/// One of the retry queues: how long it keeps a message, and the name that says so.
+/// The delay of a retry queue, and the text that names the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryDelay {
     name: String,
@@ -19,110 +19,111 @@ pub struct RetryDelay {
 }
 
 impl RetryDelay {
-    /// A delay under the name it was written with, such as `1m`.
-    pub fn new(name: &str, delay: Duration) -> Self {
+    /// `name` is the delay as the setting spells it, for example `1m`.
+    pub(crate) fn new(name: &str, delay: Duration) -> Self {
         Self { name: name.to_owned(), delay }
     }
 
-    /// The delay as it was written.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// How long the queue keeps a message; from 1 ms to just below 2³² ms.
-    pub fn duration(&self) -> Duration {
+    /// How long the queue keeps a message: at least 1 ms, less than 2³² ms.
+    pub(crate) fn duration(&self) -> Duration {
         self.delay
     }
 }
 
-/// Retrying in process: exponential backoff with jitter, for a limited time.
+/// Retries within one delivery: exponential backoff with jitter, within a time budget.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     budget: Duration,
 }
 
 impl RetryPolicy {
-    /// Retries start within `budget` of the first try; zero means no retry at all.
-    pub fn new(budget: Duration) -> Self {
+    /// Retries start within `budget` after the first try; a budget of zero allows none.
+    pub(crate) fn new(budget: Duration) -> Self {
         Self { budget }
     }
 
-    /// Starts the clock for one delivery. All its calls share one budget.
-    pub fn start(&self) -> RetrySchedule {
-        RetrySchedule { deadline: Instant::now() + self.budget, delays: Backoff::default() }
+    /// Starts the budget of one delivery, which all its calls share.
+    pub(crate) fn start(&self) -> RetrySchedule {
+        RetrySchedule { deadline: Instant::now() + self.budget, backoff: Backoff::default() }
     }
 }
 
-/// What is left of one delivery's budget.
+/// The rest of one delivery's budget.
 #[derive(Debug)]
-pub struct RetrySchedule {
+pub(crate) struct RetrySchedule {
     deadline: Instant,
-    delays: Backoff,
+    backoff: Backoff,
 }
 
 impl RetrySchedule {
-    /// How long to wait before the next try, or `None` where that would pass the budget.
-    pub fn next_delay(&mut self) -> Option<Duration> {
-        let delay = self.delays.next_delay();
+    /// Returns the delay before the next try, or `None` if that try would start after the deadline.
+    pub(crate) fn next_delay(&mut self) -> Option<Duration> {
+        let delay = self.backoff.next_delay();
         let in_budget = Instant::now().checked_add(delay)? <= self.deadline;
         in_budget.then_some(delay)
     }
 
-    /// Time that was none to try in: it does not count.
-    pub fn extend(&mut self, by: Duration) {
-        // Beyond what a clock can tell, there is no end to come to.
+    /// Moves the deadline: time that the delivery spent in a pause does not count.
+    pub(crate) fn extend(&mut self, by: Duration) {
+        // On overflow, the deadline is centuries ahead already.
         self.deadline = self.deadline.checked_add(by).unwrap_or(self.deadline);
     }
 }
 
-/// Endless delays that grow from one bound to another, with jitter, and never pass the upper one.
+/// An endless sequence of delays that double, with jitter, up to a maximum.
+///
+/// Only the delays come from `backoff`: the retry loop of version 0.4 does not check `max_elapsed_time`
+/// if an error carries a `retry_after` (since ihrwein/backoff#41; not reported upstream).
 #[derive(Debug)]
-pub struct Backoff {
-    policy: ExponentialBackoff,
-    longest: Duration,
+pub(crate) struct Backoff {
+    delays: ExponentialBackoff,
+    max: Duration,
 }
 
 impl Backoff {
-    /// Backoff that double from around `first` up to `longest`.
-    pub fn between(first: Duration, longest: Duration) -> Self {
-        let policy = ExponentialBackoffBuilder::new()
-            .with_initial_interval(first.min(longest))
-            .with_max_interval(longest)
+    /// Delays from about `first` up to `max`; if `first` is longer than `max`, all are up to `max`.
+    pub(crate) fn between(first: Duration, max: Duration) -> Self {
+        let delays = ExponentialBackoffBuilder::new()
+            .with_initial_interval(first.min(max))
+            .with_max_interval(max)
             .with_multiplier(2.0)
             .with_randomization_factor(0.5)
-            // The caller keeps the time: this crate's clock knows nothing of tokio's.
+            // `RetrySchedule` keeps the deadline, by tokio's clock, which tests can pause.
             .with_max_elapsed_time(None)
             .build();
-        Self { policy, longest }
+        Self { delays, max }
     }
 
-    /// The next delay.
-    pub fn next_delay(&mut self) -> Duration {
-        // Without a maximum elapsed time there is always a next one. Jitter passes the maximum
-        // interval by half, hence the clamp.
-        self.policy.next_backoff().unwrap_or(self.longest).min(self.longest)
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        // `next_backoff` returns `None` only after a maximum elapsed time. It applies jitter after the
+        // maximum interval, so that its delays exceed that by up to a half.
+        self.delays.next_backoff().unwrap_or(self.max).min(self.max)
     }
 
     /// Starts from the first delay again.
-    pub fn reset(&mut self) {
-        self.policy.reset();
+    pub(crate) fn reset(&mut self) {
+        self.delays.reset();
     }
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self::between(FIRST_DELAY, LONGEST_DELAY)
+        Self::between(FIRST_DELAY, MAX_DELAY)
     }
 }
 
-/// Reads a `Retry-After` value: seconds or an HTTP date. At most [`MAX_RETRY_AFTER`].
+/// Parses a `Retry-After` value: seconds or an HTTP date, capped at [`MAX_RETRY_AFTER`].
 ///
-/// `None` where it is neither, which is the same as no header at all.
-pub fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+/// Returns `None` if it is neither; the caller treats that as no header.
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
-    let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-    let wait = if digits {
-        // More digits than fit are still a number, and the cap makes them all alike.
+    let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+    let wait = if is_number {
+        // A number that does not fit is above the cap, too.
         value.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
     } else {
         httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default()
@@ -132,8 +133,9 @@ pub fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_that_does_not_count_is_added_to_the_budget() {
+    async fn extension_moves_the_deadline() {
         let mut schedule = RetryPolicy::new(Duration::from_secs(2)).start();
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(schedule.next_delay(), None);
@@ -173,21 +175,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_budget_means_no_retry() {
+    async fn zero_budget_allows_no_retry() {
         assert_eq!(RetryPolicy::new(Duration::ZERO).start().next_delay(), None);
     }
 
     proptest! {
         #[test]
-        fn delays_grow_and_keep_to_their_bounds(first in 1u64..1_000, longest in 1u64..60_000) {
-            let (first, longest) = (Duration::from_millis(first), Duration::from_millis(longest));
-            let mut delays = Backoff::between(first, longest);
+        fn delays_grow_and_stay_within_bounds(first in 1u64..1_000, max in 1u64..60_000) {
+            let (first, max) = (Duration::from_millis(first), Duration::from_millis(max));
+            let mut backoff = Backoff::between(first, max);
             for n in 0..40 {
-                let delay = delays.next_delay();
-                prop_assert!(delay <= longest);
-                prop_assert!(delay >= first.min(longest) / 2);
-                // Far along, even the shortest jitter lies well above the first delay.
-                if n > 30 { prop_assert!(delay >= longest / 2 - Duration::from_millis(1)); }
+                let delay = backoff.next_delay();
+                prop_assert!(delay <= max);
+                prop_assert!(delay >= first.min(max) / 2);
+                // After 30 delays, even the shortest jitter gives half the maximum.
+                if n > 30 { prop_assert!(delay >= max / 2 - Duration::from_millis(1)); }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The open circuit breaker: who probes, and when.
+//! The open circuit breaker: which calls probe the platform, and when.
 //!
 //! There is no separate half-open state. An open breaker admits one probe per interval, and a probe that
 //! gets no answer does not delay the next.

@@ -2,7 +2,7 @@
 
 use super::decision::{CallResult, Cause, Change};
 use crate::{
-    platform::CallError,
+    platform::error::CallError,
     telemetry::log_limit::{LogLimit, Outage},
 };
 

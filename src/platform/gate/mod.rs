@@ -75,7 +75,7 @@ pub(crate) struct CallPermit<'a> {
     caller: Caller,
     call: Call,
     is_probe: bool,
-    /// Whether such calls were paused when this one began, so that it went as part of a probe.
+    /// Whether calls were paused when this one began, so that it belongs to a probe.
     during_pause: bool,
     reported: bool,
 }

@@ -1,4 +1,4 @@
-//! The gate's rules: who may call, given the results of recent calls.
+//! The gate's rules: which calls may start, given the results of recent calls.
 //!
 //! The rules neither wait nor read a clock: callers pass the time in, so that property tests can run
 //! any schedule.
