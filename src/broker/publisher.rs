@@ -135,7 +135,7 @@ impl Publisher {
 
     fn record(&self, kind: PublishKind, published: &Result<(), PublishError>, started: Instant) {
         let failure = published.as_ref().err().map(PublishError::label);
-        self.0.metrics.published(kind, failure, started.elapsed());
+        self.0.metrics.broker.published(kind, failure, started.elapsed());
     }
 
     async fn publish_pipelined(

@@ -99,17 +99,17 @@ pub(super) async fn claim(
                     freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
                     continue;
                 };
-                store.metrics.looked_up(Lookup::Hit);
+                store.metrics.cache.looked_up(Lookup::Hit);
                 return Ok(Claim::Link(session));
             }
             Ok(Some(ClaimReply::Lease { newest, token })) => {
-                store.metrics.looked_up(Lookup::Miss);
+                store.metrics.cache.looked_up(Lookup::Miss);
                 let token = store.open_token(keys, token);
                 return Ok(Claim::Lease(Lease::new(holder(id), newest, token)));
             }
             Ok(Some(ClaimReply::Held { newest })) => return Ok(Claim::Held { newest }),
             Ok(None) => {
-                store.metrics.cache_failed();
+                store.metrics.cache.failed();
                 CacheError::Failed("unexpected reply from the claim script".to_owned())
             }
             Err(error) => error.clone(),

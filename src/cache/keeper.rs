@@ -61,7 +61,7 @@ impl Keeper {
         for number in 1.. {
             let connection = self.connect().await;
             if number > 1 {
-                self.metrics.cache_reconnected();
+                self.metrics.cache.reconnected();
             }
             self.offer(number, &connection).await;
             self.until_failed(number, &connection).await;

@@ -43,7 +43,7 @@ impl Store {
         // Boxed to keep the caller's future small; it lives for one round trip.
         let answer = Box::pin(self.pool.run(script)).await;
         if answer.is_err() {
-            self.metrics.cache_failed();
+            self.metrics.cache.failed();
         }
         answer
     }

@@ -136,12 +136,12 @@ impl Calls {
                     return Err(Stopped::Call(error));
                 }
                 budget.exclude(called.elapsed());
-                self.metrics.retried(kind, error.label());
+                self.metrics.platform.retried(kind, error.label());
                 log::call_held(job.request_id, &error);
                 continue;
             };
             log::call_retried(job.request_id, &error, delay);
-            self.metrics.retried(kind, error.label());
+            self.metrics.platform.retried(kind, error.label());
             budget.release();
             match self.pause(job, delay).await {
                 // The delivery's time ended mid-retry: the same as a spent budget.

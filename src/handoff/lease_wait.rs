@@ -21,7 +21,7 @@ impl<'a> LeaseWait<'a> {
 
     pub(super) fn end(&mut self) {
         if let Some(since) = self.since.take() {
-            self.metrics.lease_waited(since.elapsed());
+            self.metrics.cache.lease_waited(since.elapsed());
         }
     }
 }

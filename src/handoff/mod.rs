@@ -259,13 +259,13 @@ impl Handoff {
                 // A refused token is replaced once …
                 Err(Stopped::Call(CallError::Unauthorized)) if !refused => {
                     refused = true;
-                    self.metrics.retried(Call::Session, CallError::Unauthorized.label());
+                    self.metrics.platform.retried(Call::Session, CallError::Unauthorized.label());
                 }
                 // … but one that may have been used is replaced for as long as the budget lasts: each
                 // time, a call has failed before.
                 Err(Stopped::TokenUsed) => {
                     refused = true;
-                    self.metrics.retried(Call::Session, CallError::Unauthorized.label());
+                    self.metrics.platform.retried(Call::Session, CallError::Unauthorized.label());
                 }
                 Err(stopped) => return Err(stopped),
             }

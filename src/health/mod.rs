@@ -52,7 +52,7 @@ impl Health {
     /// Records whether the worker consumes deliveries.
     pub(crate) fn set_consuming(&self, consuming: bool) {
         self.consuming.store(consuming, Ordering::Relaxed);
-        self.metrics.broker_connected(consuming);
+        self.metrics.broker.set_connected(consuming);
     }
 }
 

@@ -248,7 +248,7 @@ impl PlatformClient {
         async move {
             let answer = exchange(call, sent, &mut span, parse).await;
             let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
-            self.metrics.called(call, outcome, start.elapsed());
+            self.metrics.platform.called(call, outcome, start.elapsed());
             if let Err(error) = &answer {
                 match error.status() {
                     Some(status) => span.set_error(status.to_string()),

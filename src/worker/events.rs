@@ -116,7 +116,7 @@ impl Events {
         if let Some(published_at) = metadata.published_at
             && let Ok(end_to_end) = SystemTime::now().duration_since(published_at)
         {
-            self.metrics.event_confirmed(end_to_end);
+            self.metrics.requests.event_confirmed(end_to_end);
         }
     }
 }

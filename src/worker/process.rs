@@ -39,7 +39,7 @@ impl Processor {
         publisher: &Publisher,
         lost: &CancellationToken,
     ) {
-        let _in_flight = self.metrics.in_flight();
+        let _in_flight = self.metrics.requests.in_flight();
         let processed = pin!(self.decode_serve_settle(delivery, publisher, lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
             // `serve` catches panics of the request itself. This one came from around it, so the
@@ -170,7 +170,7 @@ impl Processor {
             Settlement::Requeue => return,
         };
         let duration = started.elapsed();
-        self.metrics.settled(outcome, duration);
+        self.metrics.requests.settled(outcome, duration);
         span.set_outcome(outcome.as_str());
         if outcome == Outcome::Retried {
             span.set_error("transient");

@@ -45,7 +45,7 @@ impl Run {
         while let Some(mut connected) = self.connect(frames).await {
             connections += 1;
             if connections > 1 {
-                self.context.processor.metrics.broker_reconnected();
+                self.context.processor.metrics.broker.reconnected();
                 window.reconnected();
             }
             self.context.health.set_consuming(true);

@@ -128,7 +128,7 @@ impl Gate {
     pub(crate) fn update_metrics(&self) {
         let paused = self.is_paused();
         let paused_for = self.state.lock().advance_paused_clock(Instant::now());
-        self.metrics.platform_paused(paused, paused_for);
+        self.metrics.platform.set_paused(paused, paused_for);
     }
 
     /// Waits until calls are paused.
@@ -238,7 +238,7 @@ impl<'a> Ticket<'a> {
             if let Some(permit) = &mut self.rate_permit {
                 let requested = Instant::now();
                 permit.granted().await;
-                gate.metrics.rate_waited(requested.elapsed());
+                gate.metrics.platform.rate_waited(requested.elapsed());
             }
             // A pause may have begun meanwhile.
             let mut state = gate.state.lock();

@@ -8,7 +8,7 @@ use prometheus_client::{
 };
 
 use super::{
-    DURATIONS, Metrics,
+    buckets::DURATIONS,
     labels::{KindOutcomeLabel, PublishKind, resolved},
 };
 
@@ -16,7 +16,7 @@ use super::{
 const CONFIRMED: &str = "confirmed";
 
 #[derive(Debug)]
-pub(super) struct Broker {
+pub(crate) struct BrokerMetrics {
     publishes: Family<KindOutcomeLabel, Counter>,
     /// The counters of `outcome="confirmed"`, by kind.
     confirmed: [Counter; 5],
@@ -25,7 +25,7 @@ pub(super) struct Broker {
     reconnects: Counter,
 }
 
-impl Broker {
+impl BrokerMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let publishes = Family::<KindOutcomeLabel, Counter>::default();
         let confirmed = PublishKind::ALL
@@ -59,30 +59,28 @@ impl Broker {
         );
         broker
     }
-}
 
-impl Metrics {
     /// Counts a publish. `fault` is the `outcome` of a failed one, out of a fixed set.
     pub(crate) fn published(&self, kind: PublishKind, fault: Option<&'static str>, took: Duration) {
         match fault {
             None => {
-                self.broker.confirmed[kind as usize].inc();
+                self.confirmed[kind as usize].inc();
             }
             Some(outcome) => {
                 let label = KindOutcomeLabel { kind: kind.as_str(), outcome };
-                self.broker.publishes.get_or_create(&label).inc();
+                self.publishes.get_or_create(&label).inc();
             }
         }
-        self.broker.confirm_time.observe(took.as_secs_f64());
+        self.confirm_time.observe(took.as_secs_f64());
     }
 
     /// Records whether the worker consumes.
-    pub(crate) fn broker_connected(&self, connected: bool) {
-        self.broker.connected.set(i64::from(connected));
+    pub(crate) fn set_connected(&self, connected: bool) {
+        self.connected.set(i64::from(connected));
     }
 
     /// Counts a connection to RabbitMQ after the first.
-    pub(crate) fn broker_reconnected(&self) {
-        self.broker.reconnects.inc();
+    pub(crate) fn reconnected(&self) {
+        self.reconnects.inc();
     }
 }

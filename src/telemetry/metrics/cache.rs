@@ -8,19 +8,19 @@ use prometheus_client::{
 };
 
 use super::{
-    DURATIONS, Metrics,
+    buckets::DURATIONS,
     labels::{Lookup, ResultLabel, resolved},
 };
 
 #[derive(Debug)]
-pub(super) struct Cache {
+pub(crate) struct CacheMetrics {
     lookups: [Counter; 2],
     lease_wait: Histogram,
     errors: Counter,
     reconnects: Counter,
 }
 
-impl Cache {
+impl CacheMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let lookups = Family::<ResultLabel, Counter>::default();
         let labels = Lookup::ALL.map(|lookup| ResultLabel { result: lookup.as_str() });
@@ -52,26 +52,24 @@ impl Cache {
         );
         cache
     }
-}
 
-impl Metrics {
     /// Counts a lookup that Redis answered.
     pub(crate) fn looked_up(&self, lookup: Lookup) {
-        self.cache.lookups[lookup as usize].inc();
+        self.lookups[lookup as usize].inc();
     }
 
     /// Records how long a request waited for another worker to make its link.
     pub(crate) fn lease_waited(&self, wait: Duration) {
-        self.cache.lease_wait.observe(wait.as_secs_f64());
+        self.lease_wait.observe(wait.as_secs_f64());
     }
 
     /// Counts a Redis operation that failed or was skipped.
-    pub(crate) fn cache_failed(&self) {
-        self.cache.errors.inc();
+    pub(crate) fn failed(&self) {
+        self.errors.inc();
     }
 
     /// Counts a connection to Redis after the first.
-    pub(crate) fn cache_reconnected(&self) {
-        self.cache.reconnects.inc();
+    pub(crate) fn reconnected(&self) {
+        self.reconnects.inc();
     }
 }

@@ -4,6 +4,7 @@
 //! at start-up.
 
 mod broker;
+mod buckets;
 mod cache;
 mod labels;
 mod platform;
@@ -14,6 +15,10 @@ use std::sync::Arc;
 
 use prometheus_client::{encoding::prometheus_text, metrics::info::Info, registry::Registry};
 
+use self::{
+    broker::BrokerMetrics, cache::CacheMetrics, platform::PlatformMetrics,
+    process::ProcessCollector, requests::RequestMetrics,
+};
 pub(crate) use self::{
     labels::{Lookup, Outcome, PublishKind},
     platform::PausedFor,
@@ -22,18 +27,14 @@ pub(crate) use self::{
 /// The `Content-Type` of [`Metrics::encode`].
 pub(crate) const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
-/// Buckets in seconds, from a cache hit to a call that timed out.
-const DURATIONS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
-
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: requests::Requests,
-    platform: platform::Platform,
-    cache: cache::Cache,
-    broker: broker::Broker,
+    pub(crate) requests: RequestMetrics,
+    pub(crate) platform: PlatformMetrics,
+    pub(crate) cache: CacheMetrics,
+    pub(crate) broker: BrokerMetrics,
 }
 
 impl Metrics {
@@ -41,13 +42,13 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         // The encoder appends `_total` to counters, `_info` to infos, and a full stop to each help.
         let mut registry = Registry::default();
-        let requests = requests::Requests::register(&mut registry);
-        let platform = platform::Platform::register(&mut registry);
-        let cache = cache::Cache::register(&mut registry);
-        let broker = broker::Broker::register(&mut registry);
+        let requests = RequestMetrics::register(&mut registry);
+        let platform = PlatformMetrics::register(&mut registry);
+        let cache = CacheMetrics::register(&mut registry);
+        let broker = BrokerMetrics::register(&mut registry);
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("handoff_build", "The running version", build);
-        registry.register_collector(Box::new(process::Process));
+        registry.register_collector(Box::new(ProcessCollector));
         Arc::new(Self { registry, requests, platform, cache, broker })
     }
 
@@ -70,16 +71,16 @@ mod tests {
     #[test]
     fn metrics_are_written_as_prometheus_text() {
         let metrics = Metrics::new();
-        metrics.settled(Outcome::Reused, Duration::from_millis(3));
-        metrics.called(Call::Session, "timeout", Duration::from_secs(10));
-        metrics.called(Call::Session, "ok", Duration::from_millis(10));
-        metrics.retried(Call::Session, "timeout");
-        metrics.looked_up(Lookup::Miss);
-        metrics.published(PublishKind::DeadLetter, None, Duration::from_millis(2));
-        metrics.published(PublishKind::Ready, Some("unroutable"), Duration::from_millis(2));
+        metrics.requests.settled(Outcome::Reused, Duration::from_millis(3));
+        metrics.platform.called(Call::Session, "timeout", Duration::from_secs(10));
+        metrics.platform.called(Call::Session, "ok", Duration::from_millis(10));
+        metrics.platform.retried(Call::Session, "timeout");
+        metrics.cache.looked_up(Lookup::Miss);
+        metrics.broker.published(PublishKind::DeadLetter, None, Duration::from_millis(2));
+        metrics.broker.published(PublishKind::Ready, Some("unroutable"), Duration::from_millis(2));
         let total = PausedFor { refused: Duration::from_millis(1_500), ..PausedFor::default() };
-        metrics.platform_paused(true, total);
-        let guard = metrics.in_flight();
+        metrics.platform.set_paused(true, total);
+        let guard = metrics.requests.in_flight();
         let text = metrics.encode();
         for line in [
             "# TYPE handoff_requests_total counter",

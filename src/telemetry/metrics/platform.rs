@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::{
-    DURATIONS, Metrics,
+    buckets::DURATIONS,
     labels::{CallLabel, CallOutcomeLabel, CallReasonLabel, ReasonLabel, resolved},
 };
 use crate::session::Call;
@@ -21,7 +21,7 @@ const CALLS: [Call; 2] = [Call::Token, Call::Session];
 type Seconds = Counter<f64, AtomicU64>;
 
 #[derive(Debug)]
-pub(super) struct Platform {
+pub(crate) struct PlatformMetrics {
     calls: Family<CallOutcomeLabel, Counter>,
     /// The counters of `outcome="ok"`, by call.
     ok: [Counter; 2],
@@ -43,7 +43,7 @@ pub(crate) struct PausedFor {
     pub(crate) asked: Duration,
 }
 
-impl Platform {
+impl PlatformMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let calls = Family::<CallOutcomeLabel, Counter>::default();
         let ok = CALLS.map(|call| CallOutcomeLabel { call: call.as_str(), outcome: "ok" });
@@ -89,37 +89,34 @@ impl Platform {
         );
         platform
     }
-}
 
-impl Metrics {
     /// Counts a finished call. `outcome` is one of a fixed set.
     pub(crate) fn called(&self, call: Call, outcome: &'static str, duration: Duration) {
-        let platform = &self.platform;
         if outcome == "ok" {
-            platform.ok[call as usize].inc();
+            self.ok[call as usize].inc();
         } else {
             let label = CallOutcomeLabel { call: call.as_str(), outcome };
-            platform.calls.get_or_create(&label).inc();
+            self.calls.get_or_create(&label).inc();
         }
-        platform.durations[call as usize].observe(duration.as_secs_f64());
+        self.durations[call as usize].observe(duration.as_secs_f64());
     }
 
     /// Counts a retry within a delivery. `reason` is one of a fixed set.
     pub(crate) fn retried(&self, call: Call, reason: &'static str) {
         let label = CallReasonLabel { call: call.as_str(), reason };
-        self.platform.retries.get_or_create(&label).inc();
+        self.retries.get_or_create(&label).inc();
     }
 
     /// Records how long a call waited for a permit of the shared rate limit.
     pub(crate) fn rate_waited(&self, wait: Duration) {
-        self.platform.rate_wait.observe(wait.as_secs_f64());
+        self.rate_wait.observe(wait.as_secs_f64());
     }
 
     /// Records whether calls are paused, and how long they have been in total.
-    pub(crate) fn platform_paused(&self, paused: bool, total: PausedFor) {
-        self.platform.paused.set(i64::from(paused));
+    pub(crate) fn set_paused(&self, paused: bool, total: PausedFor) {
+        self.paused.set(i64::from(paused));
         let total = [total.down, total.refused, total.asked];
-        for (counter, total) in self.platform.paused_for.iter().zip(total) {
+        for (counter, total) in self.paused_for.iter().zip(total) {
             counter.inner().store(total.as_secs_f64().to_bits(), Ordering::Relaxed);
         }
     }

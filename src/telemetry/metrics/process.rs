@@ -12,7 +12,7 @@ use prometheus_client::{
 const USER_HZ: f64 = 100.0;
 
 #[derive(Debug)]
-pub(super) struct Process;
+pub(super) struct ProcessCollector;
 
 #[derive(Debug)]
 struct Usage {
@@ -47,7 +47,7 @@ fn value_in(file: &str, prefix: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-impl Collector for Process {
+impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let Some(usage) = Usage::read() else { return Ok(()) };
         let cpu = ConstCounter::new(usage.cpu_seconds);

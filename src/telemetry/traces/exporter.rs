@@ -13,13 +13,12 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfi
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
-    trace::{BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter as Exporter},
+    trace::{self as sdk, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData},
 };
 use reqwest::{Certificate, Client, Identity, redirect};
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
-use super::Exporting;
 use crate::config::is_loopback;
 
 /// Timeout of an export unless `OTEL_EXPORTER_OTLP_TIMEOUT` sets another.
@@ -35,43 +34,53 @@ fn env_is(name: &str, expected: &str) -> bool {
     env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case(expected))
 }
 
-/// Builds a tracer, or returns `None` if no collector is configured or traces are disabled.
-pub(super) fn from_env() -> Result<Option<Exporting>, &'static str> {
-    let Some(endpoint) = setting("ENDPOINT") else { return Ok(None) };
-    if env_is("OTEL_SDK_DISABLED", "true") || env_is("OTEL_TRACES_EXPORTER", "none") {
-        return Ok(None);
-    }
-    let endpoint = Url::parse(&endpoint)
+/// A tracer whose spans a collector receives.
+#[derive(Debug)]
+pub(super) struct Exporter {
+    pub(super) provider: SdkTracerProvider,
+    pub(super) tracer: SdkTracer,
+}
+
+impl Exporter {
+    /// Returns `None` if no collector is configured or traces are disabled.
+    pub(super) fn from_env() -> Result<Option<Self>, &'static str> {
+        let Some(endpoint) = setting("ENDPOINT") else { return Ok(None) };
+        if env_is("OTEL_SDK_DISABLED", "true") || env_is("OTEL_TRACES_EXPORTER", "none") {
+            return Ok(None);
+        }
+        let endpoint = Url::parse(&endpoint)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"))
         .ok_or("OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT): must be an http:// or https:// URL")?;
-    if setting("PROTOCOL").is_some_and(|protocol| protocol != "http/protobuf") {
-        return Err(
-            "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, the only supported protocol",
-        );
+        if setting("PROTOCOL").is_some_and(|protocol| protocol != "http/protobuf") {
+            return Err(
+                "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, the only supported protocol",
+            );
+        }
+        let timeout = setting("TIMEOUT").and_then(|millis| millis.parse().ok());
+        let timeout = timeout.map_or(TIMEOUT, Duration::from_millis);
+        // The library reads the other variables: headers, compression, batch size, sampler.
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client(&endpoint, timeout)?)
+            .with_protocol(Protocol::HttpBinary)
+            .with_timeout(timeout)
+            .build()
+            .map_err(
+                |_| "OTEL_EXPORTER_OTLP_…: opentelemetry-otlp rejects this combination of settings",
+            )?;
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime
+            .map_err(|_| "the operating system refuses the resources for the exporter's runtime")?;
+        let exporter =
+            BlockingExporter { inner: exporter, runtime, failing: AtomicBool::new(false) };
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(BatchSpanProcessor::builder(exporter).build())
+            .with_resource(resource())
+            .build();
+        let tracer = provider.tracer("handoff");
+        Ok(Some(Self { provider, tracer }))
     }
-    let timeout = setting("TIMEOUT").and_then(|millis| millis.parse().ok());
-    let timeout = timeout.map_or(TIMEOUT, Duration::from_millis);
-    // The library reads the other variables: headers, compression, batch size, sampler.
-    let exporter = SpanExporter::builder()
-        .with_http()
-        .with_http_client(client(&endpoint, timeout)?)
-        .with_protocol(Protocol::HttpBinary)
-        .with_timeout(timeout)
-        .build()
-        .map_err(
-            |_| "OTEL_EXPORTER_OTLP_…: opentelemetry-otlp rejects this combination of settings",
-        )?;
-    let runtime = Builder::new_current_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|_| "the operating system refuses the resources for the exporter's runtime")?;
-    let exporter = BlockingExporter { inner: exporter, runtime, failing: AtomicBool::new(false) };
-    let provider = SdkTracerProvider::builder()
-        .with_span_processor(BatchSpanProcessor::builder(exporter).build())
-        .with_resource(resource())
-        .build();
-    let tracer = provider.tracer("handoff");
-    Ok(Some(Exporting { provider, tracer }))
 }
 
 /// Builds an HTTP client that follows no redirect and sends nothing unencrypted through a proxy.
@@ -132,7 +141,7 @@ struct BlockingExporter {
     failing: AtomicBool,
 }
 
-impl Exporter for BlockingExporter {
+impl sdk::SpanExporter for BlockingExporter {
     fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
         let exported = self.runtime.block_on(self.inner.export(batch));
         let was_failing = self.failing.swap(exported.is_err(), Ordering::Relaxed);

@@ -1,15 +1,17 @@
 //! Spans, named by the OpenTelemetry semantic conventions for messaging and HTTP.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, str::FromStr};
 
 use opentelemetry::{
     Context, KeyValue,
-    trace::{Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer},
+    trace::{
+        Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+        TraceId, TraceState, Tracer,
+    },
 };
 use opentelemetry_sdk::trace::{SdkTracer, Span as SdkSpan};
 use url::Url;
 
-use super::remote_parent;
 use crate::{
     message::{RequestId, TraceContext},
     session::Call,
@@ -158,4 +160,17 @@ fn propagated(span: &SpanContext, incoming: &TraceContext) -> Option<TraceContex
         let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags().to_u8());
         incoming.with_parent(format!("00-{trace}-{id}-{flags:02x}"))
     })
+}
+
+/// Converts the trace headers of a message into the parent of a span.
+fn remote_parent(context: &TraceContext) -> Context {
+    let Some((trace, span, flags)) = context.ids().filter(|_| context.is_continued()) else {
+        return Context::new();
+    };
+    let ids = (TraceId::from_hex(trace), SpanId::from_hex(span), u8::from_str_radix(flags, 16));
+    let (Ok(trace), Ok(span), Ok(flags)) = ids else { return Context::new() };
+    let state = context.state().and_then(|state| TraceState::from_str(state).ok());
+    let flags = TraceFlags::new(flags);
+    let parent = SpanContext::new(trace, span, flags, true, state.unwrap_or_default());
+    Context::new().with_remote_span_context(parent)
 }
