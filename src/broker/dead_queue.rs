@@ -1,9 +1,9 @@
 //! The dead queue as an operator works on it: receive everything, settle some, leave the rest in place.
 //!
 //! Received dead letters stay unsettled until the end, so that RabbitMQ has them again whatever happens to
-//! this process. RabbitMQ 4.0 and later counts that as a redelivery, and drops a message at the delivery
-//! limit if its queue has no dead-letter exchange. A dead letter close to the limit is therefore replaced
-//! by a copy.
+//! this process. Each pass may count as a redelivery, and the dead queue has no dead-letter exchange: at the
+//! delivery limit, 20 by default since RabbitMQ 4.0, the dead letter would be lost. One that is close to the
+//! limit is therefore replaced by a copy.
 
 use std::{
     sync::Arc,

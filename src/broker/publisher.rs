@@ -248,9 +248,9 @@ impl Publisher {
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
                 Err(PublishError::Unroutable)
             }
-            // The channel is dropped here, too. A quorum queue at its length limit stops each publishing
-            // channel, and RabbitMQ may never resume the channel when the limit is removed
-            // (rabbitmq-server#12206).
+            // The channel is dropped here, too: after a quorum queue at its length limit has refused a
+            // message, RabbitMQ may refuse all others of the channel, even once the limit is removed
+            // (rabbitmq-server#12206; fixed in 3.13 and 4.0 by #12310).
             Confirmation::Nack(None) | Confirmation::NotRequested => {
                 return Err(PublishError::Refused);
             }

@@ -1,8 +1,9 @@
 //! Keeps the topology declared while a worker consumes.
 //!
 //! A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at once. Two
-//! faults look like an empty queue instead: the request exchange or its binding is gone, so that no request
-//! arrives, or RabbitMQ has lost the consumer.
+//! faults look like an empty queue instead: the request exchange or its binding was deleted, so that no
+//! request arrives, or RabbitMQ has lost the consumer and keeps the channel open (as in
+//! rabbitmq-server#641).
 
 use std::{sync::Arc, time::Duration};
 
