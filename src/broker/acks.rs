@@ -1,7 +1,8 @@
-//! Batches the acks of a channel with `multiple=true` when no earlier delivery is unsettled.
+//! Batches acks with `multiple=true` when no earlier delivery is unsettled.
 //!
-//! One `basic.ack` for several deliveries is one write for RabbitMQ, and saves a quorum queue log
-//! entries. Only acks that are pending at the same moment are batched: none is delayed for others.
+//! One `basic.ack` for several deliveries is less work for RabbitMQ, which then writes fewer log
+//! entries for a quorum queue. Only acks that are pending at the same moment are batched: none
+//! waits for others.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -18,7 +19,7 @@ pub(super) struct Acks {
 }
 
 impl Acks {
-    /// Sends acks only while [`Self::run`] runs, or when [`Self::send_pending`] is called.
+    /// Acks are sent by [`Self::run`] or [`Self::send_pending`] only.
     pub(super) fn new(channel: Channel) -> Arc<Self> {
         Arc::new(Self { channel, ledger: Mutex::default(), pending: Notify::new() })
     }
@@ -54,11 +55,13 @@ impl Acks {
 
     /// Writes all pending acks to the channel. RabbitMQ does not answer acks.
     pub(super) fn send_pending(&self) {
-        // The lock is held while sending: two senders could otherwise send their batches in the wrong
-        // order, and RabbitMQ closes a channel that acks a delivery twice.
+        // The lock is held while sending: otherwise two senders could send their batches in the
+        // wrong order, so that one delivery is acked twice, and RabbitMQ closes the channel for
+        // that.
         let mut ledger = self.ledger.lock();
         for Ack { tag, multiple } in ledger.take_pending() {
-            // The first poll queues the frame in lapin. If the channel is closed, RabbitMQ redelivers.
+            // The first poll queues the frame in lapin. If the channel is closed, RabbitMQ
+            // redelivers.
             let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
         }
     }
@@ -78,8 +81,10 @@ struct Ledger {
     unsettled: BTreeSet<u64>,
     pending: Vec<u64>,
     latest: u64,
-    /// The first delivery tag that was skipped. lapin should pass on every delivery; if it ever loses one,
-    /// no `multiple` ack may cover it, so each later delivery is acked individually.
+    /// The first delivery tag that was skipped.
+    ///
+    /// lapin should pass on every delivery. If it ever loses one, no `multiple` ack may cover it,
+    /// so each later delivery is acked individually.
     missing: Option<u64>,
 }
 
@@ -136,7 +141,7 @@ mod tests {
         ]
     }
 
-    /// The deliveries that RabbitMQ removes for an ack. It closes the channel for an unknown tag.
+    /// What RabbitMQ removes for an ack. For an unknown tag it would close the channel.
     fn receive(unsettled: &mut BTreeSet<u64>, Ack { tag, multiple }: Ack) -> BTreeSet<u64> {
         assert!(unsettled.contains(&tag), "{tag} is settled twice");
         let first = if multiple { 0 } else { tag };

@@ -1,8 +1,8 @@
 //! Opens and closes one connection to RabbitMQ.
 //!
-//! lapin's recovery (`enable_auto_recover`) stays off: lapin 4.12 hangs on a half-open connection without
-//! an error or event, and does not recover channels that RabbitMQ closed (amqp-rs/lapin#450, open). The
-//! worker drops a lost connection and builds everything anew.
+//! lapin's recovery (`enable_auto_recover`) stays off: lapin 4.12 hangs on a half-open connection
+//! without an error or event, and does not recover channels that RabbitMQ closed
+//! (amqp-rs/lapin#450, open). Instead the worker drops a lost connection and opens a new session.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,13 +16,17 @@ use super::{
     socket::{self, Socket},
 };
 
-/// Limit of name resolution, TCP, TLS and the AMQP handshake together, as long as RabbitMQ's own
-/// `handshake_timeout`. lapin 4.12 has none: it ignores `?connection_timeout=` when it connects
-/// asynchronously, and a silent peer holds the handshake indefinitely (not reported upstream).
+/// Limit of name resolution, TCP, TLS and the AMQP handshake together.
+///
+/// RabbitMQ's `handshake_timeout` is as long. lapin 4.12 has no limit: it ignores
+/// `?connection_timeout=` when it connects asynchronously, and a silent peer holds the handshake
+/// indefinitely (not reported upstream).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit of an orderly close. After it the socket is shut down.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The AMQP heartbeat in seconds. lapin ends a connection that was silent for twice as long.
+/// The AMQP heartbeat in seconds.
+///
+/// lapin ends a connection that was silent for twice as long.
 const HEARTBEAT: &str = "10";
 
 /// How often waiting code checks whether its connection is still open.
@@ -34,7 +38,9 @@ pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// default of 128 KiB, and 0.5 MiB at 8 KiB. (Not reported upstream.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameMax {
-    /// Enough for the headers of nearly all messages, which must fit into one frame. Bodies span several.
+    /// Enough for the headers of nearly all messages, which must fit into one frame.
+    ///
+    /// Bodies may span several frames.
     Small,
     /// What RabbitMQ proposes.
     Server,
@@ -117,16 +123,16 @@ impl Drop for Connection {
     }
 }
 
-/// Closes in order if the connection is still open, and shuts the socket down in any case.
+/// Closes the connection if it is still open, and shuts its socket down.
 async fn close(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
     let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
     drop(socket);
 }
 
-/// The URL with our heartbeat, unless it sets one, and with our `frame_max` in place of its own.
+/// The URL with our `frame_max`, and with our heartbeat unless it sets one.
 ///
-/// With a smaller `frame_max`, a delivery with large headers would break every connection until RabbitMQ
-/// dead-letters it, and copies would lose headers.
+/// A `frame_max` of its own is ignored. With a smaller one, a delivery with large headers would
+/// break every connection until RabbitMQ dead-letters it, and copies would lose headers.
 fn with_parameters(url: &SecretString, frame_max: Option<&str>) -> String {
     let text = url.expose_secret();
     let Ok(mut url) = Url::parse(text) else { return text.to_owned() };

@@ -74,8 +74,8 @@ impl Consumer {
     /// Waits for the next delivery, however long the queue is empty.
     ///
     /// # Errors
-    /// The consumer ended: the channel was closed, or the queue was deleted. lapin ends the stream then,
-    /// which must not be mistaken for an empty queue.
+    /// The consumer ended: the channel was closed, or the queue was deleted. The end of lapin's
+    /// stream is a fault, not an empty queue.
     pub(crate) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let next = self.deliveries.next().await;
         self.ended = !matches!(next, Some(Ok(_)));
@@ -104,12 +104,13 @@ impl Consumer {
             if cancelled.await.is_err() {
                 return; // The channel is closed, so RabbitMQ requeues every unsettled delivery.
             }
-            // After `basic.cancel`, lapin yields the prefetched deliveries and then ends the stream.
+            // After `basic.cancel`, lapin yields the prefetched deliveries and then ends the
+            // stream.
             while let Some(Ok(delivery)) = self.deliveries.next().await {
                 Delivery::new(delivery, &self.acks).requeue();
             }
         };
-        // After the timeout, closing the connection requeues the rest.
+        // After the timeout, RabbitMQ requeues the rest when the connection closes.
         let _ = timeout(RPC_TIMEOUT, stop).await;
     }
 

@@ -1,9 +1,9 @@
-//! The dead queue as an operator works on it: receive everything, settle some, leave the rest in place.
+//! Lets an operator go through the dead queue: receive all, settle some, keep the rest.
 //!
-//! Received dead letters stay unsettled until the end, so that RabbitMQ has them again whatever happens to
-//! this process. Each pass may count as a redelivery, and the dead queue has no dead-letter exchange: at the
-//! delivery limit, 20 by default since RabbitMQ 4.0, the dead letter would be lost. One that is close to the
-//! limit is therefore replaced by a copy.
+//! Received dead letters stay unsettled until the end, so that RabbitMQ requeues them if this
+//! process dies. Each pass may count as a redelivery, and the dead queue has no dead-letter
+//! exchange: at the delivery limit, 20 by default since RabbitMQ 4.0, a dead letter would be lost.
+//! One that is close to the limit is therefore replaced by a copy.
 
 use std::{
     sync::Arc,
@@ -38,7 +38,9 @@ pub(crate) struct DeadQueue {
     connection: Connection,
     acks: Arc<Acks>,
     publisher: Publisher,
-    /// Dead letters of the first count that are not received yet. Later arrivals stay in the queue.
+    /// Dead letters of the first count that are not received yet.
+    ///
+    /// Later arrivals stay in the queue.
     remaining: u32,
     last_tag: Option<u64>,
 }
@@ -79,8 +81,9 @@ impl DeadQueue {
         }))
     }
 
-    /// Publishes a copy without attempts to the request queue, and acks the dead letter once RabbitMQ has
-    /// confirmed the copy.
+    /// Moves a dead letter to the request queue, with its attempts reset.
+    ///
+    /// Acks the dead letter once RabbitMQ has confirmed its copy.
     ///
     /// # Errors
     /// RabbitMQ did not confirm. The dead letter stays in its queue.
@@ -96,7 +99,8 @@ impl DeadQueue {
     /// Leaves a dead letter in its queue.
     ///
     /// # Errors
-    /// It was close to the delivery limit, and RabbitMQ did not confirm its copy. It stays in its queue.
+    /// It was close to the delivery limit, and RabbitMQ did not confirm its copy. It stays in its
+    /// queue.
     pub(crate) async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         if letter.delivery.redeliveries() < SUSPECT_REDELIVERIES {
             return Ok(());
@@ -124,14 +128,14 @@ impl DeadQueue {
                 let _ = self.acks.channel().basic_nack(tag, options).await;
             }
         };
-        // After the timeout, closing the connection requeues them.
+        // After the timeout, RabbitMQ requeues them when the connection closes.
         let _ = timeout(RPC_TIMEOUT, requeue).await;
         self.connection.close().await;
     }
 }
 
 impl DeadLetter {
-    /// The request's id: from the worker's header, the body, or the message's properties.
+    /// The request's id, from the worker's header, the body or the properties.
     pub(crate) fn request_id(&self) -> Option<String> {
         let delivery = &self.delivery;
         let header = delivery.request_id_header().map(str::to_owned);
@@ -143,7 +147,7 @@ impl DeadLetter {
             .or_else(|| delivery.message_id().map(str::to_owned))
     }
 
-    /// Why it is dead: the worker's `reason.code`, or RabbitMQ's reason if RabbitMQ dead-lettered it.
+    /// The worker's `reason.code`, or RabbitMQ's reason if RabbitMQ dead-lettered it.
     pub(crate) fn reason(&self) -> Option<String> {
         self.text(REASON).or_else(|| match self.death()?.inner().get("reason")? {
             AMQPValue::LongString(reason) => Some(reason.to_string()),

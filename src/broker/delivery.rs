@@ -21,11 +21,15 @@ use super::{
     republish::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID},
 };
 
-/// Limit of writing an ack. lapin 4.12 can lose a write when its connection ends, and would then never
-/// complete the future (amqp-rs/lapin#409).
+/// Limit of writing an ack.
+///
+/// lapin 4.12 can lose a write when its connection ends, and then never completes its future
+/// (amqp-rs/lapin#409, open, reports it for publishes).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Redeliveries after which a message may be a poison message: half of the delivery limit, both ours on
-/// the request queue and RabbitMQ's default of 20 on any quorum queue since 4.0.
+/// Redeliveries after which a message may be a poison message.
+///
+/// Half of the delivery limit: ours of 20 on the request queue, and RabbitMQ's default of 20 on
+/// every quorum queue since 4.0.
 pub(crate) const SUSPECT_REDELIVERIES: u32 = 10;
 
 /// A delivery that must be settled.
@@ -61,7 +65,7 @@ impl Delivery {
         not_empty(self.inner.properties.correlation_id())
     }
 
-    /// When the producer published, from the property `timestamp`. Precise to the second.
+    /// When the producer published, to the second: the property `timestamp`.
     pub(crate) fn published_at(&self) -> Option<SystemTime> {
         let seconds = (*self.inner.properties.timestamp())?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
@@ -81,7 +85,8 @@ impl Delivery {
 
     /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.
     ///
-    /// What is counted depends on the version, and a producer may set the header on a first delivery.
+    /// What is counted depends on the version, and a producer may set the header on a first
+    /// delivery.
     pub(crate) fn redeliveries(&self) -> u32 {
         self.number(DELIVERY_COUNT)
     }
@@ -117,15 +122,16 @@ impl Delivery {
         &self.inner.properties
     }
 
-    /// Acks it in the next batch. Returns `false` if the channel is closed, so that RabbitMQ redelivers
-    /// it, or if it was settled before.
+    /// Acks it in the next batch.
     ///
-    /// `true` is no proof that RabbitMQ received the ack: AMQP has no answer to acks.
+    /// Returns `false` if it was settled before, or if the channel is closed, so that RabbitMQ
+    /// redelivers it. `true` does not prove that RabbitMQ received the ack: AMQP has no answer to
+    /// acks.
     pub(crate) fn ack(&self) -> bool {
         !self.mark_settled() && self.acks.ack(self.tag())
     }
 
-    /// Acks it and waits until the ack is written to the socket. Returns whether it was.
+    /// Acks it, and returns whether the ack was written to the socket.
     pub(super) async fn ack_flushed(&self) -> bool {
         if self.mark_settled() {
             return false;
@@ -136,17 +142,19 @@ impl Delivery {
         matches!(written, Ok(Ok(())))
     }
 
-    /// Returns it to its queue. If the channel is closed, RabbitMQ has done so already.
+    /// Returns it to its queue. RabbitMQ does so itself when the channel closes.
     ///
-    /// By `nack`: since 4.3, RabbitMQ counts `reject` towards the delivery limit and not `nack`
+    /// Sends `nack`: since 4.3, RabbitMQ counts `reject` towards the delivery limit, and not `nack`
     /// (rabbitmq-website#2508). Up to 4.2 it counts both.
     pub(crate) fn requeue(&self) {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         self.settle(|| self.acks.channel().basic_nack(self.tag(), options));
     }
 
-    /// Returns a suspected poison message to its queue. Every version of RabbitMQ counts this towards the
-    /// delivery limit, and dead-letters the message when it is reached.
+    /// Returns it to its queue as a suspected poison message.
+    ///
+    /// Sends `reject`: every version of RabbitMQ counts it towards the delivery limit, and
+    /// dead-letters the message when the limit is reached.
     pub(crate) fn reject(&self) {
         let options = BasicRejectOptions { requeue: true };
         self.settle(|| self.acks.channel().basic_reject(self.tag(), options));
@@ -154,7 +162,7 @@ impl Delivery {
 
     /// Sends a nack or reject without waiting for the write.
     ///
-    /// The first poll queues the frame. lapin's own `Acker` would spawn a task for it.
+    /// The first poll queues the frame; lapin's own `Acker` would spawn a task for that.
     fn settle<F: Future<Output = lapin::Result<()>>>(&self, send: impl FnOnce() -> F) {
         if !self.mark_settled() {
             let _ = send().now_or_never();

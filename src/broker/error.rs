@@ -65,14 +65,17 @@ impl BrokerError {
 
     /// Whether lapin could not decode a frame, which ends the connection.
     ///
-    /// A producer may put any bytes into the short strings of a message's properties, and RabbitMQ passes
-    /// them on. amq-protocol 10.6 requires UTF-8 there, as AMQP does (amqp-rs/amq-protocol#28), so the
-    /// message breaks the connection of every worker it is delivered to.
+    /// A producer may put any bytes into the short strings of a message's properties, and RabbitMQ
+    /// passes them on. amq-protocol 10.6 requires UTF-8 there, as AMQP does
+    /// (amqp-rs/amq-protocol#28), so the message breaks the connection of every worker it is
+    /// delivered to.
     pub(crate) fn is_undecodable(&self) -> bool {
         self.kind == BrokerErrorKind::Undecodable
     }
 
-    /// Whether RabbitMQ sent a frame above `frame_max`: it splits a body over frames, not headers.
+    /// Whether RabbitMQ sent a frame above `frame_max`.
+    ///
+    /// RabbitMQ splits a body over several frames, but not the headers.
     pub(crate) fn is_frame_too_large(&self) -> bool {
         self.kind == BrokerErrorKind::FrameTooLarge
     }
@@ -137,8 +140,8 @@ pub(super) fn refusal(error: &lapin::Error) -> Option<Refusal> {
 
 /// What a lapin error means, in one phrase.
 ///
-/// Passes on RabbitMQ's own texts and the kinds of I/O errors, which hold no secret. lapin's other texts
-/// might, so they are replaced.
+/// Passes on RabbitMQ's own texts and the kinds of I/O errors, which hold no secret. lapin's other
+/// texts might, so they are replaced.
 pub(super) fn cause(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => match error.kind() {

@@ -1,10 +1,10 @@
 //! Publishes many messages at once on one channel, and knows the outcome of each.
 //!
-//! RabbitMQ sends `basic.return` for an unroutable message before its confirm. lapin 4.12 attaches a
-//! returned message to the channel's next confirm, whichever message that confirms (since
-//! amqp-rs/lapin#252; the wrong match is not reported upstream). With 8 publishes in flight, 36 of 715
-//! unroutable messages looked delivered. But lapin never holds a return back: when a confirm carries none,
-//! every return received so far was attached to an earlier confirm.
+//! RabbitMQ sends `basic.return` for an unroutable message before its confirm. lapin 4.12 attaches
+//! a returned message to the channel's next confirm, whichever message that confirms (since
+//! amqp-rs/lapin#252; the wrong match is not reported upstream). With 8 publishes in flight, 36 of
+//! 715 unroutable messages looked delivered. But lapin never holds a return back: when a confirm
+//! carries none, every return received so far was attached to an earlier confirm.
 //!
 //! So one task collects all confirms of the channel, always all that are ready, and then decides:
 //!
@@ -12,8 +12,8 @@
 //! - A message that was not returned, and whose confirm carries no return, was taken by a queue.
 //! - A message whose confirm carries another message's return is undecided: its own may follow.
 //!
-//! An undecided message is published again on another channel, as is every message that was in flight when
-//! the channel broke.
+//! An undecided message is published again on another channel, as is every message that was in
+//! flight when the channel broke.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::PublishError;
 
-/// RabbitMQ returns a message that it can route to no queue. It does not implement `immediate`.
+/// Makes RabbitMQ return an unroutable message. It does not implement `immediate`.
 pub(super) const MANDATORY: BasicPublishOptions =
     BasicPublishOptions { mandatory: true, immediate: false };
 
@@ -59,7 +59,7 @@ struct Publish {
     outcome: oneshot::Sender<PublishOutcome>,
 }
 
-/// A handle for publishing on the channel. The pipeline ends when the last handle is dropped.
+/// A handle for publishing on the channel, which closes with the last handle.
 #[derive(Clone)]
 pub(super) struct Pipeline(mpsc::UnboundedSender<Publish>);
 
@@ -91,7 +91,7 @@ struct Completed {
     confirm: lapin::Result<Confirmation>,
 }
 
-/// Runs until the channel breaks, or until all handles are dropped and all messages are decided.
+/// Publishes until the channel closes, or every handle is dropped and no message is in flight.
 async fn run(channel: Channel, mut publishes: mpsc::UnboundedReceiver<Publish>) {
     let mut in_flight = FuturesUnordered::new();
     let mut completed: Vec<Completed> = Vec::new();
@@ -111,7 +111,8 @@ async fn run(channel: Channel, mut publishes: mpsc::UnboundedReceiver<Publish>) 
         if completed.is_empty() {
             continue;
         }
-        // A return may have come with any earlier confirm, so all ready ones are noted before deciding.
+        // A return may have come with any earlier confirm, so all ready ones are noted before
+        // deciding.
         drain.drain_ready(&mut in_flight, &mut completed);
         for publish in &completed {
             returns.note(&publish.confirm);
@@ -149,8 +150,8 @@ impl Drain {
             match from.poll_next_unpin(&mut context) {
                 Poll::Ready(Some(output)) => into.push(output),
                 Poll::Ready(None) => return,
-                // `FuturesUnordered` returns `Pending` after a number of polls and wakes itself, and a
-                // future may have become ready since it was polled.
+                // `FuturesUnordered` returns `Pending` after a number of polls and wakes itself,
+                // and a future may have become ready since it was polled.
                 Poll::Pending if self.0.0.load(Ordering::SeqCst) => {}
                 Poll::Pending => return,
             }

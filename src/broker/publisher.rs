@@ -1,8 +1,11 @@
-//! Publishes persistent, mandatory, confirmed messages: every loss or missing route becomes an error.
+//! Publishes messages that are persistent, mandatory and confirmed.
 //!
-//! Events share one channel through a [`Pipeline`]. Copies, which are rare, and events whose outcome the
-//! pipeline leaves open are published one at a time per channel, on a pool of channels: lapin 4.12 attaches
-//! a returned message to the channel's next confirm, whichever message that confirms.
+//! A message that no queue took, or may not have taken, is an error for the caller.
+//!
+//! Events share one channel through a [`Pipeline`]. Copies, which are rare, and events whose
+//! outcome the pipeline leaves open are published one at a time per channel, on a pool of channels:
+//! lapin 4.12 attaches a returned message to the channel's next confirm, whichever message that
+//! confirms.
 
 use std::{
     pin::{Pin, pin},
@@ -37,8 +40,10 @@ use crate::{
 
 /// Limit of the channel pool. More gain nothing: RabbitMQ confirms in batches.
 const MAX_CHANNELS: u16 = 64;
-/// Limit of one publish, from opening a channel to the confirm. Longer than two heartbeats (20 s), so
-/// that a dead connection is reported as [`PublishError::Disconnected`].
+/// Limit of one publish, from opening a channel to the confirm.
+///
+/// Longer than two heartbeats (20 s), so that a dead connection is reported as
+/// [`PublishError::Disconnected`].
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 /// `delivery_mode` of a message that survives a restart of RabbitMQ.
 const PERSISTENT: u8 = 2;
@@ -185,12 +190,13 @@ impl Publisher {
         let mut since = Instant::now();
         loop {
             let status = self.0.connection.status();
-            // lapin 4.12 can lose a publish when its connection ends, and would then never complete it
-            // (amqp-rs/lapin#409, open).
+            // lapin 4.12 can lose a publish when its connection ends, and would then never complete
+            // it (amqp-rs/lapin#409, open).
             match timeout(STATUS_INTERVAL, &mut publish).await {
                 Ok(published) => return Ok(published),
                 Err(_) if !status.connected() => return Err(PublishError::Disconnected),
-                // RabbitMQ blocks the connection during a memory or disk alarm, which is no failure.
+                // RabbitMQ blocks the connection during a memory or disk alarm, which is no
+                // failure.
                 Err(_) if status.blocked() => since = Instant::now(),
                 Err(_) if since.elapsed() < PUBLISH_TIMEOUT => {}
                 Err(_) => return Err(PublishError::Unconfirmed),
@@ -198,7 +204,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes a message and waits for its confirm. Declares a deleted exchange or queue anew, once.
+    /// Publishes a message and waits for its confirm.
+    ///
+    /// Declares the topology and tries once more if the exchange or queue does not exist.
     pub(crate) async fn publish(
         &self,
         exchange: &str,
@@ -207,8 +215,8 @@ impl Publisher {
         body: &[u8],
     ) -> Result<(), PublishError> {
         let first = self.attempt(exchange, routing_key, properties.clone(), body).await;
-        // On the default exchange, unroutable means that the queue does not exist. On the event exchange
-        // it means that no application has bound a queue, which declaring anew does not change.
+        // On the default exchange, unroutable means that the queue does not exist. On the event
+        // exchange it means that no application has bound a queue, which declaring does not change.
         let deleted = match &first {
             Err(PublishError::ExchangeMissing) => true,
             Err(PublishError::Unroutable) => exchange.is_empty(),
@@ -238,7 +246,8 @@ impl Publisher {
             let confirm = publish.await?.await?;
             Ok((channel, confirm))
         };
-        // After an error or timeout the channel is dropped: its next confirm could be this message's.
+        // After an error or timeout the channel is dropped: its next confirm could be this
+        // message's.
         let (channel, confirm) = match self.with_timeout(pin!(publish)).await? {
             Ok(published) => published,
             Err(error) => return Err(self.publish_error(&error)),
@@ -248,9 +257,9 @@ impl Publisher {
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
                 Err(PublishError::Unroutable)
             }
-            // The channel is dropped here, too: after a quorum queue at its length limit has refused a
-            // message, RabbitMQ may refuse all others of the channel, even once the limit is removed
-            // (rabbitmq-server#12206; fixed in 3.13 and 4.0 by #12310).
+            // The channel is dropped here, too: after a quorum queue at its length limit has
+            // refused a message, RabbitMQ may refuse all others of the channel, even once the limit
+            // is removed (rabbitmq-server#12206; fixed in 3.13 and 4.0 by #12310).
             Confirmation::Nack(None) | Confirmation::NotRequested => {
                 return Err(PublishError::Refused);
             }

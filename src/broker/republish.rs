@@ -24,11 +24,13 @@ pub(super) const FAILED_AT: &str = "x-handoff-failed-at";
 /// RabbitMQ's count of redeliveries, which it compares with the delivery limit.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// Limit of a request id in headers, in bytes. A longer id is complete in the body only.
+/// Limit of a request id in headers, in bytes. The body has longer ones whole.
 const MAX_REQUEST_ID: usize = 4 * 1024;
 
-/// RabbitMQ's own headers. RabbitMQ interprets `x-death` of a published message: if it names the queue that
-/// the copy expires into, RabbitMQ assumes a dead-letter cycle and drops the copy (rabbitmq-server#11339).
+/// RabbitMQ's own headers.
+///
+/// RabbitMQ interprets the `x-death` of a published message (rabbitmq-server#11339): if it names
+/// the queue that a copy expires into, RabbitMQ assumes a dead-letter cycle and drops the copy.
 const BROKER_HEADERS: [&str; 8] = [
     "x-death",
     "x-first-death-exchange",
@@ -39,13 +41,14 @@ const BROKER_HEADERS: [&str; 8] = [
     "x-last-death-reason",
     DELIVERY_COUNT,
 ];
-/// Further routing keys of the producer, which RabbitMQ has honoured for the original.
+/// The producer's further routing keys, which RabbitMQ used for the original.
 const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
-/// Ours from an earlier failure, if an operator moved a dead letter back to the request queue.
+/// Ours from an earlier failure, if an operator moved a dead letter back.
 const FAILURE_HEADERS: [&str; 3] = [REASON, DETAIL, FAILED_AT];
 
-/// Bytes of a frame kept free for our headers, the other properties, and what RabbitMQ adds when it
-/// dead-letters the message.
+/// Bytes of a frame that are kept free of the producer's headers.
+///
+/// For our headers, the other properties, and what RabbitMQ adds when it dead-letters the message.
 pub(super) const RESERVED_BYTES: usize = 12 * 1024;
 
 /// The request behind a delivery, and the attempts it has used.
@@ -96,7 +99,9 @@ pub(super) fn replay_copy(
     with_headers(of, without(&headers, ATTEMPT))
 }
 
-/// The properties of a copy that replaces its original in the same queue. Only its delivery count restarts.
+/// The properties of a copy that replaces its original in the same queue.
+///
+/// Only its delivery count restarts.
 pub(super) fn same_copy(of: &BasicProperties) -> BasicProperties {
     let none = FieldTable::default();
     with_headers(of, without(of.headers().as_ref().unwrap_or(&none), DELIVERY_COUNT))
@@ -115,8 +120,10 @@ fn copy_headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> Fie
     headers
 }
 
-/// The original's properties with other headers, except for two: `expiration` would drop the copy early,
-/// and RabbitMQ accepts `user_id` only from a connection of that user.
+/// The original's properties with other headers, and without two of them.
+///
+/// `expiration` would drop the copy early, and RabbitMQ accepts `user_id` only from a connection of
+/// that user.
 fn with_headers(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
     let mut to = BasicProperties::default().with_headers(headers);
     macro_rules! copy {
@@ -153,10 +160,11 @@ fn producer_headers(
     kept
 }
 
-/// The producer's headers that fit into one frame with ours, and how many do not. Drops the largest.
+/// The producer's headers that fit into one frame with ours, and how many do not.
 ///
-/// AMQP splits a body over frames, but not headers. RabbitMQ closes the connection over a frame that is too
-/// large, and the redelivered message would make the worker send the frame again.
+/// AMQP splits a body over frames, but not headers. RabbitMQ closes the connection for a frame that
+/// is too large, and each redelivery of the message would make a worker send that frame. So the
+/// largest headers are dropped.
 fn fitting_headers(headers: &FieldTable, frame_max: usize) -> (FieldTable, usize) {
     let is_producers = |name: &str| {
         !BROKER_HEADERS.contains(&name)

@@ -7,10 +7,13 @@ use tokio::time::timeout;
 
 use super::error::BrokerError;
 
-/// lapin has no timeout for these: on a blocked or half-open connection they would wait indefinitely.
+/// Limit of one answer.
+///
+/// lapin 4.12 has none: on a blocked or half-open connection a call waits indefinitely (not
+/// reported upstream).
 pub(super) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for the answer. `operation` is a verb phrase that follows "cannot" in the error.
+/// Waits for the answer. The error says `cannot <operation>`.
 pub(crate) async fn rpc<T>(
     operation: &str,
     call: impl Future<Output = lapin::Result<T>>,

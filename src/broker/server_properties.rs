@@ -1,7 +1,7 @@
 //! The server's product and version, which RabbitMQ sends before login.
 //!
-//! lapin 4.12 reads them and does not expose them (not reported upstream), so `doctor` reads them from
-//! a separate connection.
+//! lapin 4.12 reads them and does not expose them (not reported upstream), so `doctor` reads them
+//! from a separate connection.
 
 use lapin::{
     protocol::{AMQPClass, connection::AMQPMethod, parse_class},
@@ -20,7 +20,7 @@ pub(crate) struct ServerProperties {
     pub(crate) version: String,
 }
 
-/// Sends the protocol header and reads `connection.start`. `None` if the server does not speak AMQP 0-9-1.
+/// Reads the server's first frame, or `None` if it does not speak AMQP 0-9-1.
 pub(crate) async fn server_properties(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> Option<ServerProperties> {

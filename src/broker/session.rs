@@ -1,7 +1,7 @@
 //! A worker's session with RabbitMQ: two connections, a consumer and a publisher.
 //!
-//! Two connections, because RabbitMQ blocks one that publishes while a memory or disk alarm is on, and
-//! lapin then writes nothing on it, acks included. If either is lost, both are replaced.
+//! Two connections, because RabbitMQ blocks one that publishes while a memory or disk alarm is on,
+//! and lapin then writes nothing on it, acks included. If either is lost, both are replaced.
 
 use std::{pin::pin, sync::Arc};
 
@@ -35,7 +35,8 @@ impl BrokerSession {
         frame_max: FrameMax,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
-        // In sequence: while RabbitMQ is down, each try costs one connection attempt instead of two.
+        // In sequence: while RabbitMQ is down, each try costs one connection attempt instead of
+        // two.
         let publishing = Connection::open(&settings.url, Role::Publisher(frame_max)).await?;
         let consuming = Connection::open(&settings.url, Role::Consumer(frame_max)).await?;
         let topology = Arc::new(Topology::new(settings));
@@ -50,7 +51,9 @@ impl BrokerSession {
         Ok(Self { consuming, publishing, topology, consumer, publisher })
     }
 
-    /// Waits until a connection or the consumer is lost. Keeps the topology declared meanwhile.
+    /// Waits until a connection or the consumer is lost.
+    ///
+    /// Keeps the topology declared meanwhile.
     pub(crate) fn wait_for_fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
         let connections = [&self.consuming, &self.publishing].map(|one| Arc::clone(one.lapin()));
         let [consuming, publishing] =
@@ -65,7 +68,8 @@ impl BrokerSession {
             loop {
                 tokio::select! {
                     event = events.next() => match event {
-                        // lapin also reports the error of a single channel here; its user handles that.
+                        // lapin also reports the error of a single channel here; its user handles
+                        // that.
                         Some(Event::Error(error)) => if !connected() {
                             return BrokerError::connection_lost("connection lost", &error);
                         },
@@ -88,7 +92,9 @@ impl BrokerSession {
         ConsumerCount(self.publisher.clone())
     }
 
-    /// Whether deliveries in flight can still be settled. If not, RabbitMQ redelivers them.
+    /// Whether deliveries in flight can still be settled.
+    ///
+    /// If not, RabbitMQ redelivers them.
     pub(crate) fn can_settle(&self) -> bool {
         self.consumer.is_open() && self.publishing.lapin().status().connected()
     }
@@ -100,15 +106,17 @@ impl BrokerSession {
         }
     }
 
-    /// Stops consuming and requeues prefetched deliveries. Deliveries in flight can still be settled.
+    /// Stops consuming and requeues prefetched deliveries.
+    ///
+    /// Deliveries in flight can still be settled.
     pub(crate) async fn stop_consuming(&mut self) {
         self.consumer.stop().await;
     }
 
     /// Closes both connections, within 2 s.
     pub(crate) async fn close(self) {
-        // The consuming channel first. RabbitMQ can drop acks that arrive just before a connection is
-        // closed, and redeliver what they acked (rabbitmq-server#10327, open).
+        // The consuming channel first. RabbitMQ can drop acks that arrive just before a connection
+        // is closed, and redeliver what they acked (rabbitmq-server#10327, open).
         let _ = timeout(CLOSE_TIMEOUT, self.consumer.close()).await;
         tokio::join!(self.consuming.close(), self.publishing.close());
     }

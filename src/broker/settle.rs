@@ -1,4 +1,4 @@
-//! Settling a delivery: a retry copy or dead letter is confirmed before its delivery is acked.
+//! Settles a delivery: its copy or dead letter is confirmed before it is acked.
 
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +29,7 @@ pub(crate) enum Settlement<'a> {
         /// Whether the link was made for another request, or by an earlier attempt.
         reused: bool,
     },
-    /// Ack it: the request failed, and `handoff.failed` has reported that. No dead letter is needed.
+    /// Ack it without a dead letter: `handoff.failed` has reported the failure.
     Discard(FailedReason),
     /// Publish a copy to a retry queue, then ack.
     Retry {
@@ -42,8 +42,9 @@ pub(crate) enum Settlement<'a> {
     DeadLetter(FailedReason),
     /// Return it to the request queue, for any worker to take. Spends no attempt.
     Requeue,
-    /// Publish a copy to the end of the request queue, then ack. Spends no attempt, and unlike
-    /// [`Self::Requeue`] does not count towards the delivery limit.
+    /// Publish a copy to the end of the request queue, then ack. Spends no attempt.
+    ///
+    /// Unlike [`Self::Requeue`], this does not count towards the delivery limit.
     Postpone,
 }
 
@@ -77,8 +78,8 @@ pub(crate) async fn settle(
         Settlement::Retry { queue, .. } => {
             (PublishKind::Retry, *queue, retry_copy(delivery.properties(), tried, frame_max))
         }
-        // Up to RabbitMQ 4.2, a nack counts towards the delivery limit. A delivery that has come back often
-        // is therefore replaced by a copy, whose count starts at zero.
+        // Up to RabbitMQ 4.2, a nack counts towards the delivery limit. A delivery that has come
+        // back often is therefore replaced by a copy, whose count starts at zero.
         Settlement::Requeue | Settlement::Postpone => (
             PublishKind::Postponed,
             publisher.topology().request_queue(),

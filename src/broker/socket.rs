@@ -1,8 +1,9 @@
-//! Opens lapin's TCP socket and keeps a second handle on it, so that it can be shut down.
+//! Opens lapin's TCP socket, and keeps a handle to shut it down.
 //!
-//! lapin 4.12 runs each connection on its own thread, which reads until the socket ends. Dropping the
-//! connection, or the future that opens it, does not end the socket: with a peer that stays silent, the
-//! thread and two file descriptors would stay until the peer closes. (Not reported upstream.)
+//! lapin 4.12 runs each connection on its own thread, which reads until the socket ends. Dropping
+//! the connection, or the future that opens it, does not end the socket: with a peer that stays
+//! silent, the thread and two file descriptors would stay until the peer closes. (Not reported
+//! upstream.)
 
 use std::{
     future::pending,
@@ -26,13 +27,17 @@ use tokio::{
     time::timeout,
 };
 
-/// Limit of a TCP connect to one address, so that an unreachable one leaves time for the others.
+/// Limit of a TCP connect to one address.
+///
+/// A host may have several, and an unreachable one must leave time for the others.
 const TCP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Limit of waiting for the first byte. RabbitMQ answers at once, in AMQP and in TLS. A silent peer is
-/// frozen or cut off, and only a new attempt finds out that it has recovered.
+/// Limit of waiting for the first byte.
+///
+/// RabbitMQ answers at once, in AMQP and in TLS. A silent peer is frozen or cut off, and only a new
+/// attempt notices that it has recovered.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A handle on the socket of a lapin connection. Shuts the socket down when it is dropped.
+/// A handle on a lapin connection's socket, which dropping it shuts down.
 pub(super) struct Socket(Arc<Mutex<SocketState>>);
 
 enum SocketState {
@@ -42,7 +47,9 @@ enum SocketState {
     Closed,
 }
 
-/// Opens a connection and a handle on its socket. If the future is dropped, the socket is shut down.
+/// Opens a connection and a handle on its socket.
+///
+/// Dropping the future shuts the socket down, too.
 pub(super) async fn open(
     uri: AMQPUri,
     properties: ConnectionProperties,
@@ -93,7 +100,7 @@ pub(super) async fn open(
     }
 }
 
-/// Returns if the peer accepts the connection and then sends nothing. Otherwise never returns.
+/// Returns if the peer accepts the connection and sends nothing, and never otherwise.
 async fn silence(opened: oneshot::Receiver<TokioTcpStream>) {
     if let Ok(socket) = opened.await
         && timeout(FIRST_BYTE_TIMEOUT, socket.readable()).await.is_err()
@@ -103,7 +110,7 @@ async fn silence(opened: oneshot::Receiver<TokioTcpStream>) {
     pending().await
 }
 
-/// Duplicates the handle of a socket that has just connected, or fails if [`Socket`] was dropped.
+/// Keeps a handle on a connected socket, or fails if [`Socket`] was dropped.
 fn keep_handle(state: &Mutex<SocketState>, socket: BorrowedFd<'_>) -> Result<()> {
     let handle = TcpStream::from(socket.try_clone_to_owned()?);
     let readable = TokioTcpStream::from_std(handle.try_clone()?)?;

@@ -29,7 +29,7 @@ pub(crate) struct QueueCounts {
 }
 
 impl Topology {
-    /// Declares every object, or checks that it exists if `HANDOFF_DECLARE_TOPOLOGY` is off.
+    /// Declares every object, or checks it if `HANDOFF_DECLARE_TOPOLOGY` is off.
     ///
     /// # Errors
     /// The first object that is missing or differs, with the fix.

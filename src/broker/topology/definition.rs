@@ -4,10 +4,12 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::{broker::values::long_string, config::BrokerSettings};
 
-/// Redeliveries after which RabbitMQ dead-letters a request: it ends a poison message that kills workers.
+/// Redeliveries after which RabbitMQ dead-letters a request.
+///
+/// Ends a poison message that kills every worker it is delivered to.
 const DELIVERY_LIMIT: i64 = 20;
 
-/// Index of the request queue: declared after the dead queue, which its arguments name.
+/// Index of the request queue, which is declared after the dead queue it names.
 const REQUEST_QUEUE: usize = 1;
 
 /// A queue and the arguments that it is declared with.
@@ -17,7 +19,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A quorum queue: durable, and replicated where the cluster has more than one node.
+    /// A quorum queue: durable, and replicated over the nodes of a cluster.
     fn quorum(
         name: String,
         arguments: impl IntoIterator<Item = (&'static str, AMQPValue)>,
@@ -65,8 +67,8 @@ impl Topology {
             let name = format!("{request_queue}.retry.{}", delay.name());
             // The settings limit a delay to 32 bits of milliseconds.
             let ttl = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
-            // A TTL per queue: with a TTL per message, RabbitMQ expires only the message at the head, so a
-            // short delay would wait behind a long one.
+            // A TTL per queue: with a TTL per message, RabbitMQ expires only the message at the
+            // head, so a short delay would wait behind a long one.
             let ttl = [("x-message-ttl", AMQPValue::LongLongInt(ttl))];
             queues.push(Queue::quorum(
                 name.clone(),
@@ -84,7 +86,7 @@ impl Topology {
         Self { declare: settings.declare, exchanges, queues, retry_queues, dead_queue }
     }
 
-    /// The retry queue after this many attempts, or `None` if there are no more retries.
+    /// The retry queue after `attempts`, or `None` if no retry is left.
     pub(crate) fn retry_queue(&self, attempts: u32) -> Option<&str> {
         let index = usize::try_from(attempts).ok()?.checked_sub(1)?;
         self.retry_queues.get(index).map(String::as_str)
@@ -127,9 +129,10 @@ impl Topology {
     }
 }
 
-/// Dead-letters to a queue through the default exchange, at least once: RabbitMQ removes a message only when
-/// the other queue has confirmed it. That requires `reject-publish`; RabbitMQ falls back to at-most-once
-/// with the default overflow, `drop-head`.
+/// Dead-letters to a queue through the default exchange, at least once.
+///
+/// RabbitMQ removes a message only when the other queue has confirmed it. With the default
+/// overflow, `drop-head`, RabbitMQ would fall back to at-most-once.
 fn dead_lettering_to(queue: &str) -> impl Iterator<Item = (&'static str, AMQPValue)> + use<> {
     [
         ("x-dead-letter-exchange", long_string("")),

@@ -23,13 +23,16 @@ enum ArgumentValue {
 }
 
 impl Difference {
-    /// Parses `… inequivalent arg 'x' for queue 'q' in vhost '/': received the value 'a' of type 'longstr'
-    /// but current is none`.
+    /// Parses RabbitMQ's text.
+    ///
+    /// `… inequivalent arg 'x' for queue 'q' in vhost '/': received the value 'a' of type 'longstr'
+    /// but current is none`
     pub(super) fn parse(refusal: &str) -> Self {
         let parse = || {
             let (_, rest) = refusal.split_once("inequivalent arg '")?;
             let (name, rest) = rest.split_once('\'')?;
-            // From the right: the names of the queue and virtual host stand before, and may hold any text.
+            // From the right: the names of the queue and virtual host stand before, and may hold
+            // any text.
             let (rest, actual) = rest.rsplit_once(" but current is ")?;
             let (_, expected) = rest.rsplit_once(": received ")?;
             Some(Self {
@@ -45,7 +48,7 @@ impl Difference {
         })
     }
 
-    /// Sets the argument to its actual value. Returns `false` if no argument can declare that value.
+    /// Sets the argument to its actual value. `false` if no argument can declare it.
     pub(super) fn adopt(&self, arguments: &mut FieldTable) -> bool {
         if !self.name.starts_with("x-") {
             return false;

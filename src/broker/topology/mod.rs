@@ -1,4 +1,4 @@
-//! The exchanges, queues and bindings that a worker needs: declared, checked or surveyed.
+//! The exchanges, queues and bindings that a worker needs.
 
 mod declare;
 mod definition;

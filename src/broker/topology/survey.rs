@@ -1,8 +1,8 @@
 //! Examines the topology without changing it.
 //!
-//! AMQP cannot read a queue's arguments. But declaring an existing object changes nothing: RabbitMQ accepts
-//! it if all arguments are equal, and otherwise names one that differs. So the survey checks that an object
-//! exists, and only then declares it.
+//! AMQP cannot read a queue's arguments. But declaring an existing object changes nothing: RabbitMQ
+//! accepts it if all arguments are equal, and otherwise names one that differs. So the survey
+//! checks that an object exists, and only then declares it.
 
 use std::time::Duration;
 
@@ -111,10 +111,10 @@ impl Survey {
         Ok(objects)
     }
 
-    /// Checks that RabbitMQ accepts publishes, with two messages that no queue receives.
+    /// Checks that RabbitMQ accepts publishes, with two unroutable messages.
     ///
-    /// Two, because RabbitMQ blocks a connection only when it publishes: during an alarm, the first message
-    /// is still accepted.
+    /// Two, because RabbitMQ blocks a connection only when it publishes: during an alarm it still
+    /// accepts the first message.
     ///
     /// # Errors
     /// Publishing is blocked, or the user has no permission.
@@ -181,7 +181,8 @@ impl Survey {
             Ok(counts) => Some(counts),
             Err(state) => return Ok((state, None)),
         };
-        // RabbitMQ names one differing argument at a time, so its value is adopted for the next question.
+        // RabbitMQ names one differing argument at a time, so its value is adopted for the next
+        // question.
         let mut arguments = queue.arguments.clone();
         let mut differences = Vec::new();
         for _ in 0..MAX_DIFFERENCES {

@@ -1,9 +1,9 @@
 //! Keeps the topology declared while a worker consumes.
 //!
-//! A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at once. Two
-//! faults look like an empty queue instead: the request exchange or its binding was deleted, so that no
-//! request arrives, or RabbitMQ has lost the consumer and keeps the channel open (as in
-//! rabbitmq-server#641).
+//! A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at
+//! once. Two faults look like an empty queue instead: the request exchange or its binding was
+//! deleted, so that no request arrives, or RabbitMQ has lost the consumer and keeps the channel
+//! open (as in rabbitmq-server#641).
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,12 +13,14 @@ use tokio::time::sleep;
 use super::{declare::QueueCounts, definition::Topology};
 use crate::broker::{error::BrokerError, log};
 
-/// How long these faults may go unnoticed. Declaring existing objects costs RabbitMQ little.
+/// How long these faults may go unnoticed.
+///
+/// Declaring existing objects costs RabbitMQ little.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Declares or checks the topology every 10 s. Returns when RabbitMQ has lost the consumer.
+/// Declares or checks the topology every 10 s, until RabbitMQ has lost the consumer.
 ///
-/// Logs an error once and goes on, because requests can still be consumed.
+/// Logs an error once and continues: requests can still be consumed.
 pub(in crate::broker) async fn watch(
     topology: Arc<Topology>,
     connection: Arc<Connection>,
