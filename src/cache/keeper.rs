@@ -12,8 +12,11 @@ use tokio::{
 };
 
 use super::{
-    connection_health::ConnectionHealth, deferred::DeferredScripts, error::describe, log,
-    log::AvailabilityLog, scripts,
+    connection_health::ConnectionHealth,
+    deferred::DeferredScripts,
+    error::describe,
+    log::{self, AvailabilityLog},
+    scripts,
 };
 use crate::{retry::Backoff, telemetry::metrics::Metrics};
 
@@ -22,13 +25,13 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the keeper sends a PING on a connection.
 ///
 /// redis 1.8 reports a closed connection only to the next command, or as a RESP3 push, and this
-/// connection speaks RESP2 (redis-rs/redis-rs#1096). A half-open connection is never reported
-/// (redis-rs/redis-rs#1513).
+/// connection speaks RESP2 (redis-rs/redis-rs#1096). It reports a half-open connection only once TCP
+/// gives up, after a minute or more (redis-rs/redis-rs#1513).
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
-/// A connection and its number, which says in [`ConnectionHealth`] which connection failed.
+/// A connection, and the number by which [`ConnectionHealth`] refers to it.
 pub(super) type Numbered = (u64, MultiplexedConnection);
 
 pub(super) struct Keeper {

@@ -5,17 +5,18 @@
 //! commands on it. While it is down, operations fail at once and the keeper reconnects: an unresponsive
 //! Redis costs the requests in flight one time-out, and later requests nothing.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use deadpool_redis::{
     Manager, Pool as Deadpool, Runtime,
     redis::{AsyncConnectionConfig, FromRedisValue, RedisError, ScriptInvocation},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    sync::watch,
-    time::{Duration, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -137,6 +138,7 @@ impl Pool {
         *self.fault.lock() = Some(fault);
     }
 
+    /// A function, so that the guard does not live across an `.await` in `run`.
     fn take_fault(&self) -> Option<Fault> {
         self.fault.lock().take()
     }
