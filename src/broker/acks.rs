@@ -55,9 +55,9 @@ impl Acks {
 
     /// Writes all pending acks to the channel. RabbitMQ does not answer acks.
     pub(super) fn send_pending(&self) {
-        // The lock is held while sending: otherwise two senders could send their batches in the
-        // wrong order, so that one delivery is acked twice, and RabbitMQ closes the channel for
-        // that.
+        // The lock is held while sending: otherwise a `multiple` ack of one sender could overtake
+        // an ack of another that it covers, and RabbitMQ closes a channel that acks a delivery
+        // twice.
         let mut ledger = self.ledger.lock();
         for Ack { tag, multiple } in ledger.take_pending() {
             // The first poll queues the frame in lapin. If the channel is closed, RabbitMQ
@@ -124,20 +124,20 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Copy, Debug)]
-    enum Action {
+    enum LedgerAction {
         Deliver { lost: u64 },
         Ack(prop::sample::Index),
         Settle(prop::sample::Index),
         Send,
     }
 
-    fn action() -> impl Strategy<Value = Action> {
+    fn ledger_action() -> impl Strategy<Value = LedgerAction> {
         let lost = prop_oneof![9 => Just(0), 1 => 1u64..3];
         prop_oneof![
-            4 => lost.prop_map(|lost| Action::Deliver { lost }),
-            4 => any::<prop::sample::Index>().prop_map(Action::Ack),
-            1 => any::<prop::sample::Index>().prop_map(Action::Settle),
-            1 => Just(Action::Send),
+            4 => lost.prop_map(|lost| LedgerAction::Deliver { lost }),
+            4 => any::<prop::sample::Index>().prop_map(LedgerAction::Ack),
+            1 => any::<prop::sample::Index>().prop_map(LedgerAction::Settle),
+            1 => Just(LedgerAction::Send),
         ]
     }
 
@@ -153,7 +153,7 @@ mod tests {
     proptest! {
         #[test]
         fn each_acked_delivery_is_acked_once_and_no_other(
-            actions in prop::collection::vec(action(), 0..100),
+            actions in prop::collection::vec(ledger_action(), 0..100),
         ) {
             let mut ledger = Ledger::default();
             // RabbitMQ's side: the latest delivery, and the unsettled ones.
@@ -161,26 +161,26 @@ mod tests {
             let mut unsettled = BTreeSet::new();
             let mut in_flight = Vec::new();
             let mut expected = BTreeSet::new();
-            for action in actions.into_iter().chain([Action::Send]) {
+            for action in actions.into_iter().chain([LedgerAction::Send]) {
                 match action {
-                    Action::Deliver { lost } => {
+                    LedgerAction::Deliver { lost } => {
                         unsettled.extend(latest + 1..=latest + 1 + lost);
                         latest += 1 + lost;
                         ledger.delivered(latest);
                         in_flight.push(latest);
                     }
-                    Action::Ack(which) if !in_flight.is_empty() => {
+                    LedgerAction::Ack(which) if !in_flight.is_empty() => {
                         let tag = in_flight.swap_remove(which.index(in_flight.len()));
                         ledger.acked(tag);
                         expected.insert(tag);
                     }
-                    Action::Settle(which) if !in_flight.is_empty() => {
+                    LedgerAction::Settle(which) if !in_flight.is_empty() => {
                         let tag = in_flight.swap_remove(which.index(in_flight.len()));
                         unsettled.remove(&tag);
                         ledger.settled(tag);
                     }
-                    Action::Ack(_) | Action::Settle(_) => {}
-                    Action::Send => {
+                    LedgerAction::Ack(_) | LedgerAction::Settle(_) => {}
+                    LedgerAction::Send => {
                         let mut acked = BTreeSet::new();
                         for ack in ledger.take_pending() {
                             acked.extend(receive(&mut unsettled, ack));

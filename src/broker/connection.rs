@@ -131,8 +131,8 @@ async fn close(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
 
 /// The URL with our `frame_max`, and with our heartbeat unless it sets one.
 ///
-/// A `frame_max` of its own is ignored. With a smaller one, a delivery with large headers would
-/// break every connection until RabbitMQ dead-letters it, and copies would lose headers.
+/// A `frame_max` in the URL is ignored: with a smaller one, a delivery with large headers would break
+/// every connection until RabbitMQ dead-letters it, and copies would lose headers.
 fn with_parameters(url: &SecretString, frame_max: Option<&str>) -> String {
     let text = url.expose_secret();
     let Ok(mut url) = Url::parse(text) else { return text.to_owned() };

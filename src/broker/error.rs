@@ -119,7 +119,7 @@ impl PublishError {
 
 /// The soft errors that answer a declaration or a publish. Each closes its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum SoftError {
     /// The object exists with other arguments.
     PreconditionFailed,
     /// The object does not exist.
@@ -128,12 +128,14 @@ pub(super) enum Refusal {
     AccessRefused,
 }
 
-pub(super) fn refusal(error: &lapin::Error) -> Option<Refusal> {
+pub(super) fn soft_error(error: &lapin::Error) -> Option<SoftError> {
     let ErrorKind::ProtocolError(error) = error.kind() else { return None };
     match error.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Some(Refusal::PreconditionFailed),
-        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Some(Refusal::NotFound),
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Some(Refusal::AccessRefused),
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => {
+            Some(SoftError::PreconditionFailed)
+        }
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Some(SoftError::NotFound),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Some(SoftError::AccessRefused),
         _ => None,
     }
 }

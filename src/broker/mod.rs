@@ -28,7 +28,7 @@ pub(crate) use self::{
     server_properties::{ServerProperties, server_properties},
     session::{BrokerSession, ConsumerCount},
     settle::{Settled, Settlement, settle, until_confirmed},
-    topology::{Difference, ObjectKind, ObjectState, QueueCounts, Survey, SurveyedObject},
+    topology::{Difference, ObjectKind, ObjectState, QueueCounts, SurveyedObject, TopologySurvey},
     values::short_string,
 };
 pub use self::{error::PublishError, publisher::Publisher, topology::Topology};

@@ -50,8 +50,8 @@ pub(super) enum PublishOutcome {
     /// A queue took it.
     Confirmed,
     Failed(PublishError),
-    /// Undecided: publish it again, alone on a channel.
-    Unknown,
+    /// Publish it again, alone on a channel.
+    Undecided,
 }
 
 struct Publish {
@@ -78,9 +78,9 @@ impl Pipeline {
     pub(super) async fn publish(&self, message: Message) -> PublishOutcome {
         let (outcome, received) = oneshot::channel();
         if self.0.send(Publish { message, outcome }).is_err() {
-            return PublishOutcome::Unknown;
+            return PublishOutcome::Undecided;
         }
-        received.await.unwrap_or(PublishOutcome::Unknown)
+        received.await.unwrap_or(PublishOutcome::Undecided)
     }
 }
 
@@ -203,7 +203,7 @@ impl Returns {
                 PublishOutcome::Failed(PublishError::Refused)
             }
             Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) | Err(_) => {
-                PublishOutcome::Unknown
+                PublishOutcome::Undecided
             }
         }
     }

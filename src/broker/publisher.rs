@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     connection::STATUS_INTERVAL,
-    error::{BrokerError, PublishError, Refusal, cause, refusal},
+    error::{BrokerError, PublishError, SoftError, cause, soft_error},
     pipeline::{MANDATORY, Message, Pipeline, PublishOutcome},
     topology::{QueueCounts, Topology},
     values::{long_string, short_string},
@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-/// Limit of the channel pool. More gain nothing: RabbitMQ confirms in batches.
+/// Limit of the channel pool. More are no faster: RabbitMQ confirms in batches.
 const MAX_CHANNELS: u16 = 64;
 /// Limit of one publish, from opening a channel to the confirm.
 ///
@@ -111,7 +111,7 @@ impl Publisher {
         let published = match self.publish_pipelined(exchange, event, properties()).await {
             PublishOutcome::Confirmed => Ok(()),
             PublishOutcome::Failed(error) => Err(error),
-            PublishOutcome::Unknown => {
+            PublishOutcome::Undecided => {
                 // Boxed to keep the caller's future small; this path is rare.
                 Box::pin(self.publish(exchange, event.kind, properties(), &event.body)).await
             }
@@ -158,7 +158,7 @@ impl Publisher {
         let publish = async {
             match self.pipeline().await {
                 Some(pipeline) => pipeline.publish(message).await,
-                None => PublishOutcome::Unknown,
+                None => PublishOutcome::Undecided,
             }
         };
         let outcome = self.with_timeout(pin!(publish)).await.unwrap_or_else(PublishOutcome::Failed);
@@ -271,7 +271,7 @@ impl Publisher {
     /// An idle channel that is open, or a new one.
     async fn channel(&self) -> lapin::Result<Channel> {
         loop {
-            // A `let` of its own, so that the lock is not held across the `.await` below.
+            // Bound first, so that the lock is not held across the `.await` below.
             let idle = self.0.idle_channels.lock().pop();
             match idle {
                 Some(channel) if channel.status().connected() => return Ok(channel),
@@ -288,7 +288,7 @@ impl Publisher {
     }
 
     fn publish_error(&self, error: &lapin::Error) -> PublishError {
-        if refusal(error) == Some(Refusal::NotFound) {
+        if soft_error(error) == Some(SoftError::NotFound) {
             PublishError::ExchangeMissing
         } else if self.0.connection.status().connected() {
             PublishError::ChannelClosed(cause(error))

@@ -13,7 +13,7 @@ use super::{
     topology::{object, unseen},
 };
 use crate::{
-    broker::{ObjectState, QueueCounts, ServerProperties, Survey, server_properties},
+    broker::{ObjectState, QueueCounts, ServerProperties, TopologySurvey, server_properties},
     config::Settings,
 };
 
@@ -45,7 +45,7 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     let greeted = timeout(GREETING_LIMIT, server_properties(reached.stream)).await.ok().flatten();
     checks.push(version(greeted.as_ref()));
     checks.push(consumer_timeout(settings));
-    match Survey::open(config).await {
+    match TopologySurvey::open(config).await {
         Ok(survey) => {
             checks.push(Check::ok("login", format!("may use the virtual host {}", survey.vhost())));
             look_around(&survey, settings, checks).await;
@@ -109,7 +109,7 @@ fn consumer_timeout(settings: &Settings) -> Check {
     }
 }
 
-async fn look_around(survey: &Survey, settings: &Settings, checks: &mut Vec<Check>) {
+async fn look_around(survey: &TopologySurvey, settings: &Settings, checks: &mut Vec<Check>) {
     let config = &settings.broker;
     match survey.objects().await {
         Ok(objects) => {

@@ -7,10 +7,10 @@ use lapin::{
 };
 use tokio::time::timeout;
 
-use super::definition::{Exchange, Queue, Topology};
+use super::definition::{ExchangeDeclaration, QueueDeclaration, Topology};
 use crate::{
     broker::{
-        error::{BrokerError, Refusal, cause, refusal},
+        error::{BrokerError, SoftError, cause, soft_error},
         rpc::{RPC_TIMEOUT, open_channel},
         values::object_name,
     },
@@ -52,7 +52,7 @@ impl Topology {
     async fn ensure_exchange(
         &self,
         channel: &Channel,
-        exchange: &Exchange,
+        exchange: &ExchangeDeclaration,
     ) -> Result<(), BrokerError> {
         let options = ExchangeDeclareOptions {
             passive: !self.declare,
@@ -69,7 +69,11 @@ impl Topology {
         self.checked(&what, exchange.setting, declared).await
     }
 
-    async fn ensure_queue(&self, channel: &Channel, queue: &Queue) -> Result<(), BrokerError> {
+    async fn ensure_queue(
+        &self,
+        channel: &Channel,
+        queue: &QueueDeclaration,
+    ) -> Result<(), BrokerError> {
         let options =
             QueueDeclareOptions { passive: !self.declare, ..QueueDeclareOptions::durable() };
         let what = format!("the queue `{}`", queue.name);
@@ -104,15 +108,15 @@ impl Topology {
             Ok(Err(error)) => error,
             Err(_) => return Err(BrokerError::timeout(&format!("{verb} {what}"))),
         };
-        let fix = match (refusal(&error), self.declare) {
-            (Some(Refusal::PreconditionFailed), true) => format!(
+        let fix = match (soft_error(&error), self.declare) {
+            (Some(SoftError::PreconditionFailed), true) => format!(
                 "it exists with other arguments; delete it once it is empty, or choose another name \
                  with {setting}, or set HANDOFF_DECLARE_TOPOLOGY=false to use it unchanged"
             ),
-            (Some(Refusal::NotFound), false) => {
+            (Some(SoftError::NotFound), false) => {
                 "it does not exist; create it, or set HANDOFF_DECLARE_TOPOLOGY=true".to_owned()
             }
-            (Some(Refusal::AccessRefused), true) => {
+            (Some(SoftError::AccessRefused), true) => {
                 "the user has no `configure` permission; grant it, or create the object yourself and \
                  set HANDOFF_DECLARE_TOPOLOGY=false"
                     .to_owned()
@@ -151,11 +155,13 @@ async fn queue_counts(connection: &Connection, queue: &str) -> Result<QueueCount
     };
     let operation = format!("look up the queue `{queue}`");
     let answer = timeout(RPC_TIMEOUT, look_up).await;
-    answer.map_err(|_| BrokerError::timeout(&operation))?.map_err(|error| match refusal(&error) {
-        Some(Refusal::NotFound) => BrokerError::new(format!(
-            "cannot {operation}: it does not exist; start a worker, which declares it, or set \
+    answer.map_err(|_| BrokerError::timeout(&operation))?.map_err(|error| {
+        match soft_error(&error) {
+            Some(SoftError::NotFound) => BrokerError::new(format!(
+                "cannot {operation}: it does not exist; start a worker, which declares it, or set \
              HANDOFF_QUEUE to its name"
-        )),
-        _ => BrokerError::during(&operation, &error),
+            )),
+            _ => BrokerError::during(&operation, &error),
+        }
     })
 }

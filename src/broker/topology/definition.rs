@@ -13,12 +13,12 @@ const DELIVERY_LIMIT: i64 = 20;
 const REQUEST_QUEUE: usize = 1;
 
 /// A queue and the arguments that it is declared with.
-pub(super) struct Queue {
+pub(super) struct QueueDeclaration {
     pub(super) name: String,
     pub(super) arguments: FieldTable,
 }
 
-impl Queue {
+impl QueueDeclaration {
     /// A quorum queue: durable, and replicated over the nodes of a cluster.
     fn quorum(
         name: String,
@@ -34,7 +34,7 @@ impl Queue {
 }
 
 /// An exchange, and the setting that names it.
-pub(super) struct Exchange {
+pub(super) struct ExchangeDeclaration {
     pub(super) name: String,
     pub(super) setting: &'static str,
 }
@@ -42,8 +42,8 @@ pub(super) struct Exchange {
 /// The exchanges and queues that a worker needs.
 pub struct Topology {
     pub(super) declare: bool,
-    pub(super) exchanges: [Exchange; 2],
-    pub(super) queues: Vec<Queue>,
+    pub(super) exchanges: [ExchangeDeclaration; 2],
+    pub(super) queues: Vec<QueueDeclaration>,
     retry_queues: Vec<String>,
     dead_queue: String,
 }
@@ -54,8 +54,8 @@ impl Topology {
         let request_queue = settings.queue.clone();
         let dead_queue = format!("{request_queue}.dead");
         let mut queues = vec![
-            Queue::quorum(dead_queue.clone(), []),
-            Queue::quorum(
+            QueueDeclaration::quorum(dead_queue.clone(), []),
+            QueueDeclaration::quorum(
                 request_queue.clone(),
                 [("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT))]
                     .into_iter()
@@ -70,18 +70,21 @@ impl Topology {
             // A TTL per queue: with a TTL per message, RabbitMQ expires only the message at the
             // head, so a short delay would wait behind a long one.
             let ttl = [("x-message-ttl", AMQPValue::LongLongInt(ttl))];
-            queues.push(Queue::quorum(
+            queues.push(QueueDeclaration::quorum(
                 name.clone(),
                 ttl.into_iter().chain(dead_lettering_to(&request_queue)),
             ));
             retry_queues.push(name);
         }
         let exchanges = [
-            Exchange {
+            ExchangeDeclaration {
                 name: settings.request_exchange.clone(),
                 setting: "HANDOFF_REQUEST_EXCHANGE",
             },
-            Exchange { name: settings.event_exchange.clone(), setting: "HANDOFF_EVENT_EXCHANGE" },
+            ExchangeDeclaration {
+                name: settings.event_exchange.clone(),
+                setting: "HANDOFF_EVENT_EXCHANGE",
+            },
         ];
         Self { declare: settings.declare, exchanges, queues, retry_queues, dead_queue }
     }

@@ -11,5 +11,5 @@ pub(super) use self::watch::watch;
 pub(crate) use self::{
     declare::QueueCounts,
     difference::Difference,
-    survey::{ObjectKind, ObjectState, Survey, SurveyedObject},
+    survey::{ObjectKind, ObjectState, SurveyedObject, TopologySurvey},
 };

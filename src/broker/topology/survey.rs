@@ -15,13 +15,13 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     declare::QueueCounts,
-    definition::{Queue, Topology},
+    definition::{QueueDeclaration, Topology},
     difference::Difference,
 };
 use crate::{
     broker::{
         connection::{Connection, Role},
-        error::{BrokerError, Refusal, cause, refusal},
+        error::{BrokerError, SoftError, cause, soft_error},
         pipeline::MANDATORY,
         rpc::{RPC_TIMEOUT, open_channel},
         values::{object_name, short_string},
@@ -34,7 +34,7 @@ const BLOCKED_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_DIFFERENCES: usize = 20;
 
 /// A connection for examining the topology.
-pub(crate) struct Survey {
+pub(crate) struct TopologySurvey {
     connection: Connection,
     topology: Topology,
 }
@@ -73,9 +73,9 @@ pub(crate) enum ObjectState {
 }
 
 /// RabbitMQ's answer to a declaration.
-type Answer<T> = Result<T, ObjectState>;
+type DeclareAnswer<T> = Result<T, ObjectState>;
 
-impl Survey {
+impl TopologySurvey {
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = Connection::open(&settings.url, Role::Client).await?;
         Ok(Self { connection, topology: Topology::new(settings) })
@@ -175,7 +175,7 @@ impl Survey {
 
     async fn queue(
         &self,
-        queue: &Queue,
+        queue: &QueueDeclaration,
     ) -> Result<(ObjectState, Option<QueueCounts>), BrokerError> {
         let counts = match self.declare(queue, true, queue.arguments.clone()).await? {
             Ok(counts) => Some(counts),
@@ -205,10 +205,10 @@ impl Survey {
 
     async fn declare(
         &self,
-        queue: &Queue,
+        queue: &QueueDeclaration,
         passive: bool,
         arguments: FieldTable,
-    ) -> Result<Answer<QueueCounts>, BrokerError> {
+    ) -> Result<DeclareAnswer<QueueCounts>, BrokerError> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
         let declared = channel.queue_declare(object_name(&queue.name)?, options, arguments);
@@ -228,7 +228,7 @@ impl Survey {
     async fn answer<T>(
         &self,
         declared: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<Answer<T>, BrokerError> {
+    ) -> Result<DeclareAnswer<T>, BrokerError> {
         let operation = "examine the topology";
         let answer = timeout(RPC_TIMEOUT, declared).await;
         let error = match answer.map_err(|_| BrokerError::timeout(operation))? {
@@ -238,9 +238,9 @@ impl Survey {
         if !self.connection.lapin().status().connected() {
             return Err(BrokerError::during(operation, &error));
         }
-        Ok(Err(match refusal(&error) {
-            Some(Refusal::NotFound) => ObjectState::Missing,
-            Some(Refusal::PreconditionFailed) => {
+        Ok(Err(match soft_error(&error) {
+            Some(SoftError::NotFound) => ObjectState::Missing,
+            Some(SoftError::PreconditionFailed) => {
                 ObjectState::Differs(vec![Difference::parse(&cause(&error))])
             }
             _ => ObjectState::Unknown(cause(&error)),
