@@ -18,10 +18,15 @@ pub(crate) async fn rpc<T>(
     operation: &str,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match timeout(RPC_TIMEOUT, call).await {
-        Ok(answer) => answer.map_err(|error| BrokerError::during(operation, &error)),
-        Err(_) => Err(BrokerError::timeout(operation)),
-    }
+    answer(operation, call).await?.map_err(|error| BrokerError::during(operation, &error))
+}
+
+/// Waits for the answer, and leaves a refusal to the caller. The outer error is the timeout.
+pub(super) async fn answer<T>(
+    operation: &str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<lapin::Result<T>, BrokerError> {
+    timeout(RPC_TIMEOUT, call).await.map_err(|_| BrokerError::timeout(operation))
 }
 
 pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, BrokerError> {

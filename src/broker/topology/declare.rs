@@ -11,7 +11,7 @@ use super::definition::{ExchangeDeclaration, QueueDeclaration, Topology};
 use crate::{
     broker::{
         error::{BrokerError, SoftError, cause, soft_error},
-        rpc::{RPC_TIMEOUT, open_channel},
+        rpc::{RPC_TIMEOUT, answer, open_channel},
         values::object_name,
     },
     message::REQUESTED,
@@ -103,11 +103,8 @@ impl Topology {
         declared: impl Future<Output = lapin::Result<T>>,
     ) -> Result<(), BrokerError> {
         let verb = if self.declare { "declare" } else { "check" };
-        let error = match timeout(RPC_TIMEOUT, declared).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => error,
-            Err(_) => return Err(BrokerError::timeout(&format!("{verb} {what}"))),
-        };
+        let operation = format!("{verb} {what}");
+        let Err(error) = answer(&operation, declared).await? else { return Ok(()) };
         let fix = match (soft_error(&error), self.declare) {
             (Some(SoftError::PreconditionFailed), true) => format!(
                 "it exists with other arguments; delete it once it is empty, or choose another name \
@@ -121,10 +118,10 @@ impl Topology {
                  set HANDOFF_DECLARE_TOPOLOGY=false"
                     .to_owned()
             }
-            _ => return Err(BrokerError::during(&format!("{verb} {what}"), &error)),
+            _ => return Err(BrokerError::during(&operation, &error)),
         };
         let cause = cause(&error);
-        Err(BrokerError::new(format!("cannot {verb} {what}: {fix} (RabbitMQ: {cause})")))
+        Err(BrokerError::new(format!("cannot {operation}: {fix} (RabbitMQ: {cause})")))
     }
 
     /// Counts messages and consumers of the request queue, which must exist.
@@ -154,14 +151,11 @@ async fn queue_counts(connection: &Connection, queue: &str) -> Result<QueueCount
         Ok(QueueCounts { messages: queue.message_count(), consumers: queue.consumer_count() })
     };
     let operation = format!("look up the queue `{queue}`");
-    let answer = timeout(RPC_TIMEOUT, look_up).await;
-    answer.map_err(|_| BrokerError::timeout(&operation))?.map_err(|error| {
-        match soft_error(&error) {
-            Some(SoftError::NotFound) => BrokerError::new(format!(
-                "cannot {operation}: it does not exist; start a worker, which declares it, or set \
+    answer(&operation, look_up).await?.map_err(|error| match soft_error(&error) {
+        Some(SoftError::NotFound) => BrokerError::new(format!(
+            "cannot {operation}: it does not exist; start a worker, which declares it, or set \
              HANDOFF_QUEUE to its name"
-            )),
-            _ => BrokerError::during(&operation, &error),
-        }
+        )),
+        _ => BrokerError::during(&operation, &error),
     })
 }

@@ -23,7 +23,7 @@ use crate::{
         connection::{Connection, Role},
         error::{BrokerError, SoftError, cause, soft_error},
         pipeline::MANDATORY,
-        rpc::{RPC_TIMEOUT, open_channel},
+        rpc::{RPC_TIMEOUT, answer, open_channel},
         values::{object_name, short_string},
     },
     config::BrokerSettings,
@@ -166,7 +166,7 @@ impl TopologySurvey {
                 options,
                 FieldTable::default(),
             );
-            if let Err(state) = self.answer(declared).await? {
+            if let Err(state) = self.compare(declared).await? {
                 return Ok(state);
             }
         }
@@ -212,7 +212,7 @@ impl TopologySurvey {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
         let declared = channel.queue_declare(object_name(&queue.name)?, options, arguments);
-        let answer = self.answer(declared).await?;
+        let answer = self.compare(declared).await?;
         Ok(answer.map(|queue| QueueCounts {
             messages: queue.message_count(),
             consumers: queue.consumer_count(),
@@ -225,13 +225,12 @@ impl TopologySurvey {
     }
 
     /// Waits for RabbitMQ's answer. The outer error means that there was none.
-    async fn answer<T>(
+    async fn compare<T>(
         &self,
         declared: impl Future<Output = lapin::Result<T>>,
     ) -> Result<DeclareAnswer<T>, BrokerError> {
         let operation = "examine the topology";
-        let answer = timeout(RPC_TIMEOUT, declared).await;
-        let error = match answer.map_err(|_| BrokerError::timeout(operation))? {
+        let error = match answer(operation, declared).await? {
             Ok(declared) => return Ok(Ok(declared)),
             Err(error) => error,
         };
