@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, Right, World};
 use crate::{
     cache::{
-        Cache, Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome,
+        Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome,
         pool::Fault,
         tests::{
             model::{self, Answer, StoreCall},
@@ -83,7 +83,8 @@ impl World {
             model::Freshness::SinceRequest => Freshness::SinceRequest,
             model::Freshness::NewerThan(known) => Freshness::NewerThan(self.stamp(person, known)),
         };
-        let answer = self.cache(worker, fault).claim(&keys, &stamp, &asked).await;
+        self.inject(worker, fault);
+        let answer = self.workers[worker].cache.claim(&keys, &stamp, &asked).await;
         let claim = self.next_number();
         let token = self.next_number();
         let expected = (fault != Some(Fault::ScriptLost))
@@ -142,7 +143,7 @@ impl World {
             token: self.token(person, token, life),
             id: self.session_id(person, session),
         };
-        self.cache(worker, fault);
+        self.inject(worker, fault);
         let stored = match right {
             Right::Lease(lease) => lease.store(&made).await,
             Right::Unanswered(claim) if replace => claim.store(&made, Overwrite::Any).await,
@@ -188,7 +189,8 @@ impl World {
     ) {
         let keys = self.keys(person);
         let stamp = self.stamp(person, request);
-        self.cache(worker, fault).add_stamp(&keys, &stamp).await;
+        self.inject(worker, fault);
+        self.workers[worker].cache.add_stamp(&keys, &stamp).await;
         if fault != Some(Fault::ScriptLost) && self.people[person].add_stamp(request) {
             self.record_first_link(person, request);
         }
@@ -209,7 +211,7 @@ impl World {
         let Some((attempt, Right::Lease(lease))) = &self.workers[worker].attempt else { return };
         let attempt = *attempt;
         let lease = lease.duplicate();
-        self.cache(worker, fault);
+        self.inject(worker, fault);
         if fault == Some(Fault::ScriptLost) {
             self.send(attempt, &lease, call).await;
             self.delayed.push((attempt, lease, call));
@@ -250,12 +252,10 @@ impl World {
         }
     }
 
-    /// The worker's cache, whose next operation meets the fault, if there is one.
-    fn cache(&self, worker: usize, fault: Option<Fault>) -> &Cache {
-        let cache = &self.workers[worker].cache;
+    /// Makes the worker's next operation meet the fault, if there is one.
+    fn inject(&self, worker: usize, fault: Option<Fault>) {
         if let Some(fault) = fault {
-            cache.0.pool.inject(fault);
+            self.workers[worker].cache.0.pool.inject(fault);
         }
-        cache
     }
 }
