@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::support::{within_timeout, worker::command};
 
 /// A value that must never be repeated.
-const SECRET: &str = "v4lue-that-nobody-may-see";
+const SECRET: &str = "v4lue-must-not-leak";
 
 async fn run(settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
     let settings: BTreeMap<String, String> = settings
@@ -28,19 +28,19 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
     let wrong: Vec<(&str, &str)> = vec![
         ("IDV_URL", ""),
         ("IDV_URL", SECRET),
-        ("IDV_URL", "ftp://v4lue-that-nobody-may-see.example.com"),
-        ("IDV_URL", "http://v4lue-that-nobody-may-see.example.com"),
-        ("IDV_URL", "https://v4lue-that-nobody-may-see@idv.example.com"),
-        ("IDV_URL", "https://idv.example.com/?v4lue-that-nobody-may-see"),
-        ("IDV_URL", "https://idv.example.com/#v4lue-that-nobody-may-see"),
-        ("IDV_URL", "https:v4lue-that-nobody-may-see"),
-        ("IDV_URL", " https://v4lue-that-nobody-may-see"),
-        ("IDV_URL", "https:\\\\v4lue-that-nobody-may-see"),
+        ("IDV_URL", "ftp://v4lue-must-not-leak.example.com"),
+        ("IDV_URL", "http://v4lue-must-not-leak.example.com"),
+        ("IDV_URL", "https://v4lue-must-not-leak@idv.example.com"),
+        ("IDV_URL", "https://idv.example.com/?v4lue-must-not-leak"),
+        ("IDV_URL", "https://idv.example.com/#v4lue-must-not-leak"),
+        ("IDV_URL", "https:v4lue-must-not-leak"),
+        ("IDV_URL", " https://v4lue-must-not-leak"),
+        ("IDV_URL", "https:\\\\v4lue-must-not-leak"),
         ("IDV_PUBLIC_URL", SECRET),
-        ("IDV_PUBLIC_URL", "http://v4lue-that-nobody-may-see.example.com"),
+        ("IDV_PUBLIC_URL", "http://v4lue-must-not-leak.example.com"),
         ("IDV_API_KEY", ""),
-        ("IDV_API_KEY", "v4lue-that-nobody-may-see\n"),
-        ("IDV_API_KEY", " v4lue-that-nobody-may-see"),
+        ("IDV_API_KEY", "v4lue-must-not-leak\n"),
+        ("IDV_API_KEY", " v4lue-must-not-leak"),
         ("IDV_API_KEY_FILE", &file),
         ("IDV_API_KEY_FILE", "/dev/zero"),
         ("IDV_API_KEY_FILE", "/dev/null"),
@@ -57,14 +57,14 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("IDV_RATE_LIMIT", SECRET),
         ("IDV_ALLOW_HTTP", "yes"),
         ("AMQP_URL", SECRET),
-        ("AMQP_URL", "http://v4lue-that-nobody-may-see"),
-        ("AMQP_URL", "amqp://v4lue-that-nobody-may-see/?frame_max=512"),
+        ("AMQP_URL", "http://v4lue-must-not-leak"),
+        ("AMQP_URL", "amqp://v4lue-must-not-leak/?frame_max=512"),
         ("AMQP_URL_FILE", &file),
         ("REDIS_URL", SECRET),
         ("REDIS_URL", "redis://"),
-        ("REDIS_URL", "rediss://v4lue-that-nobody-may-see.example.com#insecure"),
+        ("REDIS_URL", "rediss://v4lue-must-not-leak.example.com#insecure"),
         ("QUEUE", &long),
-        ("QUEUE", "amq.v4lue-that-nobody-may-see"),
+        ("QUEUE", "amq.v4lue-must-not-leak"),
         ("REQUEST_EXCHANGE", ""),
         ("EVENT_EXCHANGE", "amq.topic"),
         ("DECLARE_TOPOLOGY", SECRET),
@@ -79,7 +79,7 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("LINK_MIN_LIFE", SECRET),
         ("CACHE_KEY", SECRET),
         ("CACHE_KEY", &two_keys),
-        ("KEY_PREFIX", "v4lue-that-nobody-may-see{"),
+        ("KEY_PREFIX", "v4lue-must-not-leak{"),
         ("KEY_PREFIX", "a b"),
         ("MAX_MESSAGE_BYTES", "0"),
         ("MAX_MESSAGE_BYTES", "64KiB"),
@@ -87,7 +87,7 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         ("HTTP_ADDR", "9464"),
         ("SHUTDOWN_GRACE", "0s"),
         ("SHUTDOWN_GRACE", SECRET),
-        ("LOG", "handoff=v4lue-that-nobody-may-see=x"),
+        ("LOG", "handoff=v4lue-must-not-leak=x"),
         ("LOG", SECRET),
         ("LOG", "warning"),
         ("LOG", "info,handoff::worker=debug,debgu"),
@@ -164,7 +164,7 @@ async fn a_bare_flag_means_true_and_takes_nothing_that_follows() {
 
 #[tokio::test]
 async fn unknown_flags_are_told_without_their_values() {
-    let (status, stderr) = run(GOOD, &["--idv-apikey=v4lue-that-nobody-may-see"]).await;
+    let (status, stderr) = run(GOOD, &["--idv-apikey=v4lue-must-not-leak"]).await;
     assert_eq!(status, Some(2));
     assert!(stderr.contains("--idv-apikey") && !stderr.contains(SECRET), "{stderr}");
     assert!(stderr.contains("is --idv-api-key meant?"), "{stderr}");

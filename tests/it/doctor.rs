@@ -62,7 +62,7 @@ async fn doctor(env: &TestEnv, flags: &[&str]) -> Told {
         within_timeout("the end", command(&arguments, &env.settings).output()).await.unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    for secret in [API_KEY, "guest:guest", "nobody-may-see"] {
+    for secret in [API_KEY, "guest:guest", "must-not-leak"] {
         assert!(!stdout.contains(secret) && !stderr.contains(secret), "{stdout}{stderr}");
     }
     let told = Told(stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect());
@@ -199,7 +199,7 @@ async fn rights_and_alarms_of_rabbitmq_are_found() {
 
     // Who it is, and where to, are told apart.
     for (url, word) in [
-        (node.url.replace("guest:guest", "guest:nobody-may-see"), "ACCESS_REFUSED"),
+        (node.url.replace("guest:guest", "guest:must-not-leak"), "ACCESS_REFUSED"),
         (node.url.replace("/%2f", "/elsewhere"), "virtual host"),
     ] {
         env.set("AMQP_URL", &url);
@@ -232,7 +232,7 @@ async fn what_is_wrong_with_redis_is_found() {
     let told = doctor(&env, &[]).await;
     told.finding("redis", "commands", &["NOPERM", "ACL SETUSER"]);
     told.is("redis", "not seen", "hint");
-    env.set("REDIS_URL", &url.replace("redis://", "redis://poor:nobody-may-see@"));
+    env.set("REDIS_URL", &url.replace("redis://", "redis://poor:must-not-leak@"));
     doctor(&env, &[]).await.finding("redis", "login", &["HANDOFF_REDIS_URL"]);
 
     env.set("REDIS_URL", &url);

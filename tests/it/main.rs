@@ -13,7 +13,6 @@
 
 mod support;
 
-mod broker;
 mod broker_faults;
 mod browser;
 mod cache;
@@ -42,4 +41,5 @@ mod secrets;
 mod shutdown;
 mod terminal;
 mod tls;
+mod topology;
 mod traces;

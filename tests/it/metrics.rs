@@ -1,4 +1,4 @@
-//! What `/metrics` serves is what the reference lists, and tells what has happened.
+//! `/metrics` serves the metrics that the reference lists, with correct values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ fn texts_in_backticks(text: &str) -> impl Iterator<Item = String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned)
 }
 
-/// What the table of the reference says.
+/// The metrics in the table of the reference.
 fn documented() -> BTreeMap<String, Metric> {
     let reference = include_str!("../../docs/reference.md");
     let section = reference.split_once("\n## Metrics\n").unwrap().1.split_once("\n## ").unwrap().0;
@@ -29,7 +29,7 @@ fn documented() -> BTreeMap<String, Metric> {
     .collect()
 }
 
-/// What a page has, whatever the values. A series of a histogram goes by the histogram's name.
+/// The metrics on a page without their values; a histogram's series count as the histogram.
 fn served(page: &str) -> BTreeMap<String, Metric> {
     let mut metrics = BTreeMap::<String, Metric>::new();
     for line in page.lines() {
@@ -56,7 +56,7 @@ fn served(page: &str) -> BTreeMap<String, Metric> {
     metrics
 }
 
-/// What happens to a request is in its user's name.
+/// Answers a session call as the user id says.
 fn script(call: &Call) -> Answer {
     match call.body["metadata"]["externalUserId"].as_str() {
         Some("rejected") => Answer::status(422),
@@ -66,18 +66,19 @@ fn script(call: &Call) -> Answer {
     }
 }
 
-async fn request(env: &mut TestEnv, id: &str, user: &str) -> String {
+/// Publishes a request, and returns the routing key of its event.
+async fn outcome_of(env: &mut TestEnv, id: &str, user: &str) -> String {
     env.publish_request(id, user).await;
     env.rabbitmq.next_event().await.routing_key
 }
 
-/// Asserts a metric's value; a series that has not counted anything need not be there.
-async fn is(worker: &Worker, series: &str, value: f64) {
+/// Asserts the value of a series; one that does not exist counts as zero.
+async fn assert_metric(worker: &Worker, series: &str, value: f64) {
     assert_eq!(worker.metric_or_zero(series).await, value, "{series}");
 }
 
 #[tokio::test]
-async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
+async fn every_metric_is_documented_and_has_the_right_value() {
     let mut env = TestEnv::builder().platform(script).start().await;
     let proxy = env.proxy("REDIS_URL").await;
     let amqp = env.proxy("AMQP_URL").await;
@@ -85,12 +86,12 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
     env.set("IDV_RATE_LIMIT", "1000/1s");
     let worker = env.start_worker().await;
 
-    // One is asked to come later, one has its link twice, one fails, one fails and is tried again.
-    assert_eq!(request(&mut env, "r-1", "late").await, "handoff.ready");
-    assert_eq!(request(&mut env, "r-2", "ann").await, "handoff.ready");
-    assert_eq!(request(&mut env, "r-3", "ann").await, "handoff.ready");
-    assert_eq!(request(&mut env, "r-4", "rejected").await, "handoff.failed");
-    assert_eq!(request(&mut env, "r-5", "unlucky").await, "handoff.failed");
+    // A rate-limited request, a reused link, a rejection, and a request that fails twice.
+    assert_eq!(outcome_of(&mut env, "r-1", "late").await, "handoff.ready");
+    assert_eq!(outcome_of(&mut env, "r-2", "ann").await, "handoff.ready");
+    assert_eq!(outcome_of(&mut env, "r-3", "ann").await, "handoff.ready");
+    assert_eq!(outcome_of(&mut env, "r-4", "rejected").await, "handoff.failed");
+    assert_eq!(outcome_of(&mut env, "r-5", "unlucky").await, "handoff.failed");
     let timestamp = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let properties = lapin::BasicProperties::default().with_timestamp(timestamp);
     env.rabbitmq.publish("not a request", properties).await;
@@ -129,35 +130,36 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
         ("handoff_platform_paused".to_owned(), 0.0),
         ("handoff_in_flight".to_owned(), 0.0),
     ] {
-        is(&worker, &series, value).await;
+        assert_metric(&worker, &series, value).await;
     }
-    let calls = (env.platform.token_calls().len(), env.platform.session_calls().len());
-    is(&worker, &call("token", "ok"), calls.0 as f64).await;
-    is(&worker, &call("session", "unavailable"), calls.1 as f64 - 4.0).await;
-    is(&worker, "handoff_rate_limit_wait_seconds_count", (calls.0 + calls.1) as f64).await;
-    // Both deliveries of the unlucky one end with a call that is not repeated.
+    let tokens = env.platform.token_calls().len() as f64;
+    let sessions = env.platform.session_calls().len() as f64;
+    assert_metric(&worker, &call("token", "ok"), tokens).await;
+    assert_metric(&worker, &call("session", "unavailable"), sessions - 4.0).await;
+    assert_metric(&worker, "handoff_rate_limit_wait_seconds_count", tokens + sessions).await;
+    // Both attempts of the unlucky request end with a call that is not retried.
     let retries = |reason: &str| {
         format!("handoff_platform_retries_total{{call=\"session\",reason=\"{reason}\"}}")
     };
-    is(&worker, &retries("rate_limited"), 1.0).await;
-    is(&worker, &retries("unavailable"), calls.1 as f64 - 4.0 - 2.0).await;
-    let asked = "handoff_platform_paused_seconds_total{reason=\"asked_to_wait\"}";
-    let asked = worker.metric(asked).await;
-    assert!((0.9..1.1).contains(&asked), "{asked}");
+    assert_metric(&worker, &retries("rate_limited"), 1.0).await;
+    assert_metric(&worker, &retries("unavailable"), sessions - 4.0 - 2.0).await;
+    let paused = "handoff_platform_paused_seconds_total{reason=\"asked_to_wait\"}";
+    let paused_s = worker.metric(paused).await;
+    assert!((0.9..1.1).contains(&paused_s), "{paused_s}");
 
-    // Without the cache, and with it again.
+    // Redis becomes unavailable, and available again.
     proxy.set_flow(Flow::Dropped);
-    assert_eq!(request(&mut env, "r-6", "ann").await, "handoff.ready");
+    assert_eq!(outcome_of(&mut env, "r-6", "ann").await, "handoff.ready");
     worker.wait_for_finished(8).await;
     worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     assert!(worker.metric("handoff_cache_errors_total").await >= 1.0);
-    is(&worker, "handoff_cache_lookups_total{result=\"miss\"}", 5.0).await;
+    assert_metric(&worker, "handoff_cache_lookups_total{result=\"miss\"}", 5.0).await;
     proxy.set_flow(Flow::Forwarded);
     worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
-    is(&worker, "handoff_cache_reconnects_total", 1.0).await;
+    assert_metric(&worker, "handoff_cache_reconnects_total", 1.0).await;
     amqp.close_connections();
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
-    is(&worker, "handoff_broker_reconnects_total", 1.0).await;
+    assert_metric(&worker, "handoff_broker_reconnects_total", 1.0).await;
 
     let (_, page) = worker.get("/metrics").await;
     assert_eq!(served(&page), documented());
@@ -171,19 +173,19 @@ async fn every_metric_is_documented_and_agrees_with_what_has_happened() {
 }
 
 #[tokio::test]
-async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
+async fn paused_time_and_lease_waits_are_counted() {
     let (latch, script) = hold_calls(|call| !call.is_token());
     let mut env = TestEnv::builder().platform(script).start().await;
     env.set("CONCURRENCY", "1");
     let workers = [env.start_worker().await, env.start_worker().await];
     let sum =
         async |series: &str| workers[0].metric(series).await + workers[1].metric(series).await;
-    // One makes the link, the other waits for it.
+    // One worker makes the link, the other waits for its lease.
     env.publish_request("r-1", "ann").await;
     env.publish_request("r-2", "ann").await;
     env.platform.wait_for_calls(2).await;
-    wait_until("both at work", async || sum("handoff_in_flight").await == 2.0).await;
-    // Nothing shows that it waits: it asks Redis at once, and then again and again.
+    wait_until("both are in flight", async || sum("handoff_in_flight").await == 2.0).await;
+    // No output shows that the second waits; it polls Redis within this time.
     tokio::time::sleep(std::time::Duration::from_millis(150)).await;
     latch.open();
     env.rabbitmq.next_events(2).await;
@@ -191,7 +193,7 @@ async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
     let waited = sum("handoff_lease_wait_seconds_sum").await;
     assert!((0.1..5.0).contains(&waited), "{waited}");
 
-    // It takes a second until a platform that gives no tokens is asked again.
+    // The first probe of a platform that refuses token calls follows after a second.
     env.platform.set_script(|_| Answer::status(403));
     env.publish_request("r-3", "bob").await;
     env.platform.wait_for_calls(3).await;
@@ -202,6 +204,6 @@ async fn time_without_the_platform_and_waits_for_other_replicas_are_counted() {
     let total = sum(paused).await;
     assert!((0.9..5.0).contains(&total), "{total}");
     assert_eq!(sum("handoff_platform_paused").await, 0.0);
-    assert_eq!(sum(paused).await, total, "it is over");
+    assert_eq!(sum(paused).await, total, "the pause is over");
     assert_eq!(sum("handoff_platform_paused_seconds_total{reason=\"down\"}").await, 0.0);
 }

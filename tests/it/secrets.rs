@@ -1,4 +1,4 @@
-//! Whatever happens, nothing that a worker prints or shows holds a secret or a user id.
+//! No log line, page, metric, span or dead letter header contains a secret or a user id.
 
 use std::time::Duration;
 
@@ -21,36 +21,37 @@ use crate::support::{
     required_env, within_timeout,
 };
 
-/// Every secret in these tests says so: keys, tokens, passwords, users and what is known of them.
-const MARK: &str = "nobody-may-see";
-const USER: &str = "us3r-that-nobody-may-see";
-const PASSWORD: &str = "p4ss-that-nobody-may-see";
-/// But this one, which is base64.
+/// Part of every secret in these tests: keys, tokens, passwords, user ids and metadata.
+const MARK: &str = "must-not-leak";
+const USER: &str = "us3r-must-not-leak";
+const PASSWORD: &str = "p4ss-must-not-leak";
+/// The only secret without the mark, because it is base64.
 const CACHE_KEY: &str = "bm9ib2R5LW1heS1zZWUtMDEyMzQ1Njc4OWFiY2RlZjA=";
 
-fn assert_silent(what: &str, said: &str) {
-    let said = said.to_lowercase();
+fn assert_no_secret(what: &str, text: &str) {
+    let text = text.to_lowercase();
     for secret in [MARK, &CACHE_KEY.to_lowercase(), "/capture", "/mobile?"] {
-        if let Some(at) = said.find(secret) {
-            let from = said.floor_char_boundary(at.saturating_sub(200));
-            panic!("{what} holds `{secret}`: …{}…", &said[from..said.ceil_char_boundary(at + 60)]);
+        if let Some(at) = text.find(secret) {
+            let from = text.floor_char_boundary(at.saturating_sub(200));
+            let to = text.ceil_char_boundary(at + 60);
+            panic!("{what} contains `{secret}`: …{}…", &text[from..to]);
         }
     }
 }
 
-/// An answer that says back everything it was told, wherever there is room for it.
+/// An answer that repeats the call in its body and in every header that a client reads.
 fn echo(status: u16, call: &Call) -> Answer {
-    let mut said = format!("{} {}", call.header("authorization"), call.body);
-    said.retain(|c| c.is_ascii() && !c.is_control());
+    let mut echoed = format!("{} {}", call.header("authorization"), call.body);
+    echoed.retain(|c| c.is_ascii() && !c.is_control());
     let mut answer = Answer::status(status)
-        .header("location", format!("https://127.0.0.1:1/?{}", said.replace(' ', "+")))
-        .header("retry-after", said.clone())
-        .header("www-authenticate", said.clone());
-    answer.body = said.into_bytes();
+        .header("location", format!("https://127.0.0.1:1/?{}", echoed.replace(' ', "+")))
+        .header("retry-after", echoed.clone())
+        .header("www-authenticate", echoed.clone());
+    answer.body = echoed.into_bytes();
     answer
 }
 
-/// What happens to a user is in their name.
+/// Answers a session call as the end of the user id says.
 fn script(call: &Call) -> Answer {
     let metadata = &call.body["metadata"];
     let user = metadata["externalUserId"].as_str().unwrap_or_default();
@@ -63,12 +64,12 @@ fn script(call: &Call) -> Answer {
         Some("unlikely") => echo(600, call),
         Some("broken") => Answer::json(&json!({ "error": metadata, "id": null })),
         _ if call.is_token() => success(call),
-        _ => Answer::json(&json!({ "id": format!("s3ssion-that-{MARK}-{}", call.nth) })),
+        _ => Answer::json(&json!({ "id": format!("s3ssion-{MARK}-{}", call.nth) })),
     }
 }
 
-/// What no producer should send: each is invalid in a way of its own.
-fn invalid() -> Vec<Vec<u8>> {
+/// Request bodies that are invalid for different reasons.
+fn invalid_bodies() -> Vec<Vec<u8>> {
     let texts = [
         json!({ "userId": USER, "renew": USER, "locale": [USER], "metadata": USER, "expiresAt": USER }),
         json!({ "userId": format!("{USER}\u{7}"), "workflowId": USER.repeat(9) }),
@@ -85,46 +86,46 @@ fn invalid() -> Vec<Vec<u8>> {
     bodies
 }
 
-/// Looks into everything that can be looked at, and at what it has printed.
-async fn assert_tells_nothing(worker: Worker) -> String {
+/// Asserts that neither the pages nor the output of a worker contain a secret, and returns its output.
+async fn assert_worker_leaks_nothing(worker: Worker) -> String {
     for path in ["/metrics", "/readyz", "/livez", &format!("/{USER}?{USER}")] {
         let (_, page) = worker.get(path).await;
-        assert_silent(path, &page);
+        assert_no_secret(path, &page);
     }
     let printed = worker.stop_and_output().await;
-    assert_silent("the log", &printed);
+    assert_no_secret("the log", &printed);
     printed
 }
 
-fn assert_dead_letter_tells_nothing(letter: &Message) {
+fn assert_dead_letter_leaks_nothing(letter: &Message) {
     let headers = letter.properties.headers().as_ref().unwrap().inner();
     let ours = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-handoff-"));
     let ours: Vec<_> = ours.map(|(name, _)| name.as_str()).collect();
     assert!(ours.len() >= 5, "{ours:?}");
-    // Whatever else is on it came from the producer.
+    // All other headers came from the producer.
     for name in ours.into_iter().filter(|name| *name != "x-handoff-attempt") {
-        assert_silent(name, &letter.text_header(name));
+        assert_no_secret(name, &letter.text_header(name));
     }
 }
 
-/// A env that prints as much as it can be made to.
-async fn talkative(sealed: bool) -> TestEnv {
+/// An environment whose workers log as much as they can.
+async fn verbose_env(is_sealed: bool) -> TestEnv {
     let mut env = TestEnv::builder().platform(script).start().await;
     env.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
     env.set("RETRY_BUDGET", "350ms").set("RETRY_DELAYS", "50ms");
     for (name, value) in [("RUST_BACKTRACE", "1"), ("RUST_LOG", "trace")] {
         env.settings.insert(name.into(), value.into());
     }
-    if sealed {
+    if is_sealed {
         env.set("CACHE_KEY", CACHE_KEY);
     }
     env
 }
 
-async fn served_and_failed_in_every_way(sealed: bool) {
-    let mut env = talkative(sealed).await;
+async fn serve_and_fail_in_every_way(is_sealed: bool) {
+    let mut env = verbose_env(is_sealed).await;
     let collector = Collector::start().await;
-    for (name, value) in [("ENDPOINT", collector.url.as_str()), ("HEADERS", "x-key=nobody-may-see")]
+    for (name, value) in [("ENDPOINT", collector.url.as_str()), ("HEADERS", "x-key=must-not-leak")]
     {
         env.settings.insert(format!("OTEL_EXPORTER_OTLP_{name}"), value.into());
     }
@@ -142,11 +143,11 @@ async fn served_and_failed_in_every_way(sealed: bool) {
         json!({ "password": PASSWORD, "externalUserId": USER, "authorization": API_KEY });
     let failed =
         ["rejected", "unauthorized", "unavailable", "redirected", "echoed", "unlikely", "broken"];
-    // The platform does well in between, so that only these requests are in trouble.
+    // A served request in between keeps the circuit breaker closed.
     let others = (1..failed.len()).map(|n| format!("served-{n}"));
-    let whats = failed.into_iter().map(str::to_owned).zip(others).flat_map(<[_; 2]>::from);
-    let whats = ["served", "served", "renewed"].map(str::to_owned).into_iter().chain(whats);
-    for (n, what) in whats.chain(["broken".to_owned()]).enumerate() {
+    let cases = failed.into_iter().map(str::to_owned).zip(others).flat_map(<[_; 2]>::from);
+    let cases = ["served", "served", "renewed"].map(str::to_owned).into_iter().chain(cases);
+    for (n, what) in cases.chain(["broken".to_owned()]).enumerate() {
         let request = json!({
             "userId": format!("{USER}/{what}"), "metadata": metadata, "locale": USER,
             "renew": what == "renewed",
@@ -155,11 +156,11 @@ async fn served_and_failed_in_every_way(sealed: bool) {
         let event = env.rabbitmq.next_event().await;
         let is_failed = failed.contains(&what.as_str());
         assert_eq!(event.routing_key == "handoff.failed", is_failed, "{what}");
-        assert!(event.json().to_string().contains(MARK), "what we look for is really there");
-        assert_silent("a reason", &event.data()["reason"].to_string());
+        assert!(event.json().to_string().contains(MARK), "the event itself has the mark");
+        assert_no_secret("a reason", &event.data()["reason"].to_string());
     }
     let expired = json!({ "userId": USER, "expiresAt": "2020-01-01T00:00:00Z" });
-    let mut bodies = invalid();
+    let mut bodies = invalid_bodies();
     bodies.push(expired.to_string().into_bytes());
     let hostile = AMQPValue::LongString(USER.into());
     let headers = crate::support::rabbitmq::field_table(&[
@@ -173,19 +174,19 @@ async fn served_and_failed_in_every_way(sealed: bool) {
         env.rabbitmq.publish(body, properties.with_correlation_id(USER.into())).await;
         let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.failed");
-        assert_silent("a reason", &event.data()["reason"].to_string());
+        assert_no_secret("a reason", &event.data()["reason"].to_string());
     }
     for _ in 0..failed.len() + bodies.len() - 1 {
-        assert_dead_letter_tells_nothing(&env.rabbitmq.take_dead_letter().await);
+        assert_dead_letter_leaks_nothing(&env.rabbitmq.take_dead_letter().await);
     }
     for RedisEntry { key, value, .. } in env.redis_entries().await {
-        assert_silent("a key", &key);
-        assert_eq!(String::from_utf8_lossy(&value).contains(MARK), !sealed, "{key}");
+        assert_no_secret("a key", &key);
+        assert_eq!(String::from_utf8_lossy(&value).contains(MARK), !is_sealed, "{key}");
     }
 
-    // Redis refuses its user, and then the platform our key, or what stands in a token's place.
+    // Redis refuses its user; then the platform issues an invalid token, and refuses the key.
     acl("DELUSER").query_async::<()>(&mut redis).await.unwrap();
-    let broken = json!({ "authorization": format!("t0ken-that-{MARK}\n") });
+    let broken = json!({ "authorization": format!("t0ken-{MARK}\n") });
     env.platform.set_script(move |_| Answer::json(&broken));
     env.rabbitmq.publish_request("r-last", json!({ "userId": USER })).await;
     assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
@@ -195,10 +196,10 @@ async fn served_and_failed_in_every_way(sealed: bool) {
     env.rabbitmq.publish_request("r-refused", json!({ "userId": USER })).await;
     env.platform.wait_for_calls(calls + 1).await;
 
-    let printed = assert_tells_nothing(worker).await;
+    let printed = assert_worker_leaks_nothing(worker).await;
     let spans = collector.spans();
     assert!(spans.iter().filter(|span| span.failed).count() > 20, "{spans:?}");
-    assert_silent("a span", &format!("{spans:?}"));
+    assert_no_secret("a span", &format!("{spans:?}"));
     for outcome in ["ready", "reused", "failed", "retried"] {
         assert!(printed.contains(&format!(r#""outcome":"{outcome}""#)), "{outcome}: {printed}");
     }
@@ -211,18 +212,19 @@ async fn served_and_failed_in_every_way(sealed: bool) {
 }
 
 #[tokio::test]
-async fn nothing_that_is_printed_or_shown_holds_a_secret() {
-    served_and_failed_in_every_way(false).await;
+async fn no_output_contains_a_secret() {
+    serve_and_fail_in_every_way(false).await;
 }
 
 #[tokio::test]
-async fn nothing_that_is_printed_or_shown_holds_a_secret_while_values_are_sealed() {
-    served_and_failed_in_every_way(true).await;
+async fn no_output_contains_a_secret_while_values_are_sealed() {
+    serve_and_fail_in_every_way(true).await;
 }
 
 #[tokio::test]
-async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
-    let (amqp, redis) = (required_env("HANDOFF_AMQP_URL"), required_env("HANDOFF_REDIS_URL"));
+async fn no_password_is_logged_for_refusing_or_missing_servers() {
+    let amqp = required_env("HANDOFF_AMQP_URL");
+    let redis = required_env("HANDOFF_REDIS_URL");
     let wrong = |url: &str, user: &str| {
         let mut url = url::Url::parse(url).unwrap();
         url.set_username(user).unwrap();
@@ -240,20 +242,20 @@ async fn servers_that_refuse_us_or_are_not_there_get_no_password_printed() {
         ),
     ];
     let refused = async |(amqp, redis): (String, String)| {
-        let mut env = talkative(true).await;
+        let mut env = verbose_env(true).await;
         env.set("AMQP_URL", &amqp).set("REDIS_URL", &redis);
         let worker = Worker::start(&env.settings);
         worker.wait_for_log(log_text::NOT_CONSUMING).await;
         let why = worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await["error"].clone();
         let known = redis.starts_with("redis:") && !redis.contains(":1/");
         assert_eq!(why == log_text::REDIS_CREDENTIALS_REFUSED, known, "{why}");
-        assert_tells_nothing(worker).await;
+        assert_worker_leaks_nothing(worker).await;
     };
     futures_util::future::join_all(urls.map(refused)).await;
 }
 
 #[tokio::test]
-async fn only_our_own_setting_says_what_is_logged() {
+async fn rust_log_does_not_change_the_log_level() {
     let mut env = TestEnv::start().await;
     env.set("LOG", "info");
     env.settings.insert("RUST_LOG".into(), "trace".into());
@@ -268,26 +270,26 @@ async fn only_our_own_setting_says_what_is_logged() {
 }
 
 #[tokio::test]
-async fn a_panic_tells_its_place_alone() {
+async fn panic_is_logged_with_its_place_alone() {
     const CHILD: &str = "HANDOFF_TEST_PANICS";
     if std::env::var_os(CHILD).is_some() {
         logs::init(&LogSettings { directives: "trace".into(), format: None });
         let secret = std::hint::black_box(Some(PASSWORD));
         assert_eq!(secret, None);
     }
-    // This very test, in a process of its own: a panic is told for the whole process.
-    let test = ["--exact", "--nocapture", "secrets::a_panic_tells_its_place_alone"];
+    // Runs this very test in another process, because a panic hook is global to a process.
+    let test = ["--exact", "--nocapture", "secrets::panic_is_logged_with_its_place_alone"];
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args(test).env(CHILD, "1").env("RUST_BACKTRACE", "1");
-    let output = within_timeout("its end", child.output()).await.unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.contains("panicked") && said.contains("secrets.rs"), "{said}");
-    assert_silent("a panic", &said);
+    let output = within_timeout("its exit", child.output()).await.unwrap();
+    let output = [output.stdout, output.stderr].concat();
+    let output = String::from_utf8_lossy(&output);
+    assert!(output.contains("panicked") && output.contains("secrets.rs"), "{output}");
+    assert_no_secret("a panic", &output);
 }
 
 #[tokio::test]
-async fn what_holds_a_secret_does_not_show_it() {
+async fn debug_output_of_secret_types_contains_no_secret() {
     let url = |scheme: &str| format!("{scheme}://{USER}:{PASSWORD}@127.0.0.1:1/0");
     let flags = [
         "run".to_owned(),
@@ -302,12 +304,12 @@ async fn what_holds_a_secret_does_not_show_it() {
     let settings = Settings::parse(&RunFlags::from_arg_matches(&matches).unwrap()).unwrap();
     let shown = format!("{settings:#?} {settings:?}");
     assert!(shown.contains("127.0.0.1") && shown.contains("verification"), "{shown}");
-    assert_silent("the settings", &shown);
+    assert_no_secret("the settings", &shown);
 
     let cache = Cache::new(&settings.cache, Metrics::new()).unwrap();
     let client = Client::new(&settings.platform, None, Metrics::new()).unwrap();
     let expires_at = std::time::SystemTime::now() + Duration::from_secs(1);
-    let token = Token { value: format!("t0ken-that-{MARK}").into(), expires_at };
+    let token = Token { value: format!("t0ken-{MARK}").into(), expires_at };
     let session = Session { token: token.clone(), id: "s".into() };
     let body =
         json!({ "userId": USER, "metadata": { USER: USER }, "locale": USER, "workflowId": "w" });
@@ -319,5 +321,5 @@ async fn what_holds_a_secret_does_not_show_it() {
     let keys = cache.keys(USER, "w");
     let shown =
         format!("{cache:?} {client:?} {token:?} {session:?} {request:?} {invalid:?} {keys:?}");
-    assert_silent("what may be printed", &shown);
+    assert_no_secret("the debug output", &shown);
 }

@@ -17,7 +17,7 @@ use tokio::{net::TcpListener, sync::watch};
 use super::within_timeout;
 
 /// The API key that tests use. A distinctive one, so that a leak is found.
-pub const API_KEY: &str = "ApiKey k3y-that-nobody-may-see";
+pub const API_KEY: &str = "ApiKey k3y-must-not-leak";
 
 /// A call to the platform.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ impl Answer {
     }
 
     pub fn status(status: u16) -> Self {
-        let body = br#"{"error":"b0dy-that-nobody-may-see"}"#.to_vec();
+        let body = br#"{"error":"b0dy-must-not-leak"}"#.to_vec();
         Self { status, headers: vec![], body, latency: Duration::ZERO, latch: None }
     }
 
@@ -197,7 +197,7 @@ impl Platform {
 pub fn success(call: &Call) -> Answer {
     Answer::json(&match call.endpoint {
         Endpoint::Token => {
-            let token = format!("Token t0ken-that-nobody-may-see é/+=&%{}", call.nth);
+            let token = format!("Token t0ken-must-not-leak é/+=&%{}", call.nth);
             json!({ "authorization": token })
         }
         Endpoint::Session => json!({ "id": format!("session-{}", call.nth), "status": 0 }),

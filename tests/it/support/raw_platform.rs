@@ -111,7 +111,7 @@ async fn serve_connection(
     let nth = *calls.borrow();
     calls.send_replace(nth + 1);
     let body = if request.starts_with(b"POST /api/device/ephemeral") {
-        format!(r#"{{"authorization":"t0ken-that-nobody-may-see {nth}"}}"#)
+        format!(r#"{{"authorization":"t0ken-must-not-leak {nth}"}}"#)
     } else {
         format!(r#"{{"id":"session-{nth}"}}"#)
     };

@@ -1,4 +1,4 @@
-//! RabbitMQ: the topology, what the worker may do there, and what is no fault at all.
+//! The topology on RabbitMQ, and the permissions to use it.
 
 use lapin::{
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_topology_is_declared_as_documented() {
+async fn topology_is_declared_as_documented() {
     let env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     let queue = &env.rabbitmq.queue;
@@ -37,7 +37,7 @@ async fn the_topology_is_declared_as_documented() {
         let ttl = vec![("x-message-ttl", AMQPValue::LongInt(ttl))];
         expected.push((format!("{queue}.retry.{delay}"), [dead_lettering(queue), ttl].concat()));
     }
-    // Declaring them once more succeeds only where every argument is the same.
+    // Declaring a queue again succeeds only if every argument is the same.
     let channel = env.rabbitmq.open_channel().await;
     for (name, entries) in expected {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
@@ -52,7 +52,7 @@ async fn the_topology_is_declared_as_documented() {
 }
 
 #[tokio::test]
-async fn a_queue_with_other_arguments_is_named_with_the_remedy() {
+async fn queue_with_different_arguments_is_named_with_the_remedy() {
     let mut env = TestEnv::start().await;
     let channel = env.rabbitmq.open_channel().await;
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
@@ -67,7 +67,7 @@ async fn a_queue_with_other_arguments_is_named_with_the_remedy() {
     let (status, page) = worker.get("/readyz").await;
     assert!(status == 503 && page.contains(r#""failing":["broker"]"#), "{page}");
     assert_eq!(worker.get("/livez").await.0, 200);
-    // Once it is mended, the worker goes to work without being told.
+    // Once the queue is deleted, the worker consumes without a restart.
     env.rabbitmq.delete_queue(&name).await;
     worker.wait_for_log(log_text::CONSUMING).await;
     assert_eq!(worker.get("/readyz").await.0, 200);
@@ -76,7 +76,7 @@ async fn a_queue_with_other_arguments_is_named_with_the_remedy() {
 }
 
 #[tokio::test]
-async fn without_declaring_the_topology_is_only_checked() {
+async fn topology_that_the_worker_may_not_declare_is_only_checked() {
     let mut env = TestEnv::start().await;
     env.set("DECLARE_TOPOLOGY", "false");
     let worker = Worker::start(&env.settings);
@@ -88,7 +88,7 @@ async fn without_declaring_the_topology_is_only_checked() {
 
     env.set("DECLARE_TOPOLOGY", "true");
     env.declare_topology().await;
-    // It takes queues as they are, with other arguments too.
+    // It accepts existing queues, also with different arguments.
     let dead = env.dead_queue();
     env.rabbitmq.delete_queue(&dead).await;
     let channel = env.rabbitmq.open_channel().await;
@@ -102,20 +102,18 @@ async fn without_declaring_the_topology_is_only_checked() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connection() {
-    let node = Node::rabbitmq().await;
-    let mut env = TestEnv::builder().rabbitmq(&node).start().await;
+async fn missing_permission_to_publish_events_spends_attempts_and_keeps_the_connection() {
+    let node = Node::shared_rabbitmq();
+    let mut env = TestEnv::start().await;
     env.set("RETRY_DELAYS", "1s,3s,9s");
-    // Everything but writing to the exchange of events.
-    node.ctl(&["add_user", "limited", "secret"]).await;
+    let user = env.name.clone();
+    let url = node.add_user(&user, "secret").await;
+    // Everything except writing to the event exchange.
     let write = format!("^(amq.default|{}.*)$", env.rabbitmq.queue);
-    node.ctl(&["set_permissions", "limited", ".*", &write, ".*"]).await;
-    let url = node.url.replace("guest:guest", "limited:secret");
+    node.ctl(&["set_permissions", &user, ".*", &write, ".*"]).await;
     env.set("AMQP_URL", &url);
     let worker = env.start_worker().await;
-    for n in 0..10 {
-        env.publish_request(&format!("r-{n}"), &format!("user-{n}")).await;
-    }
+    env.publish_requests(0..10).await;
     worker.wait_for_logs(log_text::REQUEST_FINISHED, 10).await;
     assert_eq!(worker.log_lines(log_text::CONSUMING).len(), 1, "{}", worker.output());
     assert!(
@@ -124,13 +122,15 @@ async fn a_user_who_may_not_publish_events_spends_attempts_and_breaks_no_connect
             .iter()
             .all(|line| line["outcome"] == "retried")
     );
-    node.ctl(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
+    node.ctl(&["set_permissions", &user, ".*", ".*", ".*"]).await;
     let events = env.rabbitmq.next_events(10).await;
     assert!(events.iter().all(|event| event.data()["reused"] == true));
+    worker.stop().await;
+    node.ctl(&["delete_user", &user]).await;
 }
 
 #[tokio::test]
-async fn neither_an_empty_queue_nor_full_hands_are_a_reason_to_restart() {
+async fn idle_and_saturated_workers_stay_alive() {
     let idle = TestEnv::start().await;
     let idle = idle.start_worker().await;
     let (_never, script) = hold_calls(|_| true);
@@ -139,7 +139,7 @@ async fn neither_an_empty_queue_nor_full_hands_are_a_reason_to_restart() {
     let worker = busy.start_worker().await;
     busy.publish_requests(0..2).await;
     busy.platform.wait_for_calls(1).await;
-    // Longer than a loop that does not turn may seem alive.
+    // `/livez` fails a worker whose loop has not turned for 5 s.
     tokio::time::sleep(std::time::Duration::from_secs(6)).await;
     idle.assert_alive().await;
     worker.assert_alive().await;
