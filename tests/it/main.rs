@@ -27,6 +27,7 @@ mod gate;
 mod hostile;
 mod invalid_requests;
 mod links;
+mod imports;
 mod logs;
 mod metrics;
 mod platform_faults;
