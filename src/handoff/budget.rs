@@ -35,7 +35,7 @@ impl<'a> CallBudget<'a> {
     }
 
     /// Waits until the gate lets the call through.
-    pub(super) async fn pass(&mut self, call: Call) -> CallPermit<'a> {
+    pub(super) async fn acquire(&mut self, call: Call) -> CallPermit<'a> {
         self.ticket.acquire(call).await
     }
 

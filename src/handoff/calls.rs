@@ -18,10 +18,10 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// After this long at the gate, a call is checked again: its lease or token may be gone.
-const LONG_HOLD: Duration = Duration::from_secs(1);
+/// After a wait this long at the gate, the token's age and Redis are checked again.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a draining or lost request still waits at a gate that may be about to let it through.
+/// How long a request still waits at the gate once the worker drains or its connection is lost.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Calls the platform through its gate.
@@ -30,11 +30,11 @@ pub(super) struct Calls {
     pub(super) cache: Cache,
     pub(super) retry: RetryPolicy,
     pub(super) metrics: Arc<Metrics>,
-    /// Cancelled when the worker drains: nothing waits any more.
+    /// Cancelled when the worker starts to drain.
     pub(super) draining: CancellationToken,
 }
 
-/// Why a call, or the pair of calls, ended without a result.
+/// Why making a session stopped without a result.
 pub(super) enum Stopped {
     /// The platform's last answer; the budget is spent, or retrying cannot help.
     Call(CallError),
@@ -42,15 +42,15 @@ pub(super) enum Stopped {
     Request(Failure),
     /// The token is about to expire: a new one is needed.
     TokenStale,
-    /// The platform refused a token whose earlier session call failed. That call may have made a session
-    /// and lost its answer, so the refusal says nothing about the request.
+    /// The platform refused the token on a retry. The earlier call may have made a session and lost its
+    /// answer, so the refusal says nothing about the request.
     TokenUsed,
     /// Redis is back, or reports that the lease is lost: a link may exist by now.
     ClaimAgain,
 }
 
 impl Calls {
-    /// A new budget, and a place at the gate.
+    /// Starts a retry budget, and takes a place at the gate.
     pub(super) fn budget(&self, job: &Job<'_>) -> CallBudget<'_> {
         let ticket = self.platform.gate().ticket(job.request_id.as_str());
         CallBudget::new(self.retry.start(), ticket)
@@ -63,11 +63,11 @@ impl Calls {
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
     ) -> Result<Token, Stopped> {
-        let call = |pass| self.platform.token(pass, job.span);
-        let check = |held, repeated| {
+        let call = |permit| self.platform.token(permit, job.span);
+        let check = |waited, retried| {
             let claim_again = match lease {
                 Some(lease) => lease.is_lost(),
-                None => (repeated || held >= LONG_HOLD) && self.cache.is_available(),
+                None => (retried || waited >= LONG_WAIT) && self.cache.is_available(),
             };
             if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
         };
@@ -84,11 +84,11 @@ impl Calls {
     ) -> Result<String, Stopped> {
         let Job { request, request_id, span, .. } = *job;
         let session = SessionCall { request, request_id, span };
-        let call = |pass| self.platform.session(pass, session, token);
-        let check = |held, _| {
+        let call = |permit| self.platform.session(permit, session, token);
+        let check = |waited, _| {
             if lease.is_some_and(Lease::is_lost) {
                 Err(Stopped::ClaimAgain)
-            } else if held >= LONG_HOLD && !self.cache.is_reusable(token) {
+            } else if waited >= LONG_WAIT && !self.cache.is_reusable(token) {
                 Err(Stopped::TokenStale)
             } else {
                 Ok(())
@@ -97,8 +97,8 @@ impl Calls {
         self.retrying(job, budget, Call::Session, check, call).await
     }
 
-    /// Retries a call within the budget. Neither the time that the gate holds the request nor a failure
-    /// that closes the gate counts against the request: the call is repeated when the gate opens.
+    /// Retries a call within the budget. Time at the gate, and failures that are part of an outage, do not
+    /// use the budget up: the call is repeated once the gate lets calls through again.
     async fn retrying<'a, T, F: Future<Output = Result<T, FailedCall>>>(
         &self,
         job: &Job<'_>,
@@ -107,61 +107,64 @@ impl Calls {
         check: impl Fn(Duration, bool) -> Result<(), Stopped>,
         call: impl Fn(CallPermit<'a>) -> F,
     ) -> Result<T, Stopped> {
-        let mut repeated = false;
+        let mut retried = false;
         loop {
-            let arrived = Instant::now();
-            // Boxed: this wait is usually short, and its state would enlarge the future of the call.
-            let pass = Box::pin(self.pass(job, budget, kind)).await?;
-            budget.exclude(arrived.elapsed());
-            check(arrived.elapsed(), repeated)?;
+            let arrived_at = Instant::now();
+            // Boxed to keep this future small; the wait is usually short.
+            let permit = Box::pin(self.acquire(job, budget, kind)).await?;
+            let waited = arrived_at.elapsed();
+            budget.exclude(waited);
+            check(waited, retried)?;
             if kind == Call::Token {
                 budget.reserve(Call::Session);
             }
-            let called = Instant::now();
-            let FailedCall { error, during_pause: held } = match call(pass).await {
+            let called_at = Instant::now();
+            let FailedCall { error, during_pause } = match call(permit).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
-            if repeated && matches!(error, CallError::Unauthorized) {
+            if retried && matches!(error, CallError::Unauthorized) {
                 return Err(Stopped::TokenUsed);
             }
-            repeated = true;
-            let delay = match error {
-                _ if held => None,
-                CallError::Transient { .. } => budget.next_delay(),
-                _ => return Err(Stopped::Call(error)),
-            };
-            let Some(delay) = delay else {
-                if !held && !self.is_outage(kind, called).await {
-                    return Err(Stopped::Call(error));
+            retried = true;
+            // The gate never sets `during_pause` for an answer about the request itself.
+            if !during_pause && !matches!(error, CallError::Transient { .. }) {
+                return Err(Stopped::Call(error));
+            }
+            let delay = if during_pause { None } else { budget.next_delay() };
+            match delay {
+                Some(delay) => {
+                    log::call_retried(job.request_id, &error, delay);
+                    self.metrics.platform.retried(kind, error.label());
+                    budget.release();
+                    match self.pause(job, delay).await {
+                        Ok(()) => {}
+                        // Out of time between two tries: the same as a spent budget.
+                        Err(Failure::Postponed) if !budget.was_mostly_held() => {
+                            return Err(Stopped::Call(error));
+                        }
+                        Err(failure) => return Err(failure.into()),
+                    }
                 }
-                budget.exclude(called.elapsed());
-                self.metrics.platform.retried(kind, error.label());
-                log::call_held(job.request_id, &error);
-                continue;
-            };
-            log::call_retried(job.request_id, &error, delay);
-            self.metrics.platform.retried(kind, error.label());
-            budget.release();
-            match self.pause(job, delay).await {
-                // The delivery's time ended mid-retry: the same as a spent budget.
-                Err(Failure::Postponed) if !budget.was_mostly_held() => {
-                    return Err(Stopped::Call(error));
+                None if during_pause || self.is_outage(kind, called_at).await => {
+                    log::call_held(job.request_id, &error);
+                    self.metrics.platform.retried(kind, error.label());
+                    budget.exclude(called_at.elapsed());
                 }
-                paused => paused?,
+                None => return Err(Stopped::Call(error)),
             }
         }
     }
 
-    /// Waits briefly for the gate to close over other calls' failures. Without this wait, the first
-    /// requests to fail in an outage would each spend an attempt on it.
-    async fn is_outage(&self, kind: Call, started: Instant) -> bool {
+    /// Waits briefly to see whether other calls fail, too, so that the gate pauses. Without this wait, the
+    /// first requests to fail in an outage would each lose a delivery attempt to it.
+    async fn is_outage(&self, kind: Call, called_at: Instant) -> bool {
         let gate = self.platform.gate();
-        timeout(gate.outage_wait(kind, started), gate.until_paused()).await.is_ok()
+        timeout(gate.outage_wait(kind, called_at), gate.until_paused()).await.is_ok()
     }
 
     /// Waits at the gate until the call may start, within the request's deadline.
-    async fn pass<'a>(
+    async fn acquire<'a>(
         &self,
         job: &Job<'_>,
         budget: &mut CallBudget<'a>,
@@ -170,17 +173,17 @@ impl Calls {
         job.check_deadline()?;
         tokio::select! {
             biased;
-            pass = job.within_deadline(budget.pass(kind)) => pass,
-            () = self.interrupted_and_held(job) => Err(Failure::Interrupted),
+            permit = job.within_deadline(budget.acquire(kind)) => permit,
+            () = self.out_of_patience(job) => Err(Failure::Interrupted),
         }
     }
 
-    /// Waits until the worker drains or the delivery is lost, and the gate holds calls. A call that is
-    /// in flight then is finished; a request that is held is not.
-    async fn interrupted_and_held(&self, job: &Job<'_>) {
+    /// Waits until the worker drains or the connection is lost, and then until the gate pauses calls, one
+    /// second at most. Calls already sent are finished; requests that wait at the gate are not.
+    async fn out_of_patience(&self, job: &Job<'_>) {
         tokio::select! {
             () = self.draining.cancelled() => {}
-            () = job.lost.cancelled() => {}
+            () = job.connection_lost.cancelled() => {}
         }
         let _ = timeout(DRAIN_PATIENCE, self.platform.gate().until_paused()).await;
     }
@@ -214,14 +217,12 @@ impl From<Stopped> for Failure {
             Stopped::Call(error @ (CallError::Rejected(_) | CallError::Unauthorized)) => {
                 Self::Rejected(error.to_string())
             }
-            // A refused token call is never the request's fault.
+            // A refused token call is about the API key or the URL, not about the request.
             Stopped::Call(error @ (CallError::Transient { .. } | CallError::Refused(_))) => {
                 Self::Transient(error.to_string())
             }
-            // The use case handles these three: it gets a new token, or claims again.
-            Stopped::TokenStale => Self::Transient("the token was about to expire".to_owned()),
-            Stopped::TokenUsed => Self::Transient("the token had been used".to_owned()),
-            Stopped::ClaimAgain => Self::Transient("the lease was lost".to_owned()),
+            // `Handoff` gets a new token or claims again instead, so these do not get here.
+            Stopped::TokenStale | Stopped::TokenUsed | Stopped::ClaimAgain => Self::Interrupted,
         }
     }
 }

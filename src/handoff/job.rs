@@ -21,7 +21,7 @@ pub(crate) struct Job<'a> {
     /// RabbitMQ's consumer time-out (30 minutes by default) closes the channel.
     pub(crate) hold_until: Instant,
     /// Cancelled when the delivery's connection is lost: RabbitMQ redelivers the request.
-    pub(crate) lost: &'a CancellationToken,
+    pub(crate) connection_lost: &'a CancellationToken,
 }
 
 /// Why a request was not served by this delivery.

@@ -1,13 +1,13 @@
-//! The use case: obtain one session for one request.
+//! The use case: obtains one session for one request.
 //!
-//! Top to bottom: [`Handoff::obtain`] lets one of several concurrent requests for the same user and
-//! workflow do the work (single-flight). `claim_or_make` takes the cached link from Redis, or the lease,
-//! which is the right to make a session. `make_and_store` makes one under the lease and stores it;
-//! `make_without_cache` does the same while Redis is unavailable. `make` calls the platform for a token
-//! and, with it, for a session. Publishing the event is the worker's part.
+//! Read from top to bottom. [`Handoff::obtain`] lets one of several concurrent requests for the same user
+//! and workflow do the work (single-flight). `claim_or_make` claims the link in Redis: it gets the cached
+//! link or, if there is none, the lease, which is the exclusive right to make one. `make_and_store` makes
+//! a session under the lease and stores it; `make_without_cache` makes one while Redis is unavailable.
+//! `make` calls the platform for a token and, with it, for a session. The worker publishes the event.
 //!
-//! Redis keeps the stamps of the last sixteen requests that a link was made for. A redelivered renewal
-//! recognises its own link by its stamp, so it does not make a second one.
+//! Each cached link carries stamps, hashes of the request ids of the last sixteen requests that got it.
+//! A redelivered renewal that finds its own stamp reuses that link instead of making another.
 
 mod budget;
 mod calls;
@@ -19,10 +19,11 @@ mod single_flight;
 use std::{
     pin::{Pin, pin},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::{Either, select};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::job::{Failure, Job};
@@ -53,15 +54,16 @@ pub(crate) struct Handoff {
 #[derive(Clone)]
 pub(crate) struct Obtained {
     pub(crate) session: Arc<Session>,
-    /// The session existed before this request, or was made for another request or an earlier try.
+    /// The session was made for another request, or by an earlier try of this one.
     pub(crate) reused: bool,
-    /// A link could not exist before this moment, so it is new enough for a renewal that was waiting by
-    /// then. `None`: the link was in the cache when this request arrived.
-    made_after: Option<Instant>,
+    /// The link was not available before this moment, so a renewal that was already waiting then may use
+    /// it. `None`: the link was in the cache when the request claimed it.
+    not_before: Option<Instant>,
 }
 
 impl Handoff {
-    /// Once `draining` is cancelled, requests stop waiting: they finish their call or are interrupted.
+    /// Once `draining` is cancelled, a request finishes the call it is in; every other wait ends with
+    /// [`Failure::Interrupted`].
     pub(crate) fn new(
         platform: Arc<PlatformClient>,
         cache: Cache,
@@ -88,7 +90,7 @@ impl Handoff {
         let mut budget = self.calls.budget(job);
         loop {
             job.check_deadline()?;
-            let joined = Instant::now();
+            let joined_at = Instant::now();
             match self.in_flight.join(&keys.link) {
                 Joined::Leader(leader) => {
                     let obtained = self.claim_or_make(job, &keys, &mut budget).await;
@@ -96,26 +98,28 @@ impl Handoff {
                     return obtained;
                 }
                 Joined::Follower(follower) => match job.within_deadline(follower.result()).await? {
-                    // A renewal accepts a session made while it waited, but no older one.
+                    // A renewal may use a link that appeared while it waited, but no older one.
                     Some(Ok(obtained))
-                        if !job.request.renew || obtained.made_after >= Some(joined) =>
+                        if !job.request.renew || obtained.not_before >= Some(joined_at) =>
                     {
                         return Ok(Obtained { reused: true, ..obtained });
                     }
-                    // The platform fails. A request that joined later has budget left to try again.
+                    // The leader spent its budget. A request that joined later may have some left.
                     Some(Err(failure @ Failure::Transient(_))) => match budget.next_delay() {
                         Some(delay) => self.calls.pause(job, delay).await?,
                         None => return Err(failure),
                     },
                     _ if self.draining.is_cancelled() => return Err(Failure::Interrupted),
-                    // The leader failed for a reason of its own: join again, perhaps as the leader.
+                    // The link is too old for a renewal, or the leader failed for a reason of its own:
+                    // join again, perhaps as the leader.
                     _ => {}
                 },
             }
         }
     }
 
-    /// Adds the stamp of a renewal to the link it reuses, so that its redelivery accepts that link, too.
+    /// Stamps the link that a renewal reuses, so that a redelivery of the renewal accepts it, too.
+    /// Best effort: without the stamp, a redelivery makes another link.
     pub(crate) async fn stamp_renewal(&self, job: &Job<'_>) {
         self.cache.add_stamp(&self.keys(job), &job.stamp()).await;
     }
@@ -124,7 +128,7 @@ impl Handoff {
         self.cache.keys(&job.request.user_id, &job.request.workflow_id)
     }
 
-    /// Takes the link from Redis, or the lease and makes one. Only one worker holds the lease at a time.
+    /// Returns the cached link, or takes the lease and makes a new one. One worker at a time has the lease.
     async fn claim_or_make(
         &self,
         job: &Job<'_>,
@@ -132,24 +136,25 @@ impl Handoff {
         budget: &mut CallBudget<'_>,
     ) -> Result<Obtained, Failure> {
         let stamp = job.stamp();
-        let mut made_after = None;
+        let mut not_before = None;
         let mut freshness =
             if job.request.renew { Freshness::SinceRequest } else { Freshness::Any };
-        let mut pauses = Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
-        // Ask for a rate permit now: without a cached link, the token call comes next.
+        let mut poll_backoff =
+            Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
+        // Reserve a rate permit early: without a cached link, a platform call comes next.
         budget.reserve(Call::Token);
         let mut lease_wait = LeaseWait::new(&self.metrics);
         loop {
             job.check_deadline()?;
-            let claimed = Instant::now();
+            let claimed_at = Instant::now();
             match self.cache.claim(keys, &stamp, &freshness).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
-                    return Ok(Obtained { session, reused: true, made_after });
+                    return Ok(Obtained { session, reused: true, not_before });
                 }
                 Ok(Claim::Lease(lease)) => {
                     lease_wait.end();
-                    // If this lease is lost to another worker, that worker's link counts.
+                    // If another worker takes the lease over, its link is used.
                     freshness = if job.request.renew {
                         Freshness::NewerThan(lease.newest().clone())
                     } else {
@@ -160,14 +165,14 @@ impl Handoff {
                     }
                 }
                 Ok(Claim::Held { newest }) => {
-                    // Any link that replaces this one is new enough for a renewal.
+                    // Any link that replaces the current one is new enough for a renewal.
                     if freshness == Freshness::SinceRequest {
                         freshness = Freshness::NewerThan(newest);
                     }
-                    made_after = Some(claimed);
+                    not_before = Some(claimed_at);
                     lease_wait.begin();
                     budget.release();
-                    self.calls.pause(job, pauses.next_delay()).await?;
+                    self.calls.pause(job, poll_backoff.next_delay()).await?;
                 }
                 Err(unanswered) => {
                     lease_wait.end();
@@ -179,7 +184,7 @@ impl Handoff {
         }
     }
 
-    /// Makes a session under the lease. `None`: another worker took the lease over; claim again.
+    /// Makes a session under the lease. `None`: another worker has taken the lease over; claim again.
     async fn make_and_store(
         &self,
         job: &Job<'_>,
@@ -188,7 +193,7 @@ impl Handoff {
     ) -> Result<Option<Session>, Failure> {
         let made = {
             let make = pin!(self.make(job, Some(lease), budget));
-            alongside(make, pin!(lease.keep_alive())).await
+            with_background(make, pin!(lease.keep_alive())).await
         };
         match made {
             Ok(session) => match lease.store(&session).await {
@@ -197,7 +202,7 @@ impl Handoff {
                     log::lease_lost(job.request_id);
                     Ok(None)
                 }
-                // The link works without Redis, too. The cache stores it once Redis is back.
+                // The link works all the same. The cache stores it once Redis is back.
                 Err(error) => {
                     log::link_not_stored(job.request_id, &error);
                     Ok(Some(session))
@@ -221,7 +226,7 @@ impl Handoff {
         log::without_cache(job.request_id, unanswered.error());
         match self.make(job, None, budget).await {
             Ok(session) => {
-                // If Redis is still unavailable, the cache stores the link once it is back.
+                // If this fails, too, the cache stores the link once Redis is back.
                 let overwrite = if job.request.renew { Overwrite::Any } else { Overwrite::Never };
                 let _ = unanswered.store(&session, overwrite).await;
                 Ok(Some(session))
@@ -231,7 +236,7 @@ impl Handoff {
         }
     }
 
-    /// Makes a session, with the token that an earlier try left under the lease, or with a new one.
+    /// Makes a session, with the token that an earlier holder of the lease saved, or with a new one.
     async fn make(
         &self,
         job: &Job<'_>,
@@ -242,29 +247,27 @@ impl Handoff {
             Some(token) => token,
             None => self.calls.token(job, lease, budget).await?,
         };
-        let mut refused = false;
+        let mut replaced = false;
         loop {
             let made = {
                 let call = pin!(self.calls.session(job, &token, lease, budget));
                 match lease {
-                    // The token is a checkpoint for the next holder, should this worker be killed
-                    // during the session call. Nothing waits for Redis to store it.
-                    Some(lease) => alongside(call, pin!(lease.save_token(&token))).await,
+                    // Saves the token for the next holder of the lease, in case this worker is killed
+                    // during the session call. Best effort: the call does not wait for Redis.
+                    Some(lease) => with_background(call, pin!(lease.save_token(&token))).await,
                     None => call.await,
                 }
             };
             match made {
                 Ok(id) => return Ok(Session { token, id }),
                 Err(Stopped::TokenStale) => {}
-                // A refused token is replaced once …
-                Err(Stopped::Call(CallError::Unauthorized)) if !refused => {
-                    refused = true;
-                    self.metrics.platform.retried(Call::Session, CallError::Unauthorized.label());
-                }
-                // … but one that may have been used is replaced for as long as the budget lasts: each
-                // time, a call has failed before.
-                Err(Stopped::TokenUsed) => {
-                    refused = true;
+                // A refused token is replaced once. `TokenUsed` does not end the request: a call has failed
+                // each time before, so the retry budget bounds it.
+                Err(stopped)
+                    if matches!(stopped, Stopped::TokenUsed)
+                        || (stopped.blames_token() && !replaced) =>
+                {
+                    replaced = true;
                     self.metrics.platform.retried(Call::Session, CallError::Unauthorized.label());
                 }
                 Err(stopped) => return Err(stopped),
@@ -276,15 +279,14 @@ impl Handoff {
 
 impl Obtained {
     fn new(session: Session) -> Self {
-        let made_after = Some(Instant::now());
-        Self { session: Arc::new(session), reused: false, made_after }
+        Self { session: Arc::new(session), reused: false, not_before: Some(Instant::now()) }
     }
 }
 
-/// Polls `background` for as long as `work` takes, then drops it.
+/// Runs `background` until `work` is done, then drops it.
 ///
-/// The caller pins both: a future passed by value would be stored twice in the caller's future.
-pub(crate) async fn alongside<T>(
+/// Takes pinned futures: passed by value, each would be stored twice in the caller's future.
+pub(crate) async fn with_background<T>(
     work: Pin<&mut impl Future<Output = T>>,
     background: Pin<&mut impl Future<Output = ()>>,
 ) -> T {

@@ -52,7 +52,7 @@ impl ConnectionLog {
     }
 
     /// The worker replaces the connection by its own choice.
-    pub(super) fn replaced(&mut self) {
+    pub(super) fn replacing(&mut self) {
         self.one_at_a_time = None;
     }
 }

@@ -1,26 +1,26 @@
-//! Takes deliveries from one connection until it fails, or the worker shuts down.
+//! Consumes from one connection until the connection fails or the worker shuts down.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
 use super::{
-    connected::{Connected, settled},
+    connected::{Connected, all_settled},
     connection_log::ConnectionLog,
     context::{Context, Slot},
     prefetch::{Next, PrefetchWindow},
 };
 use crate::broker::{BrokerError, Delivery};
 
-/// How long the deliveries around a suspect may take to settle. Requests held for the platform take
-/// longer, and do no harm meanwhile.
+/// How long to wait for deliveries in flight to settle before going on without them. Requests that wait
+/// for the platform take longer; they are not poison.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why consuming ended.
 pub(super) enum End {
     Fault(BrokerError),
     Shutdown,
-    /// A suspected poison message arrived together with others.
+    /// A suspected poison message, to be served alone.
     Suspect(Box<Delivery>, Slot),
 }
 
@@ -35,13 +35,19 @@ pub(super) async fn consume(
     let heartbeat = &context.health.heartbeat;
     loop {
         log.consuming(&context.queue, window);
-        // The permit comes first: a message that is not fetched yet may go to another replica.
+        // The slot comes first, so that no delivery is taken that cannot start.
         let slot = heartbeat.while_waiting(Arc::clone(&context.slots).acquire_owned());
         let slot = match until_end(context, slot, &mut fault).await {
             Ok(slot) => slot,
             Err(end) => return end,
         };
         let idle_after = window.idle_after();
+        let in_flight = &connected.in_flight;
+        let idle = async {
+            // A slow delivery in flight is no idle queue.
+            let _ = timeout(SETTLE_LIMIT, all_settled(in_flight)).await;
+            sleep(idle_after.unwrap_or_default()).await;
+        };
         let next = tokio::select! {
             delivery = heartbeat.while_waiting(connected.session.consumer.next()) => {
                 let delivery = match delivery {
@@ -55,19 +61,15 @@ pub(super) async fn consume(
                 context.spawn(delivery, slot, connected);
                 next
             }
-            // In a block, so that no timer is created while idleness means nothing.
-            () = async { sleep(idle_after.unwrap_or_default()).await }, if idle_after.is_some() => {
-                window.on_idle()
-            }
+            () = idle, if idle_after.is_some() => window.on_idle(),
             fault = &mut fault => return End::Fault(fault),
             () = context.shutdown.cancelled() => return End::Shutdown,
         };
         if let Next::Grow { to, when_settled } = next {
             if when_settled {
-                let settled = timeout(SETTLE_LIMIT, settled(&connected.deliveries));
-                if let Err(end) =
-                    until_end(context, heartbeat.while_waiting(settled), &mut fault).await
-                {
+                let settled = timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
+                let settled = heartbeat.while_waiting(settled);
+                if let Err(end) = until_end(context, settled, &mut fault).await {
                     return end;
                 }
             }
@@ -81,23 +83,25 @@ pub(super) async fn consume(
     }
 }
 
-/// Serves a suspected poison message with as little else in flight as possible, so that a worker it
-/// kills takes no other message along.
+/// Serves a suspected poison message with as little else in flight as possible: if it kills the worker,
+/// no other message gains a redelivery.
 pub(super) async fn serve_alone(
     context: &Context,
     connected: &mut Connected,
     suspect: Delivery,
     slot: Slot,
 ) {
-    let fault = connected.session.wait_for_fault();
+    let mut fault = pin!(connected.session.wait_for_fault());
     connected.session.stop_consuming().await;
+    let limited = || timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
     tokio::select! {
-        _ = timeout(SETTLE_LIMIT, settled(&connected.deliveries)) => {}
+        _ = limited() => {}
         () = context.shutdown.cancelled() => {}
+        _ = &mut fault => {}
     }
     context.spawn(suspect, slot, connected);
     tokio::select! {
-        _ = timeout(SETTLE_LIMIT, settled(&connected.deliveries)) => {}
+        _ = limited() => {}
         () = context.shutdown.cancelled() => {}
         _ = fault => {}
     }

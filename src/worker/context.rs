@@ -17,6 +17,8 @@ pub(super) struct Context {
     pub(super) slots: Arc<Semaphore>,
     /// The requests in flight, on all connections.
     pub(super) tasks: TaskTracker,
+    /// Former connections that still settle their deliveries.
+    pub(super) retiring: TaskTracker,
     pub(super) health: Arc<Health>,
     pub(super) shutdown: CancellationToken,
 }
@@ -30,7 +32,7 @@ impl Context {
         let processor = Arc::clone(&self.processor);
         let publisher = connected.session.publisher.clone();
         let lost = connected.lost.clone();
-        self.tasks.spawn(connected.deliveries.track_future(async move {
+        self.tasks.spawn(connected.in_flight.track_future(async move {
             // Boxed: spawning copies the future several times, and this one has 4 KiB.
             Box::pin(processor.process(&delivery, &publisher, &lost)).await;
             drop(slot);

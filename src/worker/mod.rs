@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{context::Context, events::Events, process::Processor, run::Run};
+use self::{context::Context, events::Events, process::Processor, run::MainLoop};
 use crate::{
     cache::{Cache, CacheError, RateBucket},
     config::Settings,
@@ -90,12 +90,13 @@ pub async fn run(
         hold_limit: settings.worker.hold_limit,
         grace_over,
     };
-    let run = Run {
+    let main_loop = MainLoop {
         context: Context {
             processor: Arc::new(processor),
             queue: settings.broker.queue.clone(),
             slots: Arc::new(Semaphore::new(settings.worker.concurrency.into())),
             tasks: TaskTracker::new(),
+            retiring: TaskTracker::new(),
             health,
             shutdown,
         },
@@ -104,7 +105,7 @@ pub async fn run(
         grace: settings.worker.shutdown_grace,
         replicas,
     };
-    run.until_shutdown().await;
+    main_loop.run().await;
     idle_prober.abort();
     probes.abort();
     Ok(())

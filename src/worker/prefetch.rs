@@ -1,47 +1,50 @@
 //! The prefetch window: how many deliveries RabbitMQ may have in flight to this worker.
 //!
 //! A poison message kills its worker or breaks its connection. RabbitMQ then counts a redelivery for
-//! every message that was in flight, and dead-letters each one past the delivery limit (20): behind a
-//! wide window, one poison message takes its neighbours along. The window keeps suspects apart.
+//! every message that was in flight, and dead-letters each one past the queue's delivery limit (20).
+//! Behind a wide window, one poison message gets its neighbours dead-lettered, too. The window therefore
+//! isolates suspects: messages that RabbitMQ has redelivered ten times or more.
 //!
-//! - **Growing**: a new connection starts with a window of one. A message with few redeliveries, or an
-//!   idle queue, opens it fully. Suspects let it double each time, once all earlier deliveries are
-//!   settled: RabbitMQ up to 4.2 also counts messages that were merely returned, so most are harmless.
-//! - **Full**: a suspect that arrives together with others is served alone.
-//! - **One at a time**: after a delivery broke the connection. No more than a full window can have been
-//!   in flight then, so the window opens after that many deliveries, or once the queue is idle.
+//! - **Growing**: a new connection starts with a window of one. A message with few redeliveries opens the
+//!   window fully, and so does a queue that is idle from the start. A suspect only doubles it, once all
+//!   earlier deliveries are settled. Most suspects are harmless: RabbitMQ up to 4.2 also counts messages
+//!   that a worker merely returned.
+//! - **Full**: a suspect is served alone, on a connection that then ends.
+//! - **One at a time**: entered after a delivery broke the connection. The culprit is one of at most a
+//!   full window of messages, so after that many deliveries the window grows again. An idle queue ends
+//!   this phase at once.
 
 use std::time::Duration;
 
 use crate::broker::SUSPECT_REDELIVERIES;
 
-/// After this long without a delivery, a growing window takes the queue for idle …
+/// A new connection takes the queue for idle after this long without a delivery.
 const IDLE: Duration = Duration::from_millis(200);
-/// … and after this long one at a time does. Longer: the poison message may be on its way back.
+/// The same after a break. Longer, because the poison message may still be on its way back to the queue.
 const IDLE_AFTER_BREAK: Duration = Duration::from_secs(1);
 
 /// How many deliveries may be in flight, and why.
 #[derive(Debug)]
 pub(super) struct PrefetchWindow {
-    full: u16,
+    max: u16,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// `taken` deliveries have arrived since the window has this size.
-    Growing { size: u16, taken: u16 },
-    /// `trusted`: the window grew over suspects that did no harm, so further ones need not be alone.
+    /// `received` deliveries since the window reached this size.
+    Growing { size: u16, received: u16 },
+    /// `trusted`: the window grew over suspects that were harmless, so it isolates no more of them.
     Full { trusted: bool },
-    /// `taken` deliveries have arrived since the connection broke.
-    OneAtATime { taken: u16 },
+    /// `received` deliveries since the connection broke.
+    OneAtATime { received: u16 },
 }
 
 /// What the consumer does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Keep,
-    /// Fetch up to `to` messages: now, or when all earlier deliveries are settled.
+    /// Raise the prefetch to `to`: now, or once all earlier deliveries are settled.
     Grow {
         to: u16,
         when_settled: bool,
@@ -51,33 +54,34 @@ pub(super) enum Next {
 }
 
 impl PrefetchWindow {
-    /// A window that grows from one to `full` deliveries.
-    pub(super) fn new(full: u16) -> Self {
-        Self { full, phase: Phase::growing(full) }
+    /// A window that grows from one to `max` deliveries.
+    pub(super) fn new(max: u16) -> Self {
+        Self { max, phase: Phase::initial(max) }
     }
 
-    /// Prepares for a new connection. One at a time starts over, unless it was completed.
-    pub(super) fn reconnected(&mut self) {
-        if self.is_one_at_a_time() {
-            self.suspect_poison();
+    /// Prepares for a new connection. If it is still one at a time, that starts over.
+    pub(super) fn on_reconnect(&mut self) {
+        self.phase = if self.is_one_at_a_time() {
+            Phase::OneAtATime { received: 0 }
         } else {
-            self.phase = Phase::growing(self.full);
-        }
+            Phase::initial(self.max)
+        };
     }
 
-    /// A delivery broke the connection: the next connection serves one at a time.
-    pub(super) fn suspect_poison(&mut self) {
-        self.phase = Phase::OneAtATime { taken: 0 };
+    /// A delivery broke the connection: the next connection fetches one message at a time.
+    pub(super) fn on_poison(&mut self) {
+        self.phase = Phase::OneAtATime { received: 0 };
     }
 
     pub(super) fn is_one_at_a_time(&self) -> bool {
         matches!(self.phase, Phase::OneAtATime { .. })
     }
 
-    /// How long the queue must be idle before [`Self::on_idle`]; `None`: idleness means nothing now.
+    /// How long the queue must be idle, with no delivery in flight, before [`Self::on_idle`]. `None`: idle
+    /// time is ignored in this phase.
     pub(super) fn idle_after(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Growing { size: 1, taken: 0 } => Some(IDLE),
+            Phase::Growing { size: 1, received: 0 } => Some(IDLE),
             Phase::OneAtATime { .. } => Some(IDLE_AFTER_BREAK),
             _ => None,
         }
@@ -85,36 +89,35 @@ impl PrefetchWindow {
 
     /// The queue is empty, so it holds no poison message.
     pub(super) fn on_idle(&mut self) -> Next {
-        // One at a time, an idle queue can also mean that the one delivery is still in flight.
-        let when_settled = self.is_one_at_a_time();
         self.phase = Phase::Full { trusted: false };
-        if self.full == 1 { Next::Keep } else { Next::Grow { to: self.full, when_settled } }
+        if self.max == 1 { Next::Keep } else { Next::Grow { to: self.max, when_settled: false } }
     }
 
-    /// A delivery arrived that RabbitMQ has redelivered this often.
+    /// A delivery arrived; RabbitMQ has redelivered it `redeliveries` times.
     pub(super) fn on_delivery(&mut self, redeliveries: u32) -> Next {
         let suspect = redeliveries >= SUSPECT_REDELIVERIES;
         match self.phase {
-            Phase::OneAtATime { taken } => {
-                let taken = taken + 1;
-                self.phase = if taken < self.full {
-                    Phase::OneAtATime { taken }
+            Phase::OneAtATime { received } => {
+                let received = received + 1;
+                self.phase = if received < self.max {
+                    Phase::OneAtATime { received }
                 } else {
-                    Phase::growing(self.full)
+                    Phase::initial(self.max)
                 };
                 Next::Keep
             }
-            Phase::Full { trusted: false } if suspect && self.full > 1 => Next::ServeAlone,
+            Phase::Full { trusted: false } if suspect && self.max > 1 => Next::ServeAlone,
             Phase::Full { .. } => Next::Keep,
-            Phase::Growing { size, taken } if suspect && taken + 1 < size => {
-                self.phase = Phase::Growing { size, taken: taken + 1 };
+            Phase::Growing { size, received } if suspect && received + 1 < size => {
+                self.phase = Phase::Growing { size, received: received + 1 };
                 Next::Keep
             }
             Phase::Growing { size, .. } => {
-                let to = if suspect { size.saturating_mul(2).min(self.full) } else { self.full };
-                self.phase = if to < self.full {
-                    Phase::Growing { size: to, taken: 0 }
+                let to = if suspect { size.saturating_mul(2).min(self.max) } else { self.max };
+                self.phase = if to < self.max {
+                    Phase::Growing { size: to, received: 0 }
                 } else {
+                    // The last step was a suspect: the window has grown over harmless ones alone.
                     Phase::Full { trusted: suspect }
                 };
                 Next::Grow { to, when_settled: suspect }
@@ -124,8 +127,8 @@ impl PrefetchWindow {
 }
 
 impl Phase {
-    fn growing(full: u16) -> Self {
-        if full > 1 { Self::Growing { size: 1, taken: 0 } } else { Self::Full { trusted: false } }
+    fn initial(max: u16) -> Self {
+        if max > 1 { Self::Growing { size: 1, received: 0 } } else { Self::Full { trusted: false } }
     }
 }
 
@@ -180,7 +183,7 @@ mod tests {
     #[test]
     fn one_at_a_time_ends_after_a_full_window_of_deliveries() {
         let mut window = PrefetchWindow::new(3);
-        window.suspect_poison();
+        window.on_poison();
         for _ in 0..3 {
             assert!(window.is_one_at_a_time());
             assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
@@ -190,25 +193,25 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_ends_on_an_idle_queue_once_all_is_settled() {
+    fn one_at_a_time_ends_on_an_idle_queue() {
         let mut window = PrefetchWindow::new(3);
-        window.suspect_poison();
+        window.on_poison();
         assert_eq!(window.on_delivery(0), Next::Keep);
         assert_eq!(window.idle_after(), Some(IDLE_AFTER_BREAK));
-        assert_eq!(window.on_idle(), grow(3, true));
+        assert_eq!(window.on_idle(), grow(3, false));
         assert!(!window.is_one_at_a_time());
     }
 
     #[test]
     fn reconnect_repeats_one_at_a_time_until_it_is_complete() {
         let mut window = PrefetchWindow::new(2);
-        window.suspect_poison();
+        window.on_poison();
         window.on_delivery(0);
-        window.reconnected();
+        window.on_reconnect();
         window.on_delivery(0);
         assert!(window.is_one_at_a_time());
         window.on_delivery(0);
-        window.reconnected();
+        window.on_reconnect();
         assert!(!window.is_one_at_a_time());
         assert_eq!(window.on_delivery(0), grow(2, false));
     }

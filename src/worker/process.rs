@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{events::Events, metadata::Metadata, request_log};
 use crate::{
     broker::{Delivery, Publisher, Settled, Settlement, settle},
-    handoff::{Failure, Handoff, Job, alongside},
+    handoff::{Failure, Handoff, Job, with_background},
     message::{Decoded, FailedReason, InvalidRequest, ReasonCode, Request, decode_request},
     telemetry::{
         metrics::{Metrics, Outcome},
@@ -25,34 +25,36 @@ pub(super) struct Processor {
     pub(super) traces: Traces,
     pub(super) max_message_bytes: usize,
     pub(super) default_workflow: Option<String>,
-    /// How long a request may wait for the platform before it returns to RabbitMQ.
+    /// How long a request may wait for the platform before it goes to the end of the queue.
     pub(super) hold_limit: Duration,
-    /// Cancelled when the grace period of a shutdown is over: requests in flight are requeued.
+    /// Cancelled when the shutdown's grace period ends: requests in flight are requeued.
     pub(super) grace_over: CancellationToken,
 }
 
 impl Processor {
-    /// Processes a delivery and settles it. `lost` is cancelled when its connection breaks.
+    /// Processes a delivery and settles it. `connection_lost` is cancelled once RabbitMQ
+    /// redelivers it elsewhere; requests that wait for the platform are then given up.
     pub(super) async fn process(
         &self,
         delivery: &Delivery,
         publisher: &Publisher,
-        lost: &CancellationToken,
+        connection_lost: &CancellationToken,
     ) {
         let _in_flight = self.metrics.requests.in_flight();
-        let processed = pin!(self.decode_serve_settle(delivery, publisher, lost));
+        let processed = pin!(self.process_inner(delivery, publisher, connection_lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
-            // `serve` catches panics of the request itself. This one came from around it, so the
-            // delivery limit must end it: `reject` counts in every version of RabbitMQ.
+            // `serve` catches panics in serving a request. This one came from outside it, so a retry
+            // copy may not be possible. RabbitMQ 4.3 and later count `reject` towards the delivery limit
+            // but not `nack`: a message that always panics is dead-lettered in the end.
             delivery.reject();
         }
     }
 
-    async fn decode_serve_settle(
+    async fn process_inner(
         &self,
         delivery: &Delivery,
         publisher: &Publisher,
-        lost: &CancellationToken,
+        connection_lost: &CancellationToken,
     ) {
         let started = Instant::now();
         let queue = publisher.topology().request_queue();
@@ -63,8 +65,8 @@ impl Processor {
         metadata.decoded(id);
 
         let settlement = match &request {
-            Ok(request) => self.serve(request, &metadata, publisher, lost).await,
-            Err(invalid) => failed(ReasonCode::InvalidRequest, invalid.message.clone()),
+            Ok(request) => self.serve(request, &metadata, publisher, connection_lost).await,
+            Err(invalid) => dead_letter(ReasonCode::InvalidRequest, invalid.message.clone()),
         };
         let settlement = match settlement {
             // Boxed to keep this future small: failures are rare.
@@ -84,11 +86,11 @@ impl Processor {
         request: &Request,
         metadata: &Metadata,
         publisher: &'q Publisher,
-        lost: &CancellationToken,
+        connection_lost: &CancellationToken,
     ) -> Settlement<'q> {
         let Metadata { request_id, span, attempts, .. } = metadata;
         let hold_until = Instant::now() + self.hold_limit;
-        let job = Job { request, request_id, span, hold_until, lost };
+        let job = Job { request, request_id, span, hold_until, connection_lost };
         let serving = pin!(self.obtain_and_publish(&job, metadata, publisher));
         let served = tokio::select! {
             served = AssertUnwindSafe(serving).catch_unwind() => served.unwrap_or_else(panicked),
@@ -98,13 +100,14 @@ impl Processor {
             Ok(reused) => Settlement::Done { reused },
             Err(Failure::Interrupted) => Settlement::Requeue,
             Err(Failure::Postponed) => Settlement::Postpone,
-            Err(Failure::Expired) => {
-                failed(ReasonCode::RequestExpired, "its `expiresAt` has passed".to_owned())
-            }
-            Err(Failure::Rejected(cause)) => failed(ReasonCode::PlatformRejected, cause),
+            Err(Failure::Expired) => dead_letter(
+                ReasonCode::RequestExpired,
+                "the request's `expiresAt` has passed".to_owned(),
+            ),
+            Err(Failure::Rejected(cause)) => dead_letter(ReasonCode::PlatformRejected, cause),
             Err(Failure::Transient(cause)) => match publisher.topology().retry_queue(*attempts) {
                 Some(queue) => Settlement::Retry { queue, cause },
-                None => failed(
+                None => dead_letter(
                     ReasonCode::RetriesExhausted,
                     format!("the last of {attempts} attempts failed: {cause}"),
                 ),
@@ -122,15 +125,16 @@ impl Processor {
         let obtained = self.handoff.obtain(job).await?;
         let publish = pin!(self.events.ready(job.request, &obtained, metadata, publisher));
         if job.request.renew && obtained.reused {
-            // Concurrent with the publish: a reused link costs one round trip to Redis, not two.
-            alongside(publish, pin!(self.handoff.stamp_renewal(job))).await?;
+            // Concurrent with the publish, so that a reused link waits for one round trip to Redis only:
+            // the claim.
+            with_background(publish, pin!(self.handoff.stamp_renewal(job))).await?;
         } else {
             publish.await?;
         }
         Ok(obtained.reused)
     }
 
-    /// Publishes `handoff.failed`, and decides how the delivery is settled after it.
+    /// Publishes `handoff.failed`, then decides how to settle the delivery.
     async fn publish_failed<'q>(
         &self,
         reason: FailedReason,
@@ -139,15 +143,15 @@ impl Processor {
         publisher: &Publisher,
     ) -> Settlement<'q> {
         match self.events.failed(&reason, request, metadata, publisher).await {
-            // An expired request is worth no replay. It is dead-lettered only if no queue took the event
-            // that reports its end.
+            // Replaying an expired request is pointless. It is dead-lettered only if no queue took its
+            // event, so that it leaves a trace.
             Ok(true) if reason.code == ReasonCode::RequestExpired => Settlement::Discard(reason),
-            Ok(_) => Settlement::DeadLetter(reason),
+            Ok(_taken) => Settlement::DeadLetter(reason),
             Err(_disconnected) => Settlement::Requeue,
         }
     }
 
-    /// Logs and counts a delivery that is finished, once.
+    /// Logs and counts how a delivery ended.
     fn record(
         &self,
         settlement: &Settlement<'_>,
@@ -182,12 +186,14 @@ impl Processor {
     }
 }
 
-/// The request cannot be served: `handoff.failed`, then a dead letter.
-fn failed(code: ReasonCode, message: String) -> Settlement<'static> {
+/// Dead-letters a request that cannot be served; `handoff.failed` is published first.
+fn dead_letter(code: ReasonCode, message: String) -> Settlement<'static> {
     Settlement::DeadLetter(FailedReason { code, message })
 }
 
-/// A panic is a failed attempt of its request. Its payload may hold a secret, so it is not repeated.
+/// A panic is a failed attempt of its request. The payload may contain a secret, so it is left out.
 fn panicked(_: Box<dyn Any + Send>) -> Result<bool, Failure> {
-    Err(Failure::Transient("the worker panicked on it (a bug: see the worker's log)".to_owned()))
+    Err(Failure::Transient(
+        "the worker panicked while serving the request (a bug: see the worker's log)".to_owned(),
+    ))
 }

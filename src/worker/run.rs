@@ -18,35 +18,35 @@ use crate::{
     retry::Backoff,
 };
 
-/// A connection that breaks sooner than this counts as a failed attempt to connect.
-const STEADY: Duration = Duration::from_secs(1);
-/// The part of the grace period that closing the connections may take.
+/// A connection that is lost sooner than this counts as a failed attempt to connect.
+const MIN_UPTIME: Duration = Duration::from_secs(1);
+/// Time reserved at the end of the grace period for closing the connections.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The main loop.
-pub(super) struct Run {
+pub(super) struct MainLoop {
     pub(super) context: Context,
     pub(super) broker: BrokerSettings,
-    /// Requests in flight at most, and so the full prefetch window.
+    /// The most requests in flight; also the largest prefetch window.
     pub(super) concurrency: u16,
     pub(super) grace: Duration,
-    /// The replicas that share a rate limit, if there is one.
+    /// The number of replicas that share the rate limit; `None` without a rate limit.
     pub(super) replicas: Option<Arc<ReplicaCount>>,
 }
 
-impl Run {
-    /// Consumes until `shutdown`, on one connection after another, then drains.
-    pub(super) async fn until_shutdown(self) {
+impl MainLoop {
+    /// Consumes on one connection after another until shutdown, then drains.
+    pub(super) async fn run(self) {
         let mut window = PrefetchWindow::new(self.concurrency);
-        let mut frames = FrameMax::Small;
-        let mut backoff = reconnect_backoff();
+        let mut frame_max = FrameMax::Small;
+        let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut connections: u64 = 0;
-        while let Some(mut connected) = self.connect(frames).await {
+        while let Some(mut connected) = self.connect(frame_max).await {
             connections += 1;
             if connections > 1 {
                 self.context.processor.metrics.broker.reconnected();
-                window.reconnected();
+                window.on_reconnect();
             }
             self.context.health.set_consuming(true);
             log.connected();
@@ -60,34 +60,37 @@ impl Run {
             match end {
                 End::Shutdown => return self.drain_with_heartbeat(Some(connected)).await,
                 End::Suspect(suspect, slot) => {
-                    log.replaced();
+                    log.replacing();
                     let alone = serve_alone(&self.context, &mut connected, *suspect, slot);
                     self.context.health.heartbeat.while_waiting(alone).await;
                 }
                 End::Fault(fault) => {
                     log.lost(&fault);
-                    let broke_at_once = connected_at.elapsed() < STEADY;
-                    if fault.is_frame_too_large() && frames == FrameMax::Small {
-                        frames = FrameMax::Server;
-                    } else if is_poison(&fault, broke_at_once, &connected) {
-                        window.suspect_poison();
+                    let short_lived = connected_at.elapsed() < MIN_UPTIME;
+                    if fault.is_frame_too_large() && frame_max == FrameMax::Small {
+                        frame_max = FrameMax::Server;
+                    } else if is_caused_by_delivery(&fault, short_lived, &connected) {
+                        window.on_poison();
                     }
-                    if !broke_at_once {
-                        backoff.reset();
+                    if !short_lived {
+                        short_lived_backoff.reset();
                     } else if !fault.is_undecodable() {
-                        self.pause(backoff.next_delay()).await;
+                        // Not for an undecodable message: each delivery brings it closer to its
+                        // delivery limit, and the others wait behind it.
+                        self.pause(short_lived_backoff.next_delay()).await;
                     }
                 }
             }
-            tokio::spawn(connected.retire());
+            self.context.retiring.spawn(connected.retire());
         }
         self.drain_with_heartbeat(None).await;
     }
 
-    /// Counts the queue's consumers whenever the rate limit asks for it.
+    /// Updates the number of replicas whenever the rate limiter asks for it.
     async fn count_replicas(&self, consumers: ConsumerCount) -> Infallible {
         let Some(replicas) = &self.replicas else { return std::future::pending().await };
         loop {
+            // Without an answer the rate limiter assumes its last count.
             if let Ok(count) = consumers.query().await {
                 replicas.set(count);
             }
@@ -95,15 +98,15 @@ impl Run {
         }
     }
 
-    /// Connects, however long it takes. `None` on shutdown.
-    async fn connect(&self, frames: FrameMax) -> Option<Connected> {
+    /// Retries until connected. `None` on shutdown.
+    async fn connect(&self, frame_max: FrameMax) -> Option<Connected> {
         let mut backoff = reconnect_backoff();
         let mut log = ConnectLog::new();
         while !self.context.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.context.processor.metrics);
-            let attach = BrokerSession::open(&self.broker, self.concurrency, frames, metrics);
+            let opening = BrokerSession::open(&self.broker, self.concurrency, frame_max, metrics);
             let session = tokio::select! {
-                session = self.context.health.heartbeat.while_waiting(attach) => session,
+                session = self.context.health.heartbeat.while_waiting(opening) => session,
                 () = self.context.shutdown.cancelled() => break,
             };
             match session {
@@ -126,46 +129,52 @@ impl Run {
         health.heartbeat.while_waiting(self.drain(connected)).await;
     }
 
-    /// Finishes the requests in flight, requeues those that take longer than the grace period, closes.
+    /// Waits for the requests in flight, requeues those that do not finish within the grace period, and
+    /// closes the connections.
     async fn drain(self, connected: Option<Connected>) {
-        tracing::info!(in_flight = self.context.tasks.len(), "shutting down");
-        self.context.tasks.close();
-        let end = Instant::now() + self.grace;
+        let Context { processor, tasks, retiring, .. } = self.context;
+        tracing::info!(in_flight = tasks.len(), "shutting down");
+        tasks.close();
+        retiring.close();
         let close_limit = CLOSE_LIMIT.min(self.grace / 4);
+        let exit_at = Instant::now() + self.grace;
+        let requeue_at = exit_at - close_limit;
+        let close_at = exit_at - close_limit / 2;
+
         let mut session = connected.map(|connected| connected.session);
         let stop = async {
             if let Some(session) = &mut session {
                 session.stop_consuming().await;
             }
         };
-        let finish = async { tokio::join!(stop, self.context.tasks.wait()) };
-        if timeout_at(end - close_limit, finish).await.is_err() {
+        let finish = async { tokio::join!(stop, tasks.wait()) };
+        if timeout_at(requeue_at, finish).await.is_err() {
             tracing::warn!(
-                in_flight = self.context.tasks.len(),
+                in_flight = tasks.len(),
                 "grace period over: requeueing the requests in flight"
             );
-            self.context.processor.grace_over.cancel();
-            let _ = timeout_at(end - close_limit / 2, self.context.tasks.wait()).await;
+            processor.grace_over.cancel();
+            let _ = timeout_at(close_at, tasks.wait()).await;
         }
         let close = async {
             if let Some(session) = session {
                 session.close().await;
             }
         };
-        let flush = self.context.processor.traces.shut_down();
-        let _ = timeout_at(end, async { tokio::join!(close, flush) }).await;
+        let close = async { tokio::join!(close, retiring.wait(), processor.traces.shut_down()) };
+        let _ = timeout_at(exit_at, close).await;
         tracing::info!("stopped");
     }
 }
 
-/// Stays short: a person waits for the link, and an attempt costs RabbitMQ little.
+/// Short: a person waits for the link, and an attempt to connect costs RabbitMQ little.
 fn reconnect_backoff() -> Backoff {
     Backoff::between(Duration::from_millis(250), Duration::from_secs(1))
 }
 
-/// Whether a delivery probably broke the connection: it was unreadable, or the connection broke right
-/// after the first deliveries.
-fn is_poison(fault: &BrokerError, broke_at_once: bool, connected: &Connected) -> bool {
+/// Whether a delivery probably broke the connection: it could not be decoded, or the connection was lost
+/// at once with deliveries in flight.
+fn is_caused_by_delivery(fault: &BrokerError, short_lived: bool, connected: &Connected) -> bool {
     fault.is_undecodable()
-        || (fault.is_connection_lost() && broke_at_once && !connected.deliveries.is_empty())
+        || (fault.is_connection_lost() && short_lived && !connected.in_flight.is_empty())
 }
