@@ -1,37 +1,35 @@
-//! What strangers send, read and looked at: by `fuzz/`, and by the tests below.
+//! Fuzz targets: the parsers of untrusted input, with assertions on what they return.
 //!
-//! Each of these takes any bytes at all, and panics where a promise of the reader behind it is broken.
+//! `fuzz/` runs them under libFuzzer, the tests below under proptest. Each takes any bytes, and panics
+//! if a parser breaks a rule or disagrees with a second parser.
 
 use std::time::SystemTime;
 
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use url::Url;
 
 use crate::{
     config::is_header_value,
-    message::{Decoded, TraceContext, decode_request},
-    platform::{answer, encode_component},
+    message::{Decoded, Request, TraceContext, decode_request},
+    platform::{answer, handoff_url},
     retry::{MAX_RETRY_AFTER, parse_retry_after},
 };
 
-/// A message's body.
+/// Decodes the body of a request.
 pub fn request(body: &[u8]) {
     for default_workflow in [None, Some("w")] {
         let Decoded { id, request } = decode_request(body, body.len(), default_workflow);
         assert!(id.is_none_or(|id| !id.as_str().is_empty() && id.short().len() <= 255));
         let (user, workflow) = match request {
             Ok(request) => {
-                let metadata = request.metadata.for_user(&request.user_id);
-                let sent = serde_json::to_string(&metadata).unwrap_or_default();
-                // Some of it may be JSON and yet no text, such as half of a surrogate pair.
-                assert!(serde_json::from_str::<IgnoredAny>(&sent).is_ok());
-                let ours = format!("\"externalUserId\":{}}}", Value::from(&*request.user_id));
-                assert!(sent.ends_with(&ours) && sent.len() <= 16 * 1024 + ours.len());
+                check_metadata(&request);
+                compare_with_serde_json(body, &request, default_workflow);
                 (Some(request.user_id), Some(request.workflow_id))
             }
             Err(invalid) => {
                 // It goes into logs, events and headers.
-                assert!((1..1_000).contains(&invalid.message.len()));
+                assert!((1..1_000).contains(&invalid.message.len()), "{}", invalid.message);
                 (invalid.user_id, invalid.workflow_id)
             }
         };
@@ -40,31 +38,96 @@ pub fn request(body: &[u8]) {
         }
         assert!(workflow.is_none_or(|workflow| (1..=128).contains(&workflow.len())));
     }
-    if let Some(most) = body.len().checked_sub(1) {
-        assert!(decode_request(body, most, Some("w")).request.is_err());
+    if let Some(limit) = body.len().checked_sub(1) {
+        assert!(decode_request(body, limit, Some("w")).request.is_err());
     }
 }
 
-/// The body of an answer of the platform.
+fn sent_metadata(request: &Request) -> String {
+    serde_json::to_string(&request.metadata.for_user(&request.user_id)).unwrap_or_default()
+}
+
+fn check_metadata(request: &Request) {
+    let sent = sent_metadata(request);
+    // `IgnoredAny` and not `Value`, which refuses half a surrogate pair.
+    assert!(serde_json::from_str::<IgnoredAny>(&sent).is_ok(), "{sent}");
+    let user = format!("\"externalUserId\":{}}}", Value::from(&*request.user_id));
+    assert!(sent.ends_with(&user) && sent.len() <= 16 * 1024 + user.len(), "{sent}");
+}
+
+fn compare_with_serde_json(body: &[u8], request: &Request, default_workflow: Option<&str>) {
+    // `Value` refuses some bodies that are valid requests, such as one with a number above 1e308.
+    let Ok(body) = serde_json::from_slice::<Value>(body) else { return };
+    let data = if body["specversion"].is_null() { &body } else { &body["data"] };
+    let text = |key: &str| data[key].as_str();
+    assert_eq!(text("userId"), Some(&*request.user_id));
+    assert_eq!(text("workflowId").or(default_workflow), Some(&*request.workflow_id));
+    assert_eq!(text("locale"), request.locale.as_deref());
+    assert_eq!(data["renew"].as_bool().unwrap_or(false), request.renew);
+    assert_eq!(text("expiresAt").is_some(), request.expires_at.is_some());
+    let without_user = |metadata: &Value| {
+        let mut metadata: Map<_, _> = metadata.as_object().cloned().unwrap_or_default();
+        metadata.remove("externalUserId");
+        metadata
+    };
+    let sent = serde_json::from_str(&sent_metadata(request)).unwrap_or_default();
+    assert_eq!(without_user(&sent), without_user(&data["metadata"]));
+}
+
+/// Parses the body of a platform answer.
 pub fn answer(body: &[u8]) {
-    for value in [answer::parse_token(body), answer::parse_session_id(body)].into_iter().flatten() {
-        assert!((1..=body.len()).contains(&value.len()));
-        let escaped = encode_component(&value).to_string();
-        assert!(escaped.bytes().all(|byte| byte.is_ascii_graphic()));
-        let _ = is_header_value(&value);
+    let parsed = serde_json::from_slice::<Value>(body).unwrap_or_default();
+    if let Ok(token) = answer::parse_token(body) {
+        assert!((1..=body.len()).contains(&token.len()));
+        assert!(parsed.is_null() || parsed["authorization"] == *token, "{token:?}");
+        check_link(&token, "s");
+        let fits_a_header =
+            token.bytes().all(|byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
+                && !token.starts_with([' ', '\t'])
+                && !token.ends_with([' ', '\t']);
+        assert_eq!(is_header_value(&token), fits_a_header, "{token:?}");
+    }
+    if let Ok(session_id) = answer::parse_session_id(body) {
+        assert!((1..=body.len()).contains(&session_id.len()));
+        let is_id = |id: &Value| match id {
+            Value::Number(_) => serde_json::from_str::<Value>(&session_id).is_ok_and(|n| n == *id),
+            id => *id == *session_id,
+        };
+        let ids = [&parsed["id"], &parsed["sessionId"]];
+        assert!(parsed.is_null() || ids.into_iter().any(is_id), "{session_id:?}");
+        check_link("t", &session_id);
     }
 }
 
-/// The value of a header, of a message or of an answer.
+/// Checks that a browser finds the token and the session id in the link.
+fn check_link(token: &str, session_id: &str) {
+    let query = |url: &Url, key: &str| {
+        url.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
+    };
+    let Ok(public) = Url::parse("https://idv.example.com") else { return };
+    let link = Url::parse(&handoff_url(&public, token, session_id)).ok();
+    let inner = link.and_then(|link| Url::parse(&query(&link, "url")?).ok());
+    let found = inner.map(|inner| [query(&inner, "authorization"), query(&inner, "sessionId")]);
+    assert_eq!(found, Some([Some(token.to_owned()), Some(session_id.to_owned())]));
+}
+
+/// Parses the value of a message header or of an answer's header.
 pub fn header(value: &[u8]) {
     let trace = TraceContext::from_headers(Some(value), Some(value));
     assert!(trace.parent().len() == 55 && is_header_value(trace.parent()));
     let parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let trace = TraceContext::from_headers(Some(parent), Some(value));
+    assert_eq!(trace.parent().as_bytes(), parent);
     assert!(trace.state().is_none_or(|state| state.len() <= 512 && is_header_value(state)));
     if let Ok(text) = std::str::from_utf8(value) {
         let wait = parse_retry_after(text, SystemTime::now());
         assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER));
+        if let Ok(seconds) = text.trim().parse::<u32>()
+            && !text.trim().starts_with('+')
+        {
+            let seconds = std::time::Duration::from_secs(seconds.into());
+            assert_eq!(wait, Some(seconds.min(MAX_RETRY_AFTER)));
+        }
     }
 }
 
@@ -76,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// Pieces that JSON, and ours above all, is made of.
+    /// Pieces of JSON, of requests and of headers.
     const PIECES: [&str; 45] = [
         "{",
         "}",
@@ -125,7 +188,7 @@ mod tests {
         "Wed, 21 Oct 2099 07:28:00 GMT",
     ];
 
-    /// Bytes, or text of these pieces, or one of the corpus with a part replaced.
+    /// Random bytes, or random pieces, or an input of the corpus with a part replaced.
     fn input() -> impl Strategy<Value = Vec<u8>> {
         let text = vec(select(&PIECES[..]), 0..40).prop_map(|pieces| pieces.concat().into_bytes());
         let changed = (select(corpus("")), any::<prop::sample::Index>(), 0..9usize, text.clone());
@@ -138,14 +201,15 @@ mod tests {
         prop_oneof![vec(any::<u8>(), 0..200), text, changed]
     }
 
-    fn corpus(of: &str) -> Vec<Vec<u8>> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(of);
+    fn corpus(target: &str) -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
         let mut inputs = Vec::new();
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => inputs.extend(corpus(path.to_str().unwrap())),
-                false => inputs.push(fs::read(path).unwrap()),
+            if path.is_dir() {
+                inputs.extend(corpus(path.to_str().unwrap()));
+            } else {
+                inputs.push(fs::read(path).unwrap());
             }
         }
         inputs.sort();
@@ -154,18 +218,18 @@ mod tests {
     }
 
     #[test]
-    fn what_fuzzing_starts_from_is_read_as_it_should_be() {
+    fn corpus_passes_and_contains_a_valid_request() {
         corpus("request").iter().for_each(|input| request(input));
         corpus("answer").iter().for_each(|input| answer(input));
         corpus("header").iter().for_each(|input| header(input));
-        let read = |input: &Vec<u8>| decode_request(input, 65_536, None).request.is_ok();
-        assert!(corpus("request").iter().any(read));
+        let is_valid = |input: &Vec<u8>| decode_request(input, 65_536, None).request.is_ok();
+        assert!(corpus("request").iter().any(is_valid));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
         #[test]
-        fn whatever_strangers_send_no_reader_breaks_its_promises(input in input()) {
+        fn random_input_passes(input in input()) {
             request(&input);
             answer(&input);
             header(&input);

@@ -12,7 +12,6 @@ pub(crate) use self::{
     client::SessionCall,
     error::CallError,
     gate::{CallPermit, FailedCall, Ticket},
-    link::encode_component,
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };
 pub use self::{
