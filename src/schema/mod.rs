@@ -4,7 +4,6 @@
 //! topology, examples from the code that makes events.
 
 mod examples;
-mod yaml;
 
 use serde_json::{Value, json};
 
@@ -19,13 +18,22 @@ const BINDING: &str = "0.3.0";
 /// How traces go along, on requests and on events.
 const TRACE_PARENT: &str = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$";
 
-/// The document, as YAML.
-///
-/// # Errors
-/// The defaults of the settings do not hold, which would be a slip there.
-pub(crate) fn asyncapi() -> Result<String, ConfigErrors> {
+/// Why the document could not be generated: a bug in the defaults or in the document.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SchemaError {
+    #[error(transparent)]
+    Defaults(#[from] ConfigErrors),
+    #[error("cannot write the document as YAML: {0}")]
+    Yaml(#[from] serde_saphyr::ser::Error),
+}
+
+/// Generates the document, as YAML.
+pub(crate) fn asyncapi() -> Result<String, SchemaError> {
     let topology = Topology::new(&BrokerSettings::defaults()?);
-    Ok(yaml::document(&document(&topology)))
+    // Each text stays on one line: folded blocks would change with the width of the words.
+    let options =
+        serde_saphyr::ser_options! { prefer_block_scalars: false, compact_list_indent: false };
+    Ok(serde_saphyr::to_string_with_options(&document(&topology), options)?)
 }
 
 fn document(topology: &Topology) -> Value {
