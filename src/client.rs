@@ -1,6 +1,6 @@
-//! The other side of the queue: publish requests, and hear what becomes of them.
+//! A client of the worker: publishes requests and receives their events.
 //!
-//! What `handoff request` and `handoff demo` are made of, and a pattern for a producer of your own.
+//! `handoff request` and `handoff demo` use it. It can serve as a model for your own producer.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// Requests published at once.
+/// Maximum number of unconfirmed publishes.
 const CONCURRENCY: u16 = 64;
 
-/// A connection that publishes requests and a subscription to all events.
+/// A connection that publishes requests, and a subscription to all events.
 pub(crate) struct Client {
     connection: Connection,
     publisher: Publisher,
@@ -33,71 +33,59 @@ pub(crate) struct Client {
     events: lapin::Consumer,
 }
 
-/// An event, as far as it is read here.
+/// The parts of an event that the commands use.
 #[derive(Deserialize)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedEvent {
     /// `handoff.ready` or `handoff.failed`.
     #[serde(rename = "type")]
-    pub kind: String,
-    /// What it says.
-    pub data: ReceivedData,
+    pub(crate) kind: String,
+    pub(crate) data: ReceivedData,
     /// The whole event, on one line.
     #[serde(skip)]
-    pub json: String,
+    pub(crate) json: String,
 }
 
-/// What an event says, as far as it is read here.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ReceivedData {
-    /// The request it answers.
-    pub request_id: String,
-    /// Who it is for, where that is known.
-    pub user_id: Option<String>,
-    /// The link, with `handoff.ready`. A bearer secret.
-    pub url: Option<String>,
-    /// Whether the link was there before, with `handoff.ready`.
-    pub reused: Option<bool>,
-    /// Cause there is none, with `handoff.failed`.
-    pub reason: Option<ReceivedReason>,
+    pub(crate) request_id: String,
+    /// Missing if the request has no valid user id.
+    pub(crate) user_id: Option<String>,
+    /// The link of `handoff.ready`. A bearer secret.
+    pub(crate) url: Option<String>,
+    /// Of `handoff.ready`: whether the link existed before.
+    pub(crate) reused: Option<bool>,
+    /// Of `handoff.failed`: why there is no link.
+    pub(crate) reason: Option<ReceivedReason>,
 }
 
-/// Cause there is no link.
 #[derive(Deserialize)]
 pub(crate) struct ReceivedReason {
-    /// For people.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl Client {
-    /// Connects, makes sure that the topology is there, and subscribes to all events. From here on
-    /// none is missed.
-    ///
-    /// # Errors
-    /// The first thing that does not work.
-    pub(crate) async fn connect(config: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open(&config.url, Role::Client).await?;
-        let topology = Arc::new(Topology::new(config));
+    /// Connects, ensures the topology, and subscribes to all events published from now on.
+    pub(crate) async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let connection = Connection::open(&settings.url, Role::Client).await?;
+        let topology = Arc::new(Topology::new(settings));
         topology.ensure(connection.lapin()).await?;
         let subscribed = subscribe(connection.lapin(), topology.event_exchange());
         let events = rpc("subscribe to events", subscribed).await?;
         let request_exchange = topology.request_exchange().to_owned();
-        // Nobody scrapes a command.
+        // Not exported: a command serves no metrics.
         let metrics = Metrics::new();
         let publisher =
             Publisher::new(Arc::clone(connection.lapin()), topology, CONCURRENCY, metrics);
         Ok(Self { connection, publisher, request_exchange, events })
     }
 
-    /// Who consumes requests at the moment, and how many wait.
-    ///
-    /// # Errors
-    /// The connection is lost.
+    /// Counts the consumers and messages of the request queue.
     pub(crate) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
         self.publisher.topology().request_queue_counts(self.connection.lapin()).await
     }
 
-    /// A handle that publishes while this one waits for events.
+    /// A handle that publishes while this client waits for events.
     pub(crate) fn requester(&self) -> Requester {
         Requester {
             publisher: self.publisher.clone(),
@@ -105,16 +93,13 @@ impl Client {
         }
     }
 
-    /// The next event, whoever it is for.
-    ///
-    /// # Errors
-    /// The connection is lost.
-    pub(crate) async fn next_event(&mut self) -> Result<Received, BrokerError> {
+    /// Waits for the next event, of any request.
+    pub(crate) async fn next_event(&mut self) -> Result<ReceivedEvent, BrokerError> {
         loop {
             match self.events.next().await {
                 Some(Ok(delivery)) => {
-                    // Whatever else comes along this exchange is not for us.
-                    if let Some(event) = read(&delivery.data) {
+                    // Skips messages of other kinds that are published to this exchange.
+                    if let Some(event) = parse(&delivery.data) {
                         return Ok(event);
                     }
                 }
@@ -124,9 +109,8 @@ impl Client {
         }
     }
 
-    /// Closes the connection.
+    /// Closes the connection. RabbitMQ then deletes the exclusive queue of the subscription.
     pub(crate) async fn close(self) {
-        // The subscription's queue goes with the connection, in good order or not.
         self.connection.close().await;
     }
 }
@@ -139,10 +123,7 @@ pub(crate) struct Requester {
 }
 
 impl Requester {
-    /// Publishes a request's data object under an id, and waits until RabbitMQ has it.
-    ///
-    /// # Errors
-    /// RabbitMQ did not take it, or may not have.
+    /// Publishes a request's data object with an id, and waits for RabbitMQ's confirm.
     pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
         let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
         let properties = BasicProperties::default()
@@ -154,7 +135,7 @@ impl Requester {
     }
 }
 
-/// A queue of our own, which ends with the connection.
+/// Subscribes with an exclusive queue, which RabbitMQ deletes with the connection.
 async fn subscribe(
     connection: &lapin::Connection,
     exchange: &str,
@@ -186,13 +167,14 @@ async fn subscribe(
         .await
 }
 
-fn read(body: &[u8]) -> Option<Received> {
-    let mut event: Received = serde_json::from_slice(body).ok()?;
+fn parse(body: &[u8]) -> Option<ReceivedEvent> {
+    let mut event: ReceivedEvent = serde_json::from_slice(body).ok()?;
     let json = std::str::from_utf8(body).ok()?;
-    // As it was published; only one that takes several lines is written anew.
-    event.json = match json.contains(['\n', '\r']) {
-        false => json.to_owned(),
-        true => serde_json::from_str::<serde_json::Value>(json).ok()?.to_string(),
+    // Kept byte for byte, unless it must be brought onto one line.
+    event.json = if json.contains(['\n', '\r']) {
+        serde_json::from_str::<serde_json::Value>(json).ok()?.to_string()
+    } else {
+        json.to_owned()
     };
     Some(event)
 }

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use handoff::cli::{self, Cli};
+use handoff::cli::Cli;
 use mimalloc::MiMalloc;
+use tokio::runtime::{Builder, Runtime};
 
-/// A request is hundreds of small allocations, and they are a fifth of its cost by the system's own.
+/// A request makes hundreds of small allocations: with glibc's allocator, a fifth of its cost.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -14,26 +15,31 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(status) => return status,
     };
-    // One thread does it all: serving a request is waiting, and waking up elsewhere costs more than
-    // the work itself.
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // Of many answers that come at once, a few at a time are taken in, and then dealt with.
-    runtime.enable_all().max_io_events_per_tick(64);
-    let runtime = match runtime.build() {
+    let runtime = match build_runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("handoff: cannot start: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(cli::run(cli));
-    // What is still running in the background has nothing to tell any more.
+    // Each command configures itself, starts logging, runs, and drains on SIGTERM.
+    let result = runtime.block_on(cli.run());
+    // Does not wait for background tasks: everything that matters has finished.
     runtime.shutdown_background();
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("handoff: {error}");
             error.exit_code()
         }
     }
+}
+
+/// One thread: a request mostly waits, and waking another thread costs more than its work.
+fn build_runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        // When many answers arrive at once, reads and handles them in groups of 64.
+        .max_io_events_per_tick(64)
+        .build()
 }

@@ -155,7 +155,7 @@ pub(super) fn cause(error: &lapin::Error) -> String {
         ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut => {
             "RabbitMQ did not answer in time".to_owned()
         }
-        ErrorKind::IOError(error) => tls::on_the_way(error),
+        ErrorKind::IOError(error) => tls::explain_io(error),
         ErrorKind::MissingHeartbeatError => "RabbitMQ sent no heartbeat in time".to_owned(),
         ErrorKind::ParsingError(_) => {
             "RabbitMQ sent a frame that cannot be decoded (message properties that are not UTF-8?)"

@@ -27,7 +27,7 @@ pub enum CacheError {
 ///
 /// The error's own text is left out: Redis quotes arguments in it, which may be secrets.
 pub(super) fn describe(error: &RedisError) -> String {
-    if let Some(trouble) = tls::trouble(error) {
+    if let Some(trouble) = tls::explain(error) {
         return trouble.to_owned();
     }
     if let Some(code) = error.code() {
@@ -48,9 +48,9 @@ pub(super) fn describe(error: &RedisError) -> String {
 
 /// Names a network error, or a TLS set-up that failed before there was a network.
 fn describe_io(error: &RedisError) -> String {
-    let shared = error.source().and_then(|source| source.downcast_ref::<tls::Shared>());
+    let shared = error.source().and_then(|source| source.downcast_ref::<tls::SharedError>());
     match shared.and_then(|shared| shared.downcast_ref::<io::Error>()) {
-        Some(error) => tls::on_the_way(error),
+        Some(error) => tls::explain_io(error),
         None => {
             "TLS set-up failed: check that SSL_CERT_FILE and SSL_CERT_DIR are readable".to_owned()
         }

@@ -1,11 +1,9 @@
-//! `handoff completions`: what a shell needs to complete the command line.
+//! `handoff completions`: prints completion scripts.
 
-use std::io::{Write, stdout};
-
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{Cli, CliError};
+use super::{errors::CliError, output::print_text};
 
 /// Prints completions for a shell
 #[derive(Args)]
@@ -14,14 +12,15 @@ use super::{Cli, CliError};
     handoff completions zsh > \"${fpath[1]}/_handoff\"\n  \
     handoff completions fish > ~/.config/fish/completions/handoff.fish")]
 pub(super) struct CompletionsArgs {
-    /// Which shell
+    /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }
 
-pub(super) fn run(args: &CompletionsArgs) -> Result<(), CliError> {
-    // In memory first: the library does not take it well when whoever reads goes away.
+pub(super) fn run(args: &CompletionsArgs, mut command: Command) -> Result<(), CliError> {
+    // clap_complete 4.6 panics when a write fails, for example on a closed stdout
+    // (clap-rs/clap#5457). A write to memory does not fail.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "handoff", &mut script);
-    stdout().write_all(&script).map_err(CliError::failed)
+    clap_complete::generate(args.shell, &mut command, "handoff", &mut script);
+    print_text(&String::from_utf8_lossy(&script))
 }

@@ -1,4 +1,4 @@
-//! `handoff demo`: the main job, from request to opened link, before the eyes of whoever looks.
+//! `handoff demo`: shows requests, their events and their links, from start to end.
 
 use std::{
     collections::HashMap,
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
-use super::{CliError, hints, qr, say, signals};
+use super::{errors::CliError, hints, output::print_line, qr, signals};
 use crate::{
-    client::{Client, Received},
+    client::{Client, ReceivedEvent},
     config::{BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, RunFlags, Settings, table},
     health,
     message::READY,
@@ -24,25 +24,26 @@ use crate::{
     worker,
 };
 
-/// Who asks for a link. The first one asks again, twice at once, when everybody is served.
-const PEOPLE: [&str; 5] = ["ann", "bob", "chloé", "佐藤", "zoë & co"];
-/// How long the simulated platform takes over a call.
+/// The users. The first one sends two more requests at the end, to show a reused link.
+const USERS: [&str; 5] = ["ann", "bob", "chloé", "佐藤", "zoë & co"];
+/// Minimum duration of a simulated platform call.
 const LATENCY: Duration = Duration::from_millis(80);
+/// Maximum random addition to it.
 const JITTER: Duration = Duration::from_millis(40);
-/// Limit of waiting for the next event.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for the next event, or for a page.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Shows the worker at work, with a simulated platform
+/// Runs a worker and a simulated platform, and shows a few requests
 ///
-/// One process runs the platform and a worker, on the RabbitMQ and Redis it is given. It publishes a
-/// few requests, shows each event, opens each link, and says how it went. The exit status is 0 only if
-/// every event came and every link opened. It wants a queue that nobody else uses.
+/// Uses the RabbitMQ and Redis that it is given. It publishes a few requests, prints each event, opens
+/// each link, and prints a summary. The exit status is 0 only if every event arrived and every link
+/// opened. The request queue must not be in use.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff demo\n  \
-    handoff demo --serve    # goes on until Ctrl-C, and says what to try")]
+    handoff demo --serve    # runs until Ctrl-C, and suggests commands to try")]
 pub(super) struct DemoArgs {
-    /// Leave everything running until Ctrl-C
+    /// Keep everything running until Ctrl-C
     #[arg(long)]
     serve: bool,
     #[command(flatten)]
@@ -54,7 +55,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let settings = settings(args.settings, &sandbox)?;
     logs::init(&settings.log);
     let signals = signals::listen().map_err(CliError::failed)?;
-    signals.obey(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await
+    signals.cut_short(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await
 }
 
 async fn demonstrate(
@@ -70,13 +71,13 @@ async fn demonstrate(
 
     let stop = CancellationToken::new();
     let worker = tokio::spawn(worker::run(settings, listener, stop.clone()));
-    say(format_args!("A simulated platform runs at {}, and a worker beside it.\n", sandbox.url()))?;
+    print_line(format_args!("A worker and a simulated platform are running: {}\n", sandbox.url()))?;
     let shown = tokio::select! {
         shown = show(&mut client, sandbox) => shown,
         () = interrupted.cancelled() => Err(CliError::Failed("interrupted".to_owned())),
     };
     if shown.is_ok() && serve {
-        say(what_next(&broker, sandbox, &format!("http://{probes}")))?;
+        print_line(next_steps(&broker, sandbox, &format!("http://{probes}")))?;
         interrupted.cancelled().await;
     }
     stop.cancel();
@@ -95,23 +96,23 @@ async fn start_sandbox() -> Result<Sandbox, CliError> {
     Sandbox::start(listener, options).map_err(CliError::failed)
 }
 
-/// What was given, with the sandbox for a platform, and names that meet nobody else's.
-fn settings(given: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
-    let given = given
+/// Points the settings at the sandbox. The default key prefix is new, so that nothing is reused.
+fn settings(flags: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
+    let raw = flags
         .0
         .with(&table::IDV_URL.spec, sandbox.url())
         .with(&table::IDV_PUBLIC_URL.spec, sandbox.url())
         .with(&table::IDV_API_KEY.spec, Options::DEFAULT_API_KEY)
         .with(&table::IDV_ALLOW_HTTP.spec, "false")
         .with_default(&table::IDV_WORKFLOW_ID.spec, DEMO_WORKFLOW)
-        // Links of an earlier demo lead to a sandbox that is gone.
+        // Links of an earlier demo lead to a sandbox that has stopped.
         .with_default(&table::KEY_PREFIX.spec, format!("handoff-demo-{}", Uuid::new_v4().simple()))
         .with_default(&table::HTTP_ADDR.spec, "127.0.0.1:0")
         .with_default(&table::LOG.spec, DEMO_LOG);
-    Ok(Settings::parse(&RunFlags(given))?)
+    Ok(Settings::parse(&RunFlags(raw))?)
 }
 
-/// Connects, and makes sure that no real request comes into the hands of a simulated platform.
+/// Connects. Refuses a queue in use, so that no real request reaches the simulated platform.
 async fn connect(broker: &BrokerSettings) -> Result<Client, CliError> {
     let client = Client::connect(broker).await.map_err(hints::demo)?;
     let traffic = client.request_queue_counts().await.map_err(CliError::failed)?;
@@ -120,111 +121,120 @@ async fn connect(broker: &BrokerSettings) -> Result<Client, CliError> {
     }
     client.close().await;
     Err(CliError::Failed(format!(
-        "the queue `{}` is in use ({} consumers, {} messages): give the demo a RabbitMQ or a virtual \
-         host of its own with HANDOFF_AMQP_URL",
+        "the queue `{}` is in use ({} consumers, {} messages): set HANDOFF_AMQP_URL to another RabbitMQ \
+         or virtual host",
         broker.queue, traffic.consumers, traffic.messages
     )))
 }
 
-/// One line per event, and what came of it all.
+/// Publishes requests, prints their events, and collects the figures of the summary.
 struct Show<'a> {
     client: &'a mut Client,
-    asked: HashMap<String, Instant>,
+    /// When each request without an event was published, by request id.
+    pending: HashMap<String, Instant>,
     links: Vec<String>,
-    took: Vec<Duration>,
-    new: usize,
+    durations: Vec<Duration>,
+    new_links: usize,
 }
 
 async fn show(client: &mut Client, sandbox: &Sandbox) -> Result<(), CliError> {
-    let mut show = Show { client, asked: HashMap::new(), links: vec![], took: vec![], new: 0 };
-    say(format_args!("{:<12}  {:<7}  {:<6}  {:>8}  who", "time (UTC)", "outcome", "link", "took"))?;
-    for user in PEOPLE {
-        show.ask(user).await?;
+    let mut show =
+        Show { client, pending: HashMap::new(), links: vec![], durations: vec![], new_links: 0 };
+    print_line(format_args!(
+        "{:<12}  {:<7}  {:<6}  {:>8}  user",
+        "time (UTC)", "outcome", "link", "took"
+    ))?;
+    for user in USERS {
+        show.publish(user).await?;
     }
-    show.hear().await?;
-    // The link is there already: both get it, and the platform is not asked again.
-    show.ask(PEOPLE[0]).await?;
-    show.ask(PEOPLE[0]).await?;
-    show.hear().await?;
+    show.print_events().await?;
+    // The link exists, so both requests reuse it without a platform call.
+    show.publish(USERS[0]).await?;
+    show.publish(USERS[0]).await?;
+    show.print_events().await?;
 
     let http = reqwest::Client::builder().no_proxy().build().map_err(CliError::failed)?;
     for link in &show.links {
         open(&http, link).await?;
     }
-    let Show { links, mut took, new, .. } = show;
-    if let Some(last) = links.last() {
-        say(format_args!(
-            "\nThe last link, for a browser on this machine:\n{}\n{last}\n",
-            qr::for_terminal(last)
+    if let Some(link) = show.links.last() {
+        print_line(format_args!(
+            "\nThe last link, for a browser on this machine:\n{}\n{link}\n",
+            qr::for_terminal(link)
         ))?;
     }
-    took.sort_unstable();
-    let (median, slowest) = (took[took.len() / 2].as_millis(), took[took.len() - 1].as_millis());
-    let stats = sandbox.stats();
-    say(format_args!(
-        "{} requests, {} events: {new} new links, {} reused; every link opened.\n\
-         {} sessions made with {} platform calls of {} to {} ms each.\n\
-         From request to event: {median} ms at the median, {slowest} ms at most.",
-        took.len(),
-        took.len(),
-        took.len() - new,
-        stats.sessions_made,
-        stats.token_calls.total + stats.session_calls.total,
-        LATENCY.as_millis(),
-        (LATENCY + JITTER).as_millis(),
-    ))
+    show.print_summary(sandbox)
 }
 
 impl Show<'_> {
-    async fn ask(&mut self, user: &str) -> Result<(), CliError> {
+    async fn publish(&mut self, user: &str) -> Result<(), CliError> {
         let id = Uuid::new_v4().to_string();
         let body = json!({ "userId": user }).to_string();
-        self.asked.insert(id.clone(), Instant::now());
+        self.pending.insert(id.clone(), Instant::now());
         let requester = self.client.requester();
         requester.publish(&id, body.as_bytes()).await.map_err(CliError::failed)
     }
 
-    /// Shows events until every request has its own.
-    async fn hear(&mut self) -> Result<(), CliError> {
-        while !self.asked.is_empty() {
-            let event = timeout(PATIENCE, self.client.next_event()).await.map_err(|_| {
-                let missing = self.asked.len();
-                CliError::Failed(format!("{missing} events did not come within {PATIENCE:?}"))
+    /// Prints events until no request is pending.
+    async fn print_events(&mut self) -> Result<(), CliError> {
+        while !self.pending.is_empty() {
+            let event = timeout(TIMEOUT, self.client.next_event()).await.map_err(|_| {
+                let missing = self.pending.len();
+                CliError::Failed(format!("{missing} events did not arrive within {TIMEOUT:?}"))
             })?;
             let event = event.map_err(CliError::failed)?;
-            if let Some(asked) = self.asked.remove(&event.data.request_id) {
-                self.heard(&event, asked.elapsed())?;
+            if let Some(published_at) = self.pending.remove(&event.data.request_id) {
+                self.print_event(&event, published_at.elapsed())?;
             }
         }
         Ok(())
     }
 
-    fn heard(&mut self, event: &Received, took: Duration) -> Result<(), CliError> {
+    fn print_event(&mut self, event: &ReceivedEvent, took: Duration) -> Result<(), CliError> {
         let (READY, Some(url)) = (event.kind.as_str(), &event.data.url) else {
-            let why = event.data.reason.as_ref().map_or("no reason is given", |r| &r.message);
+            let why = event.data.reason.as_ref().map_or("without a reason", |r| &r.message);
             return Err(CliError::Failed(format!("a request failed: {why}")));
         };
-        let reused = event.data.reused == Some(true);
+        let is_reused = event.data.reused == Some(true);
         let now = time::OffsetDateTime::now_utc();
-        say(format_args!(
+        print_line(format_args!(
             "{:02}:{:02}:{:02}.{:03}  {:<7}  {:<6}  {:>5} ms  {}",
             now.hour(),
             now.minute(),
             now.second(),
             now.millisecond(),
             "ready",
-            if reused { "reused" } else { "new" },
+            if is_reused { "reused" } else { "new" },
             took.as_millis(),
             event.data.user_id.as_deref().unwrap_or_default(),
         ))?;
-        self.took.push(took);
-        self.new += usize::from(!reused);
+        self.durations.push(took);
+        self.new_links += usize::from(!is_reused);
         self.links.push(url.clone());
         Ok(())
     }
+
+    fn print_summary(mut self, sandbox: &Sandbox) -> Result<(), CliError> {
+        self.durations.sort_unstable();
+        let count = self.durations.len();
+        let stats = sandbox.stats();
+        print_line(format_args!(
+            "{count} requests, {count} events: {} new links, {} reused; every link opened.\n\
+             {} sessions made with {} platform calls of {} to {} ms each.\n\
+             From request to event: median {} ms, maximum {} ms.",
+            self.new_links,
+            count - self.new_links,
+            stats.sessions_made,
+            stats.token_calls.total + stats.session_calls.total,
+            LATENCY.as_millis(),
+            (LATENCY + JITTER).as_millis(),
+            self.durations[count / 2].as_millis(),
+            self.durations[count - 1].as_millis(),
+        ))
+    }
 }
 
-/// Opens a link the way a person would: the page it leads to, and the page its button leads to.
+/// Opens a link as a person does: its page, and the page that the button there leads to.
 async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
     let failed = |what: &str| CliError::Failed(format!("a link did not open: {what}"));
     let inner = Url::parse(link)
@@ -232,9 +242,9 @@ async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
         .and_then(|link| {
             link.query_pairs().find(|(key, _)| key == "url").map(|(_, url)| url.into_owned())
         })
-        .ok_or_else(|| failed("it holds no inner link"))?;
+        .ok_or_else(|| failed("it contains no inner link"))?;
     for (page, url) in [("/capture", link), ("/mobile", inner.as_str())] {
-        let response = http.get(url).timeout(PATIENCE).send().await;
+        let response = http.get(url).timeout(TIMEOUT).send().await;
         let status = response.map_err(|error| failed(&error.without_url().to_string()))?.status();
         if !status.is_success() {
             return Err(failed(&format!(
@@ -246,14 +256,14 @@ async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-fn what_next(broker: &BrokerSettings, sandbox: &Sandbox, probes: &str) -> String {
+fn next_steps(broker: &BrokerSettings, sandbox: &Sandbox, probes: &str) -> String {
     let amqp = broker.url.expose_secret();
-    // The stock password is nobody's secret; any other is not shown.
+    // RabbitMQ's default password is no secret. Any other is not shown.
     let amqp = if amqp.contains("//guest:guest@") { amqp } else { "…" };
     let sandbox = sandbox.url();
     let handoff = std::env::args().next().unwrap_or_else(|| "handoff".to_owned());
     format!(
-        "\nAll of it runs on until Ctrl-C. In another terminal, try:\n\n  \
+        "\nEverything runs until Ctrl-C. In another terminal, try:\n\n  \
          export HANDOFF_AMQP_URL={amqp}\n  \
          {handoff} request --user dora --qr\n  \
          {handoff} request --user dora --renew\n  \
@@ -262,6 +272,6 @@ fn what_next(broker: &BrokerSettings, sandbox: &Sandbox, probes: &str) -> String
          curl {sandbox}/sandbox/stats\n  \
          curl -X PUT {sandbox}/sandbox/faults -d '{{\"session\": {{\"status\": 503, \"times\": 3}}}}'\n  \
          {handoff} request --user eve\n\n\
-         What else the simulated platform can do is on its page, {sandbox}\n"
+         For more about the simulated platform, open {sandbox}\n"
     )
 }

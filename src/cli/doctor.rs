@@ -1,118 +1,120 @@
-//! `handoff doctor`: what is wrong, what it costs, what mends it.
+//! `handoff doctor`: shows what is wrong, what it costs, and how to fix it.
 
 use std::io::{IsTerminal, Write, stdout};
 
 use clap::Args;
+use unicode_width::UnicodeWidthStr;
 
-use super::CliError;
+use super::errors::CliError;
 use crate::{
     config::{RunFlags, Settings},
-    doctor::{Check, Verdict, examine},
+    doctor::{Check, Probe, Verdict, examine},
     telemetry::logs,
 };
 
-/// Most letters on a line.
+/// Columns of a line.
 const WIDTH: usize = 100;
-/// Where the text begins: beside the verdict and the name of the check.
+/// The column where texts begin, after the verdict and the name of the check.
 const INDENT: usize = 30;
 
-/// Looks for what is wrong with settings, RabbitMQ, Redis and platform, and says what mends it
+/// Checks settings, RabbitMQ, Redis and platform, and says how to fix what is wrong
 ///
-/// Give it the settings of `handoff run`. It changes nothing: RabbitMQ is only asked, Redis gets one key
-/// that goes at once, and the platform is not called unless --probe says so. The exit status is 1 if
+/// Give it the settings of `handoff run`. It changes nothing: RabbitMQ is only queried, Redis gets one
+/// key that is deleted at once, and the platform is called only with --probe. The exit status is 1 if
 /// there is a finding; hints do not count.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff doctor\n  \
-    handoff doctor --probe          # asks the platform for a token, to see whether the key is good\n  \
+    handoff doctor --probe          # requests a token from the platform, to test the API key\n  \
     handoff doctor --json | jq 'select(.verdict == \"finding\")'")]
 pub(super) struct DoctorArgs {
-    /// Ask the platform for one token that lives for a second
+    /// Request one token from the platform, which expires after a second
     #[arg(long)]
     probe: bool,
-    /// Print a JSON object a line: area, name, verdict, what, cost, remedy, commands
+    /// Print one JSON object a line: area, name, verdict, what, cost, remedy, commands
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     settings: RunFlags,
 }
 
+/// Whether to paint verdicts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Colours {
+    On,
+    Off,
+}
+
 pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
     let settings = Settings::parse(&args.settings)?;
     logs::init(&settings.log);
-    let checks = examine(&settings, args.probe).await;
-    let text = match args.json {
-        true => lines(&checks)?,
-        false => page(&checks, stdout().is_terminal() && logs::colours_wanted()),
-    };
+    let probe = if args.probe { Probe::Token } else { Probe::Connect };
+    let checks = examine(&settings, probe).await;
+    let wants_colours = stdout().is_terminal() && logs::colours_wanted();
+    let colours = if wants_colours { Colours::On } else { Colours::Off };
+    let text = if args.json { json_lines(&checks)? } else { page(&checks, colours) };
     stdout().write_all(text.as_bytes()).map_err(CliError::failed)?;
     match count(&checks, Verdict::Finding) {
         0 => Ok(()),
-        1 => Err(CliError::Failed("there is a finding".to_owned())),
-        n => Err(CliError::Failed(format!("there are {n} findings"))),
+        n => Err(CliError::Failed(format!("findings: {n}"))),
     }
 }
 
-fn lines(checks: &[Check]) -> Result<String, CliError> {
+fn json_lines(checks: &[Check]) -> Result<String, CliError> {
     let lines = checks.iter().map(|check| Ok(serde_json::to_string(check)? + "\n"));
     lines.collect::<Result<_, serde_json::Error>>().map_err(CliError::failed)
 }
 
-fn page(checks: &[Check], colours: bool) -> String {
+fn page(checks: &[Check], colours: Colours) -> String {
     let mut page = String::new();
-    let mut area = "";
+    let mut area = None;
     for check in checks {
-        if area != check.area {
-            area = check.area;
-            let name = match area {
-                "settings" => "Settings",
-                "rabbitmq" => "RabbitMQ",
-                "redis" => "Redis",
-                _ => "Platform",
-            };
-            page += &format!("{}\n", painted(name, "1", colours));
+        if area != Some(check.area) {
+            area = Some(check.area);
+            page += &format!("{}\n", paint(check.area.title(), "1", colours));
         }
-        let (word, colour) = match check.verdict {
+        let (label, colour) = match check.verdict {
             Verdict::Ok => ("ok", "32"),
             Verdict::Hint => ("hint", "33"),
             Verdict::Finding => ("finding", "31"),
         };
-        let verdict = painted(&format!("{word:<7}"), colour, colours);
-        page += &format!("  {verdict}  {:<19}{}\n", check.name, wrapped(&check.what));
-        for (what, text) in [("costs", &check.cost), ("mend", &check.remedy)] {
+        let verdict = paint(&format!("{label:<7}"), colour, colours);
+        page += &format!("  {verdict}  {:<19}{}\n", check.name, wrap(&check.what));
+        for (label, text) in [("cost", &check.cost), ("remedy", &check.remedy)] {
             if let Some(text) = text {
-                let text = wrapped(&format!("{what}: {text}"));
-                page += &format!("{:INDENT$}{text}\n", "");
+                page += &format!("{:INDENT$}{}\n", "", wrap(&format!("{label}: {text}")));
             }
         }
-        // Whole, to be copied.
+        // Commands are not wrapped, so that they can be copied.
         for command in &check.commands {
             page += &format!("{:INDENT$}$ {command}\n", "");
         }
     }
-    let (findings, hints) = (count(checks, Verdict::Finding), count(checks, Verdict::Hint));
-    let well = checks.len() - findings - hints;
-    page + &format!("findings: {findings}, hints: {hints}, ok: {well}\n")
+    let findings = count(checks, Verdict::Finding);
+    let hints = count(checks, Verdict::Hint);
+    let ok = count(checks, Verdict::Ok);
+    page + &format!("findings: {findings}, hints: {hints}, ok: {ok}\n")
 }
 
 fn count(checks: &[Check], verdict: Verdict) -> usize {
     checks.iter().filter(|check| check.verdict == verdict).count()
 }
 
-fn painted(text: &str, colour: &str, colours: bool) -> String {
+/// Paints a text with an SGR code of ECMA-48.
+fn paint(text: &str, sgr: &str, colours: Colours) -> String {
     match colours {
-        true => format!("\u{1b}[{colour}m{text}\u{1b}[0m"),
-        false => text.to_owned(),
+        Colours::On => format!("\u{1b}[{sgr}m{text}\u{1b}[0m"),
+        Colours::Off => text.to_owned(),
     }
 }
 
-/// Lines that fit, each but the first behind the indent. What is longer than a line stays whole.
-fn wrapped(text: &str) -> String {
+/// Wraps a text, and indents each line but the first. Does not break a word that exceeds a line.
+fn wrap(text: &str) -> String {
     let mut lines = String::new();
     let mut left = WIDTH - INDENT;
     for word in text.split(' ') {
-        let length = word.chars().count();
-        if !lines.is_empty() && length >= left {
+        let width = word.width();
+        if !lines.is_empty() && width >= left {
             lines += &format!("\n{:INDENT$}", "");
             left = WIDTH - INDENT;
         } else if !lines.is_empty() {
@@ -120,7 +122,7 @@ fn wrapped(text: &str) -> String {
             left = left.saturating_sub(1);
         }
         lines += word;
-        left = left.saturating_sub(length);
+        left = left.saturating_sub(width);
     }
     lines
 }
@@ -130,11 +132,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_texts_are_wrapped_and_long_words_kept() {
-        let text = format!("{} {} end", "word ".repeat(20).trim_end(), "x".repeat(90));
-        let wrapped = wrapped(&text);
+    fn long_text_is_wrapped_and_long_words_stay_whole() {
+        let text = format!(
+            "{} {} {} end",
+            "word ".repeat(20).trim_end(),
+            "佐藤 ".repeat(30).trim_end(),
+            "x".repeat(90)
+        );
+        let wrapped = wrap(&text);
         assert!(
-            wrapped.lines().all(|line| line.len() <= WIDTH || line.contains("xxx")),
+            wrapped.lines().all(|line| line.width() <= WIDTH || line.contains("xxx")),
             "{wrapped}"
         );
         assert_eq!(wrapped.split_whitespace().collect::<Vec<_>>().join(" "), text);

@@ -1,44 +1,79 @@
-//! Mistakes on the command line, told without what may be a secret.
+//! Why a command failed, and errors on the command line.
+
+use std::{fmt, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// Prints what is wrong, or the help that was asked for. Returns the exit status.
+use crate::config::ConfigErrors;
+
+/// Why a command failed. Holds no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The settings are invalid.
+    #[error(transparent)]
+    Configuration(#[from] ConfigErrors),
+    /// The arguments are invalid.
+    #[error("{0}")]
+    Usage(String),
+    /// The command failed. The text says why, and how to fix it.
+    #[error("{0}")]
+    Failed(String),
+    /// A second signal ended the command.
+    #[error("stopped at once by a second signal")]
+    CutShort,
+}
+
+impl CliError {
+    /// Exit status 2 for invalid settings or arguments, 1 for a failure, 3 after a second signal.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
+            Self::Failed(_) => ExitCode::FAILURE,
+            Self::CutShort => ExitCode::from(3),
+        }
+    }
+
+    pub(super) fn failed(error: impl fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Prints an error on the command line, or the help text that was asked for. Returns the status.
 ///
-/// An API key may hold a space. Given as a flag without quotes, its second half is an argument that
-/// nobody expects, and is not to be shown.
-pub(super) fn tell(error: &clap::Error) -> u8 {
-    match stray_argument(error) {
+/// An API key may contain a space. As a flag without quotes, its second half is an unexpected
+/// argument, so unexpected arguments are not shown.
+pub(super) fn report(error: &clap::Error) -> u8 {
+    match unexpected_argument(error) {
         Some(message) => eprintln!("{message}"),
-        // Whoever closed the stream has no use for it.
+        // A closed stream is no error: its reader has seen enough.
         None => drop(error.print()),
     }
     u8::try_from(error.exit_code()).unwrap_or(2)
 }
 
-fn stray_argument(error: &clap::Error) -> Option<String> {
+fn unexpected_argument(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
     }
-    let text = |kind| match error.get(kind) {
+    let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    let flag = text(ContextKind::InvalidArg).filter(|argument| argument.starts_with("--"));
-    let what = match flag.and_then(|flag| flag.split('=').next()) {
-        Some(flag) => format!("error: there is no flag {flag}"),
-        None => {
-            "error: an argument is in nobody's place; it is not shown, since it may belong to a \
-                 secret: put quotes around values that hold spaces"
-                .to_owned()
+    let flag = context(ContextKind::InvalidArg)
+        .filter(|argument| argument.starts_with("--"))
+        .and_then(|argument| argument.split('=').next());
+    let message = match (flag, context(ContextKind::SuggestedArg)) {
+        (Some(flag), Some(similar)) => {
+            format!("error: unknown flag {flag}; did you mean {similar}?")
         }
-    };
-    let tip = match (flag, text(ContextKind::SuggestedArg)) {
-        (Some(_), Some(similar)) => format!("; is {similar} meant?"),
-        _ => String::new(),
+        (Some(flag), None) => format!("error: unknown flag {flag}"),
+        (None, _) => "error: unexpected argument (not shown: it may be part of a secret); quote \
+                      values that contain spaces"
+            .to_owned(),
     };
     let usage = match error.get(ContextKind::Usage) {
         Some(ContextValue::StyledStr(usage)) => format!("\n\n{usage}"),
         _ => String::new(),
     };
-    Some(format!("{what}{tip}{usage}\n\nFor more, try --help."))
+    Some(format!("{message}{usage}\n\nFor more information, try --help."))
 }

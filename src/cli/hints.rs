@@ -1,17 +1,17 @@
-//! What to do where a command finds no RabbitMQ that it can use.
+//! Adds a hint to a failed RabbitMQ connection.
 
-use super::CliError;
+use super::errors::CliError;
 use crate::broker::BrokerError;
 
-/// For whoever works with a RabbitMQ that should be there.
+/// For commands that use an existing set-up.
 pub(super) fn broker(error: BrokerError) -> CliError {
-    CliError::Failed(format!("{error}\nIs HANDOFF_AMQP_URL right? `handoff doctor` looks closer."))
+    CliError::Failed(format!("{error}\nCheck HANDOFF_AMQP_URL, or run `handoff doctor`."))
 }
 
-/// For whoever has a first look.
+/// For the demo, which often runs on a machine without RabbitMQ.
 pub(super) fn demo(error: BrokerError) -> CliError {
     CliError::Failed(format!(
-        "{error}\nThe demo needs a RabbitMQ and a Redis: `make demo` brings both, or name yours with \
-         HANDOFF_AMQP_URL and HANDOFF_REDIS_URL."
+        "{error}\nThe demo needs RabbitMQ and Redis: `make demo` starts both, or set HANDOFF_AMQP_URL \
+         and HANDOFF_REDIS_URL to yours."
     ))
 }

@@ -1,29 +1,26 @@
-//! `handoff man`: the manual pages.
+//! `handoff man`: prints manual pages.
 
-use std::io::{Write, stdout};
-
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man;
 
-use super::{Cli, CliError};
+use super::{errors::CliError, output::print_text};
 
 /// Prints a manual page
 ///
-/// Without a command it is the page of handoff as a whole; commands within a command are given one
-/// after the other.
+/// Without a command, prints the page of handoff itself. For a command within a command, give both
+/// names.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff man | man -l -\n  \
     handoff man run | man -l -\n  \
     handoff man dead-letters replay > handoff-dead-letters-replay.1")]
 pub(super) struct ManArgs {
-    /// Which command's page
+    /// The command
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 }
 
-pub(super) fn run(args: &ManArgs) -> Result<(), CliError> {
-    let mut command = Cli::command();
+pub(super) fn run(args: &ManArgs, mut command: Command) -> Result<(), CliError> {
     command.build();
     let mut page = &command;
     for name in &args.command {
@@ -31,9 +28,9 @@ pub(super) fn run(args: &ManArgs) -> Result<(), CliError> {
             CliError::Usage(format!("there is no command {name:?}; handoff --help lists them"))
         })?;
     }
-    // Built, the page's command calls itself by its full name, such as `handoff run`.
+    // After `build`, the name includes the parent commands: `handoff run`.
     let name = page.get_bin_name().unwrap_or("handoff").replace(' ', "-");
     let mut text = Vec::new();
     Man::new(page.clone().name(name)).render(&mut text).map_err(CliError::failed)?;
-    stdout().write_all(&text).map_err(CliError::failed)
+    print_text(&String::from_utf8_lossy(&text))
 }

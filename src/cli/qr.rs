@@ -2,7 +2,7 @@
 
 use fast_qr::QRBuilder;
 
-/// The text as a QR code of half blocks, or a sentence where it is too long for one.
+/// Draws a QR code in half blocks, or says that the text is too long for one.
 pub(super) fn for_terminal(text: &str) -> String {
     match QRBuilder::new(text).build() {
         Ok(code) => code.to_str(),

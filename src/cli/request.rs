@@ -1,6 +1,10 @@
-//! `handoff request`: publish requests and wait for their events.
+//! `handoff request`: publishes requests and waits for their events.
 
-use std::{collections::HashSet, path::PathBuf, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
@@ -9,9 +13,9 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{CliError, hints, progress::bar, qr, say};
+use super::{errors::CliError, hints, output::print_line, progress::bar, qr};
 use crate::{
-    client::{Client, Received, Requester},
+    client::{Client, ReceivedEvent, Requester},
     config::{BrokerFlags, BrokerSettings, parse_duration},
     message::{Decoded, READY, decode_request},
     telemetry::logs,
@@ -19,35 +23,35 @@ use crate::{
 
 /// Publishes requests and waits for their events
 ///
-/// Events go to stdout, one JSON object a line. The exit status is 1 if an event says `failed` or one
-/// does not come in time.
+/// Prints each event on stdout, one JSON object a line. The exit status is 1 if a request fails, or an
+/// event does not arrive in time.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff request --user ann --workflow onboarding --metadata plan=gold --qr\n  \
     handoff request --file requests.jsonl --wait 2m > events.jsonl")]
 pub(super) struct RequestArgs {
-    /// Who is to be verified
+    /// The user to verify
     #[arg(long, value_name = "ID", required_unless_present = "file")]
     user: Option<String>,
-    /// By which workflow; without it the worker's default counts
+    /// The workflow [default: the worker's]
     #[arg(long, value_name = "ID", conflicts_with = "file")]
     workflow: Option<String>,
-    /// Passed on to the platform; may be given again
+    /// Metadata for the platform; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, conflicts_with = "file")]
     metadata: Vec<(String, String)>,
     /// Language of the pages
     #[arg(long, value_name = "TAG", conflicts_with = "file")]
     locale: Option<String>,
-    /// Make a new session even if there is a live link
+    /// Create a new session even if a live link exists
     #[arg(long, conflicts_with = "file")]
     renew: bool,
-    /// Many requests: one data object a line, such as {"userId":"ann"}
+    /// File of requests: one data object a line, such as {"userId":"ann"}
     #[arg(long, value_name = "PATH", conflicts_with = "user")]
     file: Option<PathBuf>,
-    /// Give up when none of the events has come for this long
+    /// Give up when no event has arrived for this long
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
-    /// Show each link as a QR code, on stderr
+    /// Print each link as a QR code, on stderr
     #[arg(long)]
     qr: bool,
     #[command(flatten)]
@@ -74,71 +78,82 @@ pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
     let bodies = bodies(&args)?;
     logs::init(&log);
     let mut client = Client::connect(&config).await.map_err(hints::broker)?;
-    let asked = ask(&mut client, bodies, &args).await;
+    let result = publish_and_wait(&mut client, bodies, &args).await;
     client.close().await;
-    asked
+    result
 }
 
-/// What is to be published, checked: a slip is better found here than in the dead queue.
+/// The bodies to publish. Validates them, so that no mistake ends in the dead queue.
 fn bodies(args: &RequestArgs) -> Result<Vec<Vec<u8>>, CliError> {
-    let Some(path) = &args.file else {
-        let mut keys = HashSet::new();
-        if args.metadata.iter().any(|(key, _)| !keys.insert(key)) {
-            return Err(CliError::Usage("--metadata: a key is given twice".to_owned()));
-        }
-        let metadata = args.metadata.iter().cloned().map(|(key, value)| (key, value.into()));
-        let data = Data {
-            user_id: args.user.as_deref().unwrap_or_default(),
-            workflow_id: args.workflow.as_deref(),
-            metadata: metadata.collect(),
-            locale: args.locale.as_deref(),
-            renew: args.renew,
-        };
-        let body = serde_json::to_vec(&data).map_err(CliError::failed)?;
-        check(&body).map_err(CliError::Usage)?;
-        return Ok(vec![body]);
+    match &args.file {
+        Some(path) => bodies_in_file(path),
+        None => Ok(vec![body_of_flags(args)?]),
+    }
+}
+
+fn body_of_flags(args: &RequestArgs) -> Result<Vec<u8>, CliError> {
+    let mut keys = HashSet::new();
+    if args.metadata.iter().any(|(key, _)| !keys.insert(key)) {
+        return Err(CliError::Usage("--metadata: the same key is given twice".to_owned()));
+    }
+    let metadata = args.metadata.iter().cloned().map(|(key, value)| (key, value.into()));
+    let data = Data {
+        user_id: args.user.as_deref().unwrap_or_default(),
+        workflow_id: args.workflow.as_deref(),
+        metadata: metadata.collect(),
+        locale: args.locale.as_deref(),
+        renew: args.renew,
     };
+    let body = serde_json::to_vec(&data).map_err(CliError::failed)?;
+    validate(&body).map_err(CliError::Usage)?;
+    Ok(body)
+}
+
+fn bodies_in_file(path: &Path) -> Result<Vec<Vec<u8>>, CliError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| CliError::Usage(format!("cannot read --file: {error}")))?;
     let mut bodies = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        check(line.as_bytes())
+        validate(line.as_bytes())
             .map_err(|why| CliError::Usage(format!("line {} of --file: {why}", number + 1)))?;
         bodies.push(line.as_bytes().to_vec());
     }
-    match bodies.is_empty() {
-        true => Err(CliError::Usage("--file holds no request".to_owned())),
-        false => Ok(bodies),
+    if bodies.is_empty() {
+        return Err(CliError::Usage("--file contains no request".to_owned()));
     }
+    Ok(bodies)
 }
 
-fn check(body: &[u8]) -> Result<(), String> {
-    // Whether there is a default workflow, the worker knows.
+fn validate(body: &[u8]) -> Result<(), String> {
+    // Only the worker knows whether it has a default workflow, so this assumes one.
     let Decoded { id, request } = decode_request(body, usize::MAX, Some("default"));
     match (id, request) {
-        (Some(_), _) => Err("is a CloudEvent; give its data object alone".to_owned()),
+        (Some(_), _) => Err("is a CloudEvent; give only its data object".to_owned()),
         (None, request) => request.map(drop).map_err(|invalid| invalid.message),
     }
 }
 
-/// Publishes everything and waits for every event.
-async fn ask(
+/// Publishes all requests, and prints events until each request has one.
+async fn publish_and_wait(
     client: &mut Client,
     bodies: Vec<Vec<u8>>,
     args: &RequestArgs,
 ) -> Result<(), CliError> {
     let total = bodies.len();
-    let mut waiting = HashSet::with_capacity(total);
     let requests: Vec<(String, Vec<u8>)> =
         bodies.into_iter().map(|body| (Uuid::new_v4().to_string(), body)).collect();
-    waiting.extend(requests.iter().map(|(id, _)| id.clone()));
+    let mut waiting: HashSet<_> = requests.iter().map(|(id, _)| id.clone()).collect();
 
-    let progress = progress(total, args.file.is_some());
+    let progress = if args.file.is_some() {
+        bar(total as u64, "{bar:30} {pos}/{len} events, {elapsed} elapsed, {eta} left")
+    } else {
+        ProgressBar::hidden()
+    };
     let mut failed = 0;
     let publishing = publish(client.requester(), requests);
     let mut publishing = std::pin::pin!(publishing);
     let mut published = false;
-    // Other people's events are no progress: only ours put it off.
+    // Only events of these requests extend the wait.
     let mut give_up = Instant::now() + args.wait;
     while !waiting.is_empty() {
         let event = tokio::select! {
@@ -153,8 +168,8 @@ async fn ask(
         let Ok(event) = event else {
             progress.abandon();
             return Err(CliError::Failed(format!(
-                "no event came for {} of {total} requests within the time of --wait: is a worker running, \
-                 and is the platform up?",
+                "no event for {} of {total} requests within --wait: check that a worker is running and the \
+                 platform is up",
                 waiting.len()
             )));
         };
@@ -162,19 +177,17 @@ async fn ask(
         if waiting.remove(&event.data.request_id) {
             give_up = Instant::now() + args.wait;
             failed += usize::from(event.kind != READY);
-            progress.suspend(|| show(&event, args.qr))?;
+            progress.suspend(|| print_event(&event, args.qr))?;
             progress.inc(1);
         }
     }
     progress.finish_and_clear();
     match failed {
         0 => Ok(()),
-        1 if total == 1 => {
-            Err(CliError::Failed("the request failed; its event says why".to_owned()))
+        1 if total == 1 => Err(CliError::Failed("the request failed: see its event".to_owned())),
+        _ => {
+            Err(CliError::Failed(format!("{failed} of {total} requests failed: see their events")))
         }
-        _ => Err(CliError::Failed(format!(
-            "{failed} of {total} requests failed; their events say why"
-        ))),
     }
 }
 
@@ -185,33 +198,23 @@ async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Resu
     });
     let mut publishes = publishes.buffer_unordered(64);
     while let Some(published) = publishes.next().await {
-        published.map_err(|error| {
-            CliError::Failed(format!("a request could not be published: {error}"))
-        })?;
+        published
+            .map_err(|error| CliError::Failed(format!("cannot publish a request: {error}")))?;
     }
     Ok(())
 }
 
-fn show(event: &Received, with_qr: bool) -> Result<(), CliError> {
-    say(&event.json)?;
+fn print_event(event: &ReceivedEvent, with_qr: bool) -> Result<(), CliError> {
+    print_line(&event.json)?;
     if with_qr && let Some(url) = &event.data.url {
         eprintln!("{}\n{url}", qr::for_terminal(url));
     }
     Ok(())
 }
 
-/// A bar, for many requests.
-fn progress(total: usize, many: bool) -> ProgressBar {
-    match many {
-        true => bar(total as u64, "{bar:30} {pos}/{len} events, {elapsed} gone, {eta} to go"),
-        false => ProgressBar::hidden(),
-    }
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
-    match key.is_empty() {
-        true => Err("must be KEY=VALUE".to_owned()),
-        false => Ok((key.to_owned(), value.to_owned())),
+fn key_value(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE"),
     }
 }

@@ -1,8 +1,8 @@
-//! `handoff run`: the worker.
+//! `handoff run`: runs the worker.
 
 use clap::Args;
 
-use super::{CliError, signals};
+use super::{errors::CliError, signals};
 use crate::{
     config::{RunFlags, Settings},
     health,
@@ -12,9 +12,9 @@ use crate::{
 
 /// Consumes requests, makes links, publishes events
 ///
-/// Each setting is a flag and an environment variable; a flag wins. Secrets may be given as files, by
-/// flags that end with -file and variables that end with _FILE. Durations are written 250ms, 10s, 5m,
-/// 1h.
+/// Each setting is a flag and an environment variable; the flag wins. Secrets can be read from files,
+/// with flags that end in -file and variables that end in _FILE. Durations are written 250ms, 10s, 5m
+/// or 1h.
 #[derive(Args)]
 #[command(after_help = "Example:\n  \
     HANDOFF_IDV_API_KEY_FILE=/run/secrets/idv-key handoff run --idv-url https://idv.example.com")]
@@ -29,5 +29,5 @@ pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let signals = signals::listen().map_err(CliError::failed)?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
     let run = worker::run(settings, listener, signals.shutdown.clone());
-    signals.obey(async { run.await.map_err(CliError::failed) }).await
+    signals.cut_short(async { run.await.map_err(CliError::failed) }).await
 }

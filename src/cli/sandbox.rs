@@ -1,29 +1,29 @@
-//! `handoff sandbox`: a simulated platform.
+//! `handoff sandbox`: runs a simulated platform.
 
 use std::{io::Write, net::SocketAddr, time::Duration};
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use tokio::net::TcpListener;
 
-use super::{CliError, signals};
+use super::{errors::CliError, signals};
 use crate::{
     config::{LogFlags, LogSettings, parse_duration, parse_rate},
     sandbox::{Options, RateLimit, Sandbox, TokenAlphabet},
     telemetry::logs,
 };
 
-/// Simulates the platform: its two calls, and the pages people open
+/// Simulates the platform: its two calls, and the pages that people open
 ///
-/// It keeps everything in memory and checks nobody's identity. The first line on stdout tells its
-/// base URL; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes
-/// it fail on demand, GET /sandbox/calls shows what it was asked, GET /sandbox/stats counts.
+/// It keeps everything in memory and verifies no identity. The first line on stdout shows its base
+/// URL; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes calls
+/// fail, GET /sandbox/calls lists the calls it received, and GET /sandbox/stats counts them.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff sandbox --latency 80ms --jitter 40ms --failure-rate 0.05\n  \
     HANDOFF_IDV_URL=http://127.0.0.1:8085 HANDOFF_IDV_API_KEY=sandbox-key handoff run\n  \
     curl -X PUT http://127.0.0.1:8085/sandbox/faults -d '{\"session\":{\"status\":503}}'")]
 pub(super) struct SandboxArgs {
-    /// Where to listen; port 0 takes any free one
+    /// Address to listen on; port 0 selects a free port
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_ADDR",
@@ -32,7 +32,7 @@ pub(super) struct SandboxArgs {
         default_value = "127.0.0.1:8085"
     )]
     addr: SocketAddr,
-    /// The API key to ask for, compared byte for byte
+    /// The API key that calls must send, compared byte for byte
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_API_KEY",
@@ -41,7 +41,7 @@ pub(super) struct SandboxArgs {
         default_value = Options::DEFAULT_API_KEY
     )]
     api_key: String,
-    /// How long each call takes at least, such as 50ms
+    /// Minimum duration of each call, such as 50ms
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_LATENCY",
@@ -51,7 +51,7 @@ pub(super) struct SandboxArgs {
         value_parser = parse_duration
     )]
     latency: Duration,
-    /// At most so much is added to the latency, evenly spread
+    /// Maximum random addition to the latency, uniformly distributed
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_JITTER",
@@ -61,7 +61,7 @@ pub(super) struct SandboxArgs {
         value_parser = parse_duration
     )]
     jitter: Duration,
-    /// The share of calls that answer 503: 0.1 is one in ten
+    /// Share of calls that answer 503: 0.1 is one in ten
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_FAILURE_RATE",
@@ -71,7 +71,7 @@ pub(super) struct SandboxArgs {
         value_parser = share
     )]
     failure_rate: f64,
-    /// Calls beyond this answer 429 with Retry-After, such as 1000/1m; without it none do
+    /// Rate limit, such as 1000/1m: calls above it answer 429 with Retry-After [default: off]
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_RATE_LIMIT",
@@ -80,7 +80,7 @@ pub(super) struct SandboxArgs {
         value_parser = rate_limit
     )]
     rate_limit: Option<RateLimit>,
-    /// What tokens are made of
+    /// Characters of tokens
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_TOKEN_ALPHABET",
@@ -90,8 +90,8 @@ pub(super) struct SandboxArgs {
         value_enum
     )]
     token_alphabet: Alphabet,
-    /// Honour Idempotency-Key: a repeated session call answers the same session, which the real
-    /// platform is not known to do
+    /// Honour Idempotency-Key: answer a repeated session call with the same session. The real platform
+    /// is not known to do this
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_IDEMPOTENCY",
@@ -99,7 +99,7 @@ pub(super) struct SandboxArgs {
         value_parser = BoolishValueParser::new()
     )]
     idempotency: bool,
-    /// Serve everything below this path, such as /idv
+    /// Path prefix of everything it serves, such as /idv
     #[arg(
         long,
         env = "HANDOFF_SANDBOX_PATH_PREFIX",
@@ -110,7 +110,7 @@ pub(super) struct SandboxArgs {
         value_parser = path_prefix
     )]
     path_prefix: String,
-    /// Base URL to show on the index page, where people reach it at another than it listens on
+    /// Base URL to show on the index page, if it differs from the address
     #[arg(long, env = "HANDOFF_SANDBOX_PUBLIC_URL", hide_env_values = true, value_name = "URL")]
     public_url: Option<String>,
     #[command(flatten)]
@@ -121,7 +121,7 @@ pub(super) struct SandboxArgs {
 enum Alphabet {
     /// tr-, letters and digits
     Plain,
-    /// All that careless encoding breaks: spaces, + / = & % ? #, quotes, letters beyond ASCII
+    /// Characters that wrong encoding breaks: spaces, + / = & % ? #, quotes, non-ASCII letters
     Hostile,
 }
 
@@ -135,16 +135,16 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
         CliError::Failed(format!("cannot listen on {addr}: {error}; try --addr"))
     })?;
     let sandbox = Sandbox::start(listener, options).map_err(CliError::failed)?;
-    // Whoever closed stdout has no use for the line; the sandbox serves all the same.
+    // A closed stdout does not stop the sandbox.
     let _ = writeln!(std::io::stdout(), "sandbox: listening on {}", sandbox.url());
-    tracing::info!(addr = %sandbox.addr(), "the sandbox is ready");
+    tracing::info!(addr = %sandbox.addr(), "sandbox ready");
     signals.shutdown.cancelled().await;
-    tracing::info!("the sandbox stops");
+    tracing::info!("sandbox stopping");
     let stop = async {
         sandbox.stop().await;
         Ok(())
     };
-    signals.obey(stop).await
+    signals.cut_short(stop).await
 }
 
 impl From<SandboxArgs> for Options {
@@ -172,13 +172,13 @@ fn path_prefix(text: &str) -> Result<String, String> {
     options.validated().map(|options| options.path_prefix).map_err(|error| error.to_string())
 }
 
-fn share(text: &str) -> Result<f64, String> {
+fn share(text: &str) -> Result<f64, &'static str> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("must be a share from 0 to 1, such as 0.1".to_owned()),
+        _ => Err("must be from 0 to 1, such as 0.1"),
     }
 }
 
-fn rate_limit(text: &str) -> Result<RateLimit, String> {
-    Ok(parse_rate(text).map(|rate| RateLimit { count: rate.count, per: rate.per })?)
+fn rate_limit(text: &str) -> Result<RateLimit, &'static str> {
+    parse_rate(text).map(|rate| RateLimit { count: rate.count, per: rate.per })
 }

@@ -1,16 +1,14 @@
-//! `handoff schema`: what is on RabbitMQ, for machines.
-
-use std::io::{Write, stdout};
+//! `handoff schema`: prints the AsyncAPI document.
 
 use clap::Args;
 
-use super::CliError;
+use super::{errors::CliError, output::print_text};
 use crate::schema;
 
 /// Prints an AsyncAPI 3 document of requests, events and queues
 ///
-/// It holds the JSON Schema of each message, with examples, and where on RabbitMQ each of them goes.
-/// Names are those that hold by default.
+/// It contains the JSON Schema of each message with examples, and the exchange or queue of each. Names
+/// are the default ones.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff schema > asyncapi.yaml\n  \
@@ -18,6 +16,5 @@ use crate::schema;
 pub(super) struct SchemaArgs {}
 
 pub(super) fn run(_: &SchemaArgs) -> Result<(), CliError> {
-    let document = schema::asyncapi().map_err(CliError::failed)?;
-    stdout().write_all(document.as_bytes()).map_err(CliError::failed)
+    print_text(&schema::asyncapi().map_err(CliError::failed)?)
 }

@@ -1,46 +1,45 @@
-//! The signals that end a command that would otherwise run for ever.
+//! SIGTERM and SIGINT, for commands that run until they are stopped.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::CliError;
+use super::errors::CliError;
 
-/// What SIGTERM and SIGINT ask for.
+/// The two stages of stopping a command.
 pub(super) struct Signals {
-    /// Cancelled by the first: come to an end in good order.
+    /// Cancelled by the first signal: finish and exit.
     pub(super) shutdown: CancellationToken,
-    /// Cancelled by the second: end at once.
-    at_once: CancellationToken,
+    /// Cancelled by the second signal: exit at once.
+    exit: CancellationToken,
 }
 
-/// Listens for signals from here on.
+/// Listens for signals from now on.
 pub(super) fn listen() -> std::io::Result<Signals> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let signals = Signals { shutdown: CancellationToken::new(), at_once: CancellationToken::new() };
-    let cancelled = [signals.shutdown.clone(), signals.at_once.clone()];
+    let signals = Signals { shutdown: CancellationToken::new(), exit: CancellationToken::new() };
+    let stages = [signals.shutdown.clone(), signals.exit.clone()];
     tokio::spawn(async move {
-        for token in cancelled {
+        for stage in stages {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            token.cancel();
+            stage.cancel();
         }
     });
     Ok(signals)
 }
 
 impl Signals {
-    /// Does something that ends in good order after the first signal, and is left where it stands at
-    /// the second.
-    pub(super) async fn obey<T>(
+    /// Runs a command, and drops it at the second signal.
+    pub(super) async fn cut_short<T>(
         &self,
         command: impl Future<Output = Result<T, CliError>>,
     ) -> Result<T, CliError> {
         tokio::select! {
-            done = command => done,
-            () = self.at_once.cancelled() => Err(CliError::CutShort),
+            result = command => result,
+            () = self.exit.cancelled() => Err(CliError::CutShort),
         }
     }
 }

@@ -1,85 +1,94 @@
-//! The platform: whether it can be reached and, where that is asked for, whether it takes the key.
+//! The platform: whether it can be reached, and on request whether it accepts the API key.
 
 use std::{
     env,
     time::{Duration, SystemTime},
 };
 
-use super::{Check, certificate, reach::reach, span};
+use super::{
+    Probe,
+    check::Check,
+    clock::{self, Tolerance},
+    connect::connect,
+};
 use crate::{
     config::{PlatformSettings, is_loopback},
     platform::PlatformClient,
     telemetry::metrics::Metrics,
 };
 
-/// HTTP tells the time to the second, and an answer takes its time.
-const SKEW: Duration = Duration::from_secs(5);
-const GREAT_SKEW: Duration = Duration::from_secs(60);
+/// HTTP's `Date` header has a resolution of one second, and is older by the time of the answer.
+const TOLERANCE: Tolerance =
+    Tolerance { hint: Duration::from_secs(5), finding: Duration::from_secs(60) };
 
-pub(super) async fn examine(settings: &PlatformSettings, probe: bool, checks: &mut Vec<Check>) {
-    if by_proxy(settings) {
+pub(super) async fn examine(settings: &PlatformSettings, probe: Probe, checks: &mut Vec<Check>) {
+    if uses_proxy(settings) {
         checks.push(
             Check::hint(
                 "connection",
-                "it is reached through a proxy, which is only asked with --probe",
+                "the platform is reached through a proxy, which is tested only with --probe",
             )
-            .run("handoff doctor --probe"),
+            .command("handoff doctor --probe"),
         );
     } else {
-        match reach(&settings.url, 443).await {
-            Ok(reached) => {
-                checks.push(Check::ok("connection", format!("reached in {}", span(reached.took))));
-                checks.extend(certificate::check(reached.certified_until, SystemTime::now()));
-            }
+        match connect(&settings.url, 443).await {
+            Ok(connected) => checks.extend(connected.checks()),
             Err(why) => {
                 checks.push(
-                    Check::finding("connection", format!("the platform cannot be reached: {why}"))
-                        .costs("requests are held in RabbitMQ until it can")
-                        .mend("is HANDOFF_IDV_URL right, may this machine go there, is a proxy needed (HTTPS_PROXY)?"),
+                    Check::finding("connection", format!("cannot connect to the platform: {why}"))
+                        .cost("requests are held until the platform can be reached")
+                        .remedy(
+                            "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether \
+                             this machine needs a proxy (HTTPS_PROXY)",
+                        ),
                 );
                 return;
             }
         }
     }
     match probe {
-        true => checks.extend(ask(settings).await),
-        false => {
-            checks.push(Check::ok("key", "not tried: --probe asks for one token of the least life"))
+        Probe::Token => checks.extend(request_token(settings).await),
+        Probe::Connect => {
+            let what = "not tested: --probe requests one token with the shortest lifetime";
+            checks.push(Check::ok("key", what));
         }
     }
 }
 
-/// Whether a proxy is named that would be used.
-fn by_proxy(settings: &PlatformSettings) -> bool {
-    let named = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+/// Whether the environment names a proxy that the worker would use.
+fn uses_proxy(settings: &PlatformSettings) -> bool {
+    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     settings.url.scheme() == "https"
         && !is_loopback(&settings.url)
-        && ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(named)
+        && ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(is_set)
 }
 
-/// Asks for a token, and drops it.
-async fn ask(settings: &PlatformSettings) -> Vec<Check> {
+async fn request_token(settings: &PlatformSettings) -> Vec<Check> {
     let platform = match PlatformClient::new(settings, None, Metrics::new()) {
         Ok(platform) => platform,
         Err(error) => {
-            return vec![Check::finding("key", error.to_string()).costs("no request is served")];
+            return vec![Check::finding("key", error.to_string()).cost("no request is served")];
         }
     };
     let (answer, date) = platform.probe().await;
     let now = SystemTime::now();
-    let mut checks = vec![match answer {
-        Ok(()) => Check::ok("key", "the platform gives a token for it"),
+    let key = match answer {
+        Ok(()) => Check::ok("key", "the platform accepts it"),
         Err(error) => Check::finding("key", error.to_string())
-            .costs("requests are held in RabbitMQ until it gives one")
-            .mend("the key needs the permission `Ephemeral Devices: Write`; try the key and the URL with curl"),
-    }];
-    checks.extend(date.map(|date| {
-        let ahead = |later: SystemTime, earlier| {
-            let by = later.duration_since(earlier).ok()?;
-            i64::try_from(by.as_millis()).ok()
-        };
-        let ahead = ahead(date, now).or_else(|| Some(-ahead(now, date)?)).unwrap_or(0);
-        super::skew("clock", "the platform's", ahead, SKEW, GREAT_SKEW)
-    }));
-    checks
+            .cost("requests are held until the platform accepts the key")
+            .remedy(
+                "give the key the permission `Ephemeral Devices: Write`; test the key and the URL with curl",
+            ),
+    };
+    let clock = date.map(|date| clock::check("the platform's", ahead_ms(date, now), &TOLERANCE));
+    [key].into_iter().chain(clock).collect()
+}
+
+/// How far `date` is ahead of `now`, in milliseconds.
+fn ahead_ms(date: SystemTime, now: SystemTime) -> i64 {
+    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    match date.duration_since(now) {
+        Ok(ahead) => millis(ahead),
+        Err(error) => -millis(error.duration()),
+    }
 }

@@ -1,190 +1,210 @@
-//! RabbitMQ, as far as AMQP tells.
+//! RabbitMQ: whether it can be reached, fits, and accepts messages.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use url::Url;
 
 use super::{
-    Check, certificate, quoted,
-    reach::reach,
-    span,
-    topology::{object, unseen},
+    check::Check,
+    connect::connect,
+    format::quoted,
+    topology::{check_object, invisible},
 };
 use crate::{
     broker::{ObjectState, QueueCounts, ServerProperties, TopologySurvey, server_properties},
     config::Settings,
 };
 
-const GREETING_LIMIT: Duration = Duration::from_secs(2);
-/// What RabbitMQ grants a consumer by default.
+const SERVER_PROPERTIES_LIMIT: Duration = Duration::from_secs(2);
+/// RabbitMQ's default `consumer_timeout`.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Publishing an event, its copy, and some slack.
+/// Time to publish an event and its copy, with a margin.
 const SETTLING: Duration = Duration::from_secs(60);
-/// So many waiting for each that may be in flight are worth a word.
-const MANY: u32 = 100;
+/// A longer backlog is a hint: this many waiting requests per request in flight.
+const LONG_BACKLOG: u32 = 100;
 
 pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) {
-    let config = &settings.broker;
-    let Ok(url) = Url::parse(config.url.expose_secret()) else { return };
-    let port = if url.scheme() == "amqps" { 5671 } else { 5672 };
-    let reached = match reach(&url, port).await {
-        Ok(reached) => reached,
+    let Ok(url) = Url::parse(settings.broker.url.expose_secret()) else { return };
+    let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
+    let connected = match connect(&url, default_port).await {
+        Ok(connected) => connected,
         Err(why) => {
             checks.push(
-                Check::finding("connection", format!("RabbitMQ cannot be reached: {why}"))
-                    .costs("no request is served until it can")
-                    .mend("is it running, do host and port of HANDOFF_AMQP_URL lead there, is a firewall between?"),
+                Check::finding("connection", format!("cannot connect to RabbitMQ: {why}"))
+                    .cost("no request is served until RabbitMQ can be reached")
+                    .remedy(
+                        "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and \
+                         that no firewall blocks the connection",
+                    ),
             );
             return;
         }
     };
-    checks.push(Check::ok("connection", format!("reached in {}", span(reached.took))));
-    checks.extend(certificate::check(reached.certified_until, SystemTime::now()));
-    let greeted = timeout(GREETING_LIMIT, server_properties(reached.stream)).await.ok().flatten();
-    checks.push(version(greeted.as_ref()));
+    checks.extend(connected.checks());
+    let properties = timeout(SERVER_PROPERTIES_LIMIT, server_properties(connected.stream));
+    let properties = properties.await.ok().flatten();
+    checks.push(version(properties.as_ref()));
     checks.push(consumer_timeout(settings));
-    match TopologySurvey::open(config).await {
+    match TopologySurvey::open(&settings.broker).await {
         Ok(survey) => {
-            checks.push(Check::ok("login", format!("may use the virtual host {}", survey.vhost())));
-            look_around(&survey, settings, checks).await;
-            checks.push(unseen(&survey.vhost(), survey.topology(), greeted.as_ref()));
+            let vhost = survey.vhost();
+            checks
+                .push(Check::ok("login", format!("the user may access the virtual host {vhost}")));
+            check_topology(&survey, settings, checks).await;
+            checks.push(publishing(&survey).await);
+            checks.push(invisible(&vhost, survey.topology(), properties.as_ref()));
             survey.close().await;
         }
         Err(error) => checks.push(
             Check::finding("login", error.to_string())
-                .costs("no request is served until it works")
-                .mend("check user, password and virtual host of HANDOFF_AMQP_URL")
-                .run("rabbitmqctl authenticate_user USER")
-                .run("rabbitmqctl list_user_permissions USER"),
+                .cost("no request is served until the login succeeds")
+                .remedy("check user, password and virtual host in HANDOFF_AMQP_URL")
+                .command("rabbitmqctl authenticate_user USER")
+                .command("rabbitmqctl list_user_permissions USER"),
         ),
     }
 }
 
-fn version(greeting: Option<&ServerProperties>) -> Check {
-    let Some(ServerProperties { product, version }) = greeting else {
-        return Check::finding("version", "what is there says nothing in AMQP 0-9-1")
-            .costs("no request is served")
-            .mend("do host and port of HANDOFF_AMQP_URL lead to RabbitMQ?");
+fn version(properties: Option<&ServerProperties>) -> Check {
+    let Some(ServerProperties { product, version }) = properties else {
+        return Check::finding("version", "the server says nothing in AMQP 0-9-1")
+            .cost("no request is served")
+            .remedy("check that host and port in HANDOFF_AMQP_URL lead to RabbitMQ");
     };
-    let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    let number = (numbers.next(), numbers.next());
-    match number {
-        _ if product != "RabbitMQ" => {
-            Check::hint("version", format!("it is {product} {version}, not RabbitMQ")).costs(
-                "nobody has tried that; quorum queues and at-least-once dead-lettering are needed",
-            )
-        }
-        (Some(major), Some(minor)) if (major, minor) < (3, 10) => {
-            Check::finding("version", format!("it is RabbitMQ {version}; 3.10 or later is needed"))
-                .costs("dead letters can be lost: at-least-once dead-lettering came with 3.10")
-                .mend("upgrade RabbitMQ")
-        }
-        _ => Check::ok("version", format!("{product} {version}")),
+    if product != "RabbitMQ" {
+        let what = format!("the server is {product} {version}, not RabbitMQ");
+        return Check::hint("version", what).cost(
+            "this combination is untested; the worker needs quorum queues and at-least-once \
+             dead-lettering",
+        );
     }
+    let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    if let (Some(major), Some(minor)) = (numbers.next(), numbers.next())
+        && (major, minor) < (3, 10)
+    {
+        return Check::finding("version", format!("RabbitMQ {version} is older than 3.10"))
+            .cost("dead letters can be lost: at-least-once dead-lettering needs 3.10")
+            .remedy("upgrade RabbitMQ to 3.10 or later");
+    }
+    Check::ok("version", format!("{product} {version}"))
 }
 
-/// How long a request may be kept at most, against how long RabbitMQ lets it be kept.
+/// Compares how long the worker may hold a request with RabbitMQ's default limit.
 fn consumer_timeout(settings: &Settings) -> Check {
     let longest = settings.worker.hold_limit + 2 * settings.platform.timeout + SETTLING;
     let minutes = longest.as_secs().div_ceil(60);
-    match longest < CONSUMER_TIMEOUT {
-        true => Check::ok(
-            "consumer time-out",
-            format!(
-                "a request is kept for {minutes} min at most; RabbitMQ allows 30 by default (its \
-                 consumer_timeout cannot be seen over AMQP)"
-            ),
-        ),
-        false => Check::finding(
-            "consumer time-out",
-            format!("a request may be kept for {minutes} min, and RabbitMQ allows 30 by default"),
-        )
-        .costs("RabbitMQ takes the worker for dead and delivers its requests again")
-        .mend(format!(
-            "a shorter HANDOFF_IDV_TIMEOUT, or consumer_timeout = {} in rabbitmq.conf",
+    if longest < CONSUMER_TIMEOUT {
+        let what = format!(
+            "the worker holds a request for at most {minutes} min; RabbitMQ allows 30 min by default \
+             (AMQP does not show its consumer_timeout)"
+        );
+        return Check::ok("consumer time-out", what);
+    }
+    let what = format!(
+        "the worker may hold a request for {minutes} min; RabbitMQ allows 30 min by default"
+    );
+    Check::finding("consumer time-out", what)
+        .cost("RabbitMQ closes the worker's channel and redelivers its requests")
+        .remedy(format!(
+            "shorten HANDOFF_IDV_TIMEOUT, or set consumer_timeout = {} in rabbitmq.conf",
             (longest + SETTLING).as_millis()
-        )),
-    }
+        ))
 }
 
-async fn look_around(survey: &TopologySurvey, settings: &Settings, checks: &mut Vec<Check>) {
-    let config = &settings.broker;
-    match survey.objects().await {
-        Ok(objects) => {
-            let vhost = survey.vhost();
-            let all = objects.len();
-            let wrong: Vec<_> =
-                objects.iter().filter_map(|found| object(found, config, &vhost)).collect();
-            let missing = objects.iter().filter(|found| found.state == ObjectState::Missing);
-            let missing: Vec<_> = missing.map(|found| format!("`{}`", found.name)).collect();
-            if config.declare && !missing.is_empty() {
-                let what = format!("a worker will declare when it starts: {}", missing.join(", "));
-                checks.push(
-                    Check::hint("topology", what)
-                        .costs("they do not exist; until then nobody can use them"),
-                );
-            } else if wrong.is_empty() {
-                checks.push(Check::ok("topology", format!("all {all} exchanges and queues fit")));
-            }
-            checks.extend(wrong);
-            let traffic = |name: &str| objects.iter().find(|found| found.name == name)?.counts;
-            let topology = survey.topology();
-            checks.extend(traffic(topology.request_queue()).map(|t| requests(t, settings)));
-            checks.extend(traffic(topology.dead_queue()).map(|t| dead_letters(t.messages)));
+async fn check_topology(survey: &TopologySurvey, settings: &Settings, checks: &mut Vec<Check>) {
+    let objects = match survey.objects().await {
+        Ok(objects) => objects,
+        Err(error) => {
+            checks.push(
+                Check::finding("topology", error.to_string())
+                    .cost("exchanges and queues could not be checked"),
+            );
+            return;
         }
-        Err(error) => checks.push(
-            Check::finding("topology", error.to_string())
-                .costs("nothing is known about exchanges and queues"),
-        ),
+    };
+    let declare = settings.broker.declare;
+    let vhost = survey.vhost();
+    let mismatches: Vec<_> =
+        objects.iter().filter_map(|object| check_object(object, declare, &vhost)).collect();
+    let missing: Vec<_> = objects
+        .iter()
+        .filter(|object| object.state == ObjectState::Missing)
+        .map(|object| format!("`{}`", object.name))
+        .collect();
+    if declare && !missing.is_empty() {
+        let what = format!("the worker will declare when it starts: {}", missing.join(", "));
+        checks.push(
+            Check::hint("topology", what).cost("they do not exist yet: nothing can use them"),
+        );
+    } else if mismatches.is_empty() {
+        let what = format!("all {} exchanges and queues match", objects.len());
+        checks.push(Check::ok("topology", what));
     }
-    checks.push(match survey.check_publishing().await {
-        Ok(()) => Check::ok("publishing", "messages are taken and confirmed"),
+    checks.extend(mismatches);
+    let counts = |name: &str| objects.iter().find(|object| object.name == name)?.counts;
+    let topology = survey.topology();
+    checks.extend(counts(topology.request_queue()).map(|counts| consumers(counts, settings)));
+    checks.extend(counts(topology.dead_queue()).map(|counts| dead_letters(counts.messages)));
+}
+
+async fn publishing(survey: &TopologySurvey) -> Check {
+    match survey.check_publishing().await {
+        Ok(()) => Check::ok("publishing", "RabbitMQ accepts and confirms messages"),
         Err(error) => Check::finding("publishing", error.to_string())
-            .costs("no event, retry copy or dead letter gets through, so no request is finished")
-            .mend("see whether it is short of memory or disk, and whether the user may write to amq.default")
-            .run("rabbitmq-diagnostics alarms")
-            .run(format!("rabbitmqctl list_permissions --vhost {}", quoted(&survey.vhost()))),
-    });
+            .cost("events, retry copies and dead letters are not published, so no request finishes")
+            .remedy(
+                "check whether RabbitMQ is short of memory or disk, and whether the user may write to \
+                 amq.default",
+            )
+            .command("rabbitmq-diagnostics alarms")
+            .command(format!("rabbitmqctl list_permissions --vhost {}", quoted(&survey.vhost()))),
+    }
 }
 
-fn requests(traffic: QueueCounts, settings: &Settings) -> Check {
-    let QueueCounts { messages, consumers } = traffic;
-    match traffic {
-        QueueCounts { consumers: 0, messages: 0 } => {
-            Check::hint("consumers", "nobody takes requests; none waits")
-                .costs("a request would wait")
-                .mend("start a worker: handoff run")
+fn consumers(counts: QueueCounts, settings: &Settings) -> Check {
+    let QueueCounts { messages, consumers } = counts;
+    let long_backlog = LONG_BACKLOG * u32::from(settings.worker.concurrency) * consumers;
+    match (consumers, messages) {
+        (0, 0) => Check::hint("consumers", "the request queue has no consumer; no request waits")
+            .cost("a new request would wait")
+            .remedy("start a worker: handoff run"),
+        (0, _) => {
+            let what = format!("the request queue has no consumer; requests that wait: {messages}");
+            Check::finding("consumers", what)
+                .cost("the requests wait until a worker starts")
+                .remedy(
+                    "start a worker: handoff run. If one is running, its /readyz shows what fails",
+                )
         }
-        QueueCounts { consumers: 0, .. } => {
-            Check::finding("consumers", format!("nobody takes requests, and {messages} wait"))
-                .costs("they wait until somebody does")
-                .mend("start a worker: handoff run; if one runs, its /readyz says what holds it up")
+        _ if messages > long_backlog => {
+            let what = format!("requests that wait: {messages}; consumers: {consumers}");
+            Check::hint("consumers", what).cost("links are late").remedy(
+                "start more workers; handoff_platform_calls_total shows whether the platform is the bottleneck",
+            )
         }
-        _ if messages > MANY * u32::from(settings.worker.concurrency) * consumers => {
-            Check::hint("consumers", format!("{messages} requests wait for {consumers} consumers"))
-                .costs("links come late")
-                .mend("start more workers; handoff_platform_calls_total says whether the platform holds them up")
+        _ => {
+            let what = format!("consumers: {consumers}; requests that wait: {messages}");
+            Check::ok("consumers", what)
         }
-        _ => Check::ok("consumers", format!("consumers: {consumers}; requests that wait: {messages}")),
     }
 }
 
 fn dead_letters(count: u32) -> Check {
-    match count {
-        0 => Check::ok("dead letters", "there are none"),
-        n => Check::hint("dead letters", format!("requests that could not be served: {n}"))
-            .costs("these people have no link")
-            .mend("look at them, then replay or drop them")
-            .run("handoff dead-letters list"),
+    if count == 0 {
+        return Check::ok("dead letters", "the dead queue is empty");
     }
+    Check::hint("dead letters", format!("requests in the dead queue: {count}"))
+        .cost("the people behind these requests have no link")
+        .remedy("inspect them, then replay or drop them")
+        .command("handoff dead-letters list")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::check::Verdict;
 
     fn of(product: &str, version: &str) -> Verdict {
         let greeting =
@@ -193,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_compared_by_number() {
+    fn version_is_compared_by_number() {
         for (version, verdict) in [
             ("3.9.29", Verdict::Finding),
             ("3.8.0-rc.1", Verdict::Finding),

@@ -1,145 +1,157 @@
-//! The settings by themselves and against each other: each is valid, but do they go together?
+//! The settings against each other, and what they expose.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{Check, quoted, span};
+use super::{
+    check::Check,
+    format::{quoted, span},
+};
 use crate::config::{Settings, is_loopback};
 
-/// Beside a request's calls: its event, and what comes of it.
+/// Time to publish and settle, after a request's two calls.
 const SETTLING: Duration = Duration::from_secs(2);
 
 pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
-    checks.push(Check::ok("values", "all are valid"));
-    checks.extend(plain(settings));
+    checks.push(Check::ok("values", "all settings are valid"));
+    checks.extend(encryption(settings));
     checks.push(key_file(settings.platform.api_key.file.as_deref()));
     checks.extend([seal(settings), workflow(settings), grace(settings)]);
     checks.extend(rate(settings));
     checks.extend(delays(settings));
 }
 
-/// What goes over the network for everybody to read.
-fn plain(settings: &Settings) -> Vec<Check> {
-    let secret = |url: &SecretString| Url::parse(url.expose_secret()).ok();
+fn encryption(settings: &Settings) -> Vec<Check> {
+    let parse = |url: &SecretString| Url::parse(url.expose_secret()).ok();
     let servers = [
         ("HANDOFF_IDV_URL", Some(settings.platform.url.clone()), "the API key and every link"),
-        ("HANDOFF_AMQP_URL", secret(&settings.broker.url), "RabbitMQ's password and every link"),
-        ("HANDOFF_REDIS_URL", secret(&settings.cache.url), "Redis' password and what it holds"),
+        ("HANDOFF_AMQP_URL", parse(&settings.broker.url), "the RabbitMQ password and every link"),
+        (
+            "HANDOFF_REDIS_URL",
+            parse(&settings.cache.url),
+            "the Redis password and all values in it",
+        ),
     ];
-    let open = servers.into_iter().filter_map(|(name, url, what)| {
-        let url = url?;
-        let is_plain = matches!(url.scheme(), "http" | "amqp" | "redis");
-        let here = is_loopback(&url) || url.host_str().is_some_and(is_loopback_address);
-        (is_plain && !here).then(|| {
-            Check::hint("encryption", format!("{name} leads to another machine without TLS"))
-                .costs(format!("whoever is on the way can read {what}"))
-                .mend(format!("{name}={}s://…, unless that network is yours alone", url.scheme()))
+    let plain: Vec<_> = servers
+        .into_iter()
+        .filter_map(|(name, url, exposed)| {
+            let url = url?;
+            let is_plain = matches!(url.scheme(), "http" | "amqp" | "redis");
+            (is_plain && !is_local(&url)).then(|| {
+                Check::hint("encryption", format!("{name} leads to another machine without TLS"))
+                    .cost(format!("anyone on the network path can read {exposed}"))
+                    .remedy(format!(
+                        "set {name}={}s://…, unless the network path is trusted",
+                        url.scheme()
+                    ))
+            })
         })
-    });
-    let open: Vec<_> = open.collect();
-    match open.is_empty() {
-        true => vec![Check::ok("encryption", "nothing leaves this machine without TLS")],
-        false => open,
+        .collect();
+    if plain.is_empty() {
+        vec![Check::ok("encryption", "every connection to another machine uses TLS")]
+    } else {
+        plain
     }
 }
 
-/// Hosts of URLs that are not http's are not read as addresses.
-fn is_loopback_address(host: &str) -> bool {
-    host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+fn is_local(url: &Url) -> bool {
+    // `Url` parses an IP address as one only in the URLs of web schemes.
+    let is_loopback_ip = |host: &str| host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    is_loopback(url) || url.host_str().is_some_and(is_loopback_ip)
 }
 
 fn key_file(file: Option<&Path>) -> Check {
     let Some(file) = file else {
         return Check::hint("key file", "the API key is not read from a file")
-            .costs("it shows in the environment of the process, and a new key needs a restart")
-            .mend("HANDOFF_IDV_API_KEY_FILE=/run/secrets/idv-key");
+            .cost("the process environment shows it, and a new key needs a restart")
+            .remedy("HANDOFF_IDV_API_KEY_FILE=/run/secrets/idv-key");
     };
     let mode = fs::metadata(file).map(|metadata| metadata.permissions().mode());
-    match mode {
-        Ok(mode) if mode & 0o004 != 0 => {
-            Check::hint("key file", "everybody on this machine can read the file of the API key")
-                .costs("whoever has the key can make sessions in your name")
-                .mend("take that right away from others")
-                .run(format!("chmod o-r {}", quoted(&file.to_string_lossy())))
-        }
-        _ => Check::ok("key file", "can be read, and not by everybody"),
+    if mode.is_ok_and(|mode| mode & 0o004 != 0) {
+        return Check::hint("key file", "every user of this machine can read the API key file")
+            .cost("anyone who has the key can create sessions in your name")
+            .remedy("remove the read permission of other users")
+            .command(format!("chmod o-r {}", quoted(&file.to_string_lossy())));
     }
+    Check::ok("key file", "only its owner and group can read the API key file")
 }
 
 fn seal(settings: &Settings) -> Check {
     match settings.cache.seal_keys.len() {
-        0 => {
-            Check::hint("seal", "HANDOFF_CACHE_KEY is not set: tokens stand in Redis in the clear")
-                .costs("whoever can read Redis can take the place of a person with a live link")
-                .mend("set it, to the same for all replicas")
-                .run("export HANDOFF_CACHE_KEY=$(openssl rand -base64 32)")
-        }
-        1 => Check::ok("seal", "what Redis holds is sealed"),
-        n => Check::ok("seal", format!("what Redis holds is sealed; {n} keys open it")),
+        0 => Check::hint("seal", "HANDOFF_CACHE_KEY is not set: Redis holds tokens in the clear")
+            .cost("anyone who can read Redis can use a person's live link")
+            .remedy("set it to the same key for all replicas")
+            .command("export HANDOFF_CACHE_KEY=$(openssl rand -base64 32)"),
+        1 => Check::ok("seal", "values in Redis are sealed"),
+        n => Check::ok("seal", format!("values in Redis are sealed; keys that open them: {n}")),
     }
 }
 
 fn workflow(settings: &Settings) -> Check {
-    match settings.worker.workflow_id {
-        Some(_) => Check::ok("workflow", "there is one for requests that name none"),
-        None => Check::hint("workflow", "HANDOFF_IDV_WORKFLOW_ID is not set")
-            .costs("a request that names no workflow is invalid")
-            .mend("set it, or have every producer name one"),
+    if settings.worker.workflow_id.is_some() {
+        return Check::ok("workflow", "requests that name no workflow have a default");
     }
+    Check::hint("workflow", "HANDOFF_IDV_WORKFLOW_ID is not set")
+        .cost("a request that names no workflow is invalid")
+        .remedy("set it, or let every producer name a workflow")
 }
 
 fn grace(settings: &Settings) -> Check {
-    let (grace, timeout) = (settings.worker.shutdown_grace, settings.platform.timeout);
+    let grace = settings.worker.shutdown_grace;
+    let timeout = settings.platform.timeout;
     let needed = 2 * timeout + SETTLING;
     if grace >= needed {
-        let what = format!("{} are enough for two calls of {}", span(grace), span(timeout));
+        let what = format!("{} is enough for two calls of {}", span(grace), span(timeout));
         return Check::ok("grace", what);
     }
-    Check::hint(
-        "grace",
-        format!(
-            "HANDOFF_SHUTDOWN_GRACE ({}) is less than two platform calls may take ({})",
-            span(grace),
-            span(2 * timeout)
-        ),
-    )
-    .costs("a shutdown can cut a session call short, and its request then makes a second session")
-    .mend(format!("HANDOFF_SHUTDOWN_GRACE={}s, or a shorter HANDOFF_IDV_TIMEOUT", needed.as_secs()))
+    let what = format!(
+        "HANDOFF_SHUTDOWN_GRACE ({}) is shorter than two platform calls can take ({})",
+        span(grace),
+        span(2 * timeout)
+    );
+    Check::hint("grace", what)
+        .cost("a shutdown can interrupt a session call; its request then creates a second session")
+        .remedy(format!(
+            "HANDOFF_SHUTDOWN_GRACE={}s, or a shorter HANDOFF_IDV_TIMEOUT",
+            needed.as_secs()
+        ))
 }
 
-/// A session takes two calls, and its token lives meanwhile.
+/// Checks that the two calls of a session are permitted while the token is still useful.
 fn rate(settings: &Settings) -> Option<Check> {
     let limit = settings.platform.rate_limit?;
-    let life = settings.platform.token_ttl.saturating_sub(settings.cache.link_min_life);
-    let two = limit.per * 2 / limit.count;
-    let sessions = f64::from(limit.count) / 2.0 / limit.per.as_secs_f64();
-    Some(match two > life {
-        true => Check::finding(
-            "rate",
-            format!(
-                "HANDOFF_IDV_RATE_LIMIT lets two calls through in {}, and a token is of use for {}",
-                span(two),
-                span(life)
-            ),
-        )
-        .costs("a token is too old before its session may be asked for: nobody is ever served")
-        .mend("raise the limit, or HANDOFF_IDV_TOKEN_TTL, or lower HANDOFF_LINK_MIN_LIFE"),
-        false => Check::ok(
-            "rate",
-            format!("room for {sessions:.2} new links a second, all replicas together"),
-        ),
-    })
+    let useful_life = settings.platform.token_ttl.saturating_sub(settings.cache.link_min_life);
+    let two_calls = limit.per * 2 / limit.count;
+    if two_calls > useful_life {
+        let what = format!(
+            "HANDOFF_IDV_RATE_LIMIT permits two calls in {}, but a token is useful for {} only",
+            span(two_calls),
+            span(useful_life)
+        );
+        return Some(
+            Check::finding("rate", what)
+                .cost("each token is too old before its session call is permitted: no request succeeds")
+                .remedy(
+                    "raise the limit or HANDOFF_IDV_TOKEN_TTL, or lower HANDOFF_LINK_MIN_LIFE",
+                ),
+        );
+    }
+    let links = f64::from(limit.count) / 2.0 / limit.per.as_secs_f64();
+    let what = format!("permits {links:.2} new links a second, for all replicas together");
+    Some(Check::ok("rate", what))
 }
 
 fn delays(settings: &Settings) -> Option<Check> {
     let delays = settings.broker.retry_delays.iter().map(|delay| delay.duration());
-    (!delays.is_sorted()).then(|| {
-        Check::hint("delays", "HANDOFF_RETRY_DELAYS gets shorter somewhere along the list")
-            .costs("a platform that is down for long is asked more often the longer it lasts")
-            .mend("order the delays from short to long")
-    })
+    if delays.is_sorted() {
+        return None;
+    }
+    let check = Check::hint("delays", "HANDOFF_RETRY_DELAYS are not in ascending order")
+        .cost("the longer the platform is down, the more often it is called")
+        .remedy("sort the delays from short to long");
+    Some(check)
 }
 
 #[cfg(test)]
@@ -153,13 +165,13 @@ mod tests {
                 IDV_WORKFLOW_ID, REDIS_URL, RETRY_DELAYS, SHUTDOWN_GRACE,
             },
         },
-        doctor::Verdict,
+        doctor::check::Verdict,
     };
 
     /// A setting and its value.
     type Given = (&'static Spec, &'static str);
 
-    /// How a check turns out under these settings.
+    /// The verdicts of a check under these settings.
     fn verdict(name: &str, given: &[Given]) -> Vec<Verdict> {
         let valid: &[Given] = &[
             (&IDV_URL.spec, "https://idv.example.com"),
@@ -175,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_the_machine_without_tls_is_told() {
+    fn plain_connection_to_another_machine_is_a_hint() {
         use Verdict::{Hint, Ok};
         assert_eq!(verdict("encryption", &[]), [Ok]);
         assert_eq!(
@@ -200,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_held_against_each_other() {
+    fn settings_are_checked_against_each_other() {
         use Verdict::{Finding, Hint, Ok};
         let key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
         for (name, given, expected) in [

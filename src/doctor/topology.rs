@@ -1,117 +1,137 @@
-//! Exchanges and queues: what does not fit, and what AMQP does not tell.
+//! Exchanges and queues: how they differ from what the worker needs, and what AMQP does not show.
 
-use super::{Check, quoted};
-use crate::{
-    broker::{Difference, ObjectKind, ObjectState, ServerProperties, SurveyedObject, Topology},
-    config::BrokerSettings,
+use super::{
+    check::{Check, Verdict},
+    format::quoted,
+};
+use crate::broker::{
+    Difference, ObjectKind, ObjectState, ServerProperties, SurveyedObject, Topology,
 };
 
-/// What is wrong with an exchange or a queue, if anything.
-pub(super) fn object(
-    found: &SurveyedObject,
-    config: &BrokerSettings,
-    vhost: &str,
-) -> Option<Check> {
-    let name = found.kind.as_str();
-    let what = format!("the {name} `{}`", found.name);
+/// Checks an exchange or a queue; `None` if it needs no mention.
+///
+/// With `declare`, the worker fails to declare an object that differs. Without it, the worker uses
+/// the object as it is.
+pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) -> Option<Check> {
+    let kind = object.kind.as_str();
+    let what = format!("the {kind} `{}`", object.name);
     let vhost = quoted(vhost);
-    // Where a worker declares nothing, it takes what it finds.
-    let wrong = if config.declare { Check::finding } else { Check::hint };
-    Some(match &found.state {
-        ObjectState::Matches => return None,
-        // Told together: before the first worker has run, it is all of them.
-        ObjectState::Missing if config.declare => return None,
-        ObjectState::Missing => Check::finding(
-            name,
-            format!("{what} does not exist, and HANDOFF_DECLARE_TOPOLOGY is false"),
-        )
-        .costs("a worker does not take requests until it exists")
-        .mend("create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true"),
-        ObjectState::Differs(differences) if found.kind == ObjectKind::Queue => differing_queue(
-            found,
-            differences,
-            config.declare,
-        )
-        .mend("stop the workers, see that it is empty, and delete it; a worker declares it anew")
-        .run(format!("rabbitmqctl --vhost {vhost} list_queues name messages"))
-        .run(format!("rabbitmqctl --vhost {vhost} delete_queue {}", quoted(&found.name))),
+    let verdict = if declare { Verdict::Finding } else { Verdict::Hint };
+    match &object.state {
+        ObjectState::Matches => None,
+        // One check lists all missing objects: before the first worker runs, everything is missing.
+        ObjectState::Missing if declare => None,
+        ObjectState::Missing => {
+            let what = format!("{what} does not exist, and HANDOFF_DECLARE_TOPOLOGY is false");
+            Some(
+                Check::finding(kind, what)
+                    .cost("the worker consumes nothing until it exists")
+                    .remedy(
+                        "create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true",
+                    ),
+            )
+        }
         ObjectState::Differs(differences) => {
-            wrong(name, format!("{what} is there, and is another: {}", listed(differences)))
-                .costs(match config.declare {
-                    true => "a worker does not take requests, since it cannot declare it",
-                    false => "what is published there may reach nobody, or the wrong queues",
-                })
-                .mend("delete it, or rename ours: HANDOFF_REQUEST_EXCHANGE, HANDOFF_EVENT_EXCHANGE")
+            let what = format!("{what} differs: {}", list(differences));
+            Some(match object.kind {
+                ObjectKind::Queue => differing_queue(what, differences, declare)
+                    .remedy(
+                        "stop the workers, check that the queue is empty, and delete it; the next worker \
+                         declares it again",
+                    )
+                    .command(format!("rabbitmqctl --vhost {vhost} list_queues name messages"))
+                    .command(format!(
+                        "rabbitmqctl --vhost {vhost} delete_queue {}",
+                        quoted(&object.name)
+                    )),
+                ObjectKind::Exchange => Check::new(kind, verdict, what)
+                    .cost(if declare {
+                        "the worker consumes nothing, because it cannot declare the exchange"
+                    } else {
+                        "messages published to it may reach no queue, or the wrong queues"
+                    })
+                    .remedy(
+                        "delete it, or set another name in HANDOFF_REQUEST_EXCHANGE or \
+                         HANDOFF_EVENT_EXCHANGE",
+                    ),
+            })
         }
         ObjectState::Unknown(why) => {
-            wrong(name, format!("{what} is there; whether it fits cannot be told: {why}"))
-                .costs(match config.declare {
-                    true => "a worker does not take requests, since it may not declare it",
-                    false => "a queue of the wrong type would go unnoticed",
-                })
-                .mend("give the user the configure permission, or look by hand")
-                .run(format!(
-                    "rabbitmqctl set_permissions --vhost {vhost} USER CONFIGURE WRITE READ"
-                ))
-                .run(format!("rabbitmqctl --vhost {vhost} list_queues name type durable arguments"))
+            let what = format!("{what} exists, but cannot be compared: {why}");
+            Some(
+                Check::new(kind, verdict, what)
+                    .cost(if declare {
+                        "the worker consumes nothing, because it may not declare it"
+                    } else {
+                        "a queue of the wrong type stays unnoticed"
+                    })
+                    .remedy("give the user the configure permission, or compare it by hand")
+                    .command(format!(
+                        "rabbitmqctl set_permissions --vhost {vhost} USER CONFIGURE WRITE READ"
+                    ))
+                    .command(format!(
+                        "rabbitmqctl --vhost {vhost} list_queues name type durable arguments"
+                    )),
+            )
         }
-    })
+    }
 }
 
-/// A queue that is not replicated is wrong, whoever has declared it.
-fn differing_queue(found: &SurveyedObject, differences: &[Difference], declare: bool) -> Check {
-    let traits = ["x-queue-type", "durable"];
-    let is_fragile = differences.iter().any(|one| traits.contains(&one.name.as_str()));
-    let (verdict, cost): (fn(_, String) -> _, _) = match (is_fragile, declare) {
-        (true, _) => (
-            Check::finding,
-            "a node that fails takes its messages along, and dead letters can be lost",
-        ),
-        (false, true) => {
-            (Check::finding, "a worker does not take requests, since it cannot declare it")
-        }
-        (false, false) => {
-            (Check::hint, "it is used as it is; the reference says what its arguments are for")
-        }
-    };
-    let what =
-        format!("the queue `{}` is not as it should be: {}", found.name, listed(differences));
-    verdict("queue", what).costs(cost)
+/// A queue that is not replicated is a finding in any case.
+fn differing_queue(what: String, differences: &[Difference], declare: bool) -> Check {
+    let is_replicated =
+        !differences.iter().any(|one| matches!(one.name.as_str(), "x-queue-type" | "durable"));
+    let check = |verdict| Check::new("queue", verdict, what);
+    if !is_replicated {
+        check(Verdict::Finding)
+            .cost("if a node fails, its messages are lost; dead letters can be lost at any time")
+    } else if declare {
+        check(Verdict::Finding)
+            .cost("the worker consumes nothing, because it cannot declare the queue")
+    } else {
+        check(Verdict::Hint)
+            .cost("the worker uses it as it is; the reference explains each argument")
+    }
 }
 
-fn listed(differences: &[Difference]) -> String {
+fn list(differences: &[Difference]) -> String {
     differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What AMQP has no question for, with the commands that do.
-pub(super) fn unseen(
+/// Lists what AMQP does not show, with the commands that show it.
+pub(super) fn invisible(
     vhost: &str,
     topology: &Topology,
-    greeting: Option<&ServerProperties>,
+    properties: Option<&ServerProperties>,
 ) -> Check {
     let ctl = format!("rabbitmqctl --vhost {}", quoted(vhost));
     let check = Check::hint(
         "not seen",
-        "AMQP does not tell policies, bindings (whether anybody hears events) and RabbitMQ's own settings",
+        "AMQP does not show policies, bindings (whether a queue receives events) or RabbitMQ's settings",
     )
-    .costs("a policy can drop requests early; an event that nobody is bound to take is a failed attempt")
-    .mend(format!(
-        "see that no policy sets message-ttl, expires, max-length or a lower delivery-limit, that a queue is \
-         bound to `{}` for each event, and `{}` to `{}`, and that consumer_timeout is above 17 min",
+    .cost("a policy can drop requests early; an event that no queue receives is a failed attempt")
+    .remedy(format!(
+        "check that no policy sets message-ttl, expires, max-length or a lower delivery-limit; that a queue \
+         is bound to `{}` for each event; that `{}` is bound to `{}`; and that consumer_timeout is above \
+         17 min",
         topology.event_exchange(),
         topology.request_queue(),
         topology.request_exchange(),
     ))
-    .run(format!("{ctl} list_policies"))
-    .run(format!("{ctl} list_operator_policies"))
-    .run(format!("{ctl} list_bindings source_name destination_name routing_key"))
-    .run("rabbitmqctl environment | grep consumer_timeout");
-    // There every quorum queue has a limit of 20, and the dead queue has nowhere to pass messages on to.
-    let pattern = quoted(&format!("^{}$", topology.dead_queue().replace('.', r"\.")));
-    match greeting.is_some_and(|greeting| !greeting.version.starts_with("3.")) {
-        true => check.run(format!(
+    .command(format!("{ctl} list_policies"))
+    .command(format!("{ctl} list_operator_policies"))
+    .command(format!("{ctl} list_bindings source_name destination_name routing_key"))
+    .command("rabbitmqctl environment | grep consumer_timeout");
+    // RabbitMQ 4 limits every quorum queue to 20 redeliveries. The dead queue has no dead-letter
+    // exchange, so RabbitMQ would then drop its messages.
+    let limits_redeliveries =
+        properties.is_some_and(|properties| !properties.version.starts_with("3."));
+    if limits_redeliveries {
+        let pattern = quoted(&format!("^{}$", topology.dead_queue().replace('.', r"\.")));
+        check.command(format!(
             "{ctl} set_policy handoff-dead {pattern} '{{\"delivery-limit\":-1}}' --apply-to queues"
-        )),
-        false => check,
+        ))
+    } else {
+        check
     }
 }

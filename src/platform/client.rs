@@ -105,7 +105,7 @@ impl PlatformClient {
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(|error| {
-            ClientBuildError::Tls(tls::trouble(&error).unwrap_or("TLS cannot be set up"))
+            ClientBuildError::Tls(tls::explain(&error).unwrap_or("TLS cannot be set up"))
         })?;
         Ok(Self {
             http,

@@ -145,7 +145,7 @@ impl CallError {
         let cause = if error.is_timeout() {
             TransientCause::Timeout
         } else {
-            tls::trouble(error).map_or(TransientCause::Connection, TransientCause::Tls)
+            tls::explain(error).map_or(TransientCause::Connection, TransientCause::Tls)
         };
         Self::Transient { call, cause }
     }

@@ -167,7 +167,7 @@ async fn unknown_flags_are_told_without_their_values() {
     let (status, stderr) = run(GOOD, &["--idv-apikey=v4lue-must-not-leak"]).await;
     assert_eq!(status, Some(2));
     assert!(stderr.contains("--idv-apikey") && !stderr.contains(SECRET), "{stderr}");
-    assert!(stderr.contains("is --idv-api-key meant?"), "{stderr}");
+    assert!(stderr.contains("did you mean --idv-api-key?"), "{stderr}");
     // Without quotes, half of a key stands by itself.
     for arguments in
         [&["--idv-api-key", "ApiKey", SECRET][..], &["--idv-url", "--idv-api-key", SECRET]]

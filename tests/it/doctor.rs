@@ -175,7 +175,7 @@ async fn requests_that_wait_for_nobody_and_dead_letters_are_told() {
     env.rabbitmq.publish_to_queue(&dead, &letter).await;
     crate::support::wait_until("it is there", async || env.rabbitmq.depth(&dead).await == 1).await;
     let told = doctor(&env, &[]).await;
-    told.finding("rabbitmq", "consumers", &["2 wait", "handoff run"]);
+    told.finding("rabbitmq", "consumers", &["requests that wait: 2", "handoff run"]);
     told.is("rabbitmq", "dead letters", "hint");
 }
 

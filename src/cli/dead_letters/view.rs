@@ -1,16 +1,16 @@
-//! Dead letters for people and for programs.
+//! Dead letters as text: a table for people, JSON for programs.
 
 use std::time::SystemTime;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use lapin::types::AMQPValue;
+use comfy_table::{Table, presets::NOTHING};
+use lapin::types::{AMQPValue, ShortString};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::CliError;
-use crate::{broker::DeadLetter, message::format_date_time};
+use crate::{broker::DeadLetter, cli::errors::CliError, message::format_date_time};
 
-/// What a list says of a dead letter. No personal data.
+/// A dead letter in a list. Holds no personal data.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Row {
@@ -23,7 +23,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn of(letter: &DeadLetter) -> Self {
+    pub(super) fn new(letter: &DeadLetter) -> Self {
         let failed_at = letter.failed_at();
         let age = failed_at.and_then(|at| SystemTime::now().duration_since(at).ok());
         Self {
@@ -52,26 +52,31 @@ impl Row {
     }
 }
 
-/// Rows under headings, in columns as wide as need be.
+/// A table with headings. Columns are as wide on screen as their widest cell.
 pub(super) fn table(rows: &[Row]) -> String {
-    let headings = ["REQUEST ID", "REASON", "ATTEMPTS", "AGE", "DETAIL"].map(str::to_owned);
-    let lines: Vec<_> = std::iter::once(headings).chain(rows.iter().map(Row::cells)).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
-    let widths: Vec<_> = (0..5).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |cells: &[String; 5]| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    lines.iter().map(line).collect::<Vec<_>>().join("\n")
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_header(["REQUEST ID", "REASON", "ATTEMPTS", "AGE", "DETAIL"])
+        .add_rows(rows.iter().map(Row::cells));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
 }
 
-/// A dead letter whole: what a list says, its properties and headers, and the request that it was.
-pub(super) fn json_of_message(letter: &DeadLetter, pretty: bool) -> Result<String, CliError> {
+/// How to lay out a JSON object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    Line,
+    Pretty,
+}
+
+/// A whole dead letter: the fields of a list, the properties, the headers and the request.
+pub(super) fn message_json(letter: &DeadLetter, layout: Layout) -> Result<String, CliError> {
     let message = letter.message();
     let properties = message.properties();
-    let text = |text: &Option<lapin::types::ShortString>| {
-        text.as_ref().map(|text| Value::from(text.as_str()))
-    };
+    let text = |text: &Option<ShortString>| text.as_ref().map(|text| Value::from(text.as_str()));
     let fields = [
         ("contentType", text(properties.content_type())),
         ("correlationId", text(properties.correlation_id())),
@@ -86,7 +91,7 @@ pub(super) fn json_of_message(letter: &DeadLetter, pretty: bool) -> Result<Strin
     let properties: Map<_, _> =
         fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     let headers = message.headers().map(|headers| table_json(headers.inner().iter()));
-    let mut whole = serde_json::to_value(Row::of(letter)).map_err(CliError::failed)?;
+    let mut whole = serde_json::to_value(Row::new(letter)).map_err(CliError::failed)?;
     whole["properties"] = properties.into();
     whole["headers"] = headers.unwrap_or_default();
     match std::str::from_utf8(message.body()) {
@@ -95,16 +100,14 @@ pub(super) fn json_of_message(letter: &DeadLetter, pretty: bool) -> Result<Strin
         }
         Err(_) => whole["bodyBase64"] = BASE64_STANDARD.encode(message.body()).into(),
     }
-    match pretty {
-        true => serde_json::to_string_pretty(&whole),
-        false => serde_json::to_string(&whole),
+    match layout {
+        Layout::Line => serde_json::to_string(&whole),
+        Layout::Pretty => serde_json::to_string_pretty(&whole),
     }
     .map_err(CliError::failed)
 }
 
-fn table_json<'a>(
-    entries: impl Iterator<Item = (&'a lapin::types::ShortString, &'a AMQPValue)>,
-) -> Value {
+fn table_json<'a>(entries: impl Iterator<Item = (&'a ShortString, &'a AMQPValue)>) -> Value {
     entries.map(|(name, value)| (name.as_str().to_owned(), value_json(value))).collect()
 }
 
@@ -131,7 +134,7 @@ fn value_json(value: &AMQPValue) -> Value {
     }
 }
 
-/// Text without anything that a terminal would obey.
+/// Replaces control characters, which a terminal would execute.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
@@ -147,6 +150,8 @@ fn age(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use unicode_width::UnicodeWidthStr;
+
     use super::*;
 
     fn row(id: &str, detail: Option<&str>) -> Row {
@@ -161,11 +166,29 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_columns_and_obeys_nobody() {
-        let table = table(&[row("é-1", None), row("\u{1b}[2Jorder-7781", Some("why"))]);
-        let lines: Vec<_> = table.lines().collect();
-        assert_eq!(lines[0].find("REASON"), lines[1].replace('é', "e").find("platform_rejected"));
-        assert_eq!(lines[1], "é-1             platform_rejected  1         2h   -");
-        assert!(!table.contains('\u{1b}'));
+    fn wide_characters_keep_columns_aligned() {
+        let table = table(&[row("佐藤", None), row("é-1", Some("why")), row("order-7781", None)]);
+        assert_eq!(
+            table.lines().collect::<Vec<_>>(),
+            [
+                "REQUEST ID  REASON             ATTEMPTS  AGE  DETAIL",
+                "佐藤        platform_rejected  1         2h   -",
+                "é-1         platform_rejected  1         2h   why",
+                "order-7781  platform_rejected  1         2h   -",
+            ]
+        );
+        let columns = |line: &str| line.split("platform").next().unwrap_or_default().width();
+        assert!(table.lines().skip(1).all(|line| columns(line) == 12), "{table}");
+    }
+
+    #[test]
+    fn control_characters_are_replaced() {
+        let table = table(&[row("\u{1b}[2Jorder\n-1", Some("two\r\nlines"))]);
+        assert_eq!(
+            table.lines().nth(1),
+            Some(
+                "\u{fffd}[2Jorder\u{fffd}-1  platform_rejected  1         2h   two\u{fffd}\u{fffd}lines"
+            )
+        );
     }
 }

@@ -60,5 +60,5 @@ pub const REPEATED_MISTAKE_ONCE: &str =
     "`renew` appears more than once; `renew` must be true or false";
 
 // `handoff sandbox`.
-pub const SANDBOX_READY: &str = "the sandbox is ready";
-pub const SANDBOX_STOPPING: &str = "the sandbox stops";
+pub const SANDBOX_READY: &str = "sandbox ready";
+pub const SANDBOX_STOPPING: &str = "sandbox stopping";

@@ -1,0 +1,96 @@
+//! One check: what was found, what it costs, how to fix it.
+
+use serde::Serialize;
+
+/// The part of the set-up that a check is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Area {
+    Settings,
+    RabbitMq,
+    Redis,
+    Platform,
+}
+
+impl Area {
+    /// The heading of the area.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Settings => "Settings",
+            Self::RabbitMq => "RabbitMQ",
+            Self::Redis => "Redis",
+            Self::Platform => "Platform",
+        }
+    }
+}
+
+/// The outcome of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    Ok,
+    /// May be intended; does not change the exit status.
+    Hint,
+    /// Wrong.
+    Finding,
+}
+
+/// The result of one check. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Check {
+    pub(crate) area: Area,
+    /// What was checked.
+    pub(crate) name: &'static str,
+    pub(crate) verdict: Verdict,
+    /// What was found.
+    pub(crate) what: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cost: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remedy: Option<String>,
+    /// Commands that fix it or show more. The reader replaces words in capitals.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) commands: Vec<String>,
+}
+
+impl Check {
+    pub(super) fn new(name: &'static str, verdict: Verdict, what: impl Into<String>) -> Self {
+        Self {
+            // `examine` sets the area of all checks that an area returns.
+            area: Area::Settings,
+            name,
+            verdict,
+            what: what.into(),
+            cost: None,
+            remedy: None,
+            commands: vec![],
+        }
+    }
+
+    pub(super) fn ok(name: &'static str, what: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Ok, what)
+    }
+
+    pub(super) fn hint(name: &'static str, what: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Hint, what)
+    }
+
+    pub(super) fn finding(name: &'static str, what: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Finding, what)
+    }
+
+    pub(super) fn cost(mut self, cost: impl Into<String>) -> Self {
+        self.cost = Some(cost.into());
+        self
+    }
+
+    pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    pub(super) fn command(mut self, command: impl Into<String>) -> Self {
+        self.commands.push(command.into());
+        self
+    }
+}
