@@ -1,4 +1,4 @@
-//! Links in a real browser: what people see who open them.
+//! Links in a real browser.
 
 use handoff::sandbox::{Options, Sandbox, TokenAlphabet};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::support::{
     platform::API_KEY,
 };
 
-/// User ids that careless code breaks on, or takes for one another.
+/// User ids that reveal missing escaping or wrong normalization.
 const USERS: [&str; 14] = [
     "  two  spaces  each  ",
     "\"O'Hara\" \\ `x`",
@@ -28,14 +28,14 @@ const USERS: [&str; 14] = [
     LONG,
 ];
 
-/// As long as an id may be: 256 bytes.
+/// The longest valid id: 256 bytes.
 const LONG: &str = "Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenauszahlungsstelle+\
     Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenauszahlungsstelle&\
     Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenauszahlungsstelle%\
     Donaudampfschifffahrtsgesellschaft";
 
-/// A env whose platform is the sandbox, with tokens that careless encoding breaks.
-async fn bench() -> (TestEnv, Sandbox) {
+/// An environment with the sandbox as its platform; its tokens reveal wrong encoding.
+async fn start_env() -> (TestEnv, Sandbox) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = Options {
         api_key: API_KEY.to_owned(),
@@ -49,12 +49,12 @@ async fn bench() -> (TestEnv, Sandbox) {
     (env, sandbox)
 }
 
-/// A worker and a browser, started side by side.
+/// Starts a worker and a browser concurrently.
 async fn worker_and_browser(env: &TestEnv) -> (Worker, Browser) {
     tokio::join!(env.start_worker(), Browser::start())
 }
 
-/// The data of a ready event for each user, in the users' order.
+/// Requests a link for each user, and returns the events' data in the users' order.
 async fn links(env: &mut TestEnv, users: &[&str]) -> Vec<Value> {
     for (n, user) in users.iter().enumerate() {
         let request = json!({ "userId": user, "workflowId": format!("w/{n} & <i>ü</i>") });
@@ -70,7 +70,7 @@ async fn links(env: &mut TestEnv, users: &[&str]) -> Vec<Value> {
     links
 }
 
-/// The inner link, as a page would take it out of the link: by `decodeURIComponent`, once.
+/// Extracts the inner link as the capture page does: with one `decodeURIComponent`.
 async fn inner(browser: &Browser, url: &str) -> String {
     let (_, inner) = url.split_once("/capture?url=").unwrap();
     let inner = browser.script("return decodeURIComponent(arguments[0])", json!([inner])).await;
@@ -78,8 +78,8 @@ async fn inner(browser: &Browser, url: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_link_leads_its_user_to_their_session() {
-    let (mut env, sandbox) = bench().await;
+async fn each_link_opens_its_users_session() {
+    let (mut env, sandbox) = start_env().await;
     let (_worker, browser) = worker_and_browser(&env).await;
     assert_eq!(LONG.len(), 256);
 
@@ -91,7 +91,7 @@ async fn every_link_leads_its_user_to_their_session() {
         assert_eq!(browser.attribute("#continue", "href").await, inner);
         assert_eq!(browser.read_qr_code("#qr").await, inner);
 
-        // Every second time by the keyboard alone.
+        // Every second link is followed with the keyboard alone.
         if n.is_multiple_of(2) {
             browser.click("#continue").await;
         } else {
@@ -105,18 +105,18 @@ async fn every_link_leads_its_user_to_their_session() {
         assert_eq!(browser.text("#workflow").await, link["workflowId"].as_str().unwrap());
         assert_eq!(browser.script("return location.pathname", json!([])).await, "/idv/mobile");
     }
-    // The pages have loaded nothing else, and nothing in them has met their security policy.
+    // The pages load nothing else, and violate no content security policy.
     assert_eq!(sandbox.stats().pages_opened, 2 * USERS.len() as u64);
     assert_eq!(browser.console().await, [""; 0]);
 }
 
 #[tokio::test]
-async fn a_link_that_opens_nothing_says_why() {
-    let (mut env, sandbox) = bench().await;
+async fn invalid_link_shows_why() {
+    let (mut env, sandbox) = start_env().await;
     let (_worker, browser) = worker_and_browser(&env).await;
     let links = links(&mut env, &["Zoë 1", "Zoë 2"]).await;
     let url = links[0]["url"].as_str().unwrap();
-    let own = inner(&browser, url).await;
+    let inner_url = inner(&browser, url).await;
     let [one, other] = [0, 1].map(|n| links[n]["sessionId"].as_str().unwrap());
     let opened = |status, title| {
         let browser = &browser;
@@ -128,16 +128,16 @@ async fn a_link_that_opens_nothing_says_why() {
         }
     };
 
-    // With the session of somebody else.
-    opened(403, "This link does not fit")(own.replace(one, other)).await;
-    // Not encoded on its way into the outer link, and encoded twice.
+    // With another user's session.
+    opened(403, "This link does not fit")(inner_url.replace(one, other)).await;
+    // With the inner link not encoded, and encoded twice.
     let outer = url.split_once("?url=").unwrap().0;
-    opened(400, "This link leads nowhere")(format!("{outer}?url={own}")).await;
+    opened(400, "This link leads nowhere")(format!("{outer}?url={inner_url}")).await;
     opened(400, "This link leads nowhere")(url.replace('%', "%25")).await;
-    // After its token's end, from its first page as from its second.
-    assert_eq!(browser.open(&own).await, 200);
+    // With an expired token, on the second page and on the first.
+    assert_eq!(browser.open(&inner_url).await, 200);
     sandbox.expire_tokens();
-    opened(410, "This link has ended")(own).await;
+    opened(410, "This link has ended")(inner_url).await;
     assert_eq!(browser.open(url).await, 200);
     browser.click("#continue").await;
     assert!(browser.text("#error").await.contains("time is over"));

@@ -1,4 +1,4 @@
-//! The other commands, as a person or a script runs them.
+//! `handoff demo`, `request` and `sandbox`, as a person or a script runs them.
 
 use std::process::Output;
 
@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::support::{
-    TempFile, TestEnv,
+    Answer, TempFile, TestEnv,
     platform::{Call, success},
     required_env, within_timeout,
     worker::{Settings, command},
 };
 
 async fn run(arguments: &[&str], settings: &Settings) -> Output {
-    within_timeout("the end", command(arguments, settings).output()).await.unwrap()
+    within_timeout("its exit", command(arguments, settings).output()).await.unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -24,7 +24,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// What the clients of a env's worker need to know.
+/// The settings that a client of the worker reads.
 fn client_settings(env: &TestEnv) -> Settings {
     let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
     let names = names.map(|name| format!("HANDOFF_{name}"));
@@ -37,8 +37,8 @@ fn events(output: &Output) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_demo_shows_the_main_job_and_ends_well() {
-    // Names of its own, on the RabbitMQ that all tests share.
+async fn demo_shows_new_and_reused_links_and_exits_with_0() {
+    // Names unique to this test, on the RabbitMQ that all tests share.
     let env = TestEnv::builder().without_event_queue().start().await;
     let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
@@ -63,7 +63,7 @@ async fn the_demo_shows_the_main_job_and_ends_well() {
 }
 
 #[tokio::test]
-async fn the_demo_serves_on_until_it_is_stopped() {
+async fn demo_with_serve_runs_until_it_is_stopped() {
     let env = TestEnv::builder().without_event_queue().start().await;
     let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
@@ -83,23 +83,23 @@ async fn the_demo_serves_on_until_it_is_stopped() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(events(&output)[0]["data"]["workflowId"], "demo");
     crate::support::worker::signal(&demo, "INT");
-    assert!(within_timeout("the demo's end", demo.wait()).await.unwrap().success());
+    assert!(within_timeout("the demo's exit", demo.wait()).await.unwrap().success());
 }
 
 #[tokio::test]
-async fn the_demo_keeps_its_hands_off_a_queue_in_use() {
+async fn demo_refuses_a_queue_in_use() {
     let env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
     let output = run(&["demo"], &settings).await;
     assert_eq!(output.status.code(), Some(1));
-    let told = stderr(&output);
-    assert!(told.contains(&env.rabbitmq.queue) && told.contains("1 consumers"), "{told}");
+    let stderr = stderr(&output);
+    assert!(stderr.contains(&env.rabbitmq.queue) && stderr.contains("1 consumers"), "{stderr}");
 }
 
 #[tokio::test]
-async fn a_request_is_published_and_its_event_printed() {
+async fn request_is_published_and_its_event_printed() {
     let env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     let arguments = [
@@ -119,11 +119,12 @@ async fn a_request_is_published_and_its_event_printed() {
     let output = run(&arguments, &client_settings(&env)).await;
     assert!(output.status.success(), "{}", stderr(&output));
     let [event] = &events(&output)[..] else { panic!("one event: {}", stdout(&output)) };
-    assert_eq!(
-        (&event["type"], &event["data"]["userId"]),
-        (&json!("handoff.ready"), &json!("ann"))
+    assert_eq!(event["type"], "handoff.ready");
+    assert_eq!(event["data"]["userId"], "ann");
+    assert!(
+        stderr(&output).contains("▄▄▄▄▄▄▄"),
+        "the QR code goes to stderr, not between the results"
     );
-    assert!(stderr(&output).contains("▄▄▄▄▄▄▄"), "the QR code goes beside the results");
     assert_eq!(
         env.platform.session_calls()[0].body,
         json!({ "metadata": { "plan": "gold", "note": "a=b", "externalUserId": "ann" }, "locale": "de" })
@@ -135,7 +136,7 @@ async fn a_request_is_published_and_its_event_printed() {
 }
 
 #[tokio::test]
-async fn many_requests_come_from_a_file() {
+async fn requests_are_read_from_a_file() {
     let env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     let lines: String = (0..200).map(|n| format!("{{\"userId\":\"user-{n}\"}}\n\n")).collect();
@@ -147,39 +148,38 @@ async fn many_requests_come_from_a_file() {
     users.sort();
     users.dedup();
     assert_eq!(users.len(), 200);
-    assert_eq!(stderr(&output), "", "no progress bar where nobody looks");
+    assert_eq!(stderr(&output), "", "no progress bar without a terminal");
 }
 
 #[tokio::test]
-async fn a_failed_event_is_a_failure() {
-    let script = |call: &Call| match call.user_is("bad") {
-        true => crate::support::Answer::status(400),
-        false => success(call),
+async fn failed_event_exits_with_status_1() {
+    let script = |call: &Call| {
+        if call.user_is("bad") { Answer::status(400) } else { success(call) }
     };
     let env = TestEnv::builder().platform(script).start().await;
     let _worker = env.start_worker().await;
     let file = TempFile::new("{\"userId\":\"bad\"}\n{\"userId\":\"good\"}\n");
     let output = run(&["request", "--file", file.path()], &client_settings(&env)).await;
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(events(&output).len(), 2, "the others are printed all the same");
+    assert_eq!(events(&output).len(), 2, "the other event is printed too");
     assert!(stderr(&output).contains("1 of 2 requests failed"), "{}", stderr(&output));
 }
 
 #[tokio::test]
-async fn nobody_answering_is_a_failure_after_the_wait() {
+async fn request_without_an_event_fails_after_the_wait() {
     let env = TestEnv::start().await;
-    // Events of others are no reason to wait longer.
-    let chatter = async {
+    // Events of other requests do not extend the wait.
+    let other_events = async {
         loop {
             let event = json!({ "type": "handoff.ready", "data": { "requestId": "other" } });
             env.rabbitmq.publish_event("handoff.ready", event.to_string()).await;
         }
     };
     let client = client_settings(&env);
-    let asked = run(&["request", "--user", "ann", "--wait", "1s"], &client);
+    let request = run(&["request", "--user", "ann", "--wait", "1s"], &client);
     let output = tokio::select! {
-        output = asked => output,
-        () = chatter => unreachable!(),
+        output = request => output,
+        () = other_events => unreachable!(),
     };
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--wait"), "{}", stderr(&output));
@@ -187,19 +187,16 @@ async fn nobody_answering_is_a_failure_after_the_wait() {
 }
 
 #[tokio::test]
-async fn slips_in_requests_are_found_before_anything_is_published() {
+async fn invalid_request_input_is_refused_before_connecting() {
     let nowhere = Settings::from([(
         "HANDOFF_AMQP_URL".to_owned(),
         "amqp://guest:guest@127.0.0.1:1/%2f".to_owned(),
     )]);
-    let file = |content: &str| TempFile::new(content);
-    let (cut, envelope, empty) = (
-        file("{\"userId\":\"ann\"}\n{\"userId\":\n"),
-        file(
-            r#"{"specversion":"1.0","id":"1","source":"/a","type":"verification.requested","data":{"userId":"u"}}"#,
-        ),
-        file("\n"),
+    let truncated = TempFile::new("{\"userId\":\"ann\"}\n{\"userId\":\n");
+    let envelope = TempFile::new(
+        r#"{"specversion":"1.0","id":"1","source":"/a","type":"verification.requested","data":{"userId":"u"}}"#,
     );
+    let empty = TempFile::new("\n");
     let long = "u".repeat(257);
     for (arguments, word) in [
         (vec!["request"], "--user"),
@@ -208,7 +205,7 @@ async fn slips_in_requests_are_found_before_anything_is_published() {
         (vec!["request", "--user", "a", "--metadata", "k=1", "--metadata", "k=2"], "twice"),
         (vec!["request", "--user", "ann", "--wait", "soon"], "--wait"),
         (vec!["request", "--file", "/no/such/file"], "--file"),
-        (vec!["request", "--file", cut.path()], "line 2"),
+        (vec!["request", "--file", truncated.path()], "line 2"),
         (vec!["request", "--file", envelope.path()], "CloudEvent"),
         (vec!["request", "--file", empty.path()], "no request"),
         (vec!["request", "--file", empty.path(), "--user", "ann"], "--user"),
@@ -225,7 +222,7 @@ async fn slips_in_requests_are_found_before_anything_is_published() {
 }
 
 #[tokio::test]
-async fn a_worker_uses_the_sandbox_as_it_would_the_platform() {
+async fn worker_makes_a_link_with_the_sandbox() {
     let settings = Settings::from([("HANDOFF_LOG".to_owned(), "info".to_owned())]);
     let arguments = [
         "sandbox",
@@ -264,14 +261,14 @@ async fn a_worker_uses_the_sandbox_as_it_would_the_platform() {
     assert_eq!(stats["sessionsByUser"], json!({ "ann": 1 }));
 
     crate::support::worker::signal(&sandbox, "TERM");
-    assert!(within_timeout("the sandbox's end", sandbox.wait()).await.unwrap().success());
+    assert!(within_timeout("the sandbox's exit", sandbox.wait()).await.unwrap().success());
     let mut rest = String::new();
     shown.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, "");
 }
 
 #[tokio::test]
-async fn every_command_explains_itself() {
+async fn help_lists_the_options_and_variables() {
     let none = Settings::new();
     for (command, words) in [
         ("run", &["HANDOFF_IDV_API_KEY_FILE", "HANDOFF_SHUTDOWN_GRACE", "[default: 25s]"][..]),
@@ -289,7 +286,7 @@ async fn every_command_explains_itself() {
 }
 
 #[tokio::test]
-async fn a_wrong_option_of_the_sandbox_is_told_by_its_name() {
+async fn invalid_sandbox_option_is_reported_by_name() {
     for (wrong, name) in [
         ("--latency=slow", "--latency"),
         ("--jitter=1", "--jitter"),
@@ -302,7 +299,7 @@ async fn a_wrong_option_of_the_sandbox_is_told_by_its_name() {
         ("--idempotency=maybe", "--idempotency"),
         ("--api-key=a\nb", "API key"),
     ] {
-        // Told first, whatever else is wrong: this machine has no such address.
+        // Options are checked before the address, which this machine does not have.
         let output = run(&["sandbox", "--addr=192.0.2.1:1", wrong], &Settings::new()).await;
         assert_eq!(output.status.code(), Some(2), "{wrong}: {}", stderr(&output));
         assert!(stderr(&output).contains(name), "{wrong}: {}", stderr(&output));

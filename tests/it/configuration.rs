@@ -1,10 +1,10 @@
-//! Mistakes in the settings: all told at once, by name, never by value.
+//! Configuration errors: reported together, by variable name, never with the value.
 
 use std::collections::BTreeMap;
 
 use crate::support::{within_timeout, worker::command};
 
-/// A value that must never be repeated.
+/// A value that no error may contain.
 const SECRET: &str = "v4lue-must-not-leak";
 
 async fn run(settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
@@ -13,7 +13,7 @@ async fn run(settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, Str
         .map(|(name, value)| (format!("HANDOFF_{name}"), (*value).to_owned()))
         .collect();
     let arguments: Vec<&str> = std::iter::once("run").chain(arguments.iter().copied()).collect();
-    let output = within_timeout("the end", command(&arguments, &settings).output()).await.unwrap();
+    let output = within_timeout("its exit", command(&arguments, &settings).output()).await.unwrap();
     assert!(output.stdout.is_empty());
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
@@ -21,7 +21,7 @@ async fn run(settings: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, Str
 const GOOD: &[(&str, &str)] = &[("IDV_URL", "https://idv.example.com"), ("IDV_API_KEY", "k")];
 
 #[tokio::test]
-async fn every_mistake_ends_with_status_2_and_its_name() {
+async fn each_configuration_error_exits_with_status_2_and_names_its_variable() {
     let long = "x".repeat(300);
     let file = format!("/no/such/{SECRET}");
     let two_keys = format!("AAAA,{SECRET}");
@@ -100,19 +100,19 @@ async fn every_mistake_ends_with_status_2_and_its_name() {
         settings.push((name, value));
         let (status, stderr) = run(&settings, &[]).await;
         assert_eq!(status, Some(2), "{name}={value}: {stderr}");
-        let told = match name {
-            // A ttl as short as the least life of a link: that one is named, with the ttl in its text.
+        let reported = match name {
+            // The conflict of two settings is reported under LINK_MIN_LIFE, with the TTL in its text.
             "IDV_TOKEN_TTL" if value == "10m" => "LINK_MIN_LIFE",
             _ => name,
         };
-        assert!(stderr.contains(&format!("HANDOFF_{told}")), "{name}={value}: {stderr}");
+        assert!(stderr.contains(&format!("HANDOFF_{reported}")), "{name}={value}: {stderr}");
         assert!(!stderr.contains(SECRET), "{name}: {stderr}");
         assert!(stderr.contains("configuration errors: 1\n"), "only one: {stderr}");
     }
 }
 
 #[tokio::test]
-async fn all_mistakes_are_told_together() {
+async fn configuration_errors_are_reported_together() {
     let (status, stderr) = run(
         &[
             ("CONCURRENCY", "many"),
@@ -121,14 +121,14 @@ async fn all_mistakes_are_told_together() {
             ("REDIS_URL", SECRET),
             ("IDV_API_KEY", SECRET),
             ("IDV_API_KEY_FILE", SECRET),
-            // Found even though there is no platform's URL.
+            // Found although IDV_URL is missing.
             ("LINK_MIN_LIFE", "2h"),
         ],
         &["--idv-timeout", SECRET],
     )
     .await;
     assert_eq!(status, Some(2));
-    let told = [
+    let reported = [
         "CONCURRENCY",
         "RETRY_DELAYS",
         "LOG_FORMAT",
@@ -138,15 +138,15 @@ async fn all_mistakes_are_told_together() {
         "IDV_URL",
         "LINK_MIN_LIFE",
     ];
-    for name in told {
+    for name in reported {
         assert!(stderr.contains(&format!("HANDOFF_{name}: ")), "{name} is not in {stderr}");
     }
-    assert!(stderr.contains(&format!("configuration errors: {}\n", told.len())), "{stderr}");
+    assert!(stderr.contains(&format!("configuration errors: {}\n", reported.len())), "{stderr}");
     assert!(!stderr.contains(SECRET), "{stderr}");
 }
 
 #[tokio::test]
-async fn a_bare_flag_means_true_and_takes_nothing_that_follows() {
+async fn bare_boolean_flag_means_true_and_takes_no_value() {
     let wrong = ["--idv-allow-http", "--idv-url", "http://idv.example.com", "--log-format=xml"];
     for flags in [
         &wrong[..],
@@ -163,12 +163,12 @@ async fn a_bare_flag_means_true_and_takes_nothing_that_follows() {
 }
 
 #[tokio::test]
-async fn unknown_flags_are_told_without_their_values() {
+async fn unknown_flag_is_reported_without_its_value() {
     let (status, stderr) = run(GOOD, &["--idv-apikey=v4lue-must-not-leak"]).await;
     assert_eq!(status, Some(2));
     assert!(stderr.contains("--idv-apikey") && !stderr.contains(SECRET), "{stderr}");
     assert!(stderr.contains("did you mean --idv-api-key?"), "{stderr}");
-    // Without quotes, half of a key stands by itself.
+    // Without quotes, the second half of a key is an argument that must not be printed.
     for arguments in
         [&["--idv-api-key", "ApiKey", SECRET][..], &["--idv-url", "--idv-api-key", SECRET]]
     {

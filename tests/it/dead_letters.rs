@@ -16,11 +16,7 @@ use crate::support::{
     worker::{Settings, command},
 };
 
-fn dead(env: &TestEnv) -> String {
-    env.dead_queue()
-}
-
-/// The settings that the command reads.
+/// The settings that `handoff dead-letters` reads.
 fn settings(env: &TestEnv) -> Settings {
     let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
     let names = names.map(|name| format!("HANDOFF_{name}"));
@@ -45,7 +41,7 @@ fn ids(rows: &[Value]) -> Vec<&str> {
     ids
 }
 
-/// A dead letter as a worker leaves it.
+/// A dead letter as a worker publishes it.
 fn letter(id: &str, reason: &str, failed_at: &str) -> Message {
     let headers = field_table(&[
         ("mine", long_string("kept")),
@@ -63,20 +59,20 @@ fn letter(id: &str, reason: &str, failed_at: &str) -> Message {
     Message { routing_key: String::new(), properties, body }
 }
 
-/// With a topology, and these dead letters.
-async fn bench(letters: &[(&str, &str, &str)]) -> TestEnv {
+/// An environment with a declared topology and these dead letters.
+async fn env_with(letters: &[(&str, &str, &str)]) -> TestEnv {
     let env = TestEnv::start().await;
     env.declare_topology().await;
     for (id, reason, failed_at) in letters {
-        env.rabbitmq.publish_to_queue(&dead(&env), &letter(id, reason, failed_at)).await;
+        env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter(id, reason, failed_at)).await;
     }
     env
 }
 
 #[tokio::test]
-async fn dead_letters_are_listed_shown_and_chosen() {
+async fn dead_letters_are_listed_shown_and_filtered() {
     let recent = handoff::message::format_date_time(std::time::SystemTime::now());
-    let env = bench(&[
+    let env = env_with(&[
         ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
         ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
         ("c", "platform_rejected", &recent),
@@ -116,19 +112,19 @@ async fn dead_letters_are_listed_shown_and_chosen() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("not in the dead queue: x"));
     // Looking leaves everything where it was.
-    assert_eq!(env.rabbitmq.depth(&dead(&env)).await, 3);
+    assert_eq!(env.dead_letters().await, 3);
 }
 
 #[tokio::test]
-async fn what_happens_to_them_has_to_be_chosen() {
-    let env = bench(&[]).await;
+async fn replay_and_drop_need_a_filter() {
+    let env = env_with(&[]).await;
     for action in ["replay", "drop"] {
         let output = run(&env, &[action]).await;
         assert_eq!(output.status.code(), Some(2), "{action}");
         let output = run(&env, &[action, "--all", "--reason", "x"]).await;
         assert_eq!(output.status.code(), Some(2), "{action}");
     }
-    // On a queue that is not there, nothing is made.
+    // A missing queue is an error, and is not declared.
     let mut env = env;
     env.set("QUEUE", "nowhere");
     let output = run(&env, &["list"]).await;
@@ -137,8 +133,8 @@ async fn what_happens_to_them_has_to_be_chosen() {
 }
 
 #[tokio::test]
-async fn what_is_replayed_begins_anew_while_a_worker_runs() {
-    let mut env = bench(&[
+async fn replayed_request_starts_with_its_first_attempt() {
+    let mut env = env_with(&[
         ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
         ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
     ])
@@ -146,7 +142,7 @@ async fn what_is_replayed_begins_anew_while_a_worker_runs() {
     let worker = env.start_worker().await;
     let dry = run(&env, &["replay", "--reason", "retries_exhausted", "--dry-run"]).await;
     assert_eq!(ids(&rows(&dry)), ["a"]);
-    assert_eq!(env.rabbitmq.depth(&dead(&env)).await, 2);
+    assert_eq!(env.dead_letters().await, 2);
     let output = run(&env, &["replay", "a"]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
@@ -162,13 +158,13 @@ async fn what_is_replayed_begins_anew_while_a_worker_runs() {
 }
 
 #[tokio::test]
-async fn what_is_dropped_is_gone() {
-    let env = bench(&[
+async fn dropped_dead_letter_is_deleted() {
+    let env = env_with(&[
         ("a", "retries_exhausted", "2020-01-31T12:00:00Z"),
         ("b", "platform_rejected", "2020-01-31T12:00:00Z"),
     ])
     .await;
-    // Not on a terminal: nothing is asked.
+    // Without a terminal there is no confirmation.
     let output = run(&env, &["drop", "--reason", "platform_rejected"]).await;
     assert_eq!(String::from_utf8_lossy(&output.stderr), "1 dead letter dropped\n");
     assert_eq!(ids(&rows(&run(&env, &["list"]).await)), ["a"]);
@@ -176,25 +172,25 @@ async fn what_is_dropped_is_gone() {
 }
 
 #[tokio::test]
-async fn a_request_that_rabbitmq_gave_up_on_says_so() {
-    let env = bench(&[]).await;
+async fn reason_of_a_message_dead_lettered_by_rabbitmq_is_shown() {
+    let env = env_with(&[]).await;
     let body = json!({ "specversion": "1.0", "id": "event-1", "source": "/s", "type": "verification.requested",
         "data": { "userId": "ann" } });
     let expiring = BasicProperties::default().with_expiration("1".into());
     env.rabbitmq.publish(body.to_string(), expiring).await;
-    wait_until("it is dead", async || env.rabbitmq.depth(&dead(&env)).await == 1).await;
+    wait_until("it is a dead letter", async || env.dead_letters().await == 1).await;
     let row = &rows(&run(&env, &["list"]).await)[0];
     assert_eq!((&row["requestId"], &row["reason"]), (&json!("event-1"), &json!("expired")));
     assert!(row["ageSeconds"].as_u64().unwrap() < 60, "{row}");
 }
 
 #[tokio::test]
-async fn looking_again_and_again_does_not_wear_them_out() {
-    let env = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
+async fn listing_15_times_keeps_delivery_counts_low() {
+    let env = env_with(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
     for _ in 0..15 {
         assert_eq!(ids(&rows(&run(&env, &["list"]).await)), ["a"]);
     }
-    let letter = env.rabbitmq.take(&dead(&env)).await;
+    let letter = env.rabbitmq.take(&env.dead_queue()).await;
     assert_eq!(letter.text_header("mine"), "kept");
     assert_eq!(letter.text_header("x-handoff-reason"), "retries_exhausted");
     let count = letter.header("x-delivery-count").cloned();
@@ -202,13 +198,13 @@ async fn looking_again_and_again_does_not_wear_them_out() {
 }
 
 #[tokio::test]
-async fn a_replay_that_is_killed_loses_none_and_leaves_none_twice() {
-    let mut env = bench(&[]).await;
+async fn killed_replay_loses_and_doubles_no_dead_letter() {
+    let mut env = env_with(&[]).await;
     let all: Vec<_> = (0..1_000).map(|n| format!("r-{n}")).collect();
     for (n, id) in all.iter().enumerate() {
         let reason = if n % 2 == 0 { "retries_exhausted" } else { "platform_rejected" };
         env.rabbitmq
-            .publish_to_queue(&dead(&env), &letter(id, reason, "2020-01-31T12:00:00Z"))
+            .publish_to_queue(&env.dead_queue(), &letter(id, reason, "2020-01-31T12:00:00Z"))
             .await;
     }
     let _worker = env.start_worker().await;
@@ -219,10 +215,11 @@ async fn a_replay_that_is_killed_loses_none_and_leaves_none_twice() {
         served.insert(event.data()["requestId"].as_str().unwrap().to_owned());
     }
     replay.kill().await.unwrap();
-    wait_until("what it held is back", async || env.rabbitmq.depth(&dead(&env)).await >= 500).await;
+    wait_until("RabbitMQ has requeued what it held", async || env.dead_letters().await >= 500)
+        .await;
     let output = run(&env, &arguments[1..4]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // One that was confirmed and not acked when it was killed has come twice, as one event.
+    // A letter confirmed but not acked at the kill is replayed twice, with the same event.
     while served.len() < 500 {
         let event = env.rabbitmq.next_event().await;
         assert_eq!(event.routing_key, "handoff.ready");
@@ -233,16 +230,16 @@ async fn a_replay_that_is_killed_loses_none_and_leaves_none_twice() {
     let mut left = ids(&left);
     assert_eq!(left.len(), 500);
     left.dedup();
-    assert_eq!(left.len(), 500, "none twice");
+    assert_eq!(left.len(), 500, "no letter is doubled");
     assert!(left.iter().all(|id| !served.contains(*id)));
 }
 
 #[tokio::test]
-async fn a_replay_keeps_its_rate_and_heeds_an_interruption() {
-    let env = bench(&[]).await;
+async fn replay_keeps_its_rate_and_stops_at_an_interrupt() {
+    let env = env_with(&[]).await;
     for n in 0..20 {
         let letter = letter(&format!("r-{n}"), "retries_exhausted", "2020-01-31T12:00:00Z");
-        env.rabbitmq.publish_to_queue(&dead(&env), &letter).await;
+        env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter).await;
     }
     let arguments = ["dead-letters", "replay", "--all", "--rate", "1/h"];
     let mut command = command(&arguments, &settings(&env));
@@ -255,13 +252,13 @@ async fn a_replay_keeps_its_rate_and_heeds_an_interruption() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("interrupted; 1 dead letter sent to the request queue"), "{stderr}");
-    wait_until("the rest is back", async || env.rabbitmq.depth(&dead(&env)).await == 19).await;
+    wait_until("the rest is requeued", async || env.dead_letters().await == 19).await;
 }
 
 #[tokio::test]
-async fn on_a_terminal_dropping_is_asked_about() {
-    let env = bench(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
-    // `script` gives the command a terminal, and hands on what is typed.
+async fn drop_on_a_terminal_asks_for_confirmation() {
+    let env = env_with(&[("a", "retries_exhausted", "2020-01-31T12:00:00Z")]).await;
+    // `script` gives the command a terminal, and forwards its standard input.
     let typed = async |answer: &str| {
         let line = format!("{} dead-letters drop --all", env!("CARGO_BIN_EXE_handoff"));
         let mut command = tokio::process::Command::new("script");
@@ -270,15 +267,19 @@ async fn on_a_terminal_dropping_is_asked_about() {
         let mut child = command.stdin(piped()).stdout(piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-        let output = within_timeout("its end", child.wait_with_output()).await.unwrap();
+        let output = within_timeout("its exit", child.wait_with_output()).await.unwrap();
         drop(stdin);
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (status, said) = typed("n").await;
-    assert!(said.contains("Drop 1 for good?") && said.contains("nothing was dropped"), "{said}");
+    let (status, output) = typed("n").await;
+    assert!(
+        output.contains("Drop 1 for good?") && output.contains("nothing was dropped"),
+        "{output}"
+    );
     assert_eq!(status, Some(1));
-    wait_until("it is back", async || env.rabbitmq.depth(&dead(&env)).await == 1).await;
-    let (status, said) = typed("y").await;
-    assert!(said.contains("1 dead letter dropped"), "{said}");
-    assert_eq!((status, env.rabbitmq.depth(&dead(&env)).await), (Some(0), 0));
+    wait_until("it is requeued", async || env.dead_letters().await == 1).await;
+    let (status, output) = typed("y").await;
+    assert!(output.contains("1 dead letter dropped"), "{output}");
+    assert_eq!(status, Some(0));
+    assert_eq!(env.dead_letters().await, 0);
 }

@@ -1,8 +1,8 @@
-//! What the program is made of.
+//! The crates that the program is built from.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The versions of every package that is built into the program.
+/// The versions of every crate that is built into the program.
 async fn packages() -> BTreeMap<String, BTreeSet<String>> {
     let tree = ["tree", "--locked", "--offline", "--edges", "normal,build", "--prefix", "none"];
     let mut cargo = tokio::process::Command::new(env!("CARGO"));
@@ -18,10 +18,10 @@ async fn packages() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[tokio::test]
-async fn there_is_one_tls_stack_and_one_of_each_that_matters() {
+async fn there_is_one_tls_stack_and_one_version_of_each_large_crate() {
     let packages = packages().await;
-    for stranger in ["openssl", "openssl-sys", "native-tls", "ring"] {
-        assert!(!packages.contains_key(stranger), "{stranger}");
+    for banned in ["openssl", "openssl-sys", "native-tls", "ring"] {
+        assert!(!packages.contains_key(banned), "{banned}");
     }
     for name in ["tokio", "hyper", "rustls", "redis", "lapin", "reqwest", "aws-lc-rs"] {
         assert_eq!(packages[name].len(), 1, "{name}: {:?}", packages[name]);

@@ -1,4 +1,4 @@
-//! `handoff doctor`: each thing that can be wrong, made wrong.
+//! `handoff doctor`: finds each fault that a test creates.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,37 +10,37 @@ use lapin::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Authority, Flow, Message, Node, Proxy, TempFile, TestEnv, TlsProxy, log_text,
+    Answer, Authority, Flow, Message, Node, TempFile, TestEnv, TlsProxy, log_text,
     platform::{API_KEY, success},
     rabbitmq::{field_table, long_string},
     redis,
     tls::tls_url,
-    within_timeout,
+    wait_until, within_timeout,
     worker::command,
 };
 
-/// What it told.
-struct Told(Vec<Value>);
+/// The checks that `handoff doctor --json` printed.
+struct Report(Vec<Value>);
 
-impl Told {
-    /// What was told about something, which must be there once.
-    fn about(&self, area: &str, name: &str) -> &Value {
-        let mut about = self.all(area, name);
-        assert_eq!(about.len(), 1, "{area} {name}: {:#?}", self.0);
-        about.remove(0)
+impl Report {
+    /// The only check of this area and name.
+    fn check(&self, area: &str, name: &str) -> &Value {
+        let mut checks = self.all(area, name);
+        assert_eq!(checks.len(), 1, "{area} {name}: {:#?}", self.0);
+        checks.remove(0)
     }
 
     fn all(&self, area: &str, name: &str) -> Vec<&Value> {
         self.0.iter().filter(|check| check["area"] == area && check["name"] == name).collect()
     }
 
-    fn is(&self, area: &str, name: &str, verdict: &str) {
-        assert_eq!(self.about(area, name)["verdict"], verdict, "{}", self.about(area, name));
+    fn assert_verdict(&self, area: &str, name: &str, verdict: &str) {
+        assert_eq!(self.check(area, name)["verdict"], verdict, "{}", self.check(area, name));
     }
 
-    /// The same, with these words in it, and a cost.
-    fn finding(&self, area: &str, name: &str, words: &[&str]) {
-        let check = self.about(area, name);
+    /// Asserts that the check is a finding with a cost and these words.
+    fn assert_finding(&self, area: &str, name: &str, words: &[&str]) {
+        let check = self.check(area, name);
         assert_eq!(check["verdict"], "finding", "{check}");
         assert!(check["cost"].is_string(), "{check}");
         for word in words {
@@ -56,49 +56,49 @@ impl Told {
     }
 }
 
-async fn doctor(env: &TestEnv, flags: &[&str]) -> Told {
+async fn doctor(env: &TestEnv, flags: &[&str]) -> Report {
     let arguments = [&["doctor", "--json"], flags].concat();
     let output =
-        within_timeout("the end", command(&arguments, &env.settings).output()).await.unwrap();
+        within_timeout("its exit", command(&arguments, &env.settings).output()).await.unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     for secret in [API_KEY, "guest:guest", "must-not-leak"] {
         assert!(!stdout.contains(secret) && !stderr.contains(secret), "{stdout}{stderr}");
     }
-    let told = Told(stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect());
-    let expected = if told.findings().is_empty() { 0 } else { 1 };
+    let report = Report(stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect());
+    let expected = if report.findings().is_empty() { 0 } else { 1 };
     assert_eq!(output.status.code(), Some(expected), "{stdout}{stderr}");
-    told
+    report
 }
 
 #[tokio::test]
-async fn where_all_is_well_there_is_no_finding_and_no_call() {
+async fn healthy_environment_has_no_finding_and_costs_no_call() {
     let env = TestEnv::start().await;
-    // Before there was a worker: only said, nothing made.
-    let told = doctor(&env, &[]).await;
-    told.is("rabbitmq", "topology", "hint");
-    assert!(told.findings().is_empty(), "{:#?}", told.0);
+    // A missing topology is a hint before the first worker runs, and doctor declares nothing.
+    let report = doctor(&env, &[]).await;
+    report.assert_verdict("rabbitmq", "topology", "hint");
+    assert!(report.findings().is_empty(), "{:#?}", report.0);
     let declared = env.rabbitmq.open_channel().await;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
     let queue = env.rabbitmq.queue.as_str();
     assert!(declared.queue_declare(queue.into(), passive, FieldTable::default()).await.is_err());
 
     let worker = env.start_worker().await;
-    // It subscribes once more then, and for a moment nobody would be found to take requests.
+    // The worker subscribes again when it raises its prefetch: for a moment there is no consumer.
     worker.wait_for_log(log_text::WINDOW_GROWN).await;
-    let told = doctor(&env, &[]).await;
-    assert!(told.findings().is_empty(), "{:#?}", told.0);
+    let report = doctor(&env, &[]).await;
+    assert!(report.findings().is_empty(), "{:#?}", report.0);
     for name in ["version", "topology", "consumers", "dead letters", "publishing"] {
-        told.is("rabbitmq", name, "ok");
+        report.assert_verdict("rabbitmq", name, "ok");
     }
     for name in ["version", "role", "eviction", "memory", "latency", "commands", "clock"] {
-        told.is("redis", name, "ok");
+        report.assert_verdict("redis", name, "ok");
     }
-    told.is("settings", "seal", "hint");
+    report.assert_verdict("settings", "seal", "hint");
     assert!(env.platform.calls().is_empty());
     assert!(env.redis_entries().await.is_empty());
 
-    // For people: the same, without colours where nobody looks.
+    // The text output has no colours without a terminal.
     let output = command(&["doctor"], &env.settings).output().await.unwrap();
     let page = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
@@ -107,9 +107,10 @@ async fn where_all_is_well_there_is_no_finding_and_no_call() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
+async fn mismatched_topology_is_reported_and_not_changed() {
     let mut env = TestEnv::builder().without_event_queue().start().await;
-    let (queue, dead) = (env.rabbitmq.queue.clone(), env.dead_queue());
+    let queue = env.rabbitmq.queue.clone();
+    let dead = env.dead_queue();
     let channel = env.rabbitmq.open_channel().await;
     let durable = QueueDeclareOptions::durable();
     channel.queue_declare(queue.as_str().into(), durable, FieldTable::default()).await.unwrap();
@@ -126,19 +127,19 @@ async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
         .exchange_declare(exchange.into(), ExchangeKind::Fanout, options, FieldTable::default())
         .await
         .unwrap();
-    let about = |told: &Told, name: &str, object: &str| {
-        let all = told.all("rabbitmq", name);
+    let about = |report: &Report, name: &str, object: &str| {
+        let all = report.all("rabbitmq", name);
         let mut about = all
             .into_iter()
             .filter(|check| check["what"].as_str().unwrap().contains(&format!("`{object}`")));
-        about.next().cloned().unwrap_or_else(|| panic!("{object}: {:#?}", told.0))
+        about.next().cloned().unwrap_or_else(|| panic!("{object}: {:#?}", report.0))
     };
 
     for (declare, verdict) in [("true", "finding"), ("false", "hint")] {
         env.set("DECLARE_TOPOLOGY", declare);
-        let told = doctor(&env, &[]).await;
-        // A queue that is not replicated is wrong, whoever has declared it.
-        let wrong_type = about(&told, "queue", &queue);
+        let report = doctor(&env, &[]).await;
+        // A queue that is not replicated is a finding even if an operator declared it.
+        let wrong_type = about(&report, "queue", &queue);
         assert_eq!(wrong_type["verdict"], "finding");
         let what = wrong_type["what"].as_str().unwrap();
         for words in ["x-queue-type is ", "x-overflow is unset, not reject-publish"] {
@@ -146,104 +147,107 @@ async fn what_does_not_fit_on_rabbitmq_is_found_and_left_alone() {
         }
         let remedy = wrong_type["commands"][1].as_str().unwrap();
         assert!(remedy.contains(&format!("delete_queue '{queue}'")), "{remedy}");
-        let argument = about(&told, "queue", &dead);
+        let argument = about(&report, "queue", &dead);
         assert_eq!(argument["verdict"], verdict, "{argument}");
         let what = argument["what"].as_str().unwrap();
         for words in ["x-overflow is drop-head, not unset", "x-delivery-limit is 5, not unset"] {
             assert!(what.contains(words), "{what}");
         }
-        let kind = about(&told, "exchange", exchange);
+        let kind = about(&report, "exchange", exchange);
         assert_eq!(kind["verdict"], verdict, "{kind}");
         assert!(kind["what"].as_str().unwrap().contains("type is fanout, not topic"), "{kind}");
     }
-    // Where a worker declares nothing, what is missing is a finding.
+    // Where the worker declares nothing, a missing queue is a finding.
     let missing = about(&doctor(&env, &[]).await, "queue", &format!("{queue}.retry.1m"));
     assert_eq!(missing["verdict"], "finding");
     assert!(missing["what"].as_str().unwrap().contains("does not exist"), "{missing}");
 }
 
 #[tokio::test]
-async fn requests_that_wait_for_nobody_and_dead_letters_are_told() {
+async fn requests_without_a_consumer_and_dead_letters_are_reported() {
     let env = TestEnv::start().await;
     env.declare_topology().await;
-    doctor(&env, &[]).await.is("rabbitmq", "consumers", "hint");
+    doctor(&env, &[]).await.assert_verdict("rabbitmq", "consumers", "hint");
     env.publish_requests(0..2).await;
     env.rabbitmq.wait_for_depth(2).await;
     let body = b"{}".to_vec();
     let letter = Message { routing_key: String::new(), properties: Default::default(), body };
-    let dead = env.dead_queue();
-    env.rabbitmq.publish_to_queue(&dead, &letter).await;
-    crate::support::wait_until("it is there", async || env.rabbitmq.depth(&dead).await == 1).await;
-    let told = doctor(&env, &[]).await;
-    told.finding("rabbitmq", "consumers", &["requests that wait: 2", "handoff run"]);
-    told.is("rabbitmq", "dead letters", "hint");
+    env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter).await;
+    wait_until("the dead letter is queued", async || env.dead_letters().await == 1).await;
+    let report = doctor(&env, &[]).await;
+    report.assert_finding("rabbitmq", "consumers", &["requests that wait: 2", "handoff run"]);
+    report.assert_verdict("rabbitmq", "dead letters", "hint");
 }
 
 #[tokio::test]
-async fn rights_and_alarms_of_rabbitmq_are_found() {
+async fn missing_permissions_and_alarms_of_rabbitmq_are_reported() {
     let node = Node::rabbitmq().await;
     let mut env = TestEnv::builder().rabbitmq(&node).start().await;
     env.declare_topology().await;
     node.ctl(&["add_user", "poor", "secret"]).await;
     node.ctl(&["set_permissions", "poor", "^$", "^$", ".*"]).await;
     env.set("AMQP_URL", &node.url.replace("guest:guest", "poor:secret"));
-    let told = doctor(&env, &[]).await;
-    let queues = told.all("rabbitmq", "queue");
-    assert_eq!(queues.len(), 6, "{:#?}", told.0);
+    let report = doctor(&env, &[]).await;
+    let queues = report.all("rabbitmq", "queue");
+    assert_eq!(queues.len(), 6, "{:#?}", report.0);
     assert!(queues.iter().all(|check| check["verdict"] == "finding"));
-    told.finding("rabbitmq", "publishing", &["amq.default", "list_permissions"]);
+    report.assert_finding("rabbitmq", "publishing", &["amq.default", "list_permissions"]);
 
     env.set("AMQP_URL", &node.url);
     node.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await;
-    doctor(&env, &[]).await.finding("rabbitmq", "publishing", &["short of memory", "alarms"]);
+    doctor(&env, &[]).await.assert_finding(
+        "rabbitmq",
+        "publishing",
+        &["short of memory", "alarms"],
+    );
 
-    // Who it is, and where to, are told apart.
+    // A refused user and a missing virtual host are distinguished.
     for (url, word) in [
         (node.url.replace("guest:guest", "guest:must-not-leak"), "ACCESS_REFUSED"),
         (node.url.replace("/%2f", "/elsewhere"), "virtual host"),
     ] {
         env.set("AMQP_URL", &url);
-        doctor(&env, &[]).await.finding("rabbitmq", "login", &[word]);
+        doctor(&env, &[]).await.assert_finding("rabbitmq", "login", &[word]);
     }
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_redis_is_found() {
+async fn faults_of_redis_are_reported() {
     let node = Node::redis().await;
     let mut env = TestEnv::builder().redis(&node).start().await;
     let mut admin = redis::connect(&node.url).await;
     let mut set = async |line: &str| redis::run(&mut admin, line).await;
     set("CONFIG SET maxmemory-policy allkeys-lru").await;
-    let told = doctor(&env, &[]).await;
-    told.finding("redis", "eviction", &["allkeys-lru", "maxmemory-policy noeviction"]);
+    let report = doctor(&env, &[]).await;
+    report.assert_finding("redis", "eviction", &["allkeys-lru", "maxmemory-policy noeviction"]);
     set("CONFIG SET maxmemory-policy volatile-ttl").await;
-    doctor(&env, &[]).await.is("redis", "eviction", "hint");
+    doctor(&env, &[]).await.assert_verdict("redis", "eviction", "hint");
 
     set("CONFIG SET maxmemory-policy noeviction maxmemory 1mb").await;
-    let told = doctor(&env, &[]).await;
-    told.is("redis", "eviction", "ok");
-    told.finding("redis", "memory", &["maxmemory"]);
-    told.finding("redis", "commands", &["OOM"]);
+    let report = doctor(&env, &[]).await;
+    report.assert_verdict("redis", "eviction", "ok");
+    report.assert_finding("redis", "memory", &["maxmemory"]);
+    report.assert_finding("redis", "commands", &["OOM"]);
     set("CONFIG SET maxmemory 0").await;
 
     set("ACL SETUSER poor on >secret ~* +ping +script|load +evalsha +get").await;
     let url = node.url.clone();
     env.set("REDIS_URL", &url.replace("redis://", "redis://poor:secret@"));
-    let told = doctor(&env, &[]).await;
-    told.finding("redis", "commands", &["NOPERM", "ACL SETUSER"]);
-    told.is("redis", "not seen", "hint");
+    let report = doctor(&env, &[]).await;
+    report.assert_finding("redis", "commands", &["NOPERM", "ACL SETUSER"]);
+    report.assert_verdict("redis", "not seen", "hint");
     env.set("REDIS_URL", &url.replace("redis://", "redis://poor:must-not-leak@"));
-    doctor(&env, &[]).await.finding("redis", "login", &["HANDOFF_REDIS_URL"]);
+    doctor(&env, &[]).await.assert_finding("redis", "login", &["HANDOFF_REDIS_URL"]);
 
     env.set("REDIS_URL", &url);
     set("REPLICAOF 127.0.0.1 1").await;
-    let told = doctor(&env, &[]).await;
-    told.finding("redis", "role", &["replica"]);
-    told.finding("redis", "commands", &["READONLY"]);
+    let report = doctor(&env, &[]).await;
+    report.assert_finding("redis", "role", &["replica"]);
+    report.assert_finding("redis", "commands", &["READONLY"]);
 }
 
 #[tokio::test]
-async fn whatever_is_down_the_rest_is_looked_at() {
+async fn unreachable_server_does_not_stop_the_other_checks() {
     let mut env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     let names = ["AMQP_URL", "REDIS_URL", "IDV_URL"];
@@ -252,50 +256,48 @@ async fn whatever_is_down_the_rest_is_looked_at() {
     let areas = ["rabbitmq", "redis", "platform"];
     for n in 0..3 {
         env.set(names[n], nowhere[n]);
-        let told = doctor(&env, &[]).await;
-        assert_eq!(told.findings(), [format!("{} connection", areas[n])]);
-        told.finding(
+        let report = doctor(&env, &[]).await;
+        assert_eq!(report.findings(), [format!("{} connection", areas[n])]);
+        report.assert_finding(
             areas[n],
             "connection",
             &["connection refused", &format!("HANDOFF_{}", names[n])],
         );
         env.set(names[n], &urls[n]);
     }
-    // A server of another kind.
+    // A server that speaks another protocol.
     env.set("AMQP_URL", &urls[1].replace("redis://", "amqp://"));
-    doctor(&env, &[]).await.finding("rabbitmq", "version", &["AMQP 0-9-1"]);
+    doctor(&env, &[]).await.assert_finding("rabbitmq", "version", &["AMQP 0-9-1"]);
     for (n, url) in nowhere.into_iter().enumerate() {
         env.set(names[n], url);
     }
-    // Settings that are valid each for itself.
+    // Settings that are valid separately and conflict together.
     env.set("IDV_RATE_LIMIT", "1/1h").set("IDV_TIMEOUT", "8m").set("RETRY_DELAYS", "1m,10s");
-    let told = doctor(&env, &["--probe"]).await;
-    assert_eq!(told.findings().len(), 4, "{:?}", told.findings());
-    told.finding("settings", "rate", &["HANDOFF_IDV_RATE_LIMIT"]);
-    told.is("settings", "grace", "hint");
-    told.is("settings", "delays", "hint");
+    let report = doctor(&env, &["--probe"]).await;
+    assert_eq!(report.findings().len(), 4, "{:?}", report.findings());
+    report.assert_finding("settings", "rate", &["HANDOFF_IDV_RATE_LIMIT"]);
+    report.assert_verdict("settings", "grace", "hint");
+    report.assert_verdict("settings", "delays", "hint");
 }
 
 #[tokio::test]
-async fn servers_that_say_nothing_do_not_hold_it_up() {
+async fn silent_servers_are_reported_after_a_timeout() {
     let mut env = TestEnv::start().await;
     let mut proxies = Vec::new();
     for name in ["AMQP_URL", "REDIS_URL"] {
-        let url = env.setting(name).to_owned();
-        let proxy = Proxy::to(&url).await;
+        let proxy = env.proxy(name).await;
         proxy.set_replies(Flow::Held);
-        env.set(name, &proxy.url(&url));
         proxies.push(proxy);
     }
-    let told = doctor(&env, &[]).await;
-    told.finding("rabbitmq", "version", &["says nothing"]);
-    told.finding("rabbitmq", "login", &["did not answer in time"]);
-    told.finding("redis", "login", &["no answer in time"]);
-    told.is("platform", "connection", "ok");
+    let report = doctor(&env, &[]).await;
+    report.assert_finding("rabbitmq", "version", &["says nothing"]);
+    report.assert_finding("rabbitmq", "login", &["did not answer in time"]);
+    report.assert_finding("redis", "login", &["no answer in time"]);
+    report.assert_verdict("platform", "connection", "ok");
 }
 
 #[tokio::test]
-async fn a_key_file_that_everybody_can_read_is_told() {
+async fn world_readable_key_file_is_reported() {
     use std::{fs::Permissions, os::unix::fs::PermissionsExt};
     let mut env = TestEnv::start().await;
     let file = TempFile::new(API_KEY);
@@ -303,15 +305,15 @@ async fn a_key_file_that_everybody_can_read_is_told() {
     env.set("IDV_API_KEY_FILE", file.path());
     for (mode, verdict) in [(0o644, "hint"), (0o640, "ok")] {
         std::fs::set_permissions(file.path(), Permissions::from_mode(mode)).unwrap();
-        doctor(&env, &[]).await.is("settings", "key file", verdict);
+        doctor(&env, &[]).await.assert_verdict("settings", "key file", verdict);
     }
 }
 
 #[tokio::test]
-async fn a_request_that_may_be_kept_for_too_long_is_told() {
+async fn request_that_may_be_held_too_long_is_reported() {
     let mut env = TestEnv::start().await;
     env.set("IDV_TIMEOUT", "8m");
-    doctor(&env, &[]).await.finding(
+    doctor(&env, &[]).await.assert_finding(
         "rabbitmq",
         "consumer time-out",
         &["32 min", "consumer_timeout ="],
@@ -319,12 +321,12 @@ async fn a_request_that_may_be_kept_for_too_long_is_told() {
 }
 
 #[tokio::test]
-async fn the_key_is_tried_only_where_that_is_asked_for() {
+async fn probe_checks_key_and_clock_with_one_token_call() {
     let env = TestEnv::start().await;
     let _worker = env.start_worker().await;
-    let told = doctor(&env, &["--probe"]).await;
-    told.is("platform", "key", "ok");
-    told.is("platform", "clock", "ok");
+    let report = doctor(&env, &["--probe"]).await;
+    report.assert_verdict("platform", "key", "ok");
+    report.assert_verdict("platform", "clock", "ok");
     let calls = env.platform.calls();
     assert_eq!(calls.len(), 1);
     assert!(calls[0].is_token() && calls[0].header("authorization") == API_KEY);
@@ -332,20 +334,18 @@ async fn the_key_is_tried_only_where_that_is_asked_for() {
 
     let hour_ago = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(3_600));
     env.platform.set_script(move |_| Answer::status(401).header("date", hour_ago.clone()));
-    let told = doctor(&env, &["--probe"]).await;
-    told.finding("platform", "key", &["status 401", "Ephemeral Devices: Write"]);
-    told.finding("platform", "clock", &["behind", "NTP"]);
+    let report = doctor(&env, &["--probe"]).await;
+    report.assert_finding("platform", "key", &["status 401", "Ephemeral Devices: Write"]);
+    report.assert_finding("platform", "clock", &["behind", "NTP"]);
     env.platform.set_script(success);
 }
 
 #[tokio::test]
-async fn certificates_are_looked_at_wherever_there_is_tls() {
+async fn certificate_expiry_is_checked_on_every_tls_server() {
     let authority = Authority::new();
     let day = Duration::from_secs(24 * 60 * 60);
-    let (short, long) = (
-        authority.issue_valid_for(&["127.0.0.1"], 5 * day),
-        authority.issue_valid_for(&["127.0.0.1"], 100 * day),
-    );
+    let short = authority.issue_valid_for(&["127.0.0.1"], 5 * day);
+    let long = authority.issue_valid_for(&["127.0.0.1"], 100 * day);
     let mut env = TestEnv::start().await;
     let _worker = env.start_worker().await;
     env.settings.insert("SSL_CERT_FILE".into(), authority.certificate_file());
@@ -359,20 +359,20 @@ async fn certificates_are_looked_at_wherever_there_is_tls() {
             env.set(name, &tls_url(url, front.port()));
             fronts.push(front);
         }
-        let told = doctor(&env, &["--probe"]).await;
+        let report = doctor(&env, &["--probe"]).await;
         for (_, area) in servers {
-            let check = told.about(area, "certificate");
+            let check = report.check(area, "certificate");
             assert_eq!(check["verdict"], verdict, "{check}");
             assert!(check["what"].as_str().unwrap().contains(days), "{check}");
         }
-        told.is("platform", "key", "ok");
-        told.is("rabbitmq", "version", "ok");
+        report.assert_verdict("platform", "key", "ok");
+        report.assert_verdict("rabbitmq", "version", "ok");
         if verdict == "ok" {
-            assert!(told.findings().is_empty(), "{:?}", told.findings());
+            assert!(report.findings().is_empty(), "{:?}", report.findings());
             env.settings.retain(|name, _| !name.starts_with("SSL_"));
-            let told = doctor(&env, &[]).await;
+            let report = doctor(&env, &[]).await;
             for (_, area) in servers {
-                told.finding(area, "connection", &["SSL_CERT_FILE"]);
+                report.assert_finding(area, "connection", &["SSL_CERT_FILE"]);
             }
         }
     }

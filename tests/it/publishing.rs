@@ -1,4 +1,4 @@
-//! Many events in flight at a time: each is told its own fate.
+//! Confirms and returns of many events that are published concurrently.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -18,35 +18,47 @@ use lapin::{
 use crate::support::TestEnv;
 
 fn ready(request_id: &str) -> Event {
-    let (user_id, workflow_id, session_id, url) = ("ann", "w", "s", "https://idv.example");
-    let (expires_at, reused) = (SystemTime::now(), false);
-    let body =
-        EventBody::Ready { request_id, user_id, workflow_id, session_id, url, expires_at, reused };
+    let body = EventBody::Ready {
+        request_id,
+        user_id: "ann",
+        workflow_id: "w",
+        session_id: "s",
+        url: "https://idv.example",
+        expires_at: SystemTime::now(),
+        reused: false,
+    };
     Event::new(&body, SystemTime::now())
 }
 
 fn failed(request_id: &str) -> Event {
     let reason = FailedReason { code: ReasonCode::InvalidRequest, message: "m".to_owned() };
-    let (user_id, workflow_id) = (None, None);
-    let body = EventBody::Failed { request_id, user_id, workflow_id, reason: &reason, attempts: 1 };
+    let body = EventBody::Failed {
+        request_id,
+        user_id: None,
+        workflow_id: None,
+        reason: &reason,
+        attempts: 1,
+    };
     Event::new(&body, SystemTime::now())
 }
 
 #[tokio::test]
-async fn of_many_events_in_flight_each_is_told_its_own_fate() {
+async fn each_concurrent_event_gets_its_own_outcome() {
     let env = TestEnv::start().await;
     let url = std::env::var("HANDOFF_AMQP_URL").unwrap();
     let exchange = format!("{}.half", env.rabbitmq.event_exchange);
-    // Somebody hears of links, and nobody of failures.
+    // Only `handoff.ready` is routed: each `handoff.failed` comes back with a `basic.return`.
     let channel = env.rabbitmq.open_channel().await;
-    let fleeting = ExchangeDeclareOptions { auto_delete: true, ..Default::default() };
-    let (name, none) = (|| exchange.as_str().into(), FieldTable::default);
-    channel.exchange_declare(name(), ExchangeKind::Topic, fleeting, none()).await.unwrap();
-    let own = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = channel.queue_declare("".into(), own, none()).await.unwrap().name().clone();
-    let binding =
-        channel.queue_bind(queue, name(), "handoff.ready".into(), Default::default(), none());
-    binding.await.unwrap();
+    let options = ExchangeDeclareOptions { auto_delete: true, ..Default::default() };
+    let name = || exchange.as_str().into();
+    let none = FieldTable::default;
+    channel.exchange_declare(name(), ExchangeKind::Topic, options, none()).await.unwrap();
+    let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let queue = channel.queue_declare("".into(), exclusive, none()).await.unwrap().name().clone();
+    channel
+        .queue_bind(queue, name(), "handoff.ready".into(), Default::default(), none())
+        .await
+        .unwrap();
 
     let topology = Topology::new(&BrokerSettings {
         url: url.as_str().into(),
@@ -62,14 +74,16 @@ async fn of_many_events_in_flight_each_is_told_its_own_fate() {
     for (in_flight, every) in [(8, 2), (64, 7), (256, 50), (256, 2)] {
         let mut wrong = stream::iter(0..2_000)
             .map(|number| {
-                let (publisher, span) = (&publisher, &span);
-                let unheard = number % every == 0;
+                let publisher = &publisher;
+                let span = &span;
+                let is_unroutable = number % every == 0;
                 async move {
                     let id = format!("r-{in_flight}-{every}-{number}");
-                    let event = if unheard { failed(&id) } else { ready(&id) };
-                    let told = publisher.publish_event(&event, &id, span).await;
-                    let due = if unheard { Err(PublishError::Unroutable) } else { Ok(()) };
-                    (told != due).then_some((id, told))
+                    let event = if is_unroutable { failed(&id) } else { ready(&id) };
+                    let outcome = publisher.publish_event(&event, &id, span).await;
+                    let expected =
+                        if is_unroutable { Err(PublishError::Unroutable) } else { Ok(()) };
+                    (outcome != expected).then_some((id, outcome))
                 }
             })
             .buffer_unordered(in_flight)

@@ -117,9 +117,8 @@ async fn request_that_outlasts_its_budget_passes_the_retry_queues_and_becomes_a_
 
 #[tokio::test]
 async fn second_attempt_serves_the_request() {
-    let script = |call: &Call| match (call.is_token(), call.nth) {
-        (false, 0) => Answer::status(500),
-        _ => success(call),
+    let script = |call: &Call| {
+        if !call.is_token() && call.nth == 0 { Answer::status(500) } else { success(call) }
     };
     let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");

@@ -1,4 +1,4 @@
-//! The rights that docs/security.md gives to each are enough for each.
+//! The permissions in docs/security.md suffice.
 
 use futures_util::StreamExt;
 use lapin::{
@@ -13,13 +13,13 @@ use crate::support::{
 
 const GUIDE: &str = include_str!("../../docs/security.md");
 
-/// The arguments of a line in the guide's shell blocks, without their quotes.
+/// The arguments of a command line in the guide, without their quotes.
 fn arguments(line: &str) -> Vec<String> {
     line.split(' ').map(|argument| argument.trim_matches('\'').to_owned()).collect()
 }
 
 #[tokio::test]
-async fn the_least_rights_suffice() {
+async fn documented_permissions_suffice() {
     let (rabbitmq, redis_node) = tokio::join!(Node::rabbitmq(), Node::redis());
     let grants: Vec<_> = GUIDE
         .lines()
@@ -40,7 +40,7 @@ async fn the_least_rights_suffice() {
     let mut admin = redis::connect(&redis_node.url).await;
     grant.query_async::<()>(&mut admin).await.unwrap();
 
-    // Everything by its default name.
+    // Queues, exchanges and keys have their default names, as in the guide.
     let env = TestEnv::builder().rabbitmq(&rabbitmq).start().await;
     let amqp = |user: &str| rabbitmq.url.replace("guest:guest", &format!("{user}:secret"));
     let named = ["QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "KEY_PREFIX"];
@@ -52,7 +52,7 @@ async fn the_least_rights_suffice() {
     settings.insert("HANDOFF_REDIS_URL".to_owned(), redis_url);
     settings.insert("HANDOFF_IDV_RATE_LIMIT".to_owned(), "1000/1s".to_owned());
     let worker = Worker::start_consuming(&settings).await;
-    // The queue is empty, so nothing in it kills workers: the prefetch is what it is set to.
+    // An empty queue holds no poison message, so the worker raises its prefetch to the maximum.
     wait_until("the prefetch is 64", async || {
         let consumers = rabbitmq.ctl(&["list_consumers", "queue_name", "prefetch_count"]).await;
         consumers.lines().any(|line| line == "verification.requested\t64")
@@ -61,31 +61,32 @@ async fn the_least_rights_suffice() {
 
     let listener =
         Connection::connect(&amqp("notifications"), ConnectionProperties::default()).await.unwrap();
-    let hears = listener.create_channel().await.unwrap();
+    let consuming = listener.create_channel().await.unwrap();
     let none = FieldTable::default;
-    hears
+    consuming
         .queue_declare("notifications".into(), QueueDeclareOptions::durable(), none())
         .await
         .unwrap();
     let binding = QueueBindOptions::default();
-    hears
+    consuming
         .queue_bind("notifications".into(), "handoff".into(), "handoff.*".into(), binding, none())
         .await
         .unwrap();
-    let mut events = hears
+    let mut events = consuming
         .basic_consume("notifications".into(), "".into(), BasicConsumeOptions::default(), none())
         .await
         .unwrap();
 
     let shop = Connection::connect(&amqp("shop"), ConnectionProperties::default()).await.unwrap();
-    let asks = shop.create_channel().await.unwrap();
-    asks.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    // A good one, one that is reused, and one that goes to the dead queue.
+    let publishing = shop.create_channel().await.unwrap();
+    publishing.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    // One new link, one reused link, and one dead letter.
     for body in [json!({ "userId": "ann" }), json!({ "userId": "ann" }), json!({ "userId": 7 })] {
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let (exchange, key) = ("verification".into(), "verification.requested".into());
+        let exchange = "verification".into();
+        let key = "verification.requested".into();
         let body = body.to_string();
-        let confirm = asks
+        let confirm = publishing
             .basic_publish(exchange, key, mandatory, body.as_bytes(), BasicProperties::default())
             .await
             .unwrap();
@@ -104,13 +105,13 @@ async fn the_least_rights_suffice() {
     assert_eq!(env.platform.session_calls().len(), 1);
     let (_, ready) = worker.get("/readyz").await;
     assert!(ready.contains(r#""redis":"ok""#), "{ready}");
-    // Who has no more than that can still look for what is wrong.
+    // `handoff doctor` needs no further permission.
     settings.insert("HANDOFF_LOG".to_owned(), "warn".to_owned());
     let output = command(&["doctor", "--json"], &settings).output().await.unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{told}");
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{report}");
     assert!(
-        told.contains("all 8 exchanges and queues fit") && told.contains("INFO is refused"),
-        "{told}"
+        report.contains("all 8 exchanges and queues fit") && report.contains("INFO is refused"),
+        "{report}"
     );
 }

@@ -1,4 +1,4 @@
-//! What a person at a terminal meets.
+//! Help, errors and colours on a terminal.
 
 use std::process::{Output, Stdio};
 
@@ -13,24 +13,24 @@ const COMMANDS: [&str; 9] =
     ["run", "demo", "request", "sandbox", "dead-letters", "doctor", "schema", "completions", "man"];
 
 async fn run(arguments: &[&str]) -> Output {
-    within_timeout("the end", command(arguments, &Settings::new()).output()).await.unwrap()
+    within_timeout("its exit", command(arguments, &Settings::new()).output()).await.unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Runs it on a terminal, and returns what that shows.
+/// Runs a command on a terminal, and returns its output.
 async fn on_terminal(arguments: &str, settings: &[(&str, &str)]) -> String {
     let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_handoff"));
     let mut script = tokio::process::Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR").env("TERM", "xterm");
     script.envs(settings.iter().copied()).stdin(Stdio::null());
-    text(&within_timeout("the end", script.output()).await.unwrap().stdout)
+    text(&within_timeout("its exit", script.output()).await.unwrap().stdout)
 }
 
 #[tokio::test]
-async fn every_command_teaches_by_an_example() {
+async fn every_help_text_has_an_example() {
     let all = text(&run(&["--help"]).await.stdout);
     for command in COMMANDS {
         assert!(all.contains(&format!("  {command} ")), "{command} is not in {all}");
@@ -49,7 +49,7 @@ async fn every_command_teaches_by_an_example() {
 }
 
 #[tokio::test]
-async fn the_demo_tells_its_own_defaults() {
+async fn demo_help_shows_the_defaults_of_the_demo() {
     let help = text(&run(&["demo", "--help"]).await.stdout);
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for words in [
@@ -64,7 +64,7 @@ async fn the_demo_tells_its_own_defaults() {
 }
 
 #[tokio::test]
-async fn colours_are_for_terminals_that_want_them() {
+async fn only_terminals_without_no_color_get_colours() {
     let nowhere = "--amqp-url=amqp://127.0.0.1:1 --redis-url=redis://127.0.0.1:1 \
                    --idv-url=http://127.0.0.1:1 --idv-api-key=k";
     let doctor = format!("doctor {nowhere}");
@@ -80,7 +80,7 @@ async fn colours_are_for_terminals_that_want_them() {
 }
 
 #[tokio::test]
-async fn completions_are_scripts_that_their_shell_can_read() {
+async fn completions_are_valid_shell_scripts() {
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completions", shell]).await;
         assert!(output.status.success());
@@ -103,7 +103,7 @@ async fn completions_are_scripts_that_their_shell_can_read() {
 }
 
 #[tokio::test]
-async fn there_is_a_page_for_each_command() {
+async fn every_command_has_a_manual_page() {
     for (arguments, title) in [
         (&["man"][..], "handoff 1"),
         (&["man", "run"], "handoff-run 1"),
@@ -121,7 +121,7 @@ async fn there_is_a_page_for_each_command() {
 }
 
 #[tokio::test]
-async fn an_error_tells_the_cause_and_a_remedy() {
+async fn error_names_the_cause_and_a_remedy() {
     for (arguments, words) in [
         (
             &["request", "--user=ann", "--amqp-url=amqp://127.0.0.1:1"][..],
@@ -139,9 +139,9 @@ async fn an_error_tells_the_cause_and_a_remedy() {
         (&["request", "--file=/no/such"], &["--file", "No such file"]),
     ] {
         let output = run(arguments).await;
-        let told = text(&output.stderr);
+        let stderr = text(&output.stderr);
         for word in words {
-            assert!(told.contains(word), "{arguments:?}: {word} is not in {told}");
+            assert!(stderr.contains(word), "{arguments:?}: {word} is not in {stderr}");
         }
         assert!(!output.status.success());
     }

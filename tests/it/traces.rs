@@ -55,9 +55,8 @@ fn assert_attributes(span: &Span, expected: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn trace_leads_from_the_publisher_through_both_calls_to_the_event() {
-    let script = |call: &Call| match (call.is_token(), call.nth) {
-        (false, 0) => Answer::status(500),
-        _ => success(call),
+    let script = |call: &Call| {
+        if !call.is_token() && call.nth == 0 { Answer::status(500) } else { success(call) }
     };
     let collector = Collector::start().await;
     let mut env = traced(script, &collector).await;
