@@ -196,7 +196,8 @@ fn import_graph(sources: &[(Module, String)]) -> BTreeMap<Module, BTreeSet<Modul
 
 /// A way from `to` back to `from`.
 fn way_back(graph: &BTreeMap<Module, BTreeSet<Module>>, from: &Module, to: &Module) -> bool {
-    let (mut open, mut seen) = (vec![to], BTreeSet::from([to]));
+    let mut open = vec![to];
+    let mut seen = BTreeSet::from([to]);
     while let Some(module) = open.pop() {
         if module == from {
             return true;
@@ -254,5 +255,5 @@ fn modules_with_children_are_folders_with_a_mod_file() {
     let mut files = Vec::new();
     source_files(&root, &mut files);
     let doubled: Vec<_> = files.iter().filter(|path| path.with_extension("").is_dir()).collect();
-    assert!(doubled.is_empty(), "a file beside a folder of its name: {doubled:?}");
+    assert!(doubled.is_empty(), "use `x/mod.rs` instead of `x.rs` next to `x/`: {doubled:?}");
 }

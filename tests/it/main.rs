@@ -1,14 +1,15 @@
-//! The worker from outside: the real binary, a real RabbitMQ, a real Redis, a real browser.
+//! Black-box tests: the real binary with a real RabbitMQ, a real Redis and a real browser.
 //!
-//! `make test` provides them; without them every test fails, none is skipped. Each test has names of
-//! its own on RabbitMQ and Redis, so that all can run side by side, and takes them away at its end.
+//! `make test` provides them; without them tests fail instead of being skipped. Each test uses unique
+//! names on the shared RabbitMQ and Redis, so that tests can run in parallel, and deletes them at its
+//! end. Texts that tests await in the worker's output are in `support/log_text.rs`.
 
-#![allow(unreachable_pub, reason = "everything in here is this binary's own")]
+#![allow(unreachable_pub, reason = "nothing imports a test binary")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "that is how a test fails"
+    reason = "a test fails by panicking"
 )]
 
 mod support;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{
+use super::checks::{
     PAUSED, assert_no_attempt_spent, expect_ready, failing_sessions, readiness, unavailable,
 };
 use crate::support::{

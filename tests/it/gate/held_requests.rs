@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{expect_ready, failing_sessions, readiness, unavailable};
+use super::checks::{expect_ready, failing_sessions, readiness, unavailable};
 use crate::support::{
     Answer, Flow, TestEnv, log_text,
     platform::success,

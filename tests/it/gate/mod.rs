@@ -1,48 +1,6 @@
 //! The gate: requests that are held while the platform is paused.
 
 mod breaker;
+mod checks;
 mod held_requests;
 mod refusals;
-
-use std::collections::HashSet;
-
-use serde_json::Value;
-
-use crate::support::{
-    Answer, TestEnv, Worker, log_text,
-    platform::{Call, success},
-};
-
-const PAUSED: &str = "handoff_platform_paused";
-
-fn unavailable(_: &Call) -> Answer {
-    Answer::status(503)
-}
-
-/// Answers token calls successfully and session calls with 500.
-fn failing_sessions(call: &Call) -> Answer {
-    if call.is_token() { success(call) } else { Answer::status(500) }
-}
-
-/// Receives `count` events, asserts that each is `handoff.ready`, and returns the request ids.
-async fn expect_ready(env: &mut TestEnv, count: usize) -> HashSet<String> {
-    let events = env.rabbitmq.next_events(count).await;
-    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
-    events.iter().map(|event| event.data()["requestId"].to_string()).collect()
-}
-
-/// The status of `/readyz`, and what it reports as failing.
-async fn readiness(worker: &Worker) -> (u16, Value) {
-    let (status, page) = worker.get("/readyz").await;
-    (status, serde_json::from_str::<Value>(&page).unwrap()["failing"].clone())
-}
-
-/// Asserts that no request went to a retry queue or to the dead queue.
-async fn assert_no_attempt_spent(env: &TestEnv, worker: &Worker) {
-    for outcome in ["retried", "failed"] {
-        let series = format!("handoff_requests_total{{outcome=\"{outcome}\"}}");
-        assert_eq!(worker.metric(&series).await, 0.0, "{outcome}");
-    }
-    assert_eq!(env.dead_letters().await, 0);
-    assert!(worker.log_lines(log_text::REQUEST_FINISHED).iter().all(|line| line["attempt"] == 1));
-}

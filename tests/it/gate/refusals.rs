@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{PAUSED, assert_no_attempt_spent, expect_ready, readiness};
+use super::checks::{PAUSED, assert_no_attempt_spent, expect_ready, readiness};
 use crate::support::{
     Answer, TempFile, TestEnv, log_text,
     platform::{API_KEY, Call, success},

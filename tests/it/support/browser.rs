@@ -13,7 +13,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{TIMEOUT, required_env, within_timeout};
+use super::{
+    test_run::required_env,
+    wait::{TIMEOUT, within_timeout},
+};
 
 /// WebDriver's key for a reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";

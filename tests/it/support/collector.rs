@@ -20,7 +20,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use super::within_timeout;
+use super::wait::within_timeout;
 
 /// A span as it was received, ids in hexadecimal.
 #[derive(Clone, Debug)]

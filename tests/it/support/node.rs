@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use tokio::process::Command;
 
-use super::required_env;
+use super::test_run::required_env;
 
 /// A server in a separate folder. Destroyed when it is dropped, unless all tests share it.
 pub struct Node {

@@ -14,7 +14,7 @@ use handoff::sandbox::{ApiCall, Endpoint, Options, Sandbox};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
-use super::within_timeout;
+use super::wait::within_timeout;
 
 /// The API key that tests use. A distinctive one, so that a leak is found.
 pub const API_KEY: &str = "ApiKey k3y-must-not-leak";

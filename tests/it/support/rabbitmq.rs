@@ -9,7 +9,7 @@ use lapin::{
 };
 use serde_json::Value;
 
-use super::{wait_until, within_timeout};
+use super::wait::{wait_until, within_timeout};
 
 /// The routing key that a producer publishes requests under.
 const REQUEST_KEY: &str = "verification.requested";

@@ -9,7 +9,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::within_timeout;
+use super::wait::within_timeout;
 
 /// What the platform writes in answer to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

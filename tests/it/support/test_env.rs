@@ -6,11 +6,13 @@ use std::{collections::BTreeMap, ops::Range};
 use serde_json::json;
 
 use super::{
-    Answer, Node, Platform, Proxy, RabbitMq, Worker,
-    platform::{API_KEY, Call, success},
+    node::Node,
+    platform::{API_KEY, Answer, Call, Platform, success},
+    proxy::Proxy,
+    rabbitmq::RabbitMq,
     redis::{self, RedisEntry},
-    required_env,
-    worker::Settings,
+    test_run::required_env,
+    worker::{Settings, Worker},
 };
 
 /// What the environment does with the events of its workers.

@@ -23,7 +23,7 @@ use tokio_rustls::{
     },
 };
 
-use super::TempFile;
+use super::temp_file::TempFile;
 
 /// A private certificate authority.
 pub struct Authority {
@@ -124,7 +124,8 @@ impl TlsProxy {
             let mut connections = JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                let (acceptor, server) = (acceptor.clone(), server.clone());
+                let acceptor = acceptor.clone();
+                let server = server.clone();
                 connections.spawn(async move {
                     // Fails where the client does not trust the certificate.
                     let Ok(mut client) = acceptor.accept(client).await else { return };

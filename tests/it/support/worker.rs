@@ -16,7 +16,10 @@ use tokio::{
     sync::watch,
 };
 
-use super::{TIMEOUT, log_text, wait_until, within_timeout};
+use super::{
+    log_text,
+    wait::{TIMEOUT, wait_until, within_timeout},
+};
 
 /// The operating system's resources that a process holds.
 #[derive(Clone, Copy, Debug)]
