@@ -1,9 +1,8 @@
-"""Asks a Prometheus that has scraped a real worker everything that the dashboard asks.
+"""Runs all queries of the dashboard on a Prometheus that has scraped a real worker.
 
     dashboard.py PROMETHEUS_URL DASHBOARD ALERTS REFERENCE
 
-A query that fails, or that answers nothing, fails the check: so does a metric that an alert is about
-and that nobody serves. Needs only Python.
+Fails if a query fails or returns no data, or if a metric of an alert does not exist. Needs only Python.
 """
 
 import json
@@ -15,14 +14,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-# What may be empty, by a text in the query, and why.
+# Queries that may return no data, by a part of their text, with the reason.
 MAY_BE_EMPTY = {
     "ALERTS{": "no alert should be firing",
-    "handoff_lease_wait_seconds": "it takes two replicas, and a person asked for at both",
+    "handoff_lease_wait_seconds": "needs two replicas with requests for the same user",
 }
-# What Grafana puts in for its variables.
+# The values of Grafana's variables.
 VARIABLES = {"$__rate_interval": "30s", "$job": ".*"}
-# Prometheus scrapes every second: what is not there by then does not come.
+# How long to wait for missing data; Prometheus scrapes every second.
 SECONDS = 30
 
 
@@ -39,7 +38,7 @@ def ask(url, path, **parameters):
 
 
 def queries(dashboard):
-    """Every query, by where it stands."""
+    """Yields the name of each query's place, and the query."""
     for annotation in dashboard["annotations"]["list"]:
         yield f"annotation {annotation['name']}", annotation["expr"]
     for panel in dashboard["panels"]:
@@ -48,11 +47,11 @@ def queries(dashboard):
 
 
 def layout(dashboard):
-    """What Grafana would show wrongly without a word: panels of one number, or one upon another."""
+    """Yields layout faults that Grafana does not report: duplicate ids and overlapping panels."""
     taken = {}
     for panel in dashboard["panels"]:
         if [other["id"] for other in dashboard["panels"]].count(panel["id"]) > 1:
-            yield f"{panel['title']}: its id is another's, too"
+            yield f"{panel['title']}: another panel has the same id"
         place = panel["gridPos"]
         for x in range(place["x"], place["x"] + place["w"]):
             for y in range(place["y"], place["y"] + place["h"]):
@@ -62,7 +61,7 @@ def layout(dashboard):
 
 
 def answered(url, expression):
-    """Whether there is a number in the answer; a share of nothing is none."""
+    """Returns whether the answer contains a finite number; 0 divided by 0 does not count."""
     result = ask(url, "query", query=expression)["result"]
     return any(math.isfinite(float(sample["value"][1])) for sample in result)
 
@@ -112,13 +111,13 @@ def main(url, dashboard_path, alerts_path, reference_path):
                 faults.append(f"{place}: {error}: {expression}")
                 continue
             if empty and place in required:
-                missing.append(f"{place}: nothing for {expression}")
+                missing.append(f"{place}: no data for {expression}")
         if faults or not missing or time.monotonic() > deadline:
             break
         time.sleep(1)
     for fault in faults + missing:
         print(fault, file=sys.stderr)
-    print(f"{len(wanted)} queries asked, {len(required)} of which must have an answer", file=sys.stderr)
+    print(f"{len(wanted)} queries, {len(required)} of which must return data", file=sys.stderr)
     return 1 if faults or missing else 0
 
 

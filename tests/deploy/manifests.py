@@ -1,9 +1,9 @@
-"""Checks manifests that kustomize has built: against the schemas, and what must hold between them.
+"""Checks manifests that kustomize has built: against their schemas, and for consistency.
 
     manifests.py REFERENCE ALERTS < MANIFESTS
 
-Kubernetes' own kinds are checked by kubernetes-validate, those of KEDA and the Prometheus operator by
-models made of their definitions. A key that no schema knows is a fault.
+kubernetes-validate checks the built-in kinds; models generated from the resource definitions check those
+of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
 """
 
 import sys
@@ -18,20 +18,20 @@ MODELS = {
     "ServiceMonitor": prometheus_operator.v1.ServiceMonitor,
     "PrometheusRule": prometheus_operator.v1.PrometheusRule,
 }
-KUBERNETES = "1.30"  # the oldest that is checked; what it knows, later ones know
+KUBERNETES = "1.30"  # the oldest supported version; later ones accept the same keys
 
 
-def lost(given, kept, path=""):
-    """What a model has dropped, since it does not know it."""
+def dropped(given, kept, path=""):
+    """Yields the path of each key that the model has dropped because it is unknown."""
     if isinstance(given, dict):
         for key, value in given.items():
             if not isinstance(kept, dict) or key not in kept:
                 yield f"{path}.{key}"
             else:
-                yield from lost(value, kept[key], f"{path}.{key}")
+                yield from dropped(value, kept[key], f"{path}.{key}")
     elif isinstance(given, list):
         for index, value in enumerate(given):
-            yield from lost(value, kept[index], f"{path}[{index}]")
+            yield from dropped(value, kept[index], f"{path}[{index}]")
 
 
 def by_schema(manifest):
@@ -47,7 +47,7 @@ def by_schema(manifest):
     except ValueError as error:
         yield str(error)
         return
-    for path in lost(manifest, kept):
+    for path in dropped(manifest, kept):
         yield f"{path} is not in the definition"
 
 
@@ -57,7 +57,7 @@ def seconds(duration):
 
 
 def deployment(manifests, reference):
-    """What must hold between the Deployment, its settings and what points at it."""
+    """Yields whether the Deployment fits its settings and the other manifests, and the fault if not."""
     found = manifests["Deployment"]
     pod = found["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -67,54 +67,54 @@ def deployment(manifests, reference):
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
 
     grace, limit = seconds(settings["HANDOFF_SHUTDOWN_GRACE"]), pod["terminationGracePeriodSeconds"]
-    yield limit >= grace + 5, f"terminationGracePeriodSeconds {limit} is not 5 above the grace of {grace} s"
+    yield limit >= grace + 5, f"terminationGracePeriodSeconds {limit} must be at least 5 above HANDOFF_SHUTDOWN_GRACE ({grace} s)"
     (port,) = container["ports"]
-    yield settings["HANDOFF_HTTP_ADDR"] == f"0.0.0.0:{port['containerPort']}", "probes cannot reach HANDOFF_HTTP_ADDR"
-    yield manifests["ConfigMap"]["metadata"]["name"] == container["envFrom"][0]["configMapRef"]["name"], "other settings"
-    yield pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "no seccomp"
-    yield pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"], "more rights than needed"
+    yield settings["HANDOFF_HTTP_ADDR"] == f"0.0.0.0:{port['containerPort']}", "HANDOFF_HTTP_ADDR must listen on the port of the probes"
+    yield manifests["ConfigMap"]["metadata"]["name"] == container["envFrom"][0]["configMapRef"]["name"], "envFrom must name the ConfigMap"
+    yield pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "seccompProfile must be RuntimeDefault"
+    yield pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"], "the pod must not run as root or mount a service account token"
     security = container["securityContext"]
-    yield security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"], "a container that can write"
-    yield security["capabilities"] == {"drop": ["ALL"]}, "capabilities are left"
+    yield security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"], "the container must not be able to write files or gain privileges"
+    yield security["capabilities"] == {"drop": ["ALL"]}, "the container must drop all capabilities"
     for probe, path in (("livenessProbe", "/livez"), ("startupProbe", "/livez"), ("readinessProbe", "/readyz")):
-        yield container[probe]["httpGet"]["path"] == path, f"{probe} must ask {path}, or an outage kills pods"
-    yield container["resources"].keys() >= {"requests", "limits"}, "no resources"
+        yield container[probe]["httpGet"]["path"] == path, f"{probe} must use {path}: with another path, an outage restarts pods"
+    yield container["resources"].keys() >= {"requests", "limits"}, "the container must have resource requests and limits"
     for name in [*settings, *(name.removesuffix("_FILE") for name in files)]:
-        yield f"`{name}`" in reference, f"{name} is not a setting"
+        yield f"`{name}`" in reference, f"{name} is not a documented setting"
     for name, path in files.items():
         mount = mounts.get(path.rpartition("/")[0])
-        yield name.endswith("_FILE") and mount and "subPath" not in mount, f"{name} is not in a directory that is mounted"
+        yield name.endswith("_FILE") and mount and "subPath" not in mount, f"{name} must be in a mounted directory, without subPath"
     for volume in pod["volumes"]:
-        yield "secret" in volume, f"the volume {volume['name']} is not a secret"
+        yield "secret" in volume, f"the volume {volume['name']} must be a secret"
 
     def selects(selector):
         return selector.items() <= labels.items() and selector
     yield selects(found["spec"]["selector"]["matchLabels"]), "the Deployment does not select its pods"
-    yield selects(manifests["Service"]["spec"]["selector"]), "the Service selects other pods"
-    yield selects(manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]), "the NetworkPolicy selects other pods"
-    yield selects(manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]), "the PodDisruptionBudget selects other pods"
+    yield selects(manifests["Service"]["spec"]["selector"]), "the Service does not select the pods"
+    yield selects(manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]), "the NetworkPolicy does not select the pods"
+    yield selects(manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]), "the PodDisruptionBudget does not select the pods"
     for spread in pod["topologySpreadConstraints"]:
-        yield selects(spread["labelSelector"]["matchLabels"]), "other pods are spread"
+        yield selects(spread["labelSelector"]["matchLabels"]), "topologySpreadConstraints does not select the pods"
 
 
 def operators(manifests):
-    """The same for what KEDA and the Prometheus operator take."""
+    """As `deployment`, for the resources of KEDA and the Prometheus operator."""
     service, monitor = manifests["Service"], manifests["ServiceMonitor"]
-    yield monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items(), "no Service to monitor"
-    yield service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "handoff", 'alerts are about job="handoff"'
+    yield monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items(), "the ServiceMonitor does not select the Service"
+    yield service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "handoff", 'the alerts need job="handoff"'
     (endpoint,), (port,) = monitor["spec"]["endpoints"], service["spec"]["ports"]
-    yield endpoint["port"] == port["name"], "the ServiceMonitor asks another port"
+    yield endpoint["port"] == port["name"], "the ServiceMonitor uses another port than the Service"
     scaled, authentication = manifests["ScaledObject"], manifests["TriggerAuthentication"]
     found, (trigger,) = manifests["Deployment"], scaled["spec"]["triggers"]
-    yield scaled["spec"]["scaleTargetRef"]["name"] == found["metadata"]["name"], "KEDA scales something else"
+    yield scaled["spec"]["scaleTargetRef"]["name"] == found["metadata"]["name"], "the ScaledObject does not target the Deployment"
     yield "replicas" not in found["spec"], "KEDA and the Deployment both set the number of replicas"
-    yield trigger["authenticationRef"]["name"] == authentication["metadata"]["name"], "KEDA has no address"
+    yield trigger["authenticationRef"]["name"] == authentication["metadata"]["name"], "the ScaledObject does not use the TriggerAuthentication"
     metadata = trigger["metadata"]
-    yield (metadata["protocol"], metadata["excludeUnacknowledged"]) == ("http", "false"), "unacked ones are not counted"
+    yield (metadata["protocol"], metadata["excludeUnacknowledged"]) == ("http", "false"), "KEDA must count unacked messages, through the management API"
     settings = manifests["ConfigMap"]["data"]
-    yield metadata["queueName"] == settings.get("HANDOFF_QUEUE", "verification.requested"), "KEDA looks at another queue"
-    yield metadata["value"] == settings["HANDOFF_CONCURRENCY"], "KEDA's value is not HANDOFF_CONCURRENCY"
-    yield {"maxReplicaCount", "fallback"} <= scaled["spec"].keys(), "nothing bounds the replicas in an outage"
+    yield metadata["queueName"] == settings.get("HANDOFF_QUEUE", "verification.requested"), "KEDA must use the queue of HANDOFF_QUEUE"
+    yield metadata["value"] == settings["HANDOFF_CONCURRENCY"], "KEDA's value must be HANDOFF_CONCURRENCY"
+    yield {"maxReplicaCount", "fallback"} <= scaled["spec"].keys(), "the ScaledObject must limit the replicas in an outage"
 
 
 def main(reference_path, alerts_path):

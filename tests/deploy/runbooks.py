@@ -1,4 +1,4 @@
-"""Checks that every alert has a section in the operations guide and a unit test in which it fires.
+"""Checks that every alert has a runbook in the operations guide and a unit test in which it fires.
 
     runbooks.py ALERTS ALERTS_TEST OPERATIONS
 """
@@ -19,14 +19,14 @@ def main(alerts_path, test_path, operations_path):
     fires = {case["alertname"] for case in tests if case["exp_alerts"]}
     alerts = [rule["alert"] for rule in rules]
 
-    faults = [f"{heading} in {operations_path} is no alert" for heading in headings
+    faults = [f"{heading} in {operations_path} is not an alert" for heading in headings
               if heading.startswith("Handoff") and heading not in alerts]
     for rule in rules:
         name = rule["alert"]
         if name not in headings:
             faults.append(f"{name} has no section in {operations_path}")
         if rule["annotations"]["runbook"] != f"docs/operations.md#{name.lower()}":
-            faults.append(f"the runbook of {name} is not its section")
+            faults.append(f"the annotation `runbook` of {name} does not link to its section")
         if name not in fires:
             faults.append(f"{name} fires in no unit test")
     for fault in faults:
