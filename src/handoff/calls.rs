@@ -6,14 +6,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    budget::CallBudget,
     job::{Failure, Job},
     log,
 };
 use crate::{
     cache::{Cache, Lease},
-    platform::{CallError, CallPermit, FailedCall, PlatformClient, SessionCall},
-    retry::RetryPolicy,
+    platform::{CallError, CallPermit, FailedCall, PlatformClient, SessionCall, Ticket},
+    retry::{RetryPolicy, RetrySchedule},
     session::{Call, Token},
     telemetry::metrics::Metrics,
 };
@@ -23,6 +22,17 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a request still waits at the gate once the worker drains or its connection is lost.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What one delivery may spend on all its platform calls.
+pub(super) struct CallBudget<'a> {
+    /// Its place at the gate.
+    pub(super) ticket: Ticket<'a>,
+    /// Its delays between tries, until the retry budget is spent.
+    pub(super) schedule: RetrySchedule,
+    started: Instant,
+    /// How much of the time since then it waited at the gate.
+    waited: Duration,
+}
 
 /// Calls the platform through its gate.
 pub(super) struct Calls {
@@ -53,7 +63,12 @@ impl Calls {
     /// Starts a retry budget, and takes a place at the gate.
     pub(super) fn budget(&self, job: &Job<'_>) -> CallBudget<'_> {
         let ticket = self.platform.gate().ticket(job.request_id.as_str());
-        CallBudget::new(self.retry.start(), ticket)
+        CallBudget {
+            ticket,
+            schedule: self.retry.start(),
+            started: Instant::now(),
+            waited: Duration::ZERO,
+        }
     }
 
     /// Gets a token, unless the lease is lost or Redis comes back meanwhile.
@@ -116,7 +131,7 @@ impl Calls {
             budget.exclude(waited);
             check(waited, retried)?;
             if kind == Call::Token {
-                budget.reserve(Call::Session);
+                budget.ticket.reserve(Call::Session);
             }
             let called_at = Instant::now();
             let FailedCall { error, during_pause } = match call(permit).await {
@@ -131,12 +146,12 @@ impl Calls {
             if !during_pause && !matches!(error, CallError::Transient { .. }) {
                 return Err(Stopped::Call(error));
             }
-            let delay = if during_pause { None } else { budget.next_delay() };
+            let delay = if during_pause { None } else { budget.schedule.next_delay() };
             match delay {
                 Some(delay) => {
                     log::call_retried(job.request_id, &error, delay);
                     self.metrics.platform.retried(kind, error.label());
-                    budget.release();
+                    budget.ticket.cancel_reservation();
                     match self.pause(job, delay).await {
                         Ok(()) => {}
                         // Out of time between two tries: the same as a spent budget.
@@ -173,7 +188,7 @@ impl Calls {
         job.check_deadline()?;
         tokio::select! {
             biased;
-            permit = job.within_deadline(budget.acquire(kind)) => permit,
+            permit = job.within_deadline(budget.ticket.acquire(kind)) => permit,
             () = self.out_of_patience(job) => Err(Failure::Interrupted),
         }
     }
@@ -194,6 +209,18 @@ impl Calls {
             waited = job.within_deadline(sleep(delay)) => waited,
             () = self.draining.cancelled() => Err(Failure::Interrupted),
         }
+    }
+}
+
+impl CallBudget<'_> {
+    /// Adds time to the budget that the request spent waiting at the gate.
+    fn exclude(&mut self, waited: Duration) {
+        self.waited += waited;
+        self.schedule.extend(waited);
+    }
+
+    fn was_mostly_held(&self) -> bool {
+        self.waited > self.started.elapsed() / 2
     }
 }
 

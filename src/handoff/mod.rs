@@ -9,7 +9,6 @@
 //! Each cached link carries stamps, hashes of the request ids of the last sixteen requests that got it.
 //! A redelivered renewal that finds its own stamp reuses that link instead of making another.
 
-mod budget;
 mod calls;
 mod job;
 mod lease_wait;
@@ -28,8 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::job::{Failure, Job};
 use self::{
-    budget::CallBudget,
-    calls::{Calls, Stopped},
+    calls::{CallBudget, Calls, Stopped},
     lease_wait::LeaseWait,
     single_flight::{Joined, SingleFlight},
 };
@@ -105,10 +103,12 @@ impl Handoff {
                         return Ok(Obtained { reused: true, ..obtained });
                     }
                     // The leader spent its budget. A request that joined later may have some left.
-                    Some(Err(failure @ Failure::Transient(_))) => match budget.next_delay() {
-                        Some(delay) => self.calls.pause(job, delay).await?,
-                        None => return Err(failure),
-                    },
+                    Some(Err(failure @ Failure::Transient(_))) => {
+                        match budget.schedule.next_delay() {
+                            Some(delay) => self.calls.pause(job, delay).await?,
+                            None => return Err(failure),
+                        }
+                    }
                     _ if self.draining.is_cancelled() => return Err(Failure::Interrupted),
                     // The link is too old for a renewal, or the leader failed for a reason of its own:
                     // join again, perhaps as the leader.
@@ -142,7 +142,7 @@ impl Handoff {
         let mut poll_backoff =
             Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
         // Reserve a rate permit early: without a cached link, a platform call comes next.
-        budget.reserve(Call::Token);
+        budget.ticket.reserve(Call::Token);
         let mut lease_wait = LeaseWait::new(&self.metrics);
         loop {
             job.check_deadline()?;
@@ -171,7 +171,7 @@ impl Handoff {
                     }
                     not_before = Some(claimed_at);
                     lease_wait.begin();
-                    budget.release();
+                    budget.ticket.cancel_reservation();
                     self.calls.pause(job, poll_backoff.next_delay()).await?;
                 }
                 Err(unanswered) => {

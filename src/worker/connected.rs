@@ -1,8 +1,33 @@
-//! One connection's life: what was delivered on it, and how it is retired.
+//! One connection and its deliveries, and what all connections share.
 
+use std::sync::Arc;
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::broker::BrokerSession;
+use super::process::Processor;
+use crate::{
+    broker::{BrokerSession, Delivery},
+    health::Health,
+};
+
+/// What all connections share.
+pub(super) struct Context {
+    pub(super) processor: Arc<Processor>,
+    /// The request queue's name, for the log.
+    pub(super) queue: String,
+    /// One permit for each request in flight.
+    pub(super) slots: Arc<Semaphore>,
+    /// The requests in flight, on all connections.
+    pub(super) tasks: TaskTracker,
+    /// Former connections that still settle their deliveries.
+    pub(super) retiring: TaskTracker,
+    pub(super) health: Arc<Health>,
+    pub(super) shutdown: CancellationToken,
+}
+
+/// A place among the requests in flight. The semaphore is never closed, so this is always `Ok`.
+pub(super) type Slot = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// A connection, and the deliveries that arrived on it.
 pub(super) struct Connected {
@@ -10,12 +35,24 @@ pub(super) struct Connected {
     /// The deliveries in flight.
     pub(super) in_flight: TaskTracker,
     /// Cancelled when the deliveries can no longer be settled: RabbitMQ redelivers them.
-    pub(super) lost: CancellationToken,
+    lost: CancellationToken,
 }
 
 impl Connected {
     pub(super) fn new(session: BrokerSession) -> Self {
         Self { session, in_flight: TaskTracker::new(), lost: CancellationToken::new() }
+    }
+
+    /// Serves a delivery in its own task, which keeps the slot until it ends.
+    pub(super) fn spawn(&self, delivery: Delivery, slot: Slot, context: &Context) {
+        let processor = Arc::clone(&context.processor);
+        let publisher = self.session.publisher.clone();
+        let lost = self.lost.clone();
+        context.tasks.spawn(self.in_flight.track_future(async move {
+            // Boxed: spawning copies the future several times, and this one has 4 KiB.
+            Box::pin(processor.process(&delivery, &publisher, &lost)).await;
+            drop(slot);
+        }));
     }
 
     /// Keeps the connection until its deliveries are settled, and closes it.

@@ -5,9 +5,8 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    connected::{Connected, all_settled},
-    connection_log::ConnectionLog,
-    context::{Context, Slot},
+    connected::{Connected, Context, Slot, all_settled},
+    log::ConnectionLog,
     prefetch::{Next, PrefetchWindow},
 };
 use crate::broker::{BrokerError, Delivery};
@@ -58,7 +57,7 @@ pub(super) async fn consume(
                 if next == Next::ServeAlone {
                     return End::Suspect(Box::new(delivery), slot);
                 }
-                context.spawn(delivery, slot, connected);
+                connected.spawn(delivery, slot, context);
                 next
             }
             () = idle, if idle_after.is_some() => window.on_idle(),
@@ -99,7 +98,7 @@ pub(super) async fn serve_alone(
         () = context.shutdown.cancelled() => {}
         _ = &mut fault => {}
     }
-    context.spawn(suspect, slot, connected);
+    connected.spawn(suspect, slot, context);
     tokio::select! {
         _ = limited() => {}
         () = context.shutdown.cancelled() => {}

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{metadata::Metadata, request_log};
+use super::{log, metadata::Metadata};
 use crate::{
     broker::{PublishError, Publisher, until_confirmed},
     handoff::{Failure, Obtained},
@@ -98,13 +98,13 @@ impl Events {
                 Ok(true)
             }
             Ok(false) => {
-                request_log::failed_event_unroutable(request_id);
+                log::failed_event_unroutable(request_id);
                 Ok(false)
             }
             Err(PublishError::Disconnected) => Err(PublishError::Disconnected),
             Err(error) if self.grace_over.is_cancelled() => Err(error),
             Err(error) => {
-                request_log::failed_event_refused(request_id, &error);
+                log::failed_event_refused(request_id, &error);
                 Ok(false)
             }
         }

@@ -1,14 +1,12 @@
 //! The worker: takes deliveries, serves them concurrently, settles each, and drains on shutdown.
 
 mod connected;
-mod connection_log;
 mod consume;
-mod context;
 mod events;
+mod log;
 mod metadata;
 mod prefetch;
 mod process;
-mod request_log;
 mod run;
 
 use std::{sync::Arc, time::Duration};
@@ -16,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{context::Context, events::Events, process::Processor, run::MainLoop};
+use self::{connected::Context, events::Events, process::Processor, run::MainLoop};
 use crate::{
     cache::{Cache, CacheError, RateBucket},
     config::Settings,

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{events::Events, metadata::Metadata, request_log};
+use super::{events::Events, log, metadata::Metadata};
 use crate::{
     broker::{Delivery, Publisher, Settled, Settlement, settle},
     handoff::{Failure, Handoff, Job, with_background},
@@ -15,6 +15,7 @@ use crate::{
         metrics::{Metrics, Outcome},
         traces::Traces,
     },
+    units::millis,
 };
 
 /// Processes deliveries.
@@ -156,12 +157,11 @@ impl Processor {
         &self,
         settlement: &Settlement<'_>,
         settled: Settled,
-        metadata: Metadata,
+        mut metadata: Metadata,
         started: Instant,
     ) {
-        let Metadata { request_id, mut span, attempts, .. } = metadata;
         if settled == Settled::Requeued {
-            return request_log::requeued(&request_id);
+            return log::requeued(&metadata);
         }
         let (outcome, reason, error) = match settlement {
             Settlement::Done { reused: false } => (Outcome::Ready, None, None),
@@ -170,19 +170,25 @@ impl Processor {
             Settlement::DeadLetter(reason) | Settlement::Discard(reason) => {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
             }
-            Settlement::Postpone => return request_log::postponed(&request_id),
+            Settlement::Postpone => return log::postponed(&metadata),
             Settlement::Requeue => return,
         };
         let duration = started.elapsed();
         self.metrics.requests.settled(outcome, duration);
-        span.set_outcome(outcome.as_str());
-        if outcome == Outcome::Retried {
-            span.set_error("transient");
-        } else if let Some(code) = reason {
-            span.set_error(code);
+        metadata.span.set_outcome(outcome.as_str());
+        if let Some(kind) = reason.or((outcome == Outcome::Retried).then_some("transient")) {
+            metadata.span.set_error(kind);
         }
-        let trace_id = span.trace_id();
-        request_log::finished(&request_id, outcome, attempts, duration, reason, error, trace_id);
+        tracing::info!(
+            request_id = metadata.request_id.short(),
+            outcome = outcome.as_str(),
+            attempt = metadata.attempts,
+            duration_ms = millis(duration),
+            reason,
+            error,
+            trace_id = metadata.span.trace_id(),
+            "request finished"
+        );
     }
 }
 

@@ -5,10 +5,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    connected::Connected,
-    connection_log::{ConnectLog, ConnectionLog},
+    connected::{Connected, Context},
     consume::{End, consume, serve_alone},
-    context::Context,
+    log::ConnectionLog,
     prefetch::PrefetchWindow,
 };
 use crate::{
@@ -42,7 +41,7 @@ impl MainLoop {
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut connections: u64 = 0;
-        while let Some(mut connected) = self.connect(frame_max).await {
+        while let Some(mut connected) = self.connect(frame_max, &mut log).await {
             connections += 1;
             if connections > 1 {
                 self.context.processor.metrics.broker.reconnected();
@@ -99,9 +98,8 @@ impl MainLoop {
     }
 
     /// Retries until connected. `None` on shutdown.
-    async fn connect(&self, frame_max: FrameMax) -> Option<Connected> {
+    async fn connect(&self, frame_max: FrameMax, log: &mut ConnectionLog) -> Option<Connected> {
         let mut backoff = reconnect_backoff();
-        let mut log = ConnectLog::new();
         while !self.context.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.context.processor.metrics);
             let opening = BrokerSession::open(&self.broker, self.concurrency, frame_max, metrics);
@@ -111,7 +109,7 @@ impl MainLoop {
             };
             match session {
                 Ok(session) => return Some(Connected::new(session)),
-                Err(error) => log.failed(error),
+                Err(error) => log.not_connected(error),
             }
             self.pause(backoff.next_delay()).await;
         }

@@ -1,0 +1,98 @@
+//! The worker's log messages, repeated ones at a limited rate.
+
+use super::{metadata::Metadata, prefetch::PrefetchWindow};
+use crate::{
+    broker::{BrokerError, PublishError},
+    message::RequestId,
+    telemetry::log_limit::{LogLimit, Outage},
+};
+
+const LOST: &str = "connection lost: reconnecting to RabbitMQ";
+const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
+const FAILED_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
+const FAILED_REFUSED: &str = "handoff.failed not confirmed: dead-lettering without it";
+static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
+static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
+static UNROUTABLE_LIMIT: LogLimit = LogLimit::new(FAILED_UNROUTABLE, 1);
+static REFUSED_LIMIT: LogLimit = LogLimit::new(FAILED_REFUSED, 1);
+
+/// Logs the life of connections: lost, reconnected, consuming.
+pub(super) struct ConnectionLog {
+    lost: Outage,
+    not_consuming: Outage,
+    connect_error: Option<BrokerError>,
+    /// Whether the last line about consuming said "one at a time"; `None`: the next line is due.
+    one_at_a_time: Option<bool>,
+}
+
+impl ConnectionLog {
+    pub(super) fn new() -> Self {
+        Self {
+            lost: Outage::new(&LOST_LIMIT),
+            not_consuming: Outage::new(&NOT_CONSUMING_LIMIT),
+            connect_error: None,
+            one_at_a_time: None,
+        }
+    }
+
+    /// Logs a failed attempt to connect, unless the last attempt failed in the same way.
+    pub(super) fn not_connected(&mut self, error: BrokerError) {
+        if self.connect_error.as_ref() != Some(&error) {
+            self.not_consuming.report_up();
+        }
+        if self.not_consuming.report_down() {
+            tracing::error!(%error, "{NOT_CONSUMING}");
+        }
+        self.connect_error = Some(error);
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.connect_error = None;
+        self.not_consuming.report_up();
+        if self.lost.report_up() {
+            tracing::info!("reconnected to RabbitMQ");
+            self.one_at_a_time = None;
+        }
+    }
+
+    /// Logs the prefetch window, if it has changed.
+    pub(super) fn consuming(&mut self, queue: &str, window: &PrefetchWindow) {
+        let one_at_a_time = window.is_one_at_a_time();
+        if self.one_at_a_time.replace(one_at_a_time) != Some(one_at_a_time) {
+            let prefetch = if one_at_a_time { "one at a time" } else { "normal" };
+            tracing::info!(queue, prefetch, "consuming");
+        }
+    }
+
+    pub(super) fn lost(&mut self, error: &BrokerError) {
+        if self.lost.report_down() {
+            tracing::warn!(%error, "{LOST}");
+        }
+    }
+
+    pub(super) fn replacing(&mut self) {
+        self.one_at_a_time = None;
+    }
+}
+
+pub(super) fn requeued(metadata: &Metadata) {
+    let request_id = metadata.request_id.short();
+    tracing::debug!(request_id, "request requeued: it will be redelivered");
+}
+
+pub(super) fn postponed(metadata: &Metadata) {
+    let request_id = metadata.request_id.short();
+    tracing::info!(request_id, "request held too long: moved to the end of the queue");
+}
+
+pub(super) fn failed_event_unroutable(request_id: &RequestId) {
+    if UNROUTABLE_LIMIT.permit() {
+        tracing::warn!(request_id = request_id.short(), "{FAILED_UNROUTABLE}");
+    }
+}
+
+pub(super) fn failed_event_refused(request_id: &RequestId, error: &PublishError) {
+    if REFUSED_LIMIT.permit() {
+        tracing::warn!(request_id = request_id.short(), %error, "{FAILED_REFUSED}");
+    }
+}
