@@ -233,3 +233,24 @@ async fn permits_are_not_saved_up_during_a_pause() {
     assert!(most <= 20, "{most} in a second");
     assert!(times[99] - times[0] < Duration::from_secs(11), "{:?}", times[99] - times[0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn waiting_requests_hold_no_permits() {
+    let bucket = TestBucket::with(10);
+    let gate = Arc::new(Gate::new(Some(limiter(&bucket, 1)), Metrics::new()));
+    let cause = TransientCause::RateLimited { retry_after: Some(Duration::from_secs(60)) };
+    let error = CallError::Transient { call: Call::Token, cause };
+    let _ = gate.ticket("first").acquire(Call::Token).await.report::<()>(Err(error));
+    for n in 0..5 {
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move {
+            let mut ticket = gate.ticket(&n.to_string());
+            ticket.reserve(Call::Token);
+            ticket.acquire(Call::Token).await.report(Ok(())).unwrap();
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(bucket.left(), 9, "only the first call has used a permit");
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(bucket.left(), 4, "all calls were made after the pause");
+}

@@ -2,6 +2,7 @@ mod breaker;
 mod retry_after;
 mod slow_start;
 mod storm;
+mod ticket;
 
 use std::time::Duration;
 

@@ -52,3 +52,13 @@ fn caller_deferred_twice_in_a_row_yields_to_others() {
     }
     assert!(gate.later(2_000).try_start(1, Session));
 }
+
+#[test]
+fn rate_limited_probe_ends() {
+    let mut gate = TestGate::new();
+    gate.open(Token);
+    gate.later(750).call(1, Token, CallResult::RateLimited(Duration::from_secs(1)));
+    gate.later(1_000);
+    assert!(!gate.state.is_retry_after_running(gate.now));
+    assert!(matches!(gate.decide(1, Token), Decision::WaitUntil(_)), "the next probe is not due");
+}

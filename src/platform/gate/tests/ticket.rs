@@ -1,0 +1,101 @@
+//! Tickets and permits of the gate itself, on tokio's paused clock.
+
+use tokio::time::{advance, timeout};
+
+use super::*;
+use crate::{
+    platform::{
+        error::{CallError, TransientCause},
+        gate::{FailedCall, Gate},
+    },
+    telemetry::metrics::Metrics,
+};
+
+const REFUSED: CallError = CallError::Refused(reqwest::StatusCode::UNAUTHORIZED);
+const TIMEOUT: CallError = CallError::Transient { call: Session, cause: TransientCause::Timeout };
+
+fn gate() -> Gate {
+    Gate::new(None, Metrics::new())
+}
+
+/// A gate whose breaker is open because a token call was refused.
+async fn refused_gate() -> Gate {
+    let gate = gate();
+    let refused = gate.ticket("r-0").acquire(Token).await.report::<()>(Err(REFUSED));
+    assert_eq!(refused, Err(FailedCall { error: REFUSED, during_pause: true }));
+    assert!(gate.is_breaker_open() && gate.is_paused());
+    gate
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_ticket_ends_its_probe() {
+    let gate = refused_gate().await;
+    let mut ticket = gate.ticket("r-1");
+    assert!(ticket.acquire(Token).await.is_probe());
+    drop(ticket);
+    let mut again = gate.ticket("r-1");
+    let soon = timeout(Duration::from_secs(1), again.acquire(Token)).await;
+    assert!(soon.is_err(), "the next probe is due after 2 s");
+    assert!(again.acquire(Token).await.is_probe());
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_of_a_probe_wakes_waiting_requests() {
+    let gate = refused_gate().await;
+    let mut probing = gate.ticket("r-1");
+    let probe = probing.acquire(Token).await;
+    let mut waiting = gate.ticket("r-2");
+    let mut waiting = std::pin::pin!(waiting.acquire(Token));
+    assert!(timeout(Duration::from_millis(1), &mut waiting).await.is_err());
+    probe.report(Ok(())).unwrap();
+    assert!(!gate.is_breaker_open());
+    assert!(timeout(Duration::from_millis(1), waiting).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failure_counts_as_during_a_pause_if_one_began_or_ended_meanwhile() {
+    // A pause begins while the call is in flight.
+    let healthy = gate();
+    let mut in_flight = healthy.ticket("r-1");
+    let in_flight = in_flight.acquire(Token).await;
+    let mut other = healthy.ticket("r-2");
+    let _ = other.acquire(Token).await.report::<()>(Err(REFUSED));
+    let failed = in_flight.report::<()>(Err(TIMEOUT)).unwrap_err();
+    assert!(failed.during_pause);
+
+    // A pause ends while the call, a probe, is in flight.
+    let refused = refused_gate().await;
+    let mut slow = refused.ticket("r-1");
+    let slow = slow.acquire(Token).await;
+    let mut fast = refused.ticket("r-2");
+    fast.acquire(Token).await.report(Ok(())).unwrap();
+    assert!(!refused.is_paused());
+    let failed = slow.report::<()>(Err(TIMEOUT)).unwrap_err();
+    assert!(failed.during_pause);
+
+    // No pause at all, and a rejection, which is about the request.
+    let healthy = gate();
+    let failed = healthy.ticket("r-1").acquire(Session).await.report::<()>(Err(TIMEOUT));
+    assert!(!failed.unwrap_err().during_pause);
+    let refused = refused_gate().await;
+    let rejected = CallError::Rejected(reqwest::StatusCode::NOT_FOUND);
+    let failed = refused.ticket("r-1").acquire(Session).await.report::<()>(Err(rejected));
+    assert!(!failed.unwrap_err().during_pause);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_probe_is_needed_only_while_no_request_waits() {
+    let gate = refused_gate().await;
+    let needed = async || timeout(Duration::ZERO, gate.until_probe_needed()).await.is_ok();
+    assert!(needed().await);
+    {
+        let mut ticket = gate.ticket("r-1");
+        let mut waiting = std::pin::pin!(ticket.acquire(Token));
+        assert!(timeout(Duration::from_millis(1), &mut waiting).await.is_err());
+        assert!(!needed().await);
+    }
+    assert!(needed().await);
+    advance(Duration::from_secs(1)).await;
+    gate.idle_ticket().acquire(Token).await.report(Ok(())).unwrap();
+    assert!(!needed().await, "the breaker is closed");
+}
