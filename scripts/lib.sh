@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Shared by the scripts beside it, which source it. It starts nothing by itself.
+# Functions that the other scripts share. Sourcing it starts nothing.
 
-# As in sysexits.h: the command line is wrong; something that is needed cannot be had.
+# From sysexits.h: a wrong command line; a missing requirement.
 # shellcheck disable=SC2034  # used where this is sourced
 EX_USAGE=64 EX_UNAVAILABLE=69
 
@@ -16,7 +16,7 @@ die() { # STATUS MESSAGE…
 
 have() { command -v "$1" >/dev/null; }
 
-# The comment at the top of the calling script is its manual.
+# Prints the comment at the top of the calling script.
 usage() {
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
     exit "$EX_USAGE"
@@ -24,7 +24,7 @@ usage() {
 
 # ── packages ────────────────────────────────────────────────────────────────────────────────────
 
-# HANDOFF_INSTALL=no has nothing installed, ever.
+# HANDOFF_INSTALL=no forbids all installations.
 can_install() {
     [[ ${HANDOFF_INSTALL:-yes} == yes ]] && have apt-get && { ((EUID == 0)) || sudo -n true; }
 } 2>/dev/null
@@ -33,7 +33,7 @@ install_packages() { # PACKAGE…
     local as_root=()
     ((EUID == 0)) || as_root=(sudo -n)
     say "installing $* (once, with apt-get) …"
-    # A signal takes effect when the installation is through.
+    # Signals take effect after the installation.
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
@@ -45,12 +45,12 @@ have_docker() { have docker && docker info >/dev/null 2>&1; }
 
 # ── nodes ───────────────────────────────────────────────────────────────────────────────────────
 
-# A node's processes carry its folder in their environment as HANDOFF_NODE. A pid from a file is
-# believed only with that mark: by now it may be a stranger's. A process that is dead but not yet
-# reaped has no environment left and so counts as gone, as it should.
+# Whether a process runs and belongs to the node. The processes of a node have its folder in their
+# environment as HANDOFF_NODE; a pid in a file may belong to another process by now. A dead process that
+# is not yet reaped has no environment and counts as ended.
 alive() { # NODE PID
     local environ='' state=''
-    # It is empty for a moment, too, while a process turns into another program.
+    # The environment is also empty for a moment during exec.
     while [[ -n $2 && -z $environ && $state != Z ]]; do
         environ=$(tr '\0' '\n' <"/proc/$2/environ") && read -r _ _ state _ <"/proc/$2/stat" || return
     done 2>/dev/null
@@ -59,9 +59,8 @@ alive() { # NODE PID
 
 pid_of() { cat "$1" 2>/dev/null || true; }
 
-# Starts a server in a session of its own, where no Ctrl-C meant for somebody else reaches it. Its
-# pid is on file before it runs, so that whoever ends the node cannot miss it; and where the folder
-# is gone by then, it does not run at all.
+# Starts a server in a new session, which Ctrl-C in this terminal does not reach. Writes its pid before it
+# runs, so that destroy_node always finds it; if the folder is gone by then, the server does not start.
 spawn() { # NODE PIDFILE COMMAND…
     rm -f "$2"
     # shellcheck disable=SC2016  # for the inner shell to expand
@@ -72,14 +71,14 @@ spawn() { # NODE PIDFILE COMMAND…
     done
 }
 
-# Signals the process in PIDFILE, which need not be there.
+# Signals the process in PIDFILE, if it runs.
 signal() { # NODE SIGNAL PIDFILE
     local pid
     pid=$(pid_of "$3")
     ! alive "$1" "$pid" || kill "-$2" "$pid" 2>/dev/null || true
 }
 
-# Waits until the process in PIDFILE is gone, but no longer than SECONDS.
+# Waits until the process in PIDFILE has ended, for at most SECONDS.
 await_end() { # NODE PIDFILE SECONDS
     local pid deadline=$((SECONDS + $3))
     pid=$(pid_of "$2")
@@ -88,8 +87,8 @@ await_end() { # NODE PIDFILE SECONDS
     done
 }
 
-# Kills a node's processes, those on file in FOLDER and helpers that Erlang has started, and sees
-# them gone.
+# Kills the processes of a node, those in the pid files of FOLDER and the helpers of Erlang, and waits
+# until they have ended.
 kill_processes() { # NODE FOLDER
     local pidfile environs deadline=$((SECONDS + 10))
     for pidfile in "$2"/*pid; do
@@ -103,8 +102,8 @@ kill_processes() { # NODE FOLDER
     done
 }
 
-# Ends a node whatever its state, a start that is under way included: the folder is renamed first,
-# and nothing starts in a folder that is not there.
+# Ends a node in any state, even while it starts: renames the folder first, and a server does not start
+# without its folder.
 destroy_node() { # NODE
     local node=$1 gone=$1.ending-$$ engine=native container
     mv "$node" "$gone" 2>/dev/null || return 0
@@ -119,14 +118,14 @@ destroy_node() { # NODE
 
 # ── ports ───────────────────────────────────────────────────────────────────────────────────────
 
-# The inodes of the sockets that listen on PORT.
+# Prints the inodes of the sockets that listen on PORT.
 listeners() { # PORT
     awk -v port="$(printf ':%04X$' "$1")" '$4 == "0A" && $2 ~ port {print $10}' \
         /proc/net/tcp /proc/net/tcp6 2>/dev/null || true
 }
 
-# Sets `ports` to free ports below the range that the system hands out to clients. Each script
-# begins at a place given by its pid: two that choose at the same moment must not choose the same.
+# Sets `ports` to free ports below the ephemeral range. Starts at a port derived from the pid, so that two
+# scripts that run at the same time choose different ones.
 choose_ports() { # COUNT
     local port=$((10000 + $$ % 5000 * 4))
     ports=()
@@ -136,7 +135,7 @@ choose_ports() { # COUNT
     done
 }
 
-# Whether it is PID that listens on PORT: an answer there could come from a stranger.
+# Whether PID listens on PORT, and not another process.
 listens() { # PID PORT
     local inode
     for inode in $(listeners "$2"); do
@@ -145,8 +144,8 @@ listens() { # PID PORT
     return 1
 }
 
-# Whether PORT answers GREETING with FIRST_BYTE. An open port proves nothing: RabbitMQ opens it
-# before it can serve, Docker before there is a server at all.
+# Whether PORT answers GREETING with FIRST_BYTE. An open port is not enough: RabbitMQ opens it before it
+# can serve, and Docker before the server runs.
 answers() { # PORT GREETING FIRST_BYTE
     local byte=
     # shellcheck disable=SC2059  # a greeting is written with escapes

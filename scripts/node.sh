@@ -1,15 +1,15 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # shared variables
-# What rabbitmq-node and redis-node have in common: a server in a folder, native or, where it can
-# neither be found nor installed, in Docker. The script that sources this describes its server:
+# Shared by rabbitmq-node and redis-node: runs a server in a folder, as a native process or, if it is not
+# installed and cannot be, in Docker. The script that sources this file defines:
 #
-#   name package            what it is called, and the Debian package that has it
+#   name package            the name of the server and its Debian package
 #   image container_port container_command
-#   port_count              how many ports it needs; clients use the first
-#   start_seconds           how long a start may take
-#   root                    where it is found, if that is not the machine's own root
+#   port_count              the number of ports it needs; clients use the first
+#   start_seconds           the time limit for a start
+#   root                    the root directory of the installation, if it is not /
 #   find_native start_native ready url   functions
 #
-# The folder remembers in `settings` what the first start chose.
+# `settings` in the folder stores the choices of the first start.
 
 load() { # DIR
     node=$(realpath -m -- "$1")
@@ -19,21 +19,21 @@ load() { # DIR
     port=${ports[0]}
 }
 
-# HANDOFF_SERVICES=docker has Docker used even where the server is installed.
+# HANDOFF_SERVICES=docker uses Docker even if the server is installed.
 missing() { [[ -z $root && ${HANDOFF_SERVICES:-native} != docker ]] && ! find_native; }
 
-# Sets `engine`; installs the server if it must.
+# Sets `engine`, and installs the server if necessary.
 choose_engine() {
     engine=native
     if [[ -n $root ]]; then
-        find_native || die "$EX_UNAVAILABLE" "there is no $name in $root"
+        find_native || die "$EX_UNAVAILABLE" "$name is not installed in $root"
         return
     fi
     if missing && can_install; then install_packages "$package" || true; fi
     [[ ${HANDOFF_SERVICES:-native} == docker ]] || ! find_native || return 0
     engine=docker
     have_docker || die "$EX_UNAVAILABLE" \
-        "needs what cannot be installed from here; install $package, or start Docker"
+        "cannot install $package; install it by hand, or start Docker"
 }
 
 create() {
@@ -57,9 +57,9 @@ start_docker() {
         docker run --quiet --detach --name "$container" --label "handoff=${HANDOFF_SERVICES_DIR:-}" \
             --hostname "$container" --publish "127.0.0.1:$port:$container_port" \
             "$image" "${container_command[@]}" >/dev/null ||
-            die "$EX_UNAVAILABLE" "Docker could not run $image; it says why above"
+            die "$EX_UNAVAILABLE" "Docker could not run $image; see its output above"
     fi
-    # Fails where the folder has been removed in the meantime: then the container must go as well.
+    # Fails if destroy_node has removed the folder in the meantime: then remove the container, too.
     docker inspect --format '{{.State.Pid}}' "$container" >"$node/pid" ||
         { docker rm --force --volumes "$container" >/dev/null; exit 1; }
 }
@@ -85,7 +85,7 @@ await_start() {
 }
 
 fail() { # MESSAGE
-    # Somebody has destroyed the node, and knows.
+    # Another process has destroyed the node on purpose.
     [[ -d $node ]] || exit 1
     case $engine in
     native) tail -q -n 20 "$node"/out.log "$node"/log/*.log ;;
@@ -130,7 +130,7 @@ thaw() {
 node_main() {
     local command=${1:-}
     if [[ $command == missing ]]; then
-        # For with-services, which installs all that is missing in one go.
+        # For with-services, which installs all missing packages together.
         ! missing || echo "$package"
         exit
     fi

@@ -82,7 +82,7 @@ impl LogLimit {
 
 /// A dependency that is up or down, and whether the log says so.
 ///
-/// A recovery is logged only if the outage was. An outage whose first line was suppressed is logged
+/// A recovery is logged only if the outage was. If the first line of an outage was suppressed, it is logged
 /// later if it lasts.
 #[derive(Debug)]
 pub(crate) struct Outage {

@@ -34,7 +34,7 @@ fn env_is(name: &str, expected: &str) -> bool {
     env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case(expected))
 }
 
-/// A tracer whose spans a collector receives.
+/// A tracer that exports its spans to a collector.
 #[derive(Debug)]
 pub(super) struct Exporter {
     pub(super) provider: SdkTracerProvider,
