@@ -7,8 +7,8 @@ use tokio::net::TcpListener;
 
 use super::{errors::CliError, signals};
 use crate::{
-    config::{LogFlags, LogSettings, parse_duration, parse_rate},
-    sandbox::{Options, RateLimit, Sandbox, TokenAlphabet},
+    config::{LogFlags, LogSettings, RateLimit, parse_duration, parse_rate},
+    sandbox::{Options, Sandbox, TokenAlphabet},
     telemetry::logs,
 };
 
@@ -77,7 +77,7 @@ pub(super) struct SandboxArgs {
         env = "HANDOFF_SANDBOX_RATE_LIMIT",
         hide_env_values = true,
         value_name = "COUNT/DURATION",
-        value_parser = rate_limit
+        value_parser = parse_rate
     )]
     rate_limit: Option<RateLimit>,
     /// Characters of tokens
@@ -177,8 +177,4 @@ fn share(text: &str) -> Result<f64, &'static str> {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("must be from 0 to 1, such as 0.1"),
     }
-}
-
-fn rate_limit(text: &str) -> Result<RateLimit, &'static str> {
-    parse_rate(text).map(|rate| RateLimit { count: rate.count, per: rate.per })
 }

@@ -7,9 +7,13 @@ use std::time::Duration;
 use url::Url;
 
 use super::{
-    ApiKey, BrokerSettings, CacheSettings, LogSettings, PlatformSettings, Settings, WorkerSettings,
-    parser::Parser,
+    parser::{ConfigErrors, Parser},
+    raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
     setting::Spec,
+    settings::{
+        ApiKey, BrokerSettings, CacheSettings, LogSettings, PlatformSettings, Settings,
+        WorkerSettings,
+    },
     table,
     values::{MAX_NAME, is_loopback},
 };
@@ -18,7 +22,55 @@ use crate::retry::RetryPolicy;
 /// Half of RabbitMQ's default `consumer_timeout`, 30 minutes.
 const HOLD_LIMIT: Duration = Duration::from_secs(15 * 60);
 
-pub(super) fn settings(parser: &mut Parser<'_>) -> Option<Settings> {
+impl Settings {
+    /// Parses the settings of `handoff run`.
+    ///
+    /// # Errors
+    /// Every configuration error.
+    pub fn parse(flags: &RunFlags) -> Result<Self, ConfigErrors> {
+        let mut parser = Parser::new(&flags.0);
+        let settings = settings(&mut parser);
+        parser.finish(settings)
+    }
+}
+
+impl BrokerSettings {
+    /// The default settings, whatever the environment says.
+    ///
+    /// # Errors
+    /// A default does not parse, which is a bug in the table.
+    pub(crate) fn defaults() -> Result<Self, ConfigErrors> {
+        let raw = RawSettings::defaults();
+        let mut parser = Parser::new(&raw);
+        let settings = broker(&mut parser);
+        parser.finish(settings)
+    }
+
+    /// Parses the settings of commands that connect to RabbitMQ alone.
+    ///
+    /// # Errors
+    /// Every configuration error.
+    pub(crate) fn parse(flags: &BrokerFlags) -> Result<(Self, LogSettings), ConfigErrors> {
+        let mut parser = Parser::new(&flags.0);
+        let broker = broker(&mut parser);
+        let log = log(&mut parser);
+        parser.finish(broker.zip(log))
+    }
+}
+
+impl LogSettings {
+    /// Parses the settings of commands that only log.
+    ///
+    /// # Errors
+    /// Every configuration error.
+    pub(crate) fn parse(flags: &LogFlags) -> Result<Self, ConfigErrors> {
+        let mut parser = Parser::new(&flags.0);
+        let settings = log(&mut parser);
+        parser.finish(settings)
+    }
+}
+
+fn settings(parser: &mut Parser<'_>) -> Option<Settings> {
     let token_ttl = parser.value(&table::IDV_TOKEN_TTL);
     let platform = platform(parser, token_ttl);
     let broker = broker(parser);
@@ -69,7 +121,7 @@ fn check_encrypted(parser: &mut Parser<'_>, spec: &Spec, url: Option<&Url>) {
     }
 }
 
-pub(super) fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
+fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
     let url = parser.value(&table::AMQP_URL);
     let queue = parser.value(&table::QUEUE);
     let request_exchange = parser.value(&table::REQUEST_EXCHANGE);
@@ -131,7 +183,7 @@ fn worker(parser: &mut Parser<'_>) -> Option<WorkerSettings> {
     })
 }
 
-pub(super) fn log(parser: &mut Parser<'_>) -> Option<LogSettings> {
+fn log(parser: &mut Parser<'_>) -> Option<LogSettings> {
     let directives = parser.value(&table::LOG);
     let format = parser.optional(&table::LOG_FORMAT);
     Some(LogSettings { directives: directives?, format: format? })

@@ -8,193 +8,24 @@ mod parser;
 mod raw;
 mod secret_file;
 mod setting;
+mod settings;
 pub(crate) mod table;
 mod units;
 mod values;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-use secrecy::{SecretBox, SecretString};
-use url::Url;
-
-use self::parser::Parser;
-#[cfg(test)]
-pub(crate) use self::setting::Spec;
 pub use self::{
     parser::ConfigErrors,
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
+    settings::{
+        ApiKey, BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
+        Settings, WorkerSettings,
+    },
 };
+#[cfg(test)]
+pub(crate) use self::{raw::RawSettings, setting::Spec};
 pub(crate) use self::{
-    raw::{DEMO_LOG, DEMO_WORKFLOW, RawSettings},
+    raw::{DEMO_LOG, DEMO_WORKFLOW},
     secret_file::read_api_key,
     units::{parse_duration, parse_rate},
     values::{is_header_value, is_loopback},
 };
-use crate::retry::{RetryDelay, RetryPolicy};
-
-/// All settings of `handoff run`.
-#[derive(Debug)]
-pub struct Settings {
-    /// The platform and the links to it.
-    pub platform: PlatformSettings,
-    /// RabbitMQ.
-    pub broker: BrokerSettings,
-    /// Redis.
-    pub cache: CacheSettings,
-    /// The worker itself.
-    pub worker: WorkerSettings,
-    /// Logs.
-    pub log: LogSettings,
-}
-
-/// How to call the platform.
-#[derive(Debug)]
-pub struct PlatformSettings {
-    /// Base URL of the two calls; a path prefix is kept.
-    pub url: Url,
-    /// Base URL of the links that people open; a path prefix is kept.
-    pub public_url: Url,
-    /// The API key.
-    pub api_key: ApiKey,
-    /// Lifetime to request for each token: whole seconds, at least one.
-    pub token_ttl: Duration,
-    /// Time limit of one call, from connect to last byte.
-    pub timeout: Duration,
-    /// Maximum rate of calls, shared by all replicas.
-    pub rate_limit: Option<RateLimit>,
-}
-
-/// At most `count` calls in each window of length `per`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateLimit {
-    /// At least one.
-    pub count: u32,
-    /// Greater than zero.
-    pub per: Duration,
-}
-
-/// The API key, and the file that it came from.
-#[derive(Debug)]
-pub struct ApiKey {
-    /// The key as it is sent.
-    pub value: SecretString,
-    /// The file to read again when the platform refuses the key.
-    pub file: Option<PathBuf>,
-}
-
-/// How to connect to RabbitMQ, and the names of exchanges and queues.
-#[derive(Clone, Debug)]
-pub struct BrokerSettings {
-    /// `amqp://` or `amqps://`.
-    pub url: SecretString,
-    /// The request queue; the retry and dead queues are named after it.
-    pub queue: String,
-    /// The exchange that requests are published to.
-    pub request_exchange: String,
-    /// The exchange that events are published to.
-    pub event_exchange: String,
-    /// Whether to declare exchanges and queues, or only check that they exist.
-    pub declare: bool,
-    /// The delays of the retry queues, in order.
-    pub retry_delays: Vec<RetryDelay>,
-}
-
-/// How to connect to Redis, and how to store values there.
-#[derive(Debug)]
-pub struct CacheSettings {
-    /// `redis://` or `rediss://`.
-    pub url: SecretString,
-    /// Prefix of every key.
-    pub key_prefix: String,
-    /// Keys that seal values: the first seals, all open. If empty, values are stored in the clear.
-    pub seal_keys: Vec<SecretBox<[u8; 32]>>,
-    /// Minimum remaining life of a link that is reused.
-    pub link_min_life: Duration,
-}
-
-/// How the worker runs.
-#[derive(Debug)]
-pub struct WorkerSettings {
-    /// Workflow for requests that name none.
-    pub workflow_id: Option<String>,
-    /// Maximum number of requests in flight; also the prefetch count.
-    pub concurrency: u16,
-    /// Retries in process, per delivery.
-    pub retry: RetryPolicy,
-    /// Maximum size of a request body, in bytes.
-    pub max_message_bytes: usize,
-    /// Address of the probes and metrics.
-    pub http_addr: SocketAddr,
-    /// Maximum time from SIGTERM to exit.
-    pub shutdown_grace: Duration,
-    /// How long a request is held at most while the platform is paused. After that the worker returns
-    /// it to RabbitMQ, which closes the channel of a consumer that keeps a delivery for 30 minutes.
-    /// Not a setting; a field so that tests can shorten it.
-    pub hold_limit: Duration,
-}
-
-/// What is logged, and in which format.
-#[derive(Clone, Debug)]
-pub struct LogSettings {
-    /// `tracing` filter directives.
-    pub directives: String,
-    /// `None`: text if stderr is a terminal, else JSON.
-    pub format: Option<LogFormat>,
-}
-
-/// The format of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-impl Settings {
-    /// Parses the settings of `handoff run`.
-    ///
-    /// # Errors
-    /// Every configuration error.
-    pub fn parse(flags: &RunFlags) -> Result<Self, ConfigErrors> {
-        let mut parser = Parser::new(&flags.0);
-        let settings = assemble::settings(&mut parser);
-        parser.finish(settings)
-    }
-}
-
-impl BrokerSettings {
-    /// The default settings, whatever the environment says.
-    ///
-    /// # Errors
-    /// A default does not parse, which is a bug in the table.
-    pub(crate) fn defaults() -> Result<Self, ConfigErrors> {
-        let raw = RawSettings::defaults();
-        let mut parser = Parser::new(&raw);
-        let settings = assemble::broker(&mut parser);
-        parser.finish(settings)
-    }
-
-    /// Parses the settings of commands that connect to RabbitMQ alone.
-    ///
-    /// # Errors
-    /// Every configuration error.
-    pub(crate) fn parse(flags: &BrokerFlags) -> Result<(Self, LogSettings), ConfigErrors> {
-        let mut parser = Parser::new(&flags.0);
-        let broker = assemble::broker(&mut parser);
-        let log = assemble::log(&mut parser);
-        parser.finish(broker.zip(log))
-    }
-}
-
-impl LogSettings {
-    /// Parses the settings of commands that only log.
-    ///
-    /// # Errors
-    /// Every configuration error.
-    pub(crate) fn parse(flags: &LogFlags) -> Result<Self, ConfigErrors> {
-        let mut parser = Parser::new(&flags.0);
-        let settings = assemble::log(&mut parser);
-        parser.finish(settings)
-    }
-}

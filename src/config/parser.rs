@@ -5,8 +5,7 @@ use std::{ffi::OsString, fmt, path::PathBuf};
 use super::{
     raw::RawSettings,
     secret_file::read_secret_file,
-    setting::{OptionalSetting, Setting, Source, Spec},
-    values::Parsed,
+    setting::{OptionalSetting, ParseResult, Setting, Source, Spec},
 };
 
 /// Every error in the configuration. Holds variable names and how to fix them, no values.
@@ -76,7 +75,7 @@ impl<'a> Parser<'a> {
         self.errors.push(format!("{variable}: {why}"));
     }
 
-    fn parse<T>(&mut self, text: &Text, parse: fn(&str) -> Parsed<T>) -> Option<T> {
+    fn parse<T>(&mut self, text: &Text, parse: fn(&str) -> ParseResult<T>) -> Option<T> {
         parse(&text.value).map_err(|why| self.error(&text.variable, why)).ok()
     }
 

@@ -1,6 +1,7 @@
 //! One setting: its name, help, default and parser.
 
-use super::values::Parsed;
+/// A value, or how to fix it. The text is static, so it cannot contain the value.
+pub(super) type ParseResult<T> = Result<T, &'static str>;
 
 /// The group of commands that read a setting. A command ignores settings outside its groups, valid
 /// or not; `handoff doctor` reads all of them.
@@ -36,7 +37,7 @@ pub(crate) struct Spec {
 /// A setting that always has a value: it is required, or has a default.
 pub(crate) struct Setting<T> {
     pub(crate) spec: Spec,
-    pub(super) parse: fn(&str) -> Parsed<T>,
+    pub(super) parse: fn(&str) -> ParseResult<T>,
     /// What the error for a missing value asks for.
     pub(super) ask: &'static str,
 }
@@ -44,7 +45,7 @@ pub(crate) struct Setting<T> {
 /// A setting that may be unset.
 pub(crate) struct OptionalSetting<T> {
     pub(crate) spec: Spec,
-    pub(super) parse: fn(&str) -> Parsed<T>,
+    pub(super) parse: fn(&str) -> ParseResult<T>,
 }
 
 /// Where the text of a secret comes from: its own flag or variable, or the file that another names.
@@ -79,7 +80,7 @@ impl Spec {
     pub(super) const fn default<T>(
         mut self,
         default: &'static str,
-        parse: fn(&str) -> Parsed<T>,
+        parse: fn(&str) -> ParseResult<T>,
     ) -> Setting<T> {
         self.default = Some(default);
         Setting { spec: self, parse, ask: "" }
@@ -88,12 +89,12 @@ impl Spec {
     pub(super) const fn required<T>(
         self,
         ask: &'static str,
-        parse: fn(&str) -> Parsed<T>,
+        parse: fn(&str) -> ParseResult<T>,
     ) -> Setting<T> {
         Setting { spec: self, parse, ask }
     }
 
-    pub(super) const fn optional<T>(self, parse: fn(&str) -> Parsed<T>) -> OptionalSetting<T> {
+    pub(super) const fn optional<T>(self, parse: fn(&str) -> ParseResult<T>) -> OptionalSetting<T> {
         OptionalSetting { spec: self, parse }
     }
 

@@ -1,6 +1,6 @@
 //! The settings, one row each, in the order of the help text.
 //!
-//! To add a setting: add a row here, a field in `mod.rs`, and a line in `assemble.rs`. The flag, the
+//! To add a setting: add a row here, a field in `settings.rs`, and a line in `assemble.rs`. The flag, the
 //! environment variable and the help text come from the row; its doc comment is the help text.
 
 use std::{net::SocketAddr, time::Duration};
@@ -9,12 +9,12 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 use super::{
-    LogFormat, RateLimit,
     setting::{
         OptionalSetting,
         Scope::{Broker, Logging, Platform, Worker},
         Setting, Spec,
     },
+    settings::{LogFormat, RateLimit},
     units::{parse_duration, parse_rate, positive_duration, whole_seconds},
     values,
 };

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{RateLimit, values::Parsed};
+use super::{setting::ParseResult, settings::RateLimit};
 
 /// A century. A longer duration is a typing error, and would overflow dates later on.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
 
 /// Parses a duration such as `250ms`, `10s`, `5m` or `1h`: a whole number and one unit.
-pub(crate) fn parse_duration(text: &str) -> Parsed<Duration> {
+pub(crate) fn parse_duration(text: &str) -> ParseResult<Duration> {
     const FORM: &str = "must be a duration such as 250ms, 10s, 5m or 1h";
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -26,18 +26,18 @@ pub(crate) fn parse_duration(text: &str) -> Parsed<Duration> {
         .ok_or("must be at most 878400h, a century")
 }
 
-pub(super) fn positive_duration(text: &str) -> Parsed<Duration> {
+pub(super) fn positive_duration(text: &str) -> ParseResult<Duration> {
     let duration = parse_duration(text)?;
     if duration.is_zero() { Err("must be greater than zero") } else { Ok(duration) }
 }
 
-pub(super) fn whole_seconds(text: &str) -> Parsed<Duration> {
+pub(super) fn whole_seconds(text: &str) -> ParseResult<Duration> {
     let duration = positive_duration(text)?;
     if duration.subsec_nanos() == 0 { Ok(duration) } else { Err("must be whole seconds") }
 }
 
 /// Parses a rate such as `1000/1m`: a count, a slash, and the window that it applies to.
-pub(crate) fn parse_rate(text: &str) -> Parsed<RateLimit> {
+pub(crate) fn parse_rate(text: &str) -> ParseResult<RateLimit> {
     const FORM: &str = "must be a rate such as 1000/1m: a count, a slash, a duration";
     let (count, per) = text.split_once('/').ok_or(FORM)?;
     let count = parse_whole(count).and_then(|count| u32::try_from(count).ok()).ok_or(FORM)?;

@@ -9,13 +9,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::{Host, Url};
 
 use super::{
-    LogFormat,
+    setting::ParseResult,
+    settings::LogFormat,
     units::{parse_duration, parse_whole},
 };
 use crate::retry::RetryDelay;
-
-/// A value, or how to fix it. The text is static, so it cannot contain the value.
-pub(super) type Parsed<T> = Result<T, &'static str>;
 
 /// Longest time that RabbitMQ keeps a message by TTL: 32 bits of milliseconds.
 const MAX_QUEUE_TTL: Duration = Duration::from_millis(u32::MAX as u64);
@@ -24,18 +22,18 @@ pub(super) const MAX_NAME: usize = 255;
 /// Smallest frame that RabbitMQ accepts as a limit, in bytes.
 const MIN_FRAME: u32 = 8_192;
 
-pub(super) fn boolean(text: &str) -> Parsed<bool> {
+pub(super) fn boolean(text: &str) -> ParseResult<bool> {
     text.parse().map_err(|_| "must be true or false")
 }
 
-pub(super) fn concurrency(text: &str) -> Parsed<u16> {
+pub(super) fn concurrency(text: &str) -> ParseResult<u16> {
     parse_whole(text)
         .and_then(|number| u16::try_from(number).ok())
         .filter(|number| *number > 0)
         .ok_or("must be a whole number from 1 to 65535")
 }
 
-pub(super) fn message_bytes(text: &str) -> Parsed<usize> {
+pub(super) fn message_bytes(text: &str) -> ParseResult<usize> {
     // 128 MiB is the largest `max_message_size` that any version of RabbitMQ has by default.
     parse_whole(text)
         .and_then(|number| usize::try_from(number).ok())
@@ -43,15 +41,15 @@ pub(super) fn message_bytes(text: &str) -> Parsed<usize> {
         .ok_or("must be a whole number from 1 to 134217728")
 }
 
-pub(super) fn socket_addr(text: &str) -> Parsed<SocketAddr> {
+pub(super) fn socket_addr(text: &str) -> ParseResult<SocketAddr> {
     text.parse().map_err(|_| "must be an IP address and a port, such as 0.0.0.0:9464")
 }
 
-pub(super) fn workflow_id(text: &str) -> Parsed<String> {
+pub(super) fn workflow_id(text: &str) -> ParseResult<String> {
     if text.len() <= 128 { Ok(text.to_owned()) } else { Err("must be 1 to 128 bytes long") }
 }
 
-pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+pub(super) fn log_format(text: &str) -> ParseResult<LogFormat> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
@@ -67,7 +65,7 @@ pub(crate) fn is_header_value(text: &str) -> bool {
         && text.trim_matches([' ', '\t']) == text
 }
 
-pub(super) fn api_key(text: &str) -> Parsed<SecretString> {
+pub(super) fn api_key(text: &str) -> ParseResult<SecretString> {
     if is_header_value(text) {
         Ok(text.into())
     } else {
@@ -87,7 +85,7 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-pub(super) fn base_url(text: &str) -> Parsed<Url> {
+pub(super) fn base_url(text: &str) -> ParseResult<Url> {
     const FORM: &str = "must be a URL such as https://idv.example.com";
     // `Url` parses as browsers do: it would repair these into a URL that was not meant.
     let unexpected = |c: char| c.is_whitespace() || c.is_control() || c == '\\';
@@ -107,7 +105,7 @@ pub(super) fn base_url(text: &str) -> Parsed<Url> {
     Ok(url)
 }
 
-pub(super) fn amqp_url(text: &str) -> Parsed<SecretString> {
+pub(super) fn amqp_url(text: &str) -> ParseResult<SecretString> {
     const FORM: &str = "must be an AMQP URL such as amqps://user:password@rabbitmq.example.com/%2f";
     if !(text.starts_with("amqp://") || text.starts_with("amqps://")) {
         return Err(FORM);
@@ -125,7 +123,7 @@ pub(super) fn amqp_url(text: &str) -> Parsed<SecretString> {
     Ok(text.into())
 }
 
-pub(super) fn redis_url(text: &str) -> Parsed<SecretString> {
+pub(super) fn redis_url(text: &str) -> ParseResult<SecretString> {
     const FORM: &str =
         "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
     if !(text.starts_with("redis://") || text.starts_with("rediss://")) {
@@ -138,7 +136,7 @@ pub(super) fn redis_url(text: &str) -> Parsed<SecretString> {
     Ok(text.into())
 }
 
-pub(super) fn amqp_name(text: &str) -> Parsed<String> {
+pub(super) fn amqp_name(text: &str) -> ParseResult<String> {
     if text.len() > MAX_NAME || text.chars().any(char::is_control) {
         return Err("must be 1 to 255 bytes long, without control characters");
     }
@@ -148,7 +146,7 @@ pub(super) fn amqp_name(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn key_prefix(text: &str) -> Parsed<String> {
+pub(super) fn key_prefix(text: &str) -> ParseResult<String> {
     let forbidden = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
     if text.len() > MAX_NAME || text.contains(forbidden) {
         return Err("must be 1 to 255 bytes long, without braces, spaces or control characters");
@@ -156,7 +154,7 @@ pub(super) fn key_prefix(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn retry_delays(text: &str) -> Parsed<Vec<RetryDelay>> {
+pub(super) fn retry_delays(text: &str) -> ParseResult<Vec<RetryDelay>> {
     let delay = |text: &str| {
         let name = text.trim();
         let delay = parse_duration(name)
@@ -173,7 +171,7 @@ pub(super) fn retry_delays(text: &str) -> Parsed<Vec<RetryDelay>> {
 ///
 /// `EnvFilter` takes a word that is no level for a target and enables all of it. Since only
 /// handoff's targets are logged, any other word is a typing error, such as `warning` for `warn`.
-pub(super) fn log_directives(text: &str) -> Parsed<String> {
+pub(super) fn log_directives(text: &str) -> ParseResult<String> {
     if EnvFilter::builder().parse(text).is_err() {
         return Err("must be tracing filter directives, such as info or info,handoff=debug");
     }
@@ -190,7 +188,7 @@ pub(super) fn log_directives(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn seal_keys(text: &str) -> Parsed<Vec<SecretBox<[u8; 32]>>> {
+pub(super) fn seal_keys(text: &str) -> ParseResult<Vec<SecretBox<[u8; 32]>>> {
     let key = |text: &str| {
         let bytes = BASE64_STANDARD.decode(text.trim()).ok()?;
         let bytes: [u8; 32] = bytes.try_into().ok()?;

@@ -25,14 +25,14 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// A connection to a server.
-pub(super) struct Connected {
+pub(super) struct ServerConnection {
     pub(super) stream: Box<dyn Stream>,
     pub(super) took: Duration,
     /// When the first of its certificates expires; `None` without TLS.
     pub(super) valid_until: Option<SystemTime>,
 }
 
-impl Connected {
+impl ServerConnection {
     /// The checks of a connection that was made.
     pub(super) fn checks(&self) -> impl Iterator<Item = Check> {
         let certificate =
@@ -44,7 +44,7 @@ impl Connected {
 }
 
 /// Connects to the server of a URL. The error never contains the URL.
-pub(super) async fn connect(url: &Url, default_port: u16) -> Result<Connected, String> {
+pub(super) async fn connect(url: &Url, default_port: u16) -> Result<ServerConnection, String> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = url.port_or_known_default().unwrap_or(default_port);
     let start = Instant::now();
@@ -59,10 +59,10 @@ pub(super) async fn connect(url: &Url, default_port: u16) -> Result<Connected, S
         let valid_until = certificate::valid_until(presented, SystemTime::now());
         Ok((Box::new(stream) as Box<dyn Stream>, valid_until))
     };
-    let connected = timeout(LIMIT, connecting).await;
+    let connection = timeout(LIMIT, connecting).await;
     let (stream, valid_until) =
-        connected.unwrap_or_else(|_| Err("no answer in time".to_owned()))?;
-    Ok(Connected { stream, took: start.elapsed(), valid_until })
+        connection.unwrap_or_else(|_| Err("no answer in time".to_owned()))?;
+    Ok(ServerConnection { stream, took: start.elapsed(), valid_until })
 }
 
 /// Trusts what the libraries of the worker trust.

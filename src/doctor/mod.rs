@@ -18,20 +18,14 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-pub(crate) use self::check::{Area, Check, Verdict};
+pub(crate) use self::{
+    check::{Area, Check, Verdict},
+    platform::Probe,
+};
 use crate::config::Settings;
 
 /// Time limit of one area, on top of the limits of its steps.
 const AREA_LIMIT: Duration = Duration::from_secs(30);
-
-/// Whether to call the platform.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Probe {
-    /// Only connect.
-    Connect,
-    /// Request one token with the shortest lifetime, to test the API key.
-    Token,
-}
 
 /// Checks everything that a worker with these settings needs.
 pub(crate) async fn examine(settings: &Settings, probe: Probe) -> Vec<Check> {

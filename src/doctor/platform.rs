@@ -6,7 +6,6 @@ use std::{
 };
 
 use super::{
-    Probe,
     check::Check,
     clock::{self, Tolerance},
     connect::connect,
@@ -20,6 +19,15 @@ use crate::{
 /// HTTP's `Date` header has a resolution of one second, and is older by the time of the answer.
 const TOLERANCE: Tolerance =
     Tolerance { hint: Duration::from_secs(5), finding: Duration::from_secs(60) };
+
+/// Whether to call the platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// Only connect.
+    Connect,
+    /// Request one token with the shortest lifetime, to test the API key.
+    Token,
+}
 
 pub(super) async fn examine(settings: &PlatformSettings, probe: Probe, checks: &mut Vec<Check>) {
     if uses_proxy(settings) {

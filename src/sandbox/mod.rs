@@ -36,7 +36,7 @@ mod tokens;
 pub use call::{ApiCall, Endpoint};
 pub use faults::{Answer, Fault, Faults};
 pub use hook::Simulation;
-pub use options::{Options, RateLimit, TokenAlphabet};
+pub use options::{Options, TokenAlphabet};
 pub use record::CallRecord;
 pub use server::Sandbox;
 pub use stats::{CallCounts, SessionCount, Stats};

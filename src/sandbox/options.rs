@@ -4,6 +4,8 @@ use std::{fmt, io, time::Duration};
 
 use axum::http::HeaderValue;
 
+use crate::config::RateLimit;
+
 /// The configuration of a sandbox.
 ///
 /// [`Options::default`] is a platform that answers at once and never fails.
@@ -21,6 +23,7 @@ pub struct Options {
     pub failure_rate: f64,
     /// API calls beyond this limit answer 429 with `Retry-After`.
     ///
+    /// A window opens with the first call after the previous window.
     /// Calls that a fault, a random failure or the limit itself answers do not count.
     pub rate_limit: Option<RateLimit>,
     /// The characters of tokens.
@@ -37,17 +40,6 @@ pub struct Options {
     ///
     /// `None` seeds the generator from the operating system.
     pub seed: Option<u64>,
-}
-
-/// A limit on the calls of both endpoints together, in fixed windows.
-///
-/// A window opens with the first call after the previous one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateLimit {
-    /// The number of calls in a window.
-    pub count: u32,
-    /// The length of a window.
-    pub per: Duration,
 }
 
 /// The characters of tokens.

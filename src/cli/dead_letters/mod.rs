@@ -32,11 +32,11 @@ use crate::{
     handoff dead-letters drop --older-than 720h --dry-run")]
 pub(super) struct DeadLettersArgs {
     #[command(subcommand)]
-    action: Action,
+    action: DeadLettersAction,
 }
 
 #[derive(Subcommand)]
-enum Action {
+enum DeadLettersAction {
     /// List dead letters: a table on a terminal, else one JSON object a line
     #[command(after_help = "Example:\n  handoff dead-letters list --older-than 1h")]
     List(ListArgs),
@@ -91,9 +91,11 @@ struct DropArgs {
 
 pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
     let (flags, filter) = match &args.action {
-        Action::List(args) | Action::Show(args) => (&args.settings, &args.filter),
-        Action::Replay(args) => (&args.settings, &args.required.filter),
-        Action::Drop(args) => (&args.settings, &args.required.filter),
+        DeadLettersAction::List(args) | DeadLettersAction::Show(args) => {
+            (&args.settings, &args.filter)
+        }
+        DeadLettersAction::Replay(args) => (&args.settings, &args.required.filter),
+        DeadLettersAction::Drop(args) => (&args.settings, &args.required.filter),
     };
     let (settings, log) = BrokerSettings::parse(flags)?;
     logs::init(&log);
@@ -103,7 +105,7 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
 }
 
 async fn act(
-    action: &Action,
+    action: &DeadLettersAction,
     settings: &BrokerSettings,
     filter: &Filter,
     interrupted: CancellationToken,
@@ -111,12 +113,12 @@ async fn act(
     let queue = DeadQueue::open(settings).await.map_err(hints::broker)?;
     let mut walk = Walk::new(queue, filter, interrupted);
     let result = match action {
-        Action::List(_) => walk.list().await,
-        Action::Show(_) => walk.show().await,
-        Action::Replay(args) if args.dry_run => walk.list().await,
-        Action::Drop(args) if args.dry_run => walk.list().await,
-        Action::Replay(args) => walk.replay(args.rate).await,
-        Action::Drop(args) => {
+        DeadLettersAction::List(_) => walk.list().await,
+        DeadLettersAction::Show(_) => walk.show().await,
+        DeadLettersAction::Replay(args) if args.dry_run => walk.list().await,
+        DeadLettersAction::Drop(args) if args.dry_run => walk.list().await,
+        DeadLettersAction::Replay(args) => walk.replay(args.rate).await,
+        DeadLettersAction::Drop(args) => {
             let confirmation = if args.yes { Confirmation::Given } else { Confirmation::Ask };
             walk.drop_letters(confirmation).await
         }

@@ -8,8 +8,9 @@ use rand::{RngExt, rngs::StdRng};
 use super::{
     call::Endpoint,
     faults::{Answer, Faults},
-    options::{Options, RateLimit},
+    options::Options,
 };
+use crate::config::RateLimit;
 
 #[derive(Default)]
 pub(super) struct Admission {
