@@ -1,4 +1,4 @@
-//! Examples that are what they show: events come from the code that makes events.
+//! Example messages. The code that makes events makes the example events.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ const REQUEST_ID: &str = "order-7781-verify";
 const USER: &str = "u-20418";
 const WORKFLOW: &str = "0b7c2f3e-5a41-4a0e-9a55-3d1f6c2b8e90";
 
-/// When everything here happens.
+/// The time of all examples.
 fn now() -> SystemTime {
     parse_date_time("2026-03-02T09:15:04.611Z").unwrap_or(SystemTime::UNIX_EPOCH)
 }
@@ -40,20 +40,20 @@ fn trace_parent() -> Value {
     json!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 }
 
-/// Requests that are bare.
+/// Bare requests.
 pub(super) fn request() -> Value {
     let headers = json!({ "message_id": REQUEST_ID, "traceparent": trace_parent() });
     json!([
-        { "name": "least", "summary": "All that is needed.", "headers": headers, "payload": { "userId": USER } },
-        { "name": "most", "summary": "With all there is.", "headers": headers, "payload": data() },
+        { "name": "least", "summary": "Only the required field.", "headers": headers, "payload": { "userId": USER } },
+        { "name": "most", "summary": "Every field.", "headers": headers, "payload": data() },
     ])
 }
 
-/// A request in a CloudEvent.
+/// A request as a CloudEvent.
 pub(super) fn request_in_cloud_event() -> Value {
     json!([{
         "name": "cloudEvent",
-        "summary": "As a CloudEvent in structured mode.",
+        "summary": "A CloudEvent in structured mode.",
         "payload": {
             "specversion": "1.0",
             "type": REQUESTED,
@@ -65,7 +65,7 @@ pub(super) fn request_in_cloud_event() -> Value {
     }])
 }
 
-/// A link.
+/// An event with a link.
 pub(super) fn ready() -> Value {
     let Ok(public) = Url::parse("https://idv.example.com") else { return Value::Null };
     let url = handoff_url(&public, "Token tr-1+2/é", "65f1c0ffee0ddba11ca7beef");
@@ -81,7 +81,7 @@ pub(super) fn ready() -> Value {
     json!([example("ready", "A new link.", &body, now())])
 }
 
-/// One reason why there is none, and another.
+/// Events of failed requests.
 pub(super) fn failed() -> Value {
     let exhausted = FailedReason {
         code: ReasonCode::RetriesExhausted,
@@ -93,17 +93,18 @@ pub(super) fn failed() -> Value {
         code: ReasonCode::InvalidRequest,
         message: "`userId` is missing".to_owned(),
     };
-    let failed = |known, reason, attempts| EventBody::Failed {
+    let failed = |user_id, workflow_id, reason, attempts| EventBody::Failed {
         request_id: REQUEST_ID,
-        user_id: if known { Some(USER) } else { None },
-        workflow_id: if known { Some(WORKFLOW) } else { None },
+        user_id,
+        workflow_id,
         reason,
         attempts,
     };
-    let (exhausted, invalid) = (failed(true, &exhausted, 5), failed(false, &invalid, 1));
+    let exhausted = failed(Some(USER), Some(WORKFLOW), &exhausted, 5);
+    let invalid = failed(None, None, &invalid, 1);
     json!([
         example("retriesExhausted", "The platform was down for too long.", &exhausted, later(22)),
-        example("invalidRequest", "Nobody knows who it was for.", &invalid, now()),
+        example("invalidRequest", "The request has no user id.", &invalid, now()),
     ])
 }
 

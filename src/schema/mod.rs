@@ -1,7 +1,7 @@
 //! The AsyncAPI 3.0 document: requests, events, and the exchanges and queues they go through.
 //!
-//! What it says is taken from where it is so: schemas from the wire types, queue arguments from the
-//! topology, examples from the code that makes events.
+//! It is generated from the code that it describes: schemas from the wire types, queue arguments from
+//! the topology, example events from the code that makes events.
 
 mod examples;
 
@@ -13,9 +13,9 @@ use crate::{
     message::{FAILED, READY, REQUESTED, schema},
 };
 
-/// The version of AsyncAPI's way to describe AMQP 0-9-1.
+/// The version of AsyncAPI's AMQP 0-9-1 bindings.
 const BINDING: &str = "0.3.0";
-/// How traces go along, on requests and on events.
+/// The form of a `traceparent` header.
 const TRACE_PARENT: &str = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$";
 
 /// Why the document could not be generated: a bug in the defaults or in the document.
@@ -30,7 +30,7 @@ pub(crate) enum SchemaError {
 /// Generates the document, as YAML.
 pub(crate) fn asyncapi() -> Result<String, SchemaError> {
     let topology = Topology::new(&BrokerSettings::defaults()?);
-    // Each text stays on one line: folded blocks would change with the width of the words.
+    // One line for each text: a reworded text then changes one line of the file.
     let options =
         serde_saphyr::ser_options! { prefer_block_scalars: false, compact_list_indent: false };
     Ok(serde_saphyr::to_string_with_options(&document(&topology), options)?)
@@ -43,9 +43,9 @@ fn document(topology: &Topology) -> Value {
             "title": env!("CARGO_PKG_NAME"),
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Takes verification requests from RabbitMQ and answers each with an event, which \
-                carries a short-lived link to an identity-verification session, or says why there is none. \
-                Written from the point of view of handoff: it receives requests and sends events. Names of \
-                exchanges and queues are those that hold by default.",
+                contains a short-lived link to an identity-verification session, or the reason why there is no \
+                link. Written from the point of view of handoff: it receives requests and sends events. \
+                Exchanges and queues have their default names.",
             "license": { "name": env!("CARGO_PKG_LICENSE") },
         },
         "defaultContentType": "application/json",
@@ -54,7 +54,7 @@ fn document(topology: &Topology) -> Value {
                 "host": "rabbitmq.example.com",
                 "protocol": "amqps",
                 "protocolVersion": "0.9.1",
-                "description": "RabbitMQ 3.10 or later, as HANDOFF_AMQP_URL names it.",
+                "description": "RabbitMQ 3.10 or later, at HANDOFF_AMQP_URL.",
             },
         },
         "channels": channels(topology),
@@ -72,20 +72,20 @@ fn channels(topology: &Topology) -> Value {
     };
     let retry = topology.retry_queues().iter().map(|queue| {
         let delay = queue.rsplit('.').next().unwrap_or_default();
-        let what = format!("Where a failed request waits for {delay} before it is tried again.");
+        let what = format!("Holds failed requests for {delay} before the next attempt.");
         (format!("retry{delay}"), queue_channel(topology, queue, &what, requests()))
     });
     let mut channels = json!({
         "requests": exchange_channel(REQUESTED, topology.request_exchange(),
-            "Where requests are published to: persistent, mandatory, with publisher confirms.", requests()),
+            "Publish requests here: persistent, mandatory, with publisher confirms.", requests()),
         "ready": exchange_channel(READY, topology.event_exchange(),
-            "Links. Bind a queue of your own, before the first request comes.",
+            "Events with a link. Bind your queue before you publish the first request.",
             json!({ "ready": { "$ref": "#/components/messages/ready" } })),
         "failed": exchange_channel(FAILED, topology.event_exchange(),
-            "Requests that ended without a link. Bind a queue of your own.",
+            "Events of requests that ended without a link. Bind your queue before you publish the first request.",
             json!({ "failed": { "$ref": "#/components/messages/failed" } })),
         "requestQueue": queue_channel(topology, topology.request_queue(),
-            "What the worker consumes. Bound to the request exchange by the routing key of requests.", requests()),
+            "The queue that workers consume. Bound to the request exchange with the routing key of requests.", requests()),
     });
     for (name, channel) in retry {
         channels[name] = channel;
@@ -93,7 +93,7 @@ fn channels(topology: &Topology) -> Value {
     channels["dead"] = queue_channel(
         topology,
         topology.dead_queue(),
-        "What could not be served; `handoff dead-letters` looks through it.",
+        "Requests that failed; `handoff dead-letters` lists, replays and drops them.",
         requests(),
     );
     channels
@@ -140,29 +140,29 @@ fn operations() -> Value {
         "receiveRequest": {
             "action": "receive",
             "channel": { "$ref": "#/channels/requests" },
-            "summary": "Makes a link, or finds the one there is. A request is acked only once RabbitMQ has \
-                confirmed what comes of it.",
+            "summary": "Makes a link, or finds a live one. Acks a request only after RabbitMQ has confirmed \
+                its event or copy.",
             "messages": [
                 { "$ref": "#/channels/requests/messages/bare" },
                 { "$ref": "#/channels/requests/messages/cloudEvent" },
             ],
             "bindings": { "amqp": { "ack": true, "bindingVersion": BINDING } },
         },
-        "sendReady": send("ready", "Tells the link. May come more than once, with the same id."),
-        "sendFailed": send("failed", "Tells why there is no link. May come more than once, with the same id."),
+        "sendReady": send("ready", "Publishes the link. May be published more than once, with the same id."),
+        "sendFailed": send("failed", "Publishes why there is no link. May be published more than once, with the same id."),
     })
 }
 
 fn messages() -> Value {
     let correlation = json!({
-        "description": "Copied from the request to its event; the request id where there is none. It is the \
-            AMQP property of that name.",
+        "description": "The AMQP property of that name: copied from the request to its event, or the request id \
+            if the request has none.",
         "location": "$message.header#/correlation_id",
     });
     let request = |name: &str, content_type: &str, schema: &str, examples: Value| {
         json!({
             "name": name,
-            "title": "A person is to be verified",
+            "title": "Request to verify a person",
             "contentType": content_type,
             "headers": { "$ref": "#/components/schemas/requestHeaders" },
             "payload": { "$ref": format!("#/components/schemas/{schema}") },
@@ -188,7 +188,7 @@ fn messages() -> Value {
         "requestInCloudEvent": request("requestInCloudEvent", "application/cloudevents+json",
             "requestInCloudEvent", examples::request_in_cloud_event()),
         "ready": event(READY, "A link is ready", "ready", examples::ready()),
-        "failed": event(FAILED, "There is no link", "failed", examples::failed()),
+        "failed": event(FAILED, "No link", "failed", examples::failed()),
     })
 }
 
@@ -196,7 +196,7 @@ fn schemas() -> Value {
     let trace_parent = json!({
         "type": "string",
         "pattern": TRACE_PARENT,
-        "description": "W3C Trace Context, passed on to both platform calls and to the event.",
+        "description": "W3C Trace Context, propagated to both platform calls and to the event.",
     });
     let trace_state = json!({ "type": "string", "maxLength": 512 });
     json!({
@@ -206,16 +206,16 @@ fn schemas() -> Value {
         "failed": schema::failed(),
         "requestHeaders": {
             "type": "object",
-            "description": "AMQP headers, and the AMQP properties that matter. Headers that begin with \
-                `x-handoff-` are the worker's own, on copies and dead letters.",
+            "description": "AMQP headers, and the AMQP properties that the worker reads. The worker sets \
+                headers that begin with `x-handoff-` on copies and dead letters.",
             "properties": {
                 "message_id": {
                     "type": "string",
-                    "description": "The request id of a bare request. Send one: without it a request that is \
-                        redelivered gets another id.",
+                    "description": "The request id of a bare request. Send one: without it, a redelivered \
+                        request gets another id.",
                 },
                 "correlation_id": { "type": "string", "description": "Copied to the event." },
-                "timestamp": { "type": "integer", "description": "When it was published, in seconds since 1970." },
+                "timestamp": { "type": "integer", "description": "Time of publishing, in seconds since 1970." },
                 "traceparent": trace_parent,
                 "tracestate": trace_state,
                 "x-handoff-request-id": { "type": "string", "description": "The request id." },
@@ -239,7 +239,7 @@ fn schemas() -> Value {
                 "message_id": { "type": "string", "format": "uuid", "description": "The event's `id`." },
                 "correlation_id": {
                     "type": "string",
-                    "description": "The request's, else the request id; at most 255 bytes.",
+                    "description": "The request's, or else the request id; at most 255 bytes.",
                 },
                 "type": { "type": "string", "enum": [READY, FAILED] },
                 "timestamp": { "type": "integer", "description": "The event's `time`, in seconds since 1970." },

@@ -1,13 +1,13 @@
 use super::*;
 use crate::message::decode_request;
 
-fn whole() -> Value {
+fn default_document() -> Value {
     document(&Topology::new(&BrokerSettings::defaults().unwrap()))
 }
 
 #[test]
-fn every_example_is_what_it_shows() {
-    let document = whole();
+fn every_example_is_valid() {
+    let document = default_document();
     let messages = document["components"]["messages"].as_object().unwrap();
     assert_eq!(messages.len(), 4);
     for (name, message) in messages {
@@ -33,7 +33,7 @@ fn every_example_is_what_it_shows() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_resolves() {
     fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         match value {
             Value::Object(object) => {
@@ -44,7 +44,7 @@ fn every_reference_leads_somewhere() {
             _ => {}
         }
     }
-    let (document, mut found) = (whole(), vec![]);
+    let (document, mut found) = (default_document(), vec![]);
     references(&document, &mut found);
     assert!(found.len() > 10);
     for reference in found {
@@ -53,8 +53,8 @@ fn every_reference_leads_somewhere() {
 }
 
 #[test]
-fn queues_are_as_the_worker_declares_them() {
-    let document = whole();
+fn queue_arguments_are_those_of_the_topology() {
+    let document = default_document();
     let channel = |name: &str| document["channels"][name].clone();
     assert_eq!(channel("dead")["x-queue-arguments"], json!({ "x-queue-type": "quorum" }));
     assert_eq!(channel("requestQueue")["x-queue-arguments"]["x-delivery-limit"], 20);
