@@ -5,7 +5,7 @@ fn read(json: &str) -> Result<Faults, String> {
 }
 
 #[test]
-fn faults_read_back_as_they_were_written() {
+fn faults_survive_a_json_round_trip() {
     let slow = Fault::slow(Duration::from_millis(250));
     for faults in [
         Faults::default(),
@@ -20,7 +20,7 @@ fn faults_read_back_as_they_were_written() {
 }
 
 #[test]
-fn both_and_null_are_understood() {
+fn both_sets_both_endpoints_and_null_none() {
     assert_eq!(read(r#"{"both":{"close":true}}"#), Ok(Faults::both(Fault::close())));
     assert_eq!(read(r#"{"token":null}"#), Ok(Faults::default()));
     let dated = read(r#"{"token":{"status":503,"retryAfter":"Wed, 21 Oct 2065 07:28:00 GMT"}}"#);
@@ -28,14 +28,19 @@ fn both_and_null_are_understood() {
 }
 
 #[test]
-fn a_mistake_is_told_by_its_field() {
-    for (json, field) in [
-        ("[]", "must be an object"),
+fn errors_name_the_field() {
+    for (json, message) in [
+        ("[]", "invalid length 0, expected an object"),
+        ("7", "invalid type: integer `7`, expected an object"),
         ("{", "not JSON"),
-        (r#"{"tokens":{}}"#, "tokens: unknown"),
-        (r#"{"token":7}"#, "token: must be an object"),
+        ("{} {}", "not JSON"),
+        (r#"{"tokens":{}}"#, "tokens: unknown field `tokens`, expected one of `token`, `session`"),
+        (r#"{"token":7}"#, "token: invalid type: integer `7`, expected an object"),
         (r#"{"token":{}}"#, "token.status: "),
-        (r#"{"token":{"status":503,"statuss":1}}"#, "token.statuss: unknown"),
+        (
+            r#"{"token":{"status":503,"statuss":1}}"#,
+            "token.statuss: unknown field `statuss`, expected one of `status`, `retryAfter`",
+        ),
         (r#"{"token":{"status":"503"}}"#, "token.status: invalid type"),
         (r#"{"token":{"status":99}}"#, "token.status: must be"),
         (r#"{"token":{"status":100000}}"#, "token.status: invalid value"),
@@ -43,11 +48,12 @@ fn a_mistake_is_told_by_its_field() {
         (r#"{"session":{"close":true,"redirect":"/"}}"#, "session.redirect: "),
         (r#"{"session":{"redirect":"a\nb"}}"#, "session.redirect: "),
         (r#"{"session":{"retryAfter":1,"close":true}}"#, "session.retryAfter: "),
-        (r#"{"session":{"status":429,"retryAfter":-1}}"#, "session.retryAfter: "),
+        (r#"{"session":{"status":429,"retryAfter":-1}}"#, "session.retryAfter: must be whole"),
+        (r#"{"session":{"status":429,"retryAfter":"a\nb"}}"#, "session.retryAfter: must be whole"),
         (r#"{"session":{"status":429,"times":-1}}"#, "session.times: "),
         (r#"{"both":{"close":true},"token":{"close":true}}"#, "both: "),
     ] {
-        let why = read(json).unwrap_err();
-        assert!(why.starts_with(field), "{json}: {why}");
+        let error = read(json).unwrap_err();
+        assert!(error.starts_with(message), "{json}: {error}");
     }
 }
