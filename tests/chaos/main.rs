@@ -1,51 +1,52 @@
-//! `make chaos`: a seeded campaign against three workers, and a table of what it cost.
+//! `make chaos`: a seeded campaign of faults against three workers, and a table of what it cost.
 //!
-//! Apart from the tests, since it takes minutes. Its RabbitMQ and Redis are its own.
+//! It is not one of the tests, since it takes minutes. It starts its own RabbitMQ and Redis.
 
 #![allow(unreachable_pub, reason = "everything in here is this binary's own")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "that is how it fails")]
 
-mod book;
-mod crowd;
-mod fleet;
-mod harm;
+mod clients;
+mod environment;
+mod faults;
+mod ledger;
 mod plan;
 mod platform;
 mod report;
-mod stage;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod support;
 mod verdict;
+mod workers;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 
-use self::{crowd::Crowd, plan::Plan, report::Report, stage::Stage};
+use self::{clients::Clients, environment::Environment, plan::Plan, report::Report};
 
-/// Longest time from the end of all faults to the last event: some requests are in the last retry queue.
-const CALM: Duration = Duration::from_secs(180);
+/// How long to wait for the last event once all faults are over. Some requests are in the last
+/// retry queue by then.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Breaks workers, RabbitMQ, Redis, the network and the platform for some minutes, and counts
+/// Breaks workers, RabbitMQ, Redis, the network and the platform for minutes, and counts the cost
 ///
-/// The exit status is 1 if a request has no event, or a session has no fault that explains it.
+/// The exit status is 1 if a request has no event, or no fault explains an extra session.
 #[derive(Parser)]
 #[command(name = "make chaos")]
 struct Args {
-    /// The plan is drawn from it
+    /// The seed of the plan
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long things break
+    /// How long to inject faults
     #[arg(long, default_value_t = 3)]
     minutes: u64,
-    /// The platform heeds Idempotency-Key
+    /// Have the platform honour Idempotency-Key
     #[arg(long)]
     idempotency: bool,
-    /// Tell the reason of each session beyond a person's first, of each failure and of the longest wait
+    /// Explain each extra session, each failed request and the longest wait
     #[arg(long)]
     verbose: bool,
-    /// Only show the plan
+    /// Print the plan and exit
     #[arg(long)]
     plan: bool,
 }
@@ -56,26 +57,26 @@ async fn main() -> ExitCode {
     let length = Duration::from_secs(60 * args.minutes);
     let plan = Plan::draw(args.seed, length);
     if args.plan {
-        for step in plan.steps {
-            println!("{:7.1} s  {}", step.at.as_secs_f64(), step.harm);
+        for planned in plan.faults {
+            println!("{:7.1} s  {}", planned.at.as_secs_f64(), planned.fault);
         }
         return ExitCode::SUCCESS;
     }
 
-    let stage = Arc::new(Stage::set(args.idempotency).await);
-    let crowd = Crowd::new(&stage.rabbitmq.url);
-    let hearing = tokio::spawn(Arc::clone(&crowd).hear());
-    stage.say(&format!("seed {}, {} requests", args.seed, plan.asks.len()));
-    let harm = plan.counts();
-    tokio::join!(crowd.ask(plan.asks), stage.play(plan.steps));
-    crowd.all_answered(CALM).await;
-    let ends = stage.fleet.stop().await;
-    stage.say("the workers have stopped");
-    // What they told last.
+    let environment = Arc::new(Environment::start(args.idempotency).await);
+    let clients = Clients::new(&environment.rabbitmq.url);
+    let receiver = tokio::spawn(Arc::clone(&clients).receive());
+    environment.print(&format!("seed {}, {} requests", args.seed, plan.requests.len()));
+    let fault_counts = plan.fault_counts();
+    tokio::join!(clients.publish(plan.requests), environment.inject(plan.faults));
+    clients.wait_for_events(EVENT_TIMEOUT).await;
+    let exits = environment.workers.stop().await;
+    environment.print("the workers have stopped");
+    // Events that the workers published last may still be on their way.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    hearing.abort();
+    receiver.abort();
 
-    let report = Report::of(&stage, &crowd, &ends, &harm).await;
+    let report = Report::new(&environment, &clients, &exits, &fault_counts).await;
     if args.verbose {
         println!("\n{}", report.notes);
     }

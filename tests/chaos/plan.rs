@@ -1,30 +1,27 @@
-//! The plan of a campaign: what is asked for and what breaks, drawn from a seed.
+//! The plan of a campaign: the requests and the faults, drawn from a seed.
 
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::harm::{Harm, Node, Trouble, Way, Whose};
+use crate::faults::{Fault, Network, PlatformFault, Scope, Server};
 
-/// How many workers there are at any time.
 pub const WORKERS: usize = 3;
-/// Requests asked for in a second, on average.
-const PACE: u32 = 25;
+const REQUESTS_PER_SECOND: u32 = 25;
 
-/// What happens when.
 pub struct Plan {
-    pub steps: Vec<Step>,
-    pub asks: Vec<Ask>,
+    pub faults: Vec<PlannedFault>,
+    pub requests: Vec<PlannedRequest>,
 }
 
-/// Something breaks.
-pub struct Step {
+pub struct PlannedFault {
+    /// When it begins, from the start of the campaign.
     pub at: Duration,
-    pub harm: Harm,
+    pub fault: Fault,
 }
 
-/// Somebody asks for a link.
-pub struct Ask {
+pub struct PlannedRequest {
+    /// When it is published, from the start of the campaign.
     pub at: Duration,
     pub id: String,
     pub user: String,
@@ -32,110 +29,112 @@ pub struct Ask {
 }
 
 impl Plan {
-    /// The same seed and length make the same plan.
+    /// Draws a plan. The same seed and length give the same plan.
     pub fn draw(seed: u64, length: Duration) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        Self { steps: steps(&mut rng, length), asks: asks(&mut rng, length) }
+        Self { faults: draw_faults(&mut rng, length), requests: draw_requests(&mut rng, length) }
     }
 
-    /// How often what breaks.
-    pub fn counts(&self) -> [(&'static str, usize); 6] {
-        let count = |is: fn(&Harm) -> bool| self.steps.iter().filter(|step| is(&step.harm)).count();
-        let node = |harm: &Harm| match *harm {
-            Harm::KillNode(node, _) | Harm::RestartNode(node) | Harm::FreezeNode(node, _) => {
-                Some(node)
-            }
-            _ => None,
+    /// The number of faults of each kind.
+    pub fn fault_counts(&self) -> [(&'static str, usize); 6] {
+        let count = |matches: fn(Fault) -> bool| {
+            self.faults.iter().filter(|planned| matches(planned.fault)).count()
         };
-        let nodes =
-            |which| self.steps.iter().filter(|step| node(&step.harm) == Some(which)).count();
         [
             (
                 "workers killed or stalled",
-                count(|harm| matches!(harm, Harm::KillWorker(_) | Harm::StallWorker(..))),
+                count(|fault| matches!(fault, Fault::KillWorker(_) | Fault::StallWorker(..))),
             ),
-            ("rolling restarts of the workers", count(|harm| *harm == Harm::RollingRestart)),
-            ("RabbitMQ killed, restarted or frozen", nodes(Node::Rabbitmq)),
-            ("Redis killed, restarted or frozen", nodes(Node::Redis)),
-            ("network cuts", count(|harm| matches!(harm, Harm::Swallow(..) | Harm::Reset(..)))),
-            ("times the platform failed", count(|harm| matches!(harm, Harm::Platform(..)))),
+            ("rolling restarts of the workers", count(|fault| fault == Fault::RollingRestart)),
+            (
+                "RabbitMQ killed, restarted or frozen",
+                count(|fault| fault.server() == Some(Server::Rabbitmq)),
+            ),
+            (
+                "Redis killed, restarted or frozen",
+                count(|fault| fault.server() == Some(Server::Redis)),
+            ),
+            (
+                "network faults",
+                count(|fault| {
+                    matches!(fault, Fault::HoldTraffic(..) | Fault::CloseConnections(..))
+                }),
+            ),
+            ("platform faults", count(|fault| matches!(fault, Fault::Platform(..)))),
         ]
     }
 }
 
-fn steps(rng: &mut StdRng, length: Duration) -> Vec<Step> {
-    let mut steps = Vec::new();
+fn draw_faults(rng: &mut StdRng, length: Duration) -> Vec<PlannedFault> {
+    let mut faults = Vec::new();
     let mut at = Duration::from_secs(3);
-    // A node is left alone until it is surely up again.
-    let mut alone = [at; 2];
+    // A server is not broken again before it has certainly recovered.
+    let mut recovered_at = [at; 2];
     while at + Duration::from_secs(5) < length {
-        let harm = loop {
-            let harm = harm(rng);
-            let (node, rest) = match harm {
-                Harm::KillNode(node, _) | Harm::RestartNode(node) | Harm::FreezeNode(node, _) => {
-                    (node, if node == Node::Rabbitmq { 25 } else { 12 })
-                }
-                _ => break harm,
-            };
-            if alone[node as usize] <= at {
-                alone[node as usize] = at + Duration::from_secs(rest);
-                break harm;
+        let fault = loop {
+            let fault = draw_fault(rng);
+            let Some(server) = fault.server() else { break fault };
+            let recovery = if server == Server::Rabbitmq { 25 } else { 12 };
+            if recovered_at[server as usize] <= at {
+                recovered_at[server as usize] = at + Duration::from_secs(recovery);
+                break fault;
             }
         };
-        steps.push(Step { at, harm });
+        faults.push(PlannedFault { at, fault });
         at += millis(rng, 500, 4_000);
     }
-    steps
+    faults
 }
 
-fn harm(rng: &mut StdRng) -> Harm {
-    let place = rng.random_range(0..WORKERS);
-    let whose = if rng.random_bool(0.5) { Whose::All } else { Whose::One(place) };
-    let way = [Way::Rabbitmq, Way::Redis, Way::Platform][rng.random_range(0..3)];
+fn draw_fault(rng: &mut StdRng) -> Fault {
+    let slot = rng.random_range(0..WORKERS);
+    let scope = if rng.random_bool(0.5) { Scope::All } else { Scope::One(slot) };
+    let network = [Network::Rabbitmq, Network::Redis, Network::Platform][rng.random_range(0..3)];
     match rng.random_range(0..100) {
-        0..40 => Harm::KillWorker(place),
-        40..46 => Harm::StallWorker(place, millis(rng, 500, 9_000)),
-        46..50 => Harm::RollingRestart,
-        50..54 => Harm::KillNode(Node::Rabbitmq, millis(rng, 0, 4_000)),
-        54..56 => Harm::RestartNode(Node::Rabbitmq),
-        56..58 => Harm::FreezeNode(Node::Rabbitmq, millis(rng, 500, 12_000)),
-        58..59 => Harm::KillNode(Node::Redis, millis(rng, 0, 3_000)),
-        59..60 => Harm::RestartNode(Node::Redis),
-        60..66 => Harm::FreezeNode(Node::Redis, millis(rng, 200, 5_000)),
-        66..74 => Harm::Swallow(way, whose, millis(rng, 300, 15_000)),
-        74..82 => Harm::Reset(way, whose),
+        0..40 => Fault::KillWorker(slot),
+        40..46 => Fault::StallWorker(slot, millis(rng, 500, 9_000)),
+        46..50 => Fault::RollingRestart,
+        50..54 => Fault::KillServer(Server::Rabbitmq, millis(rng, 0, 4_000)),
+        54..56 => Fault::RestartServer(Server::Rabbitmq),
+        56..58 => Fault::FreezeServer(Server::Rabbitmq, millis(rng, 500, 12_000)),
+        58..59 => Fault::KillServer(Server::Redis, millis(rng, 0, 3_000)),
+        59..60 => Fault::RestartServer(Server::Redis),
+        60..66 => Fault::FreezeServer(Server::Redis, millis(rng, 200, 5_000)),
+        66..74 => Fault::HoldTraffic(network, scope, millis(rng, 300, 15_000)),
+        74..82 => Fault::CloseConnections(network, scope),
         _ => {
-            let trouble = match rng.random_range(0..6) {
-                0 => Trouble::Unavailable,
-                1 => Trouble::TooManyRequests,
-                2 => Trouble::TooSlow,
-                3 => Trouble::CutOff,
-                4 => Trouble::BrokenJson,
-                _ => Trouble::KeyRefused,
+            let fault = match rng.random_range(0..6) {
+                0 => PlatformFault::Unavailable,
+                1 => PlatformFault::TooManyRequests,
+                2 => PlatformFault::TooSlow,
+                3 => PlatformFault::TruncatedBody,
+                4 => PlatformFault::BrokenJson,
+                _ => PlatformFault::KeyRefused,
             };
-            Harm::Platform(trouble, millis(rng, 300, 4_000))
+            Fault::Platform(fault, millis(rng, 300, 4_000))
         }
     }
 }
 
-fn asks(rng: &mut StdRng, length: Duration) -> Vec<Ask> {
-    let count = PACE * u32::try_from(length.as_secs()).unwrap();
+fn draw_requests(rng: &mut StdRng, length: Duration) -> Vec<PlannedRequest> {
+    let count = REQUESTS_PER_SECOND * u32::try_from(length.as_secs()).unwrap();
     let users = (count / 5).max(1);
-    let mut asks = Vec::new();
+    let mut requests = Vec::new();
     let mut at = Duration::ZERO;
     let mut number = 0;
     while number < count {
         let user = format!("user-{}", rng.random_range(0..users));
         let workflow = if rng.random_bool(0.9) { "kyc" } else { "age" };
-        // Some people tap twice, or five times.
+        // One in ten sends two to five requests at once, like a person who taps repeatedly.
         let taps = if rng.random_bool(0.1) { rng.random_range(2..6) } else { 1 };
         for _ in 0..taps {
-            asks.push(Ask { at, id: format!("r-{number}"), user: user.clone(), workflow });
+            let id = format!("r-{number}");
+            requests.push(PlannedRequest { at, id, user: user.clone(), workflow });
             number += 1;
         }
-        at += millis(rng, 0, 2_000) * taps / PACE;
+        at += millis(rng, 0, 2_000) * taps / REQUESTS_PER_SECOND;
     }
-    asks
+    requests
 }
 
 fn millis(rng: &mut StdRng, from: u64, to: u64) -> Duration {

@@ -1,7 +1,7 @@
-//! A platform that remembers every session it made, and fails as the plan says.
+//! A sandbox that fails as planned and records every session.
 //!
-//! It carries out what it has begun, whether the caller still waits or not, and so leaves behind
-//! sessions that nobody learnt of, as a real one does.
+//! It completes work that it has started, whether or not the caller still waits. Like the real
+//! platform, it thereby makes sessions that no caller learns of.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -9,178 +9,179 @@ use std::{
 };
 
 use axum::{
-    Router,
     body::{Body, to_bytes},
-    extract::{Request, State},
     response::Response,
 };
+use handoff::sandbox::{ApiCall, Endpoint, Options, Sandbox, Simulation};
 use rand::RngExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{net::TcpListener, time::sleep};
 
 use crate::{
-    book::{Book, Session},
-    harm::Trouble,
+    faults::PlatformFault,
+    ledger::{Ledger, Session},
 };
 
 pub struct Platform {
     pub url: String,
-    shared: Arc<Shared>,
+    recorder: Arc<Recorder>,
+    _sandbox: Sandbox,
 }
 
-struct Shared {
-    book: Mutex<Book>,
-    trouble: Mutex<Option<(Trouble, Instant)>>,
-    heeds_keys: bool,
-}
-
-/// One call.
-struct Call {
-    is_token: bool,
-    authorization: String,
-    key: String,
-    asked: Session,
-}
-
-/// The session of a call that is not over yet. When it goes, the call is over.
-struct UnderWay {
-    shared: Arc<Shared>,
-    session: Option<usize>,
-    answered: bool,
+#[derive(Default)]
+struct Recorder {
+    ledger: Mutex<Ledger>,
+    /// The fault in effect, and its end.
+    fault: Mutex<Option<(PlatformFault, Instant)>>,
 }
 
 impl Platform {
-    /// `heeds_keys`: a repeated session call answers the same session.
-    pub async fn start(heeds_keys: bool) -> Self {
-        let shared =
-            Arc::new(Shared { book: Mutex::default(), trouble: Mutex::default(), heeds_keys });
+    /// With `idempotency`, a repeated session call returns the same session.
+    pub async fn start(idempotency: bool) -> Self {
+        let recorder = Arc::new(Recorder::default());
+        let hook = {
+            let recorder = Arc::clone(&recorder);
+            move |call, simulation| answer(Arc::clone(&recorder), call, simulation)
+        };
+        let options = Options { honour_idempotency_key: idempotency, ..Options::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let routes = Router::new().fallback(serve).with_state(Arc::clone(&shared));
-        tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
-        Self { url, shared }
+        let sandbox = Sandbox::start_with_hook(listener, options, hook).unwrap();
+        Self { url: sandbox.url(), recorder, _sandbox: sandbox }
     }
 
-    /// Fails from now on, for so long.
-    pub fn fail(&self, trouble: Trouble, lasts: Duration) {
-        *self.shared.trouble.lock().unwrap() = Some((trouble, Instant::now() + lasts));
+    /// Starts a fault, which ends after this duration.
+    pub fn fail(&self, fault: PlatformFault, duration: Duration) {
+        *self.recorder.fault.lock().unwrap() = Some((fault, Instant::now() + duration));
     }
 
     pub fn sessions(&self) -> Vec<Session> {
-        self.shared.book().sessions.clone()
+        self.recorder.ledger().sessions().to_vec()
     }
 }
 
-async fn serve(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let Some(mut call) = read(request).await else { return answer(400, Body::empty()) };
-    let trouble = *shared.trouble.lock().unwrap();
-    let trouble =
-        trouble.filter(|(_, until)| call.asked.begun < *until).map(|(trouble, _)| trouble);
-    let trouble = trouble.filter(|trouble| call.is_token || *trouble != Trouble::KeyRefused);
-    call.asked.trouble = trouble;
-    let (before, after) = (rand::rng().random_range(5..150), rand::rng().random_range(5..150));
-    let refuses = match trouble {
-        // A proxy in front may say so although the work is done.
-        Some(Trouble::Unavailable) => rand::rng().random_bool(0.75),
-        Some(Trouble::TooManyRequests | Trouble::KeyRefused) => true,
+async fn answer(recorder: Arc<Recorder>, call: ApiCall, simulation: Simulation) -> Response {
+    let fault = recorder.fault_of(&call);
+    let latency_before = random_latency();
+    let latency_after = random_latency();
+    let refused = match fault {
+        // A proxy in front of the platform may answer 503 although the call succeeded.
+        Some(PlatformFault::Unavailable) => rand::rng().random_bool(0.75),
+        Some(PlatformFault::TooManyRequests | PlatformFault::KeyRefused) => true,
         _ => false,
     };
-    let mut under_way = UnderWay { shared: Arc::clone(&shared), session: None, answered: false };
-    // On its own: that the caller goes does not stop it.
+    let mut guard =
+        CallGuard { recorder: Arc::clone(&recorder), session_id: None, answered: false };
+    // A task of its own completes the work even if the caller closes the connection.
     let work = tokio::spawn(async move {
-        sleep(Duration::from_millis(before)).await;
-        if refuses { (None, None) } else { shared.carry_out(call) }
+        sleep(latency_before).await;
+        if refused {
+            return (Response::default(), None);
+        }
+        let (parts, body) = simulation.answer(&call).await.into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        let session_id = recorder.record(&call, &body, fault);
+        (Response::from_parts(parts, Body::from(body)), session_id)
     });
-    let (said, session) = work.await.unwrap();
-    under_way.session = session;
-    sleep(Duration::from_millis(after)).await;
-    if trouble == Some(Trouble::TooSlow) {
+    let normal_answer;
+    (normal_answer, guard.session_id) = work.await.unwrap();
+    sleep(latency_after).await;
+    if fault == Some(PlatformFault::TooSlow) {
         sleep(Duration::from_secs(5)).await;
     }
-    under_way.answered = trouble.is_none();
-    say(trouble, said)
+    guard.answered = fault.is_none();
+    match fault {
+        None | Some(PlatformFault::TooSlow) => normal_answer,
+        Some(fault) => fault_answer(fault),
+    }
 }
 
-/// The worker names itself by the path of its base URL, and the request by its metadata.
-async fn read(request: Request) -> Option<Call> {
-    let begun = Instant::now();
-    let (parts, body) = request.into_parts();
-    let body = to_bytes(body, 1 << 20).await.ok()?;
-    let body: Value = serde_json::from_slice(&body).ok()?;
-    let text = |name: &str| body["metadata"][name].as_str().unwrap_or_default().to_owned();
-    let header = |name| {
-        let value = parts.headers.get(name).map(|value| value.as_bytes());
-        String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
-    };
-    let (worker, path) = parts.uri.path().strip_prefix('/')?.split_once('/')?;
-    let workflow = parts.uri.query().and_then(|query| query.strip_prefix("workflowId="));
-    let asked = Session {
-        id: String::new(),
-        pair: (text("externalUserId"), workflow.unwrap_or_default().to_owned()),
-        request_id: text("request"),
-        worker: worker.to_owned(),
-        begun,
-        made: begun,
-        over: None,
-        answered: false,
-        trouble: None,
-    };
-    Some(Call {
-        is_token: path == "api/device/ephemeral",
-        authorization: header("authorization"),
-        key: header("idempotency-key"),
-        asked,
-    })
-}
-
-impl Shared {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap()
+impl Recorder {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap()
     }
 
-    /// What is to be said when all is well, and the session it is about.
-    fn carry_out(
+    /// The fault in effect when the call arrived.
+    fn fault_of(&self, call: &ApiCall) -> Option<PlatformFault> {
+        let (fault, end) = (*self.fault.lock().unwrap())?;
+        let applies = call.endpoint() == Endpoint::Token || fault != PlatformFault::KeyRefused;
+        (applies && call.arrived_at() < end).then_some(fault)
+    }
+
+    /// Records what a call made. Returns the id of a session.
+    fn record(
         &self,
-        Call { is_token, authorization, key, asked }: Call,
-    ) -> (Option<Value>, Option<usize>) {
-        let mut book = self.book();
-        if is_token {
-            let token = book.issue(asked.worker, asked.begun);
-            return (Some(json!({ "authorization": token })), None);
+        call: &ApiCall,
+        answer: &[u8],
+        fault: Option<PlatformFault>,
+    ) -> Option<String> {
+        let answer: Value = serde_json::from_slice(answer).unwrap();
+        let worker = worker_name(call);
+        if call.endpoint() == Endpoint::Token {
+            let token = answer["authorization"].as_str()?.to_owned();
+            self.ledger().add_token(token, worker, call.arrived_at());
+            return None;
         }
-        let asked = Session { made: Instant::now(), ..asked };
-        let session = book.open(&authorization, self.heeds_keys.then_some(key), asked);
-        (session.map(|number| json!({ "id": book.sessions[number].id })), session)
+        let id = answer["id"].as_str()?.to_owned();
+        let body: Value = serde_json::from_slice(call.body()).unwrap();
+        let metadata = |name: &str| body["metadata"][name].as_str().unwrap().to_owned();
+        let workflow = call.query().unwrap().strip_prefix("workflowId=").unwrap().to_owned();
+        let session = Session {
+            id: id.clone(),
+            pair: (metadata("externalUserId"), workflow),
+            request_id: metadata("request"),
+            worker,
+            started: call.arrived_at(),
+            made: Instant::now(),
+            ended: None,
+            answered: false,
+            fault,
+        };
+        let token = call.headers()["authorization"].to_str().unwrap();
+        self.ledger().add_session(token, session);
+        Some(id)
     }
 }
 
-fn say(trouble: Option<Trouble>, said: Option<Value>) -> Response {
-    match (trouble, said) {
-        (None | Some(Trouble::TooSlow), Some(said)) => answer(200, Body::from(said.to_string())),
-        (None | Some(Trouble::TooSlow), None) => answer(401, Body::empty()),
-        (Some(Trouble::Unavailable), _) => answer(503, Body::empty()),
-        (Some(Trouble::KeyRefused), _) => answer(401, Body::empty()),
-        (Some(Trouble::BrokenJson), _) => answer(200, Body::from(r#"{"id":"#)),
-        (Some(Trouble::TooManyRequests), _) => {
-            let mut answer = answer(429, Body::empty());
-            answer.headers_mut().insert("retry-after", "2".parse().unwrap());
-            answer
+/// Each worker's base URL ends in its name.
+fn worker_name(call: &ApiCall) -> String {
+    let (name, _) = call.path().trim_start_matches('/').split_once('/').unwrap();
+    name.to_owned()
+}
+
+fn random_latency() -> Duration {
+    Duration::from_millis(rand::rng().random_range(5..150))
+}
+
+fn fault_answer(fault: PlatformFault) -> Response {
+    let response = |status, body| Response::builder().status(status).body(body).unwrap();
+    match fault {
+        PlatformFault::Unavailable | PlatformFault::TooSlow => response(503, Body::empty()),
+        PlatformFault::KeyRefused => response(401, Body::empty()),
+        PlatformFault::BrokenJson => response(200, Body::from(r#"{"id":"#)),
+        PlatformFault::TooManyRequests => {
+            let mut response = response(429, Body::empty());
+            response.headers_mut().insert("retry-after", "2".parse().unwrap());
+            response
         }
-        (Some(Trouble::CutOff), _) => {
-            let broken = Err::<String, _>(std::io::Error::other("cut off"));
-            answer(200, Body::from_stream(futures_util::stream::once(async { broken })))
+        PlatformFault::TruncatedBody => {
+            let error = Err::<String, _>(std::io::Error::other("truncated"));
+            response(200, Body::from_stream(futures_util::stream::once(async { error })))
         }
     }
 }
 
-fn answer(status: u16, body: Body) -> Response {
-    Response::builder().status(status).body(body).unwrap()
+/// Records the end of a call when it is dropped: after the answer, or when the caller has closed
+/// the connection.
+struct CallGuard {
+    recorder: Arc<Recorder>,
+    session_id: Option<String>,
+    answered: bool,
 }
 
-impl Drop for UnderWay {
+impl Drop for CallGuard {
     fn drop(&mut self) {
-        if let Some(session) = self.session {
-            self.shared.book().over(session, self.answered);
+        if let Some(id) = &self.session_id {
+            self.recorder.ledger().end_call(id, self.answered);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The table at the end.
+//! The table at the end of a campaign.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,170 +7,181 @@ use std::{
 };
 
 use crate::{
-    book::Session,
-    crowd::{Asked, Crowd},
-    fleet::{End, QUEUE},
-    stage::Stage,
+    clients::{Clients, Request},
+    environment::Environment,
+    ledger::Session,
     verdict::{Cause, Verdict, judge},
+    workers::{Exit, QUEUE},
 };
 
-/// What a campaign comes to.
 pub struct Report {
     rows: Vec<(String, String)>,
-    wrong: String,
-    /// Every session beyond a person's first, with the reason.
+    /// One paragraph for each failure of the campaign.
+    failures: String,
+    /// Explains each extra session, each failed request and the longest wait.
     pub notes: String,
 }
 
 impl Report {
-    pub async fn of(stage: &Stage, crowd: &Crowd, ends: &[End], harm: &[(&str, usize)]) -> Self {
-        let mut report = Self { rows: Vec::new(), wrong: String::new(), notes: String::new() };
-        let dead = crowd.depth(&format!("{QUEUE}.dead")).await;
-        let left = crowd.depth(QUEUE).await;
-        let asked = crowd.asked.lock().unwrap();
-        let sessions = stage.platform.sessions();
-        report.requests(&asked, ends);
-        report.row("dead letters", dead);
-        report.row("requests still in the queue", left);
-        report.sessions(&sessions, &judge(&sessions, ends, &stage.spans()), stage, ends);
-        report.events(&asked, &sessions);
-        for (what, times) in harm {
-            report.row(*what, times);
+    pub async fn new(
+        environment: &Environment,
+        clients: &Clients,
+        exits: &[Exit],
+        fault_counts: &[(&str, usize)],
+    ) -> Self {
+        let mut report = Self { rows: Vec::new(), failures: String::new(), notes: String::new() };
+        let dead_letters = clients.queue_depth(&format!("{QUEUE}.dead")).await;
+        let queued = clients.queue_depth(QUEUE).await;
+        let requests = clients.requests.lock().unwrap();
+        let sessions = environment.platform.sessions();
+        report.add_requests(&requests, exits);
+        report.row("dead letters", dead_letters);
+        report.row("requests still in the queue", queued);
+        let outages = environment.outages();
+        report.add_sessions(&sessions, &judge(&sessions, exits, &outages), environment, exits);
+        report.add_events(&requests, &sessions);
+        for (kind, count) in fault_counts {
+            report.row(*kind, count);
         }
-        for odd in stage.fleet.oddities.lock().unwrap().iter() {
-            report.wrong(odd);
+        for anomaly in environment.workers.anomalies.lock().unwrap().iter() {
+            report.failure(anomaly);
         }
         report
     }
 
     pub fn is_good(&self) -> bool {
-        self.wrong.is_empty()
+        self.failures.is_empty()
     }
 
     fn row(&mut self, name: impl Into<String>, value: impl ToString) {
         self.rows.push((name.into(), value.to_string()));
     }
 
-    fn wrong(&mut self, what: &str) {
-        writeln!(self.wrong, "WRONG: {what}").unwrap();
+    fn failure(&mut self, what: &str) {
+        writeln!(self.failures, "FAILED: {what}").unwrap();
     }
 
-    fn requests(&mut self, asked: &HashMap<String, Asked>, ends: &[End]) {
-        self.row("requests", asked.len());
-        let pairs: HashSet<_> = asked.values().map(|asked| (&asked.user, asked.workflow)).collect();
+    fn add_requests(&mut self, requests: &HashMap<String, Request>, exits: &[Exit]) {
+        self.row("requests", requests.len());
+        let pairs: HashSet<_> = requests.values().map(|it| (&it.user, it.workflow)).collect();
         self.row("pairs of user and workflow", pairs.len());
-        let events = asked.values().map(|asked| asked.heard.len()).sum::<usize>();
-        self.row("events, repeats included", events);
-        let without: Vec<_> = asked.iter().filter(|(_, asked)| asked.heard.is_empty()).collect();
-        self.row("**requests without an event**", without.len());
-        for (id, _) in without {
-            self.wrong(&format!("{id} has no event\n{}", log_of(&[id], ends)));
+        let events = requests.values().map(|request| request.events.len()).sum::<usize>();
+        self.row("events, repeated ones included", events);
+        let unanswered: Vec<_> =
+            requests.iter().filter(|(_, request)| request.events.is_empty()).collect();
+        self.row("**requests without an event**", unanswered.len());
+        for (id, _) in unanswered {
+            self.failure(&format!("{id} has no event\n{}", log_of(&[id], exits)));
         }
-        let failed: Vec<_> = asked
+        let failed: Vec<_> = requests
             .iter()
-            .filter(|(_, asked)| asked.heard.iter().any(|heard| !heard.ready))
+            .filter(|(_, request)| request.events.iter().any(|event| !event.ready))
             .collect();
-        self.row("requests that failed", failed.len());
-        for (id, asked) in failed {
-            let reasons: Vec<_> = asked.heard.iter().map(|heard| &heard.data["reason"]).collect();
-            writeln!(self.notes, "{id} failed: {reasons:?}\n{}", log_of(&[id], ends)).unwrap();
+        self.row("failed requests", failed.len());
+        for (id, request) in failed {
+            let reasons: Vec<_> =
+                request.events.iter().map(|event| &event.data["reason"]).collect();
+            writeln!(self.notes, "{id} failed: {reasons:?}\n{}", log_of(&[id], exits)).unwrap();
         }
-        let mut waits: Vec<(Duration, &String)> = asked
+        let mut waits: Vec<(Duration, &String)> = requests
             .iter()
-            .filter_map(|(id, asked)| {
-                Some((asked.heard.first()?.at.saturating_duration_since(asked.at), id))
+            .filter_map(|(id, request)| {
+                let first = request.events.first()?;
+                Some((first.at.saturating_duration_since(request.published_at), id))
             })
             .collect();
         waits.sort_unstable();
-        let middle = waits.get(waits.len() / 2);
-        if let (Some((longest, id)), Some((median, _))) = (waits.last(), middle) {
+        let median = waits.get(waits.len() / 2);
+        if let (Some((longest, id)), Some((median, _))) = (waits.last(), median) {
             self.row("wait for the event, median", format!("{:.2} s", median.as_secs_f64()));
             self.row("wait for the event, longest", format!("{:.1} s", longest.as_secs_f64()));
-            writeln!(self.notes, "{id} waited longest\n{}", log_of(&[id], ends)).unwrap();
+            writeln!(self.notes, "{id} waited longest\n{}", log_of(&[id], exits)).unwrap();
         }
     }
 
-    fn sessions(
+    fn add_sessions(
         &mut self,
         sessions: &[Session],
         verdict: &Verdict<'_>,
-        stage: &Stage,
-        ends: &[End],
+        environment: &Environment,
+        exits: &[Exit],
     ) {
         self.row("sessions", sessions.len());
         let pairs: HashSet<_> = sessions.iter().map(|session| &session.pair).collect();
         self.row("sessions beyond one for each pair", sessions.len() - pairs.len());
-        for (why, extra) in &verdict.extra {
-            let why = match why {
+        for (cause, pairs) in &verdict.explained {
+            let cause = match cause {
                 Cause::WorkerKilled => "a worker was killed during the call or right after",
-                Cause::GraceOver => "a worker's grace period ended during the call",
+                Cause::GracePeriodOver => "a worker's grace period ended during the call",
                 Cause::AnswerLost => "the platform's answer was lost or broken",
-                Cause::PlatformCut => "the network to the platform broke during the call",
-                Cause::RedisForgot => "Redis was started again, empty",
-                Cause::RedisAway => "Redis could not be reached",
+                Cause::PlatformUnreachable => "the network to the platform failed during the call",
+                Cause::RedisDataLost => "Redis restarted without its data",
+                Cause::RedisUnavailable => "Redis was unavailable",
                 Cause::LeaseLost => "a lease was lost",
                 Cause::WorkerStalled => "a worker was stalled",
             };
-            self.row(format!("– {why}"), extra.len());
-            for (earlier, later) in extra {
-                let (earlier, later) = (told(earlier, stage), told(later, stage));
-                writeln!(self.notes, "{later}\n  after {earlier}\n  {why}").unwrap();
+            self.row(format!("– {cause}"), pairs.len());
+            for (earlier, later) in pairs {
+                let earlier = describe(earlier, environment);
+                let later = describe(later, environment);
+                writeln!(self.notes, "{later}\n  after {earlier}\n  {cause}").unwrap();
             }
         }
-        self.row("– **for no reason**", verdict.unexplained.len());
-        self.row("most that one kill has cost", verdict.most_by_one_kill);
+        self.row("– **unexplained**", verdict.unexplained.len());
+        self.row("highest cost of a kill", verdict.max_cost_of_kill);
         for sessions in &verdict.unexplained {
-            let mut what = "a session for no reason:\n".to_owned();
+            let mut failure = "no fault explains a session:\n".to_owned();
             for session in sessions {
-                writeln!(what, "  {}", told(session, stage)).unwrap();
+                writeln!(failure, "  {}", describe(session, environment)).unwrap();
             }
             let ids: Vec<&String> = sessions.iter().map(|session| &session.request_id).collect();
-            self.wrong(&(what + &log_of(&ids, ends)));
+            self.failure(&(failure + &log_of(&ids, exits)));
         }
     }
 
-    /// Each event must tell of a session of the same person, and repeats must have the same id.
-    fn events(&mut self, asked: &HashMap<String, Asked>, sessions: &[Session]) {
+    /// Checks that each event has a session of its own user and workflow, and that repeated events
+    /// have the same id.
+    fn add_events(&mut self, requests: &HashMap<String, Request>, sessions: &[Session]) {
         let pairs: HashMap<&str, _> =
             sessions.iter().map(|session| (session.id.as_str(), &session.pair)).collect();
-        let mut others = 0;
-        for (id, asked) in asked {
-            for heard in &asked.heard {
-                let same = |first: &crate::crowd::Heard| {
-                    first.ready != heard.ready || first.event_id == heard.event_id
-                };
-                if !asked.heard.first().is_none_or(same) {
-                    self.wrong(&format!("two ids of one event: {id}"));
+        let mut misdirected = 0;
+        for (id, request) in requests {
+            let pair = (request.user.clone(), request.workflow.to_owned());
+            for event in &request.events {
+                let first = &request.events[0];
+                if first.ready == event.ready && first.id != event.id {
+                    self.failure(&format!("{id} has an event with two ids"));
                 }
-                let session = heard.data["sessionId"].as_str();
-                let pair = (asked.user.clone(), asked.workflow.to_owned());
-                if heard.ready && session.and_then(|id| pairs.get(id)) != Some(&&pair) {
-                    others += 1;
-                    self.wrong(&format!("{id} was told of another person's session"));
+                let session = event.data["sessionId"].as_str();
+                if event.ready && session.and_then(|id| pairs.get(id)) != Some(&&pair) {
+                    misdirected += 1;
+                    self.failure(&format!("{id} has a session of another user or workflow"));
                 }
             }
         }
-        self.row("**links told to the wrong person**", others);
+        self.row("**links of another user or workflow**", misdirected);
     }
 }
 
-fn told(session: &Session, stage: &Stage) -> String {
-    let at = |moment| format!("{:.3}", stage.seconds(moment));
-    let Session { id, worker, request_id, begun, made, over, answered, .. } = session;
-    let over = over.map_or_else(|| "never".to_owned(), at);
-    let (begun, made) = (at(*begun), at(*made));
+fn describe(session: &Session, environment: &Environment) -> String {
+    let at = |moment| format!("{:.3}", environment.seconds_at(moment));
+    let Session { id, worker, request_id, answered, .. } = session;
+    let started = at(session.started);
+    let made = at(session.made);
+    let ended = session.ended.map_or_else(|| "never".to_owned(), at);
     format!(
-        "{id} by {worker} for {request_id}: begun {begun}, made {made}, over {over}, answered {answered}"
+        "{id} by {worker} for {request_id}: started {started}, made {made}, ended {ended}, \
+         answered {answered}"
     )
 }
 
-/// What workers logged about these requests.
-fn log_of(ids: &[&String], ends: &[End]) -> String {
+/// The log lines of all workers about these requests.
+fn log_of(ids: &[&String], exits: &[Exit]) -> String {
     let mut lines = String::new();
-    for end in ends {
-        for line in end.log().lines() {
+    for exit in exits {
+        for line in exit.output().lines() {
             if ids.iter().any(|id| line.contains(&format!("\"{id}\""))) {
-                writeln!(lines, "  {}: {line}", end.worker).unwrap();
+                writeln!(lines, "  {}: {line}", exit.worker).unwrap();
             }
         }
     }
@@ -179,7 +190,7 @@ fn log_of(ids: &[&String], ends: &[End]) -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.wrong)?;
+        f.write_str(&self.failures)?;
         if !self.is_good() {
             writeln!(f)?;
         }

@@ -1,8 +1,7 @@
-//! What each session beyond a person's first is owed to.
+//! Explains each session beyond the first one of a user and workflow.
 //!
-//! A worker makes a session where it knows of none. So a later session of the same user and workflow
-//! is explained if each earlier one of theirs was lost on its way into Redis, or was gone from there,
-//! or could not be asked for.
+//! A worker makes a session when it knows of none. So a later session of the same pair is explained
+//! if each earlier one was lost before Redis stored it, was lost from Redis, or could not be read.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -10,159 +9,170 @@ use std::{
 };
 
 use crate::{
-    book::Session,
-    fleet::{End, place_of},
-    stage::{Broken, Span},
+    environment::{Outage, OutageKind},
+    ledger::Session,
+    support::log_text,
+    workers::{Exit, slot_of},
 };
 
-/// From the platform's answer to Redis' reply.
-const WINDOW: Duration = Duration::from_millis(250);
-/// The same on a machine that is busy with everything at once. Taken for a kill only where the worker
-/// has not said that it was done with the request.
-const BUSY: Duration = Duration::from_secs(2);
+const LEASE_LOST: &str = "lease lost: using the new holder's link";
+const GRACE_PERIOD_OVER: &str = "grace period over: requeueing the requests in flight";
 
-/// Cause an earlier session did not spare a later one.
+/// How long a worker may take from the platform's answer to the reply of Redis.
+const STORE_WINDOW: Duration = Duration::from_millis(250);
+/// The same on a machine that runs everything at once. Allowed only for a worker that was killed
+/// before it logged that the request was finished.
+const BUSY_STORE_WINDOW: Duration = Duration::from_secs(2);
+
+/// Why an earlier session did not prevent a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// Redis has lost everything since.
-    RedisForgot,
-    /// One of the two workers said that it could not ask Redis, or not store what it had.
-    RedisAway,
-    /// Its worker was killed during the call, or right after.
+    RedisDataLost,
+    /// One of the two workers logged that it served the request without Redis, or could not store
+    /// the link.
+    RedisUnavailable,
+    /// The worker was killed during the call or right after it.
     WorkerKilled,
-    /// The platform made it, but answered something else, or nothing, or too late.
+    /// The platform made the session, but its answer failed, was broken, or came too late.
     AnswerLost,
-    /// The network to the platform broke during the call.
-    PlatformCut,
-    /// Its worker shut down and its grace period ended during the call.
-    GraceOver,
-    /// One of the two workers was stalled at that time.
+    /// The network to the platform failed during the call.
+    PlatformUnreachable,
+    /// The worker's grace period ended during the call.
+    GracePeriodOver,
+    /// One of the two workers was stalled during its call.
     WorkerStalled,
-    /// One of the two workers lost the lease meanwhile.
+    /// One of the two workers lost the lease.
     LeaseLost,
 }
 
 pub struct Verdict<'a> {
-    /// Each with the one before it.
-    pub extra: BTreeMap<Cause, Vec<(&'a Session, &'a Session)>>,
-    /// All sessions of whoever has one too many.
+    /// The extra sessions, each with the one before it, by cause.
+    pub explained: BTreeMap<Cause, Vec<(&'a Session, &'a Session)>>,
+    /// All sessions of each pair that has an unexplained one.
     pub unexplained: Vec<Vec<&'a Session>>,
-    /// The most sessions beyond one that a single kill has cost.
-    pub most_by_one_kill: usize,
+    /// The most extra sessions that a single kill has cost.
+    pub max_cost_of_kill: usize,
 }
 
-pub fn judge<'a>(sessions: &'a [Session], ends: &[End], spans: &[Span]) -> Verdict<'a> {
+pub fn judge<'a>(sessions: &'a [Session], exits: &[Exit], outages: &[Outage]) -> Verdict<'a> {
     let mut by_pair: HashMap<_, Vec<&Session>> = HashMap::new();
     for session in sessions {
         by_pair.entry(&session.pair).or_default().push(session);
     }
-    let evidence = Evidence::new(ends, spans);
+    let evidence = Evidence::new(exits, outages);
     let mut verdict =
-        Verdict { extra: BTreeMap::new(), unexplained: Vec::new(), most_by_one_kill: 0 };
+        Verdict { explained: BTreeMap::new(), unexplained: Vec::new(), max_cost_of_kill: 0 };
     let mut by_kill: HashMap<&str, usize> = HashMap::new();
     for sessions in by_pair.into_values() {
         let mut all_explained = true;
         for (number, later) in sessions.iter().enumerate().skip(1) {
-            let whys: Option<Vec<Cause>> =
-                sessions[..number].iter().map(|earlier| evidence.why(earlier, later)).collect();
-            match whys {
-                Some(whys) => {
-                    let why = whys[number - 1];
-                    let pair = (sessions[number - 1], *later);
-                    verdict.extra.entry(why).or_default().push(pair);
-                    if why == Cause::WorkerKilled {
-                        *by_kill.entry(&sessions[number - 1].worker).or_default() += 1;
-                    }
-                }
-                None => all_explained = false,
+            let causes: Option<Vec<Cause>> =
+                sessions[..number].iter().map(|earlier| evidence.cause(earlier, later)).collect();
+            let Some(causes) = causes else {
+                all_explained = false;
+                continue;
+            };
+            let previous = sessions[number - 1];
+            let cause = causes[number - 1];
+            verdict.explained.entry(cause).or_default().push((previous, *later));
+            if cause == Cause::WorkerKilled {
+                *by_kill.entry(&previous.worker).or_default() += 1;
             }
         }
         if !all_explained {
             verdict.unexplained.push(sessions);
         }
     }
-    verdict.most_by_one_kill = by_kill.into_values().max().unwrap_or_default();
+    verdict.max_cost_of_kill = by_kill.into_values().max().unwrap_or_default();
     verdict
 }
 
+/// A worker and a request that it logged something about.
+type LogEntry<'a> = (&'a str, String);
+
 struct Evidence<'a> {
-    ends: HashMap<&'a str, &'a End>,
-    spans: &'a [Span],
-    /// Which worker did without Redis, or lost a lease, for which request.
-    without_redis: HashSet<(&'a str, String)>,
-    lost_leases: HashSet<(&'a str, String)>,
-    finished: HashSet<(&'a str, String)>,
+    exits: HashMap<&'a str, &'a Exit>,
+    outages: &'a [Outage],
+    without_redis: HashSet<LogEntry<'a>>,
+    lost_leases: HashSet<LogEntry<'a>>,
+    finished: HashSet<LogEntry<'a>>,
 }
 
 impl<'a> Evidence<'a> {
-    fn new(ends: &'a [End], spans: &'a [Span]) -> Self {
-        let said = |message| {
-            let lines = ends.iter().flat_map(move |end| {
-                let lines = end.lines(message).into_iter();
-                lines.map(|line| (&*end.worker, line["request_id"].as_str().unwrap().to_owned()))
-            });
-            lines.collect::<Vec<_>>()
+    fn new(exits: &'a [Exit], outages: &'a [Outage]) -> Self {
+        let logged = |message| {
+            exits.iter().flat_map(move |exit| {
+                let lines = exit.log_lines(message).into_iter();
+                lines.map(|line| (&*exit.worker, line["request_id"].as_str().unwrap().to_owned()))
+            })
         };
-        let mut without_redis = said("Redis unavailable: serving the request without it");
-        without_redis.extend(said("link not stored in Redis: publishing it anyway"));
         Self {
-            ends: ends.iter().map(|end| (&*end.worker, end)).collect(),
-            spans,
-            without_redis: without_redis.into_iter().collect(),
-            lost_leases: said("the lease was lost; the successor's link counts")
-                .into_iter()
+            exits: exits.iter().map(|exit| (&*exit.worker, exit)).collect(),
+            outages,
+            without_redis: logged(log_text::REQUEST_WITHOUT_CACHE)
+                .chain(logged(log_text::LINK_NOT_STORED))
                 .collect(),
-            finished: said("request finished").into_iter().collect(),
+            lost_leases: logged(LEASE_LOST).collect(),
+            finished: logged(log_text::REQUEST_FINISHED).collect(),
         }
     }
 
-    fn why(&self, earlier: &'a Session, later: &'a Session) -> Option<Cause> {
-        let over = earlier.over.unwrap_or(earlier.made);
-        // From the claim to Redis' reply.
-        let of_earlier = (earlier.begun - WINDOW, over + WINDOW);
-        let of_later = (later.begun - WINDOW, later.over.unwrap_or(later.made) + WINDOW);
-        let during = |end: &End| (earlier.begun..=over + BUSY).contains(&end.at);
-        let end = self.ends.get(&*earlier.worker).filter(|end| during(end));
-        let said = |set: &HashSet<(&'a str, String)>, session: &'a Session| {
-            set.contains(&(&*session.worker, session.request_id.clone()))
+    fn cause(&self, earlier: &'a Session, later: &'a Session) -> Option<Cause> {
+        let ended = earlier.ended.unwrap_or(earlier.made);
+        let exited = self
+            .exits
+            .get(&*earlier.worker)
+            .filter(|exit| (earlier.started..=ended + BUSY_STORE_WINDOW).contains(&exit.at));
+        let logged = |entries: &HashSet<LogEntry<'a>>, session: &'a Session| {
+            entries.contains(&(&*session.worker, session.request_id.clone()))
         };
+        let either_logged = |entries| logged(entries, earlier) || logged(entries, later);
         let stalled =
-            |session: &Session, span| self.broke(Broken::WorkerStalled, &session.worker, span);
+            |session| self.outage(OutageKind::WorkerStalled, session, call_window(session));
 
-        let whys = [
+        let causes = [
             (
-                Cause::RedisForgot,
-                self.broke(Broken::RedisForgot, &earlier.worker, (earlier.made, later.made)),
+                Cause::RedisDataLost,
+                self.outage(OutageKind::RedisDataLost, earlier, (earlier.made, later.made)),
             ),
-            (
-                Cause::RedisAway,
-                said(&self.without_redis, earlier) || said(&self.without_redis, later),
-            ),
+            (Cause::RedisUnavailable, either_logged(&self.without_redis)),
             (
                 Cause::WorkerKilled,
-                end.is_some_and(|end| end.killed) && !said(&self.finished, earlier),
+                exited.is_some_and(|exit| exit.killed) && !logged(&self.finished, earlier),
             ),
-            (Cause::AnswerLost, earlier.trouble.is_some()),
-            (Cause::PlatformCut, self.broke(Broken::PlatformAway, &earlier.worker, of_earlier)),
+            (Cause::AnswerLost, earlier.fault.is_some()),
             (
-                Cause::GraceOver,
-                end.is_some_and(|end| {
-                    !end.lines("grace period over: requeueing the requests in flight").is_empty()
-                }),
+                Cause::PlatformUnreachable,
+                self.outage(OutageKind::PlatformUnreachable, earlier, call_window(earlier)),
             ),
-            (Cause::WorkerStalled, stalled(earlier, of_earlier) || stalled(later, of_later)),
-            (Cause::LeaseLost, said(&self.lost_leases, earlier) || said(&self.lost_leases, later)),
+            (
+                Cause::GracePeriodOver,
+                exited.is_some_and(|exit| !exit.log_lines(GRACE_PERIOD_OVER).is_empty()),
+            ),
+            (Cause::WorkerStalled, stalled(earlier) || stalled(later)),
+            (Cause::LeaseLost, either_logged(&self.lost_leases)),
         ];
-        whys.into_iter().find_map(|(why, is_so)| is_so.then_some(why))
+        causes.into_iter().find_map(|(cause, applies)| applies.then_some(cause))
     }
 
-    /// Whether something was broken for a worker at some time in a span.
-    fn broke(&self, broken: Broken, worker: &str, (from, until): (Instant, Instant)) -> bool {
-        self.spans.iter().any(|span| {
-            span.broken == broken
-                && span.whose.includes(place_of(worker))
-                && span.from <= until
-                && span.until >= from
+    /// Whether an outage of this kind affected the session's worker between two moments.
+    fn outage(
+        &self,
+        kind: OutageKind,
+        session: &Session,
+        (from, until): (Instant, Instant),
+    ) -> bool {
+        self.outages.iter().any(|outage| {
+            outage.kind == kind
+                && outage.scope.includes(slot_of(&session.worker))
+                && outage.from <= until
+                && outage.until >= from
         })
     }
+}
+
+/// The time from the claim to the reply of Redis.
+fn call_window(session: &Session) -> (Instant, Instant) {
+    let ended = session.ended.unwrap_or(session.made);
+    (session.started - STORE_WINDOW, ended + STORE_WINDOW)
 }

@@ -1,0 +1,200 @@
+//! Three workers, each with proxies of its own to RabbitMQ, Redis and the platform.
+
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use handoff::sandbox::Options;
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    clients::{EVENT_EXCHANGE, REQUEST_EXCHANGE},
+    faults::{Network, Scope},
+    plan::WORKERS,
+    support::{Flow, Proxy, Worker, log_text, worker::Settings},
+};
+
+/// How long a worker may take to become ready when nothing is broken.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The request queue.
+pub const QUEUE: &str = "chaos.requested";
+
+pub struct Workers {
+    slots: Vec<Slot>,
+    /// Everything that workers did unexpectedly.
+    pub anomalies: Mutex<Vec<String>>,
+}
+
+/// A place for one worker at a time.
+struct Slot {
+    number: usize,
+    settings: Settings,
+    proxies: [Proxy; 3],
+    current: tokio::sync::Mutex<Current>,
+    exits: Mutex<Vec<Exit>>,
+}
+
+struct Current {
+    worker: Worker,
+    /// The number of earlier workers in the slot.
+    generation: usize,
+}
+
+/// A worker that has exited.
+pub struct Exit {
+    pub worker: String,
+    pub at: Instant,
+    pub killed: bool,
+    /// Kept for its log.
+    process: Worker,
+}
+
+impl Exit {
+    /// The log lines with this message.
+    pub fn log_lines(&self, message: &str) -> Vec<serde_json::Value> {
+        self.process.log_lines(message)
+    }
+
+    /// The whole log.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+}
+
+impl Workers {
+    pub async fn start(rabbitmq: &str, redis: &str, platform: &str) -> Self {
+        let mut slots = Vec::new();
+        for number in 0..WORKERS {
+            let proxies =
+                [Proxy::to(rabbitmq).await, Proxy::to(redis).await, Proxy::to(platform).await];
+            let settings: Settings = [
+                ("AMQP_URL", proxies[0].url(rabbitmq)),
+                ("REDIS_URL", proxies[1].url(redis)),
+                ("IDV_URL", proxies[2].url(platform)),
+                ("IDV_API_KEY", Options::DEFAULT_API_KEY.to_owned()),
+                ("IDV_TIMEOUT", "3s".to_owned()),
+                ("QUEUE", QUEUE.to_owned()),
+                ("REQUEST_EXCHANGE", REQUEST_EXCHANGE.to_owned()),
+                ("EVENT_EXCHANGE", EVENT_EXCHANGE.to_owned()),
+                ("RETRY_DELAYS", "2s,5s,10s,20s,40s".to_owned()),
+                ("SHUTDOWN_GRACE", "8s".to_owned()),
+                ("HTTP_ADDR", "127.0.0.1:0".to_owned()),
+                ("LOG", "debug".to_owned()),
+                ("LOG_FORMAT", "json".to_owned()),
+            ]
+            .into_iter()
+            .map(|(name, value)| (format!("HANDOFF_{name}"), value))
+            .collect();
+            let worker = start(&settings, number, 0);
+            worker.wait_for_log(log_text::CONSUMING).await;
+            let current = tokio::sync::Mutex::new(Current { worker, generation: 0 });
+            slots.push(Slot { number, settings, proxies, current, exits: Mutex::default() });
+        }
+        Self { slots, anomalies: Mutex::default() }
+    }
+
+    /// Kills a worker and replaces it at once.
+    pub async fn kill(&self, slot: usize) {
+        let slot = &self.slots[slot];
+        let mut current = slot.current.lock().await;
+        current.worker.signal("KILL");
+        let status = current.worker.wait_for_exit().await;
+        self.replace(slot, &mut current, status, true);
+    }
+
+    /// Restarts the workers one after another.
+    pub async fn rolling_restart(&self) {
+        for slot in &self.slots {
+            self.restart(slot).await;
+        }
+    }
+
+    async fn restart(&self, slot: &Slot) {
+        let mut current = slot.current.lock().await;
+        current.worker.signal("TERM");
+        let status = current.worker.wait_for_exit().await;
+        self.replace(slot, &mut current, status, false);
+    }
+
+    /// Stops a worker with SIGSTOP, and continues it after this time.
+    pub async fn stall(&self, slot: usize, duration: Duration) {
+        let current = self.slots[slot].current.lock().await;
+        current.worker.signal("STOP");
+        sleep(duration).await;
+        current.worker.signal("CONT");
+    }
+
+    fn replace(&self, slot: &Slot, current: &mut Current, status: Option<i32>, killed: bool) {
+        let worker = name(slot.number, current.generation);
+        // SIGTERM also kills a process that has not installed its handler yet.
+        let expected = match status {
+            Some(status) => status == 0 && !killed,
+            None => killed || current.worker.output().is_empty(),
+        };
+        if !expected {
+            self.add_anomaly(format!("{worker} exited unexpectedly, with status {status:?}"));
+        }
+        current.generation += 1;
+        let next = start(&slot.settings, slot.number, current.generation);
+        let process = std::mem::replace(&mut current.worker, next);
+        let exit = Exit { worker, at: Instant::now(), killed, process };
+        slot.exits.lock().unwrap().push(exit);
+    }
+
+    pub fn set_flow(&self, network: Network, scope: Scope, flow: Flow) {
+        for proxy in self.proxies(network, scope) {
+            proxy.set_flow(flow);
+        }
+    }
+
+    pub fn close_connections(&self, network: Network, scope: Scope) {
+        for proxy in self.proxies(network, scope) {
+            proxy.close_connections();
+        }
+    }
+
+    fn proxies(&self, network: Network, scope: Scope) -> impl Iterator<Item = &Proxy> {
+        let slots = self.slots.iter().filter(move |slot| scope.includes(slot.number));
+        slots.map(move |slot| &slot.proxies[network as usize])
+    }
+
+    /// Stops all workers, checks that each becomes ready and exits cleanly, and returns every exit.
+    pub async fn stop(&self) -> Vec<Exit> {
+        let mut exits = Vec::new();
+        for slot in &self.slots {
+            let ready = async {
+                while slot.current.lock().await.worker.get("/readyz").await.0 != 200 {
+                    sleep(Duration::from_millis(200)).await;
+                }
+            };
+            if timeout(READY_TIMEOUT, ready).await.is_err() {
+                self.add_anomaly(format!("worker {} is not ready at the end", slot.number));
+            }
+            self.restart(slot).await;
+            exits.append(&mut slot.exits.lock().unwrap());
+        }
+        exits
+    }
+
+    fn add_anomaly(&self, anomaly: String) {
+        self.anomalies.lock().unwrap().push(anomaly);
+    }
+}
+
+/// The name of a worker, which the platform sees in its base URL.
+fn name(slot: usize, generation: usize) -> String {
+    format!("worker-{slot}-{generation}")
+}
+
+/// The slot of a worker, from its name.
+pub fn slot_of(worker: &str) -> usize {
+    worker.split('-').nth(1).unwrap().parse().unwrap()
+}
+
+fn start(settings: &Settings, slot: usize, generation: usize) -> Worker {
+    let mut settings = settings.clone();
+    let url = settings.get_mut("HANDOFF_IDV_URL").unwrap();
+    *url = format!("{}/{}", url.trim_end_matches('/'), name(slot, generation));
+    Worker::start(&settings)
+}
