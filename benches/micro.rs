@@ -1,6 +1,6 @@
-//! What the steps of a request cost that only compute: `make bench-micro`.
+//! `make bench-micro`: measures the steps of a request that only compute.
 
-#![allow(clippy::expect_used, reason = "what cannot begin has nothing to measure")]
+#![allow(clippy::expect_used, reason = "a benchmark that cannot start must fail")]
 
 use std::{
     hint::black_box,
@@ -18,7 +18,7 @@ use url::Url;
 
 const KEY: [u8; 32] = [7; 32];
 const NAME: &str = "handoff:{47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU}:link";
-/// Opaque, with a space, and with what has to be escaped twice.
+/// Contains characters that are escaped twice in a link.
 const TOKEN: &str = "Token tr-pn7u6f5wq+Zk/8yJx2==&%3D-0f8d2c9a";
 const SESSION: &str = "65f1c2a9b4e8d70013a7c5e2";
 

@@ -1,4 +1,4 @@
-//! The two ends of the queue: requests in, events out.
+//! Publishes requests and receives events.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -19,34 +19,30 @@ use tokio::time::{sleep, timeout};
 
 use crate::Result;
 
-/// Without an event for so long, none comes any more.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for the next event before the run fails.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Connections of our own to RabbitMQ.
+/// The load generator, with connections of its own to RabbitMQ.
 pub(crate) struct Load {
-    /// Where RabbitMQ is.
     pub(crate) url: String,
     /// The exchange of events.
     pub(crate) exchange: String,
-    /// Where requests go.
     pub(crate) requests: Requests,
-    /// What became of them.
     pub(crate) events: Events,
     connections: [Connection; 2],
 }
 
-/// The way in.
+/// Publishes requests.
 pub(crate) struct Requests {
-    /// The request queue.
     pub(crate) queue: String,
     channel: Channel,
 }
 
-/// The way out.
+/// Receives events.
 pub(crate) struct Events(Consumer);
 
-/// When each request was answered.
-pub(crate) type Heard = HashMap<String, Instant>;
+/// When the event of each request arrived, by request id.
+pub(crate) type EventTimes = HashMap<String, Instant>;
 
 impl Load {
     pub(crate) async fn connect(url: &str) -> Result<Self> {
@@ -73,30 +69,30 @@ impl Load {
         Ok(Self { url: url.to_owned(), exchange, requests, events, connections })
     }
 
-    /// Empties the request queue, and tells how many requests were left in it.
-    pub(crate) async fn clear(&self) -> Result<u32> {
+    /// Purges the request queue, and returns how many requests were left in it.
+    pub(crate) async fn purge(&self) -> Result<u32> {
         let name = self.requests.queue.as_str().into();
         Ok(self.requests.channel.queue_purge(name, QueuePurgeOptions::default()).await?)
     }
 
-    /// Waits until the request queue is there.
-    pub(crate) async fn declared(&self) -> Result<()> {
+    /// Waits until a worker has declared the request queue.
+    pub(crate) async fn wait_for_queue(&self) -> Result<()> {
         for _ in 0..200 {
             let channel = self.connections[1].create_channel().await?;
-            let there = QueueDeclareOptions { passive: true, ..Default::default() };
+            let passive = QueueDeclareOptions { passive: true, ..Default::default() };
             let name = self.requests.queue.as_str().into();
-            if channel.queue_declare(name, there, FieldTable::default()).await.is_ok() {
+            if channel.queue_declare(name, passive, FieldTable::default()).await.is_ok() {
                 return Ok(());
             }
             sleep(Duration::from_millis(50)).await;
         }
-        Err("the worker does not declare its queue".into())
+        Err("the worker did not declare its queue within 10 s".into())
     }
 }
 
 impl Requests {
-    /// Sends one request.
-    pub(crate) async fn send(&self, id: &str, user: &str) -> Result<PublisherConfirm> {
+    /// Publishes a request.
+    pub(crate) async fn publish(&self, id: &str, user: &str) -> Result<PublisherConfirm> {
         let body = format!(
             r#"{{"requestId":"{id}","userId":"{user}","metadata":{{"plan":"gold","country":"DE","returnTo":"https://app.example/done?from=verification","attempt":1}}}}"#
         );
@@ -110,21 +106,22 @@ impl Requests {
         Ok(self.channel.basic_publish(exchange, queue, options, body, properties).await?)
     }
 
-    /// Has so many requests wait in the queue; `who` names their ids and users.
-    pub(crate) async fn fill(
+    /// Publishes `count` requests and waits for the confirms. `name` returns the id and the user of
+    /// each.
+    pub(crate) async fn publish_all(
         &self,
-        requests: usize,
-        who: impl Fn(usize) -> (String, String),
+        count: usize,
+        name: impl Fn(usize) -> (String, String),
     ) -> Result<()> {
         let mut confirms = Vec::new();
-        for number in 0..requests {
-            let (id, user) = who(number);
-            confirms.push(self.send(&id, &user).await?);
+        for number in 0..count {
+            let (id, user) = name(number);
+            confirms.push(self.publish(&id, &user).await?);
         }
         for confirm in confirms {
             match confirm.await? {
                 Confirmation::Ack(None) => {}
-                other => return Err(format!("a request was not taken: {other:?}").into()),
+                other => return Err(format!("a request was not confirmed: {other:?}").into()),
             }
         }
         Ok(())
@@ -132,24 +129,28 @@ impl Requests {
 }
 
 impl Events {
-    /// Hears events until so many more are in. Each request has one.
-    pub(crate) async fn hear(&mut self, heard: &mut Heard, more: usize) -> Result<()> {
-        let until = heard.len() + more;
-        while heard.len() < until {
-            let event = timeout(PATIENCE, self.0.next()).await;
+    /// Receives `more` events. A failed request or a repeated event is an error.
+    pub(crate) async fn receive(&mut self, times: &mut EventTimes, more: usize) -> Result<()> {
+        let until = times.len() + more;
+        while times.len() < until {
+            let event = timeout(EVENT_TIMEOUT, self.0.next()).await;
             let event = event
-                .map_err(|_| format!("an event did not come: {} of {until} did", heard.len()))?
-                .ok_or("the subscription to events ended")??;
+                .map_err(|_| format!("timed out: {} of {until} events arrived", times.len()))?
+                .ok_or("RabbitMQ cancelled the consumer of events")??;
             let now = Instant::now();
             if event.routing_key.as_str() != "handoff.ready" {
                 return Err(format!("a request failed: {:?}", event.data).into());
             }
-            let id = event.properties.correlation_id().as_ref().ok_or("an event without an id")?;
-            match heard.entry(id.to_string()) {
+            let id = event
+                .properties
+                .correlation_id()
+                .as_ref()
+                .ok_or("an event has no correlation id")?;
+            match times.entry(id.to_string()) {
                 Entry::Vacant(entry) => drop(entry.insert(now)),
                 Entry::Occupied(entry) => {
                     return Err(format!(
-                        "two events for {}: {}",
+                        "a repeated event for {}: {}",
                         entry.key(),
                         String::from_utf8_lossy(&event.data)
                     )

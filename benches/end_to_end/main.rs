@@ -1,17 +1,18 @@
-//! What a request costs, end to end: `handoff run` with metrics, leases, checkpoints and logs on, beside
-//! the bare loop of `benches/floor`, on a real RabbitMQ and Redis and with a platform in a process of
-//! its own.
+//! Measures what a request costs, end to end.
 //!
 //! ```text
 //! end-to-end [--rounds N] [--only PART] [--peers FOLDER | --scale]
 //! ```
 //!
-//! All take turns in each round, so that whatever else the machine does meets all of them; what is
-//! printed are medians over the rounds.
+//! It compares `handoff run`, with metrics, leases, checkpoints and logs on, with the bare loop of
+//! `benches/floor`. RabbitMQ and Redis are real, and the platform is a `handoff sandbox`.
+//!
+//! All subjects take turns in each round, so that other load on the machine affects all of them
+//! alike. The table shows medians over the rounds.
 
 mod load;
-mod platform;
 mod report;
+mod sandbox;
 mod scale;
 mod scenarios;
 mod subject;
@@ -19,13 +20,16 @@ mod subject;
 use std::{env, error::Error, path::PathBuf};
 
 use load::Load;
-use platform::Platform;
 use report::Report;
-use scenarios::Bench;
+use sandbox::Sandbox;
+use scenarios::Harness;
 use subject::Subject;
 
-/// Whatever goes wrong ends the run: half a measurement is none.
+/// Every error ends the run, as partial measurements are useless.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// The API key of the sandbox.
+const API_KEY: &str = "key";
 
 struct Options {
     rounds: usize,
@@ -38,12 +42,12 @@ struct Options {
 async fn main() -> Result<()> {
     let options = options()?;
     let load = Load::connect(&var("HANDOFF_AMQP_URL")?).await?;
-    let platform = Platform::start().await?;
+    let sandbox = Sandbox::start().await?;
     let mut subjects = vec![Subject::floor()?, Subject::handoff()?];
-    let mut bench = Bench { load, platform, redis: var("HANDOFF_REDIS_URL")?, runs: 0 };
-    bench.declare(&subjects[1]).await?;
+    let mut harness = Harness { load, sandbox, redis: var("HANDOFF_REDIS_URL")?, runs: 0 };
+    harness.declare(&subjects[1]).await?;
     if options.scale {
-        return scale::run(&mut bench, &subjects[1], options.rounds, &options.only).await;
+        return scale::run(&mut harness, &subjects[1], options.rounds, &options.only).await;
     }
     if let Some(folder) = &options.peers {
         subjects.extend(Subject::peers(folder));
@@ -55,10 +59,10 @@ async fn main() -> Result<()> {
                 continue;
             }
             for turn in 0..subjects.len() {
-                // Whoever goes first in one round goes later in the next.
+                // The order rotates from round to round.
                 let at = (turn + round) % subjects.len();
                 eprintln!("round {}: {}: {}", round + 1, scenario.name(), subjects[at].name);
-                for (measure, value) in bench.run(scenario, &subjects[at]).await? {
+                for (measure, value) in harness.run(scenario, &subjects[at]).await? {
                     report.add(at, scenario.name(), measure, value);
                 }
             }
@@ -80,7 +84,7 @@ fn options() -> Result<Options> {
             "--scale" => options.scale = true,
             _ => {
                 return Err(format!(
-                    "`{argument}` is not known: --rounds N, --peers FOLDER, --only PART, --scale"
+                    "unknown option `{argument}`: use --rounds N, --peers FOLDER, --only PART or --scale"
                 )
                 .into());
             }
@@ -90,5 +94,5 @@ fn options() -> Result<Options> {
 }
 
 fn var(name: &str) -> Result<String> {
-    env::var(name).map_err(|_| format!("{name} is not set: run this by `make bench`").into())
+    env::var(name).map_err(|_| format!("{name} is not set: run this with `make bench`").into())
 }

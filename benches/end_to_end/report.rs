@@ -1,10 +1,10 @@
-//! The table.
+//! The table of results.
 
 use std::fmt;
 
 use crate::{scenarios::Measure, subject::Subject};
 
-/// What was measured so far.
+/// The results so far.
 pub(crate) struct Report {
     subjects: Vec<&'static str>,
     rows: Vec<Row>,
@@ -41,7 +41,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// Medians; the ratio is to the first subject.
+    /// Shows medians, and their ratios to the first subject.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "| | |")?;
         for (at, subject) in self.subjects.iter().enumerate() {
@@ -56,8 +56,8 @@ impl fmt::Display for Report {
         }
         let mut scenario = "";
         for row in &self.rows {
-            let again = std::mem::replace(&mut scenario, row.scenario) == row.scenario;
-            let name = if again { "" } else { row.scenario };
+            let repeated = std::mem::replace(&mut scenario, row.scenario) == row.scenario;
+            let name = if repeated { "" } else { row.scenario };
             write!(f, "\n| {name} | {} |", row.measure.name)?;
             let base = median(&row.values[0]);
             for (at, values) in row.values.iter().enumerate() {
@@ -72,7 +72,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Blank where there is nothing to tell.
+/// Writes a figure, or a blank cell.
 fn cell(f: &mut fmt::Formatter<'_>, figure: Option<f64>, decimals: usize) -> fmt::Result {
     match figure {
         Some(figure) => write!(f, " {figure:.decimals$} |"),
@@ -85,7 +85,7 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => None,
-        odd if odd % 2 == 1 => Some(values[odd / 2]),
-        even => Some((values[even / 2 - 1] + values[even / 2]) / 2.0),
+        n if n % 2 == 1 => Some(values[n / 2]),
+        n => Some((values[n / 2 - 1] + values[n / 2]) / 2.0),
     }
 }

@@ -1,4 +1,4 @@
-//! Whether replicas add up, and whether a request costs the same however many there are.
+//! Measures whether replicas add up, and whether the cost of a request depends on their number.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use deadpool_redis::redis;
 
 use crate::{
     Result,
-    load::Heard,
+    load::EventTimes,
     report::median,
-    scenarios::{Bench, Meter},
+    scenarios::{Harness, Meter},
     subject::Subject,
 };
 
@@ -40,14 +40,14 @@ const CASES: [Case; 7] = [
     many("10,000 waiting, a million keys in Redis, 0 ms", 10_000, 10_000, 1_000_000),
 ];
 
-/// So many keys of the size of a link's.
+/// Sets `ARGV[2]` keys of about the size of a link's.
 const FILL: &str = "for i = 1, ARGV[2] do
     redis.call('SET', 'filling:' .. ARGV[1] + i, string.rep('x', 200))
 end";
 
-/// 64 in flight for each replica.
+/// Measures all cases, with 64 requests in flight for each replica.
 pub(crate) async fn run(
-    bench: &mut Bench,
+    harness: &mut Harness,
     handoff: &Subject,
     rounds: usize,
     only: &str,
@@ -57,51 +57,51 @@ pub(crate) async fn run(
     for round in 0..rounds {
         for (case, figures) in cases.iter().zip(&mut figures) {
             eprintln!("round {}: {}", round + 1, case.name);
-            for (all, value) in figures.iter_mut().zip(measure(bench, handoff, case).await?) {
+            for (all, value) in figures.iter_mut().zip(measure(harness, handoff, case).await?) {
                 all.push(value);
             }
         }
     }
-    println!("| | requests a second | processor seconds for 1,000 requests | platform calls |");
+    println!("| | requests per second | CPU seconds per 1,000 requests | platform calls |");
     print!("| --- | ---: | ---: | ---: |");
     for (case, figures) in cases.iter().zip(figures) {
-        let [rate, processor, calls] = figures.map(|values| median(&values).unwrap_or_default());
-        print!("\n| {} | {rate:.0} | {processor:.3} | {calls:.0} |", case.name);
+        let [rate, cpu, calls] = figures.map(|values| median(&values).unwrap_or_default());
+        print!("\n| {} | {rate:.0} | {cpu:.3} | {calls:.0} |", case.name);
     }
     println!();
     Ok(())
 }
 
-async fn measure(bench: &mut Bench, handoff: &Subject, case: &Case) -> Result<[f64; 3]> {
-    bench.runs += 1;
-    let run = bench.runs;
-    let client = redis::Client::open(bench.redis.as_str())?;
+async fn measure(harness: &mut Harness, handoff: &Subject, case: &Case) -> Result<[f64; 3]> {
+    harness.runs += 1;
+    let run = harness.runs;
+    let client = redis::Client::open(harness.redis.as_str())?;
     let mut redis = client.get_multiplexed_async_connection().await?;
-    // A million keys would take longer to go than the client waits.
+    // Deleting a million keys synchronously would exceed the client's time-out.
     redis::cmd("FLUSHDB").arg("ASYNC").query_async::<()>(&mut redis).await?;
-    // Some at a time, lest any of these takes longer than the client waits.
+    // In batches, so that no script exceeds the client's time-out.
     for first in (0..case.keys).step_by(10_000) {
         let fill = redis::Script::new(FILL);
         fill.arg(first).arg(10_000).invoke_async::<()>(&mut redis).await?;
     }
-    bench.platform.answers_after(Duration::from_millis(case.latency)).await?;
+    harness.sandbox.set_latency(Duration::from_millis(case.latency)).await?;
     let name =
         |number| (format!("r-{run}-{number}"), format!("user-{run}-{}", number % case.users));
-    bench.load.requests.fill(case.requests, name).await?;
+    harness.load.requests.publish_all(case.requests, name).await?;
     let mut workers = Vec::new();
     for _ in 0..case.replicas {
-        workers.push(bench.start(handoff, 64)?);
+        workers.push(harness.start(handoff, 64)?);
     }
-    let mut heard = Heard::new();
-    let swing = case.requests / 8;
-    bench.load.events.hear(&mut heard, swing).await?;
+    let mut times = EventTimes::new();
+    let warm_up = case.requests / 8;
+    harness.load.events.receive(&mut times, warm_up).await?;
     let meter = Meter::start(&workers)?;
-    // The last of them are fewer than there are hands.
-    let counted = case.requests * 3 / 4;
-    bench.load.events.hear(&mut heard, counted).await?;
-    let (rate, processor, _) = meter.read(counted)?;
-    bench.load.events.hear(&mut heard, case.requests - swing - counted).await?;
-    bench.stop(handoff, workers).await?;
-    let (calls, _) = bench.platform.calls().await?;
-    Ok([rate, processor, calls as f64])
+    // The last requests do not fill all slots, so they are not measured.
+    let measured = case.requests * 3 / 4;
+    harness.load.events.receive(&mut times, measured).await?;
+    let (rate, cpu, _) = meter.read(measured)?;
+    harness.load.events.receive(&mut times, case.requests - warm_up - measured).await?;
+    harness.stop(handoff, workers).await?;
+    let calls = harness.sandbox.calls().await?;
+    Ok([rate, cpu, calls.count as f64])
 }

@@ -1,6 +1,6 @@
-//! What is measured, and how.
+//! The scenarios, and how each is measured.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::{
     time::{MissedTickBehavior, interval, sleep},
@@ -9,31 +9,30 @@ use tokio::{
 
 use crate::{
     Result,
-    load::{Heard, Load},
-    platform::Platform,
-    subject::{Environment, Running, Subject},
+    load::{EventTimes, Load},
+    sandbox::Sandbox,
+    subject::{Subject, Worker, WorkerSettings},
 };
 
-/// Requests a second where their pace is set.
+/// Requests per second in [`Scenario::Paced`].
 const PACE: u32 = 100;
 const PACED: usize = 2_000;
-/// Whose links are there already, where all are.
-const USERS: usize = 1_000;
-/// How long a worker is left alone before its idle memory is read.
-const IDLE: Duration = Duration::from_secs(3);
+/// Users in [`Scenario::Hits`].
+const CACHED_USERS: usize = 1_000;
+/// How long a worker idles before its memory is read.
+const IDLE_TIME: Duration = Duration::from_secs(3);
 
-/// Something that is measured.
 #[derive(Clone, Copy)]
 pub(crate) enum Scenario {
-    /// A full queue, a new user for each request.
+    /// A full queue, with a new user for each request.
     Full { name: &'static str, latency: u64, concurrency: usize, requests: usize },
-    /// A full queue of requests whose links are there.
+    /// A full queue of requests whose links are cached.
     Hits,
-    /// A hundred requests a second.
+    /// 100 requests per second.
     Paced,
-    /// A start with a request waiting.
+    /// A start with one request in the queue.
     Start,
-    /// Nothing to do.
+    /// An empty queue.
     Idle,
 }
 
@@ -64,7 +63,7 @@ impl Scenario {
     }
 }
 
-/// What a figure says, and how exactly.
+/// The name of a figure, and its precision.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Measure {
     pub(crate) name: &'static str,
@@ -75,67 +74,69 @@ const fn measure(name: &'static str, decimals: usize) -> Measure {
     Measure { name, decimals }
 }
 
-const RATE: Measure = measure("requests a second", 0);
-const PROCESSOR: Measure = measure("processor seconds for 1,000 requests", 3);
-const SWITCHES: Measure = measure("times put to sleep, a request", 1);
+const RATE: Measure = measure("requests per second", 0);
+const CPU: Measure = measure("CPU seconds per 1,000 requests", 3);
+const SWITCHES: Measure = measure("context switches per request", 1);
 const PEAK: Measure = measure("peak memory, MiB", 1);
-const RESTING: Measure = measure("memory, MiB", 1);
+const IDLE_MEMORY: Measure = measure("memory, MiB", 1);
 const SIZE: Measure = measure("program, MiB", 1);
 const P50: Measure = measure("time to the event, p50, ms", 2);
 const P95: Measure = measure("time to the event, p95, ms", 2);
 const P99: Measure = measure("time to the event, p99, ms", 2);
-const FIRST_CALL: Measure = measure("until the first call, ms", 0);
+const FIRST_CALL: Measure = measure("time to the first call, ms", 0);
 
 /// Everything around the workers.
-pub(crate) struct Bench {
+pub(crate) struct Harness {
     pub(crate) load: Load,
-    pub(crate) platform: Platform,
+    pub(crate) sandbox: Sandbox,
     pub(crate) redis: String,
-    /// Counted to give each run users of its own.
+    /// Counts the runs, to give each of them its own users.
     pub(crate) runs: usize,
 }
 
-/// What workers have taken since a moment, all together.
+/// Measures the resources that workers use from a moment on.
 pub(crate) struct Meter<'a> {
-    workers: &'a [Running],
-    began: Instant,
-    processor: f64,
+    workers: &'a [Worker],
+    started: Instant,
+    cpu: f64,
     switches: f64,
 }
 
 impl<'a> Meter<'a> {
-    pub(crate) fn start(workers: &'a [Running]) -> Result<Self> {
-        let (processor, switches) = taken(workers)?;
-        Ok(Self { workers, began: Instant::now(), processor, switches })
+    pub(crate) fn start(workers: &'a [Worker]) -> Result<Self> {
+        let (cpu, switches) = usage(workers)?;
+        Ok(Self { workers, started: Instant::now(), cpu, switches })
     }
 
-    /// Requests a second, processor seconds for 1,000 of them, and times put to sleep for each, where
-    /// so many were served since.
+    /// Returns requests per second, CPU seconds per 1,000 requests, and context switches per
+    /// request.
     pub(crate) fn read(&self, served: usize) -> Result<(f64, f64, f64)> {
-        let (seconds, served) = (self.began.elapsed().as_secs_f64(), served as f64);
-        let (processor, switches) = taken(self.workers)?;
-        let processor = (processor - self.processor) / served * 1000.0;
-        Ok((served / seconds, processor, (switches - self.switches) / served))
+        let seconds = self.started.elapsed().as_secs_f64();
+        let served = served as f64;
+        let (cpu, switches) = usage(self.workers)?;
+        let cpu = (cpu - self.cpu) / served * 1000.0;
+        Ok((served / seconds, cpu, (switches - self.switches) / served))
     }
 }
 
-/// Processor seconds and times put to sleep, from the start on.
-fn taken(workers: &[Running]) -> Result<(f64, f64)> {
-    let mut taken = (0.0, 0.0);
+/// CPU seconds and context switches of all workers since they started.
+fn usage(workers: &[Worker]) -> Result<(f64, f64)> {
+    let mut cpu = 0.0;
+    let mut switches = 0.0;
     for worker in workers {
-        taken.0 += worker.processor()?;
-        taken.1 += worker.switches()?;
+        cpu += worker.cpu()?;
+        switches += worker.context_switches()?;
     }
-    Ok(taken)
+    Ok((cpu, switches))
 }
 
 type Figures = Vec<(Measure, f64)>;
 
-impl Bench {
-    /// Has the worker declare its topology; all use the same.
+impl Harness {
+    /// Has a worker declare the topology, which all subjects share.
     pub(crate) async fn declare(&mut self, handoff: &Subject) -> Result<()> {
         let worker = self.start(handoff, 1)?;
-        self.load.declared().await?;
+        self.load.wait_for_queue().await?;
         worker.stop().await
     }
 
@@ -143,47 +144,46 @@ impl Bench {
         self.runs += 1;
         match scenario {
             Scenario::Full { latency, concurrency, requests, .. } => {
-                self.platform.answers_after(Duration::from_millis(latency)).await?;
+                self.sandbox.set_latency(Duration::from_millis(latency)).await?;
                 self.full(subject, concurrency, requests, requests).await
             }
             Scenario::Hits => {
-                self.platform.answers_after(Duration::ZERO).await?;
-                self.full(subject, 64, USERS, USERS)
+                self.sandbox.set_latency(Duration::ZERO).await?;
+                self.full(subject, 64, CACHED_USERS, CACHED_USERS)
                     .await
-                    .map_err(|e| format!("populating: {e}"))?;
-                let (before, _) = self.platform.calls().await?;
-                let figures = self.full(subject, 64, USERS, 20_000).await?;
-                match self.platform.calls().await?.0 == before {
-                    true => Ok(figures),
-                    false => Err("a request was not served from Redis".into()),
+                    .map_err(|error| format!("filling the cache: {error}"))?;
+                let before = self.sandbox.calls().await?.count;
+                let figures = self.full(subject, 64, CACHED_USERS, 20_000).await?;
+                if self.sandbox.calls().await?.count != before {
+                    return Err("a request was not served from Redis".into());
                 }
+                Ok(figures)
             }
             Scenario::Paced => self.paced(subject).await,
             Scenario::Start => self.start_up(subject).await,
             Scenario::Idle => {
                 let worker = self.start(subject, 64)?;
-                sleep(IDLE).await;
+                sleep(IDLE_TIME).await;
                 let (_, now) = worker.memory()?;
                 self.stop(subject, [worker]).await?;
                 let size = subject.size()?.map(|size| (SIZE, size));
-                Ok([(RESTING, now)].into_iter().chain(size).collect())
+                Ok([(IDLE_MEMORY, now)].into_iter().chain(size).collect())
             }
         }
     }
 
-    pub(crate) fn start(&self, subject: &Subject, concurrency: usize) -> Result<Running> {
-        subject.start(&Environment {
+    pub(crate) fn start(&self, subject: &Subject, concurrency: usize) -> Result<Worker> {
+        subject.start(&WorkerSettings {
             amqp: &self.load.url,
             redis: &self.redis,
-            platform: &self.platform.url,
+            platform: &self.sandbox.url,
             queue: &self.load.requests.queue,
             events: &self.load.exchange,
             concurrency,
         })
     }
 
-    /// Requests wait; then the worker is started. The first of them, when it is not in full swing yet,
-    /// do not count.
+    /// Fills the queue, then starts the worker. The first requests warm it up and are not measured.
     async fn full(
         &mut self,
         subject: &Subject,
@@ -195,44 +195,44 @@ impl Bench {
         let name = |number| {
             (format!("r-{run}-{requests}-{number}"), format!("user-{run}-{}", number % users))
         };
-        self.load.requests.fill(requests, name).await?;
+        self.load.requests.publish_all(requests, name).await?;
         let workers = [self.start(subject, concurrency)?];
-        let mut heard = Heard::new();
-        let swing = (2 * concurrency).min(requests / 4);
-        self.load.events.hear(&mut heard, swing).await?;
+        let mut times = EventTimes::new();
+        let warm_up = (2 * concurrency).min(requests / 4);
+        self.load.events.receive(&mut times, warm_up).await?;
         let meter = Meter::start(&workers)?;
-        self.load.events.hear(&mut heard, requests - swing).await?;
-        let (rate, processor, switches) = meter.read(requests - swing)?;
+        self.load.events.receive(&mut times, requests - warm_up).await?;
+        let (rate, cpu, switches) = meter.read(requests - warm_up)?;
         let peak = workers[0].memory()?.0;
         self.stop(subject, workers).await?;
-        Ok(vec![(RATE, rate), (PROCESSOR, processor), (SWITCHES, switches), (PEAK, peak)])
+        Ok(vec![(RATE, rate), (CPU, cpu), (SWITCHES, switches), (PEAK, peak)])
     }
 
-    /// Ends workers. What they should have settled, and did not, is no burden to those after them.
+    /// Stops workers, and purges what they left unsettled, so that it does not burden the next ones.
     pub(crate) async fn stop(
         &self,
         subject: &Subject,
-        workers: impl IntoIterator<Item = Running>,
+        workers: impl IntoIterator<Item = Worker>,
     ) -> Result<()> {
         for worker in workers {
             worker.stop().await?;
         }
-        let left = self.load.clear().await?;
+        let left = self.load.purge().await?;
         if left > 0 {
-            eprintln!("{left} left by {}", subject.name);
+            eprintln!("{} left {left} requests in the queue", subject.name);
         }
         Ok(())
     }
 
     async fn paced(&mut self, subject: &Subject) -> Result<Figures> {
         let run = self.runs;
-        self.platform.answers_after(Duration::ZERO).await?;
+        self.sandbox.set_latency(Duration::ZERO).await?;
         let workers = [self.start(subject, 64)?];
         let name = |number: usize| (format!("r-{run}-{number}"), format!("user-{run}-{number}"));
-        let mut heard = Heard::new();
-        let warm = 200;
-        self.load.requests.fill(warm, name).await?;
-        self.load.events.hear(&mut heard, warm).await?;
+        let mut times = EventTimes::new();
+        let warm_up = 200;
+        self.load.requests.publish_all(warm_up, name).await?;
+        self.load.events.receive(&mut times, warm_up).await?;
 
         let meter = Meter::start(&workers)?;
         let Load { requests, events, .. } = &mut self.load;
@@ -240,27 +240,27 @@ impl Bench {
             let mut sent = Vec::new();
             let mut ticks = interval(Duration::from_secs(1) / PACE);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            for number in warm..warm + PACED {
+            for number in warm_up..warm_up + PACED {
                 ticks.tick().await;
                 let (id, user) = name(number);
                 sent.push((id.clone(), Instant::now()));
-                requests.send(&id, &user).await?.await?;
+                requests.publish(&id, &user).await?.await?;
             }
             Ok(sent)
         };
-        let (sent, ()) = try_join!(send, events.hear(&mut heard, PACED))?;
-        let (_, processor, switches) = meter.read(PACED)?;
-        let mut times: Vec<f64> = Vec::new();
+        let (sent, ()) = try_join!(send, events.receive(&mut times, PACED))?;
+        let (_, cpu, switches) = meter.read(PACED)?;
+        let mut waits_ms: Vec<f64> = Vec::new();
         for (id, sent) in sent {
-            times.push(heard[&id].duration_since(sent).as_secs_f64() * 1000.0);
+            waits_ms.push(times[&id].duration_since(sent).as_secs_f64() * 1000.0);
         }
-        times.sort_by(f64::total_cmp);
-        let at = |share: f64| times[(times.len() as f64 * share) as usize];
+        waits_ms.sort_by(f64::total_cmp);
+        let at = |share: f64| waits_ms[(waits_ms.len() as f64 * share) as usize];
         let figures = vec![
             (P50, at(0.5)),
             (P95, at(0.95)),
             (P99, at(0.99)),
-            (PROCESSOR, processor),
+            (CPU, cpu),
             (SWITCHES, switches),
         ];
         self.stop(subject, workers).await?;
@@ -271,14 +271,14 @@ impl Bench {
         let run = self.runs;
         let mut figures = Vec::new();
         for start in 0..5 {
-            self.platform.answers_after(Duration::ZERO).await?;
+            self.sandbox.set_latency(Duration::ZERO).await?;
             let name = |_| (format!("r-{run}-{start}"), format!("user-{run}-{start}"));
-            self.load.requests.fill(1, name).await?;
-            let began = SystemTime::now();
+            self.load.requests.publish_all(1, name).await?;
+            let started = self.sandbox.uptime().await?;
             let worker = self.start(subject, 64)?;
-            self.load.events.hear(&mut Heard::new(), 1).await?;
-            let (_, first) = self.platform.calls().await?;
-            figures.push((FIRST_CALL, first.duration_since(began)?.as_secs_f64() * 1000.0));
+            self.load.events.receive(&mut EventTimes::new(), 1).await?;
+            let first = self.sandbox.calls().await?.first.ok_or("no call was recorded")?;
+            figures.push((FIRST_CALL, first.saturating_sub(started).as_secs_f64() * 1000.0));
             self.stop(subject, [worker]).await?;
         }
         Ok(figures)

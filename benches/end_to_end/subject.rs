@@ -1,4 +1,4 @@
-//! Who is measured, as a process: what it took of the processor and of memory, as Linux accounts it.
+//! The programs that are measured, and their use of CPU and memory as Linux accounts it.
 
 use std::{
     fs::{self, File},
@@ -12,13 +12,13 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Result, platform::beside_us};
+use crate::{API_KEY, Result, sandbox::sibling_program};
 
-/// Ticks a second in `/proc`: the same on every Linux in use.
-const TICKS: f64 = 100.0;
+/// Clock ticks per second in `/proc`: 100 on all common Linux systems.
+const TICKS_PER_SECOND: f64 = 100.0;
 const KIB: f64 = 1024.0;
 
-/// A worker that can be started.
+/// A program that can be started as a worker.
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     program: String,
@@ -26,14 +26,14 @@ pub(crate) struct Subject {
     interpreted: bool,
 }
 
-/// A worker at work.
-pub(crate) struct Running {
+/// A running worker. Killed when it is dropped.
+pub(crate) struct Worker {
     child: Child,
     pid: u32,
 }
 
-/// What a worker is told.
-pub(crate) struct Environment<'a> {
+/// The settings of a worker.
+pub(crate) struct WorkerSettings<'a> {
     pub(crate) amqp: &'a str,
     pub(crate) redis: &'a str,
     pub(crate) platform: &'a str,
@@ -44,14 +44,14 @@ pub(crate) struct Environment<'a> {
 
 impl Subject {
     pub(crate) fn floor() -> Result<Self> {
-        Ok(Self::new("bare loop", &beside_us("floor")?, []))
+        Ok(Self::new("bare loop", &sibling_program("floor")?, []))
     }
 
     pub(crate) fn handoff() -> Result<Self> {
-        Ok(Self::new("handoff", &beside_us("handoff")?, ["run"]))
+        Ok(Self::new("handoff", &sibling_program("handoff")?, ["run"]))
     }
 
-    /// Installed by `benches/peers/setup`.
+    /// The peers that `benches/peers/setup` installed.
     pub(crate) fn peers(folder: &Path) -> [Self; 2] {
         let python = folder.join("python/bin/python");
         let node = folder.join("node/worker.mjs");
@@ -72,7 +72,7 @@ impl Subject {
         Self { name, program, arguments, interpreted: false }
     }
 
-    /// Size of the program, in MiB; `None` where that is an interpreter, whose size tells nothing.
+    /// The size of the program, in MiB; `None` for an interpreter, whose size means nothing.
     pub(crate) fn size(&self) -> Result<Option<f64>> {
         if self.interpreted {
             return Ok(None);
@@ -80,19 +80,19 @@ impl Subject {
         Ok(Some(fs::metadata(&self.program)?.len() as f64 / KIB / KIB))
     }
 
-    pub(crate) fn start(&self, environment: &Environment<'_>) -> Result<Running> {
-        let Environment { amqp, redis, platform, queue, events, concurrency } = environment;
-        // A file, as a supervisor would have it: what is written there is paid for.
+    pub(crate) fn start(&self, settings: &WorkerSettings<'_>) -> Result<Worker> {
+        let WorkerSettings { amqp, redis, platform, queue, events, concurrency } = settings;
+        // The log goes to a file, as under a supervisor, so that the cost of writing it counts.
         let path = std::env::temp_dir().join(format!("handoff-bench-{queue}.log"));
         let log = File::create(&path)?;
-        // It is open; nobody reads it, and the next worker writes one of its own.
+        // Nothing reads it, so it is unlinked while it is open.
         fs::remove_file(path)?;
         let child = Command::new(&self.program)
             .args(&self.arguments)
             .env("HANDOFF_AMQP_URL", amqp)
             .env("HANDOFF_REDIS_URL", redis)
             .env("HANDOFF_IDV_URL", platform)
-            .env("HANDOFF_IDV_API_KEY", "key")
+            .env("HANDOFF_IDV_API_KEY", API_KEY)
             .env("HANDOFF_IDV_WORKFLOW_ID", "workflow")
             .env("HANDOFF_QUEUE", queue)
             .env("HANDOFF_EVENT_EXCHANGE", events)
@@ -103,24 +103,25 @@ impl Subject {
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| format!("{} does not start: {error}", self.program))?;
-        let pid = child.id().ok_or("it has ended at once")?;
-        Ok(Running { child, pid })
+            .map_err(|error| format!("cannot start {}: {error}", self.program))?;
+        let pid = child.id().ok_or("the worker exited at once")?;
+        Ok(Worker { child, pid })
     }
 }
 
-impl Running {
-    /// Seconds of processor time so far, user and system, all threads.
-    pub(crate) fn processor(&self) -> Result<f64> {
+impl Worker {
+    /// Seconds of CPU time so far, user and system, of all threads.
+    pub(crate) fn cpu(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
-        // Past the name, which may hold anything, fields 14 and 15 of the line are what is wanted.
+        // utime and stime are fields 14 and 15. The name, field 2, may contain spaces.
         let fields = stat.rsplit_once(')').ok_or("no process accounting")?.1;
         let mut fields = fields.split_whitespace().skip(11);
         let mut next = || fields.next()?.parse::<f64>().ok();
-        Ok((next().zip(next())).map(|(user, system)| user + system).ok_or("no times")? / TICKS)
+        Ok((next().zip(next())).map(|(user, system)| user + system).ok_or("no CPU accounting")?
+            / TICKS_PER_SECOND)
     }
 
-    /// MiB in memory: the most so far, and now.
+    /// Resident memory in MiB: the peak, and the current value.
     pub(crate) fn memory(&self) -> Result<(f64, f64)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let field = |name: &str| {
@@ -131,24 +132,24 @@ impl Running {
         Ok((peak / KIB, now / KIB))
     }
 
-    /// Times it was put to sleep by its own will, all threads.
-    pub(crate) fn switches(&self) -> Result<f64> {
+    /// Voluntary context switches of all threads.
+    pub(crate) fn context_switches(&self) -> Result<f64> {
         let mut switches = 0.0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.pid))? {
             let status = fs::read_to_string(thread?.path().join("status"))?;
             let line = status.lines().find_map(|it| it.strip_prefix("voluntary_ctxt_switches:"));
-            switches += line.ok_or("no switches")?.trim().parse::<f64>()?;
+            switches += line.ok_or("no accounting of context switches")?.trim().parse::<f64>()?;
         }
         Ok(switches)
     }
 
-    /// Ends it in good order.
+    /// Stops the worker with SIGTERM, and checks its exit status.
     pub(crate) async fn stop(mut self) -> Result<()> {
         let kill = Command::new("kill").args(["-TERM", &self.pid.to_string()]).status().await?;
         let ended = timeout(Duration::from_secs(30), self.child.wait()).await??;
-        match kill.success() && ended.success() {
-            true => Ok(()),
-            false => Err(format!("the worker ended with {ended}").into()),
+        if !(kill.success() && ended.success()) {
+            return Err(format!("the worker exited with {ended}").into());
         }
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
-//! The bare loop: what the main job costs when nothing goes wrong, and nothing is done for the case
-//! that it does. Consume; look into Redis; ask for a token and a session; store the link; publish the
-//! event, confirmed and mandatory; acknowledge. No retries, lease, single-flight, logs or metrics: a
-//! ruler to hold `handoff run` against, not a worker to run. It reads the same settings.
+//! The bare loop: the baseline that `handoff run` is compared with, not a worker to run.
+//!
+//! It does the main job and assumes that nothing fails: consume, look up the link in Redis, make a
+//! token and a session, store the link, publish the event (confirmed and mandatory), and ack. It
+//! has no retries, leases, single-flight, logs or metrics. It reads the settings of `handoff run`.
 
 use std::{env::var, error::Error, sync::Arc};
 
@@ -66,7 +67,7 @@ struct EventData<'a> {
     reused: bool,
 }
 
-struct Loop {
+struct BareLoop {
     http: Client,
     redis: MultiplexedConnection,
     publishing: Channel,
@@ -86,7 +87,7 @@ async fn main() -> Result<()> {
     consuming.basic_qos(concurrency, BasicQosOptions::default()).await?;
     let publishing = connection.create_channel().await?;
     publishing.confirm_select(ConfirmSelectOptions::default()).await?;
-    let bare = Arc::new(Loop {
+    let bare = Arc::new(BareLoop {
         http: Client::builder().no_proxy().tls_certs_only([]).build()?,
         redis: redis::Client::open(var("HANDOFF_REDIS_URL")?)?
             .get_multiplexed_async_connection()
@@ -106,12 +107,12 @@ async fn main() -> Result<()> {
         )
         .await?;
     let slots = Arc::new(Semaphore::new(concurrency.into()));
-    let mut end = signal(SignalKind::terminate())?;
+    let mut shutdown = signal(SignalKind::terminate())?;
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await?;
         let delivery = tokio::select! {
-            delivery = deliveries.next() => delivery.ok_or("the subscription ended")??,
-            _ = end.recv() => break,
+            delivery = deliveries.next() => delivery.ok_or("RabbitMQ cancelled the consumer")??,
+            _ = shutdown.recv() => break,
         };
         let bare = Arc::clone(&bare);
         tokio::spawn(async move {
@@ -122,12 +123,12 @@ async fn main() -> Result<()> {
             drop(slot);
         });
     }
-    // With the acknowledgements on their way, lest others be measured with what is left.
-    let _all = slots.acquire_many(concurrency.into()).await?;
+    // All acks must be sent before the exit, or the next subject would receive redeliveries.
+    let _all_slots = slots.acquire_many(concurrency.into()).await?;
     Ok(connection.close(200, "done".into()).await?)
 }
 
-impl Loop {
+impl BareLoop {
     async fn serve(&self, delivery: Delivery) -> Result<()> {
         let request: Request<'_> = serde_json::from_slice(&delivery.data)?;
         let key = format!("floor:{}", request.user_id);
@@ -142,7 +143,7 @@ impl Loop {
                 link
             }
         };
-        self.tell(&request, &link, reused).await?;
+        self.publish(&request, &link, reused).await?;
         delivery.ack(BasicAckOptions::default()).await?;
         Ok(())
     }
@@ -160,7 +161,7 @@ impl Loop {
             .call(
                 format!("{}/api/sessions?workflowId={}", self.platform, self.workflow),
                 &token,
-                json!({ "metadata": { "userId": request.user_id, "of": request.metadata } }),
+                json!({ "metadata": { "externalUserId": request.user_id, "request": request.metadata } }),
             )
             .await?;
         let inner = format!(
@@ -183,7 +184,7 @@ impl Loop {
         Ok(call.send().await?.error_for_status()?.json().await?)
     }
 
-    async fn tell(&self, request: &Request<'_>, link: &str, reused: bool) -> Result<()> {
+    async fn publish(&self, request: &Request<'_>, link: &str, reused: bool) -> Result<()> {
         let event = serde_json::to_vec(&Event {
             specversion: "1.0",
             id: request.request_id,
@@ -215,7 +216,7 @@ impl Loop {
             .await?;
         match confirm {
             Confirmation::Ack(None) => Ok(()),
-            other => Err(format!("an event was not taken: {other:?}").into()),
+            other => Err(format!("an event was not confirmed: {other:?}").into()),
         }
     }
 }

@@ -1,12 +1,12 @@
-// The main job in Node.js, as one writes it for speed: one process, one thread.
+// The main job in Node.js, written for speed: one process, one thread.
 //
-// It does what benches/floor does and reads the same settings. Any error ends it with status 1.
+// It does the same as benches/floor and reads the same settings. Any error ends it with status 1.
 
 import amqp from 'amqplib';
 import Redis from 'ioredis';
 import { Pool } from 'undici';
 
-// Wherever it comes from: a request, a connection that is lost, the start.
+// Handles errors of requests, connections and the start alike.
 process.on('uncaughtException', fail);
 
 function fail(error) {
@@ -32,7 +32,7 @@ sessions.searchParams.set('workflowId', setting('HANDOFF_IDV_WORKFLOW_ID'));
 
 const http = new Pool(tokens.origin, { connections: concurrency });
 
-// Auto-pipelining sends together what one turn of the event loop asks for.
+// Auto-pipelining batches the commands of one turn of the event loop.
 const cache = new Redis(setting('HANDOFF_REDIS_URL'), {
   enableAutoPipelining: true,
   lazyConnect: true,
@@ -54,7 +54,7 @@ async function call(url, authorization, body) {
 async function makeLink({ userId, metadata }) {
   const { authorization } = await call(tokens, apiKey, { ttl: 3600 });
   const session = await call(sessions, authorization, {
-    metadata: { userId, of: metadata ?? null },
+    metadata: { externalUserId: userId, request: metadata ?? null },
   });
   const token = encodeURIComponent(authorization);
   const inner = `${platform}/mobile?authorization=${token}&sessionId=${session.id}`;
@@ -62,7 +62,7 @@ async function makeLink({ userId, metadata }) {
 }
 
 // Resolves once RabbitMQ has confirmed the event.
-function tell({ requestId, userId }, url, reused) {
+function publish({ requestId, userId }, url, reused) {
   const event = {
     specversion: '1.0',
     id: requestId,
@@ -94,39 +94,39 @@ async function serve(message) {
   const found = await cache.get(key);
   const link = found ?? (await makeLink(request));
   if (found === null) await cache.setex(key, 3600, link);
-  await tell(request, link, found !== null);
+  await publish(request, link, found !== null);
   consuming.ack(message);
 }
 
 cache.on('error', fail);
-cache.on('end', () => fail('Redis is lost'));
+cache.on('end', () => fail('Redis connection lost'));
 await cache.connect();
 
 const connection = await amqp.connect(setting('HANDOFF_AMQP_URL'), { noDelay: true });
-// A channel of its own for events: their confirms do not queue up behind requests.
+// Events have a separate channel, so that their confirms do not queue behind deliveries.
 const publishing = await connection.createConfirmChannel();
 const consuming = await connection.createChannel();
 for (const one of [connection, publishing, consuming]) one.on('error', fail);
-const lost = () => fail('RabbitMQ is lost');
+const lost = () => fail('RabbitMQ connection lost');
 connection.on('close', lost);
-// RabbitMQ returns an event that no queue takes before it confirms it.
+// RabbitMQ returns an unroutable event before it confirms it.
 publishing.on('return', ({ fields, properties }) => {
-  fail(`the event for ${properties.correlationId} came back: ${fields.replyText}`);
+  fail(`the event for ${properties.correlationId} was returned: ${fields.replyText}`);
 });
 
 const serving = new Set();
 await consuming.prefetch(concurrency);
 const { consumerTag } = await consuming.consume(requests, (message) => {
-  if (message === null) fail('RabbitMQ ended the subscription');
+  if (message === null) fail('RabbitMQ cancelled the consumer');
   const request = serve(message).finally(() => serving.delete(request));
   serving.add(request);
 });
 
 process.once('SIGTERM', async () => {
   await consuming.cancel(consumerTag);
-  // What has been delivered is served to its end.
+  // Wait for the requests in flight.
   await Promise.all(serving);
-  // With the acknowledgements on their way: closing the connection alone would overtake them.
+  // Closing the channel first flushes the acks; closing only the connection would overtake them.
   await consuming.close();
   connection.off('close', lost);
   await connection.close();

@@ -1,6 +1,6 @@
-"""The main job in Python, as one writes it for speed: asyncio on uvloop, one process.
+"""The main job in Python, written for speed: asyncio on uvloop, one process.
 
-It does what benches/floor does and reads the same settings. Any error ends it with status 1.
+It does the same as benches/floor and reads the same settings. Any error ends it with status 1.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ import uvloop
 from redis.asyncio import BlockingConnectionPool, Redis
 from yarl import URL
 
-# A command has a Redis connection to itself, but for a millisecond or less: a few keep up with any
-# number of requests, which wait for one where the pool's default is to raise.
+# A command occupies a connection for a millisecond or less, so a few serve any number of requests.
+# The blocking pool waits for a free connection; the default pool raises an error.
 REDIS_CONNECTIONS = 32
 
 
@@ -43,13 +43,13 @@ class Worker:
             await self.cache.set(key, link, ex=3600)
         else:
             link = found.decode()
-        await self.tell(request, link, reused=found is not None)
+        await self.publish(request, link, reused=found is not None)
         await message.ack()
 
     async def link(self, request):
         answer = await self.call(self.tokens, self.key, {"ttl": 3600})
         token = answer["authorization"]
-        metadata = {"userId": request["userId"], "of": request.get("metadata")}
+        metadata = {"externalUserId": request["userId"], "request": request.get("metadata")}
         session = await self.call(self.sessions, token, {"metadata": metadata})
         authorization = quote(token, safe="")
         inner = f"{self.platform}/mobile?authorization={authorization}&sessionId={session['id']}"
@@ -60,7 +60,7 @@ class Worker:
         async with self.http.post(url, headers=headers, json=body) as answer:
             return await answer.json()
 
-    async def tell(self, request, link, reused):
+    async def publish(self, request, link, reused):
         request_id = request["requestId"]
         event = {
             "specversion": "1.0",
@@ -81,7 +81,7 @@ class Worker:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             correlation_id=request_id,
         )
-        # Waits for the confirm; raises where RabbitMQ refuses or returns the event.
+        # Waits for the confirm; raises if RabbitMQ rejects or returns the event.
         await self.events.publish(message, "handoff.ready", mandatory=True)
 
 
@@ -99,7 +99,7 @@ async def run():
             raise_for_status=True,
         ) as http,
     ):
-        # A channel of its own for events: their confirms do not queue up behind requests.
+        # Events have a separate channel, so that their confirms do not queue behind deliveries.
         publishing = await connection.channel(publisher_confirms=True, on_return_raises=True)
         events = await publishing.get_exchange(os.environ["HANDOFF_EVENT_EXCHANGE"], ensure=False)
         consuming = await connection.channel()
@@ -114,14 +114,14 @@ async def run():
 
         def lose(*_):
             if not end.done():
-                end.set_exception(ConnectionError("RabbitMQ ended the subscription"))
+                end.set_exception(ConnectionError("RabbitMQ cancelled the consumer"))
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, finish)
         connection.close_callbacks.add(lose)
         consuming.close_callbacks.add(lose)
         (await consuming.get_underlay_channel()).on_consumer_cancel_callbacks.add(lose)
 
-        # The first request that fails ends the group, and so the process.
+        # The first failed request ends the group, and thereby the process.
         async with asyncio.TaskGroup() as requests:
 
             async def begin(message):
@@ -129,12 +129,12 @@ async def run():
 
             subscription = await queue.consume(begin)
             await end
-            # What has been delivered is served to its end.
+            # Leaving the group waits for the requests in flight.
             await queue.cancel(subscription)
 
 
 def main():
-    # What goes wrong is told below, once; the libraries would add their own account, with links.
+    # Errors are printed once, below. The libraries would log them again, with links.
     logging.disable()
     try:
         uvloop.run(run())
