@@ -38,7 +38,7 @@ pub(crate) struct Spec {
 pub(crate) struct Setting<T> {
     pub(crate) spec: Spec,
     pub(super) parse: fn(&str) -> ParseResult<T>,
-    /// What the error for a missing value asks for.
+    /// What the error for a missing value asks for; empty if there is a default.
     pub(super) ask: &'static str,
 }
 

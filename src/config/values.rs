@@ -169,8 +169,8 @@ pub(super) fn retry_delays(text: &str) -> ParseResult<Vec<RetryDelay>> {
 
 /// Accepts filter directives that can match: levels, and targets of this program.
 ///
-/// `EnvFilter` takes a word that is no level for a target and enables all of it. Since only
-/// handoff's targets are logged, any other word is a typing error, such as `warning` for `warn`.
+/// `EnvFilter` treats any word that is not a level as a target, and enables all of it. Only handoff's
+/// targets are logged, so another word is a typing error, such as `warning` for `warn`.
 pub(super) fn log_directives(text: &str) -> ParseResult<String> {
     if EnvFilter::builder().parse(text).is_err() {
         return Err("must be tracing filter directives, such as info or info,handoff=debug");
@@ -197,5 +197,5 @@ pub(super) fn seal_keys(text: &str) -> ParseResult<Vec<SecretBox<[u8; 32]>>> {
     text.split(',')
         .map(key)
         .collect::<Option<_>>()
-        .ok_or("must be base64 of exactly 32 bytes, or several such keys separated by commas")
+        .ok_or("must be base64 of exactly 32 bytes, or several keys separated by commas")
 }

@@ -44,7 +44,8 @@ fn every_reference_resolves() {
             _ => {}
         }
     }
-    let (document, mut found) = (default_document(), vec![]);
+    let document = default_document();
+    let mut found = vec![];
     references(&document, &mut found);
     assert!(found.len() > 10);
     for reference in found {

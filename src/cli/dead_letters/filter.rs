@@ -26,7 +26,7 @@ pub(super) struct Filter {
     all: bool,
 }
 
-/// A filter for commands that change the queue: it must be given, so that none acts on all by mistake.
+/// A filter that must be given, so that a command never changes the whole queue by mistake.
 #[derive(Args)]
 #[command(group = ArgGroup::new("filter").required(true).multiple(true)
     .args(["request_ids", "reason", "older_than", "all"]))]

@@ -22,8 +22,8 @@ use crate::{
 
 /// Lists, shows, replays or drops requests that failed
 ///
-/// Can be used while workers run, and loses nothing when it is interrupted: a dead letter leaves its
-/// queue only after RabbitMQ has confirmed the replayed copy, or to be dropped.
+/// Safe to use while workers run, and to interrupt: a replayed dead letter leaves its queue only after
+/// RabbitMQ has confirmed the copy.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff dead-letters list --reason retries_exhausted\n  \
@@ -37,18 +37,18 @@ pub(super) struct DeadLettersArgs {
 
 #[derive(Subcommand)]
 enum DeadLettersAction {
-    /// List dead letters: a table on a terminal, else one JSON object a line
+    /// Lists dead letters: a table on a terminal, else one JSON object a line
     #[command(after_help = "Example:\n  handoff dead-letters list --older-than 1h")]
     List(ListArgs),
-    /// Show dead letters with their requests, which contain personal data
+    /// Shows dead letters with their requests, which contain personal data
     #[command(after_help = "Example:\n  handoff dead-letters show order-7781")]
     Show(ListArgs),
-    /// Publish dead letters to the request queue again, with all attempts left
+    /// Publishes dead letters to the request queue again, with all attempts left
     #[command(after_help = "Examples:\n  \
         handoff dead-letters replay order-7781\n  \
         handoff dead-letters replay --reason platform_rejected --rate 10/s")]
     Replay(ReplayArgs),
-    /// Delete dead letters; on a terminal, asks first
+    /// Deletes dead letters; on a terminal, asks first
     #[command(after_help = "Example:\n  handoff dead-letters drop --older-than 720h --dry-run")]
     Drop(DropArgs),
 }
