@@ -14,12 +14,7 @@ use crate::{session::Call, tls};
 pub(crate) enum CallError {
     /// A retry may succeed.
     #[error("{}", cause.describe(*call))]
-    Transient {
-        /// The call that failed.
-        call: Call,
-        /// What happened.
-        cause: TransientCause,
-    },
+    Transient { call: Call, cause: TransientCause },
     /// The session call was answered with 401: the token is invalid, or no longer valid.
     #[error("the platform refused the session's token (status 401)")]
     Unauthorized,
@@ -29,7 +24,7 @@ pub(crate) enum CallError {
     /// The token call was refused or redirected: the API key or the URL is at fault, never the request.
     #[error(
         "the platform refused the token call (status {}): check HANDOFF_IDV_API_KEY and HANDOFF_IDV_URL; \
-         a key file is read again before each try",
+         a key file is read again before each probe",
         .0.as_u16()
     )]
     Refused(StatusCode),
@@ -40,22 +35,14 @@ pub(crate) enum CallError {
 pub(crate) enum TransientCause {
     /// No connection, or it was lost.
     Connection,
-    /// No connection that TLS trusts; says why.
+    /// No TLS connection; says why.
     Tls(&'static str),
     /// No complete answer in time.
     Timeout,
     /// Status 429: the platform works, but wants fewer calls.
-    RateLimited {
-        /// The delay it asked for.
-        retry_after: Option<Duration>,
-    },
-    /// A 5xx status, 408 or 425.
-    Unavailable {
-        /// The status.
-        status: StatusCode,
-        /// The delay it asked for; only with 503.
-        retry_after: Option<Duration>,
-    },
+    RateLimited { retry_after: Option<Duration> },
+    /// A 5xx status, 408 or 425. Only 503 carries a `retry_after`.
+    Unavailable { status: StatusCode, retry_after: Option<Duration> },
     /// A redirect of the session call, which the worker does not follow.
     Redirected(StatusCode),
     /// An answer that breaks the platform's contract; says how.
@@ -63,7 +50,6 @@ pub(crate) enum TransientCause {
 }
 
 impl TransientCause {
-    /// The delay that the platform asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after } | Self::Unavailable { retry_after, .. } => {
@@ -94,19 +80,21 @@ impl TransientCause {
 
     fn describe(&self, call: Call) -> String {
         let call = call.as_str();
-        match (self, self.status()) {
-            (_, Some(status)) => {
-                format!("the platform answered the {call} call with status {}", status.as_u16())
+        let answered = |status: StatusCode| {
+            format!("the platform answered the {call} call with status {}", status.as_u16())
+        };
+        match self {
+            Self::Connection => {
+                format!("the {call} call could not connect to the platform, or lost the connection")
             }
-            (Self::Tls(problem), _) => {
+            Self::Tls(problem) => {
                 format!("the {call} call could not connect to the platform: {problem}")
             }
-            (Self::Timeout, _) => format!("the platform did not answer the {call} call in time"),
-            (Self::BrokenAnswer(what), _) => {
+            Self::Timeout => format!("the platform did not answer the {call} call in time"),
+            Self::RateLimited { .. } => answered(StatusCode::TOO_MANY_REQUESTS),
+            Self::Unavailable { status, .. } | Self::Redirected(status) => answered(*status),
+            Self::BrokenAnswer(what) => {
                 format!("the platform answered the {call} call with {what}")
-            }
-            _ => {
-                format!("the {call} call could not connect to the platform, or lost the connection")
             }
         }
     }

@@ -55,7 +55,7 @@ impl ReloadableKey {
                     tracing::info!("API key replaced: key file has a new one");
                 }
             }
-            // Cannot be: `read_api_key` accepts valid header values only.
+            // Unreachable: `read_api_key` accepts valid header values only.
             Ok(None) => {}
             Err(error) if last_error.as_ref() == Some(&error) => {}
             Err(error) => {

@@ -25,8 +25,8 @@ const REFUSED: ProbeInterval =
 
 /// How long the caller of the last failed probe lets other callers go first.
 const YIELD: Duration = Duration::from_millis(50);
-/// Failed probes in a row by one request, with no other request waiting, that put the blame on that
-/// request rather than on the platform.
+/// Failed probes in a row by one request that close the breaker. Other requests would have probed in
+/// between, so that none waits, and the fault may be that request's alone.
 const LONE_FAILURES: u32 = 3;
 
 pub(super) struct OpenBreaker {

@@ -5,8 +5,7 @@ use tokio::time::Instant;
 use super::decision::Cause;
 use crate::telemetry::metrics::PausedFor;
 
-/// Adds up paused time. Advanced before every change, so that the cause given has held since the last
-/// time.
+/// Adds up paused time. Must be advanced before every change of the cause.
 #[derive(Default)]
 pub(super) struct PausedClock {
     advanced_at: Option<Instant>,
@@ -14,7 +13,7 @@ pub(super) struct PausedClock {
 }
 
 impl PausedClock {
-    /// Adds the time since the last call to the cause that held, and returns the totals.
+    /// Adds the time since the last call to this cause, and returns the totals.
     ///
     /// An open breaker takes precedence over a `Retry-After`, which ends on its own.
     pub(super) fn advance(
