@@ -82,8 +82,8 @@ impl LogLimit {
 
 /// A dependency that is up or down, and whether the log says so.
 ///
-/// A recovery is logged only if the outage was. If the first line of an outage was suppressed, it is logged
-/// later if it lasts.
+/// A recovery is logged only if its outage was. An outage that was suppressed at first is logged later
+/// if it lasts.
 #[derive(Debug)]
 pub(crate) struct Outage {
     limit: &'static LogLimit,
