@@ -52,7 +52,7 @@ impl ReloadableKey {
                 let mut current = self.header.lock();
                 if *current != new {
                     *current = new;
-                    tracing::info!("API key replaced: key file has a new one");
+                    tracing::info!("API key file changed: using the new API key");
                 }
             }
             // Unreachable: `read_api_key` accepts valid header values only.
