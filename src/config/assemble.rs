@@ -90,7 +90,7 @@ fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Plat
     let allow_http = parser.value(&table::IDV_ALLOW_HTTP);
     let url = parser.value(&table::IDV_URL);
     let public_url = parser.optional(&table::IDV_PUBLIC_URL);
-    // An invalid IDV_ALLOW_HTTP is the only error then.
+    // If HANDOFF_IDV_ALLOW_HTTP is invalid, that error is enough.
     if allow_http == Some(false) {
         check_encrypted(parser, &table::IDV_URL.spec, url.as_ref());
         let public_url = public_url.as_ref().and_then(Option::as_ref);

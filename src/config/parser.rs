@@ -22,7 +22,7 @@ struct Text {
 
 /// Parses settings one by one and collects the errors.
 ///
-/// A setting that is `None` has an error, which is recorded.
+/// Its methods return `None` after they have recorded an error.
 pub(super) struct Parser<'a> {
     raw: &'a RawSettings,
     errors: Vec<String>,
@@ -107,7 +107,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Reads a value as text, from the file that it names where that is its source.
+/// Reads a value as text. If its source is a file, reads the file that it names.
 fn read(source: Source, value: &OsString) -> Result<(String, Option<PathBuf>), String> {
     let text = value.to_str().ok_or("is not valid UTF-8")?;
     if text.is_empty() {

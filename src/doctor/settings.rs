@@ -66,7 +66,7 @@ fn key_file(file: Option<&Path>) -> Check {
     let Some(file) = file else {
         return Check::hint("key file", "the API key is not read from a file")
             .cost("the process environment shows it, and a new key needs a restart")
-            .remedy("HANDOFF_IDV_API_KEY_FILE=/run/secrets/idv-key");
+            .remedy("set HANDOFF_IDV_API_KEY_FILE instead, for example to /run/secrets/idv-key");
     };
     let mode = fs::metadata(file).map(|metadata| metadata.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o004 != 0) {
@@ -114,7 +114,7 @@ fn grace(settings: &Settings) -> Check {
     Check::hint("grace", what)
         .cost("a shutdown can interrupt a session call; its request then creates a second session")
         .remedy(format!(
-            "HANDOFF_SHUTDOWN_GRACE={}s, or a shorter HANDOFF_IDV_TIMEOUT",
+            "set HANDOFF_SHUTDOWN_GRACE={}s, or shorten HANDOFF_IDV_TIMEOUT",
             needed.as_secs()
         ))
 }
