@@ -4,7 +4,7 @@
 pub const SERVING_HTTP: &str = "serving /livez, /readyz and /metrics";
 pub const SHUTTING_DOWN: &str = "shutting down";
 pub const STOPPED: &str = "stopped";
-pub const SECOND_SIGNAL: &str = "handoff: ended at once by a second signal";
+pub const SECOND_SIGNAL: &str = "handoff: stopped at once by a second signal";
 pub const TRACES_DISABLED: &str = "invalid OTLP settings; running without traces";
 pub const SPANS_DROPPED: &str = "trace export failed; dropping spans until it succeeds";
 
