@@ -129,7 +129,7 @@ async fn invalid_link_shows_why() {
     };
 
     // With another user's session.
-    opened(403, "This link does not fit")(inner_url.replace(one, other)).await;
+    opened(403, "This link does not match")(inner_url.replace(one, other)).await;
     // With the inner link not encoded, and encoded twice.
     let outer = url.split_once("?url=").unwrap().0;
     opened(400, "This link leads nowhere")(format!("{outer}?url={inner_url}")).await;
@@ -137,7 +137,7 @@ async fn invalid_link_shows_why() {
     // With an expired token, on the second page and on the first.
     assert_eq!(browser.open(&inner_url).await, 200);
     sandbox.expire_tokens();
-    opened(410, "This link has ended")(inner_url).await;
+    opened(410, "This link has expired")(inner_url).await;
     assert_eq!(browser.open(url).await, 200);
     browser.click("#continue").await;
     assert!(browser.text("#error").await.contains("time is over"));

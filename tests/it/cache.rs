@@ -7,7 +7,7 @@ use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::support::{
-    Answer, Flow, Latch, Proxy, TestEnv,
+    Answer, Flow, Latch, Proxy, TestEnv, log_text,
     platform::{Call, hold_calls, success},
     redis::{self, RedisEntry},
     wait_until,
@@ -250,13 +250,16 @@ async fn new_link_waits_for_two_round_trips_and_reused_link_for_one() {
 #[tokio::test]
 async fn session_call_does_not_wait_for_the_token_to_be_stored() {
     let (mut env, proxy, token, session) = with_redis_proxy_and_held_calls().await;
-    let _worker = env.start_worker().await;
+    let worker = env.start_worker().await;
     env.publish_request("r-1", "ann").await;
     env.platform.wait_for_calls(1).await;
     // The session call is made although Redis is silent from here on.
     proxy.set_replies(Flow::Held);
     token.open();
     env.platform.wait_for_calls(2).await;
+    // A call that waited for Redis would be made too, once Redis had timed out.
+    let timed_out = worker.log_lines(log_text::REDIS_CONNECTION_DISCARDED);
+    assert!(timed_out.is_empty(), "{timed_out:?}");
     proxy.set_replies(Flow::Forwarded);
     session.open();
     env.rabbitmq.next_event().await;

@@ -22,7 +22,9 @@ use crate::support::{
 #[tokio::test]
 async fn idle_worker_exits_at_once() {
     for signal in ["TERM", "INT"] {
-        let env = TestEnv::start().await;
+        let mut env = TestEnv::start().await;
+        // Longer than the test waits: a worker that used its grace period would not exit in time.
+        env.set("SHUTDOWN_GRACE", "2m");
         let mut worker = env.start_worker().await;
         worker.signal(signal);
         assert_eq!(worker.wait_for_exit().await, Some(0), "{signal}");
@@ -32,7 +34,7 @@ async fn idle_worker_exits_at_once() {
 #[tokio::test]
 async fn worker_that_never_reached_rabbitmq_exits_at_once() {
     let mut env = TestEnv::start().await;
-    env.set("AMQP_URL", "amqp://guest:guest@127.0.0.1:1/%2f");
+    env.set("AMQP_URL", "amqp://guest:guest@127.0.0.1:1/%2f").set("SHUTDOWN_GRACE", "2m");
     let mut worker = Worker::start(&env.settings);
     worker.wait_for_log(log_text::NOT_CONSUMING).await;
     worker.signal("TERM");

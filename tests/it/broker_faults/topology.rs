@@ -72,6 +72,7 @@ async fn deleted_event_exchange_is_declared_again() {
     env.publish_request("r-1", "ann").await;
     // The exchange exists again, but no queue is bound to it yet.
     assert_eq!(worker.wait_for_finished(1).await["outcome"], "retried");
+    env.rabbitmq.assert_exchange_exists(&env.rabbitmq.event_exchange).await;
     env.rabbitmq.consume_events().await;
     assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
 }

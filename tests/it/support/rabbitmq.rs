@@ -281,6 +281,15 @@ impl RabbitMq {
             .unwrap();
     }
 
+    pub async fn assert_exchange_exists(&self, exchange: &str) {
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+        let kind = lapin::ExchangeKind::Topic;
+        let channel = self.open_channel().await;
+        let declared =
+            channel.exchange_declare(exchange.into(), kind, options, FieldTable::default()).await;
+        assert!(declared.is_ok(), "{exchange}: {declared:?}");
+    }
+
     pub async fn delete_exchange(&self, exchange: &str) {
         let channel = self.open_channel().await;
         channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
