@@ -9,11 +9,12 @@ use std::{
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use handoff::{
-    cache::Sealing,
+    cache::Seal,
     message::{Event, EventBody, decode_request},
     platform::handoff_url,
     session::{Session, Token},
 };
+use secrecy::SecretBox;
 use url::Url;
 
 const KEY: [u8; 32] = [7; 32];
@@ -54,11 +55,11 @@ fn sealing(c: &mut Criterion) {
     let expires_at = SystemTime::now() + Duration::from_secs(3600);
     let token = Token { value: TOKEN.to_owned().into(), expires_at };
     let session = Session { token, id: SESSION.to_owned() };
-    let sealing = Sealing::new(KEY);
-    c.bench_function("seal a value", |b| b.iter(|| sealing.seal(NAME, black_box(&session))));
-    let sealed = sealing.seal(NAME, &session);
+    let seal = Seal::new(&[SecretBox::new(Box::new(KEY))]);
+    c.bench_function("seal a value", |b| b.iter(|| seal.seal_session(NAME, black_box(&session))));
+    let sealed = seal.seal_session(NAME, &session).expect("sealed");
     c.bench_function("open a value", |b| {
-        b.iter(|| sealing.open(NAME, black_box(&sealed)).is_some())
+        b.iter(|| seal.open_session(NAME, black_box(&sealed)).is_some())
     });
 }
 

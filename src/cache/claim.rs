@@ -1,15 +1,13 @@
 //! Asks Redis, in one atomic step, for a reusable link or for the lease to make one.
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::{
     error::CacheError,
-    holder::{Holder, Overwrite, StoreOutcome},
+    handle::Cache,
     keys::{Keys, Stamp},
-    lease::Lease,
+    lease::{Holder, LEASE_TTL, Lease, Overwrite, StoreOutcome},
     scripts::{self, ClaimReply},
-    store::Store,
-    ttl::LEASE_TTL,
 };
 use crate::{session::Session, telemetry::metrics::Lookup, units::millis};
 
@@ -42,27 +40,14 @@ pub(crate) enum Claim {
 #[derive(Debug)]
 pub(crate) struct UnansweredClaim {
     holder: Holder,
-    error: CacheError,
+    pub(crate) error: CacheError,
 }
 
 impl UnansweredClaim {
-    fn new(holder: Holder, error: CacheError) -> Self {
-        // With no connection the claim was never sent, so Redis cannot have granted it.
-        if error != CacheError::Unavailable {
-            holder.defer_release();
-        }
-        Self { holder, error }
-    }
-
-    pub(crate) fn error(&self) -> &CacheError {
-        &self.error
-    }
-
     /// Stores a link that was made without a lease, unless another request holds the lease or
     /// `overwrite` forbids it.
     ///
-    /// # Errors
-    /// Redis still fails; the link is stored once it is available again.
+    /// If Redis still fails, the link is stored once it is available again.
     pub(crate) async fn store(
         self,
         session: &Session,
@@ -72,48 +57,62 @@ impl UnansweredClaim {
     }
 }
 
-pub(super) async fn claim(
-    store: &Arc<Store>,
-    keys: &Keys,
-    stamp: &Stamp,
-    freshness: &Freshness,
-) -> Result<Claim, UnansweredClaim> {
-    let mut freshness = freshness.clone();
-    loop {
-        let (mode, reference) = match &freshness {
-            Freshness::Any => ("any", stamp),
-            Freshness::SinceRequest => ("own", stamp),
-            Freshness::NewerThan(known) => ("other", known),
-        };
-        let id = uuid::Uuid::new_v4().simple().to_string();
-        let mut script = scripts::CLAIM.key(&keys.link);
-        script.key(&keys.token).key(&keys.lease);
-        script.arg(&id).arg(millis(LEASE_TTL)).arg(mode).arg(reference.as_str());
-        let reply = store.run::<Vec<u8>>(&script).await;
-        let holder =
-            |id| Holder { store: Arc::clone(store), keys: keys.clone(), id, stamp: stamp.clone() };
-        let error = match reply.as_deref().map(ClaimReply::parse) {
-            Ok(Some(ClaimReply::Link { stamps, value })) => {
-                let Some(session) = store.open_session(keys, value) else {
-                    // Unreadable, or about to end: claim again as if this link were not there.
-                    freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
-                    continue;
-                };
-                store.metrics.cache.looked_up(Lookup::Hit);
-                return Ok(Claim::Link(session));
+impl Cache {
+    /// Asks for a link that is fresh enough, or for the lease to make one.
+    pub(crate) async fn claim(
+        &self,
+        keys: &Keys,
+        stamp: &Stamp,
+        freshness: &Freshness,
+    ) -> Result<Claim, UnansweredClaim> {
+        let mut freshness = freshness.clone();
+        loop {
+            let (mode, reference) = match &freshness {
+                Freshness::Any => ("any", stamp),
+                Freshness::SinceRequest => ("own", stamp),
+                Freshness::NewerThan(known) => ("other", known),
+            };
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let mut script = scripts::CLAIM.key(&keys.link);
+            script.key(&keys.token).key(&keys.lease);
+            script.arg(&id).arg(millis(LEASE_TTL)).arg(mode).arg(reference.as_str());
+            let reply = self.run::<Vec<u8>>(&script).await;
+            let holder =
+                |id| Holder { cache: self.clone(), keys: keys.clone(), id, stamp: stamp.clone() };
+            let error = match reply.as_deref().map(ClaimReply::parse) {
+                Ok(Some(ClaimReply::Link { stamps, value })) => {
+                    let Some(session) = self.open_session(keys, value) else {
+                        // Unreadable, or about to end: claim again as if this link were not there.
+                        freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
+                        continue;
+                    };
+                    self.0.metrics.cache.looked_up(Lookup::Hit);
+                    return Ok(Claim::Link(session));
+                }
+                Ok(Some(ClaimReply::Lease { newest, token })) => {
+                    self.0.metrics.cache.looked_up(Lookup::Miss);
+                    let stored_token = self.open_token(keys, token);
+                    let lost = AtomicBool::new(false);
+                    return Ok(Claim::Lease(Lease {
+                        holder: holder(id),
+                        newest,
+                        stored_token,
+                        lost,
+                    }));
+                }
+                Ok(Some(ClaimReply::Held { newest })) => return Ok(Claim::Held { newest }),
+                Ok(None) => {
+                    self.0.metrics.cache.failed();
+                    CacheError::Failed("unexpected reply from the claim script".to_owned())
+                }
+                Err(error) => error.clone(),
+            };
+            let holder = holder(id);
+            // With no connection the claim was never sent, so Redis cannot have granted it.
+            if error != CacheError::Unavailable {
+                holder.defer_release();
             }
-            Ok(Some(ClaimReply::Lease { newest, token })) => {
-                store.metrics.cache.looked_up(Lookup::Miss);
-                let token = store.open_token(keys, token);
-                return Ok(Claim::Lease(Lease::new(holder(id), newest, token)));
-            }
-            Ok(Some(ClaimReply::Held { newest })) => return Ok(Claim::Held { newest }),
-            Ok(None) => {
-                store.metrics.cache.failed();
-                CacheError::Failed("unexpected reply from the claim script".to_owned())
-            }
-            Err(error) => error.clone(),
-        };
-        return Err(UnansweredClaim::new(holder(id), error));
+            return Err(UnansweredClaim { holder, error });
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, time::SystemTime};
 
-use deadpool_redis::redis::{RedisResult, ScriptInvocation, aio::MultiplexedConnection};
+use deadpool_redis::redis::{ScriptInvocation, aio::MultiplexedConnection};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -18,7 +18,6 @@ const CAPACITY: usize = 4_096;
 /// Scripts in flight at a time. Together they get the time-out of one.
 const BATCH: usize = 64;
 
-/// A script that waits for Redis.
 struct DeferredScript {
     /// When a refused script is no longer retried.
     until: SystemTime,
@@ -31,6 +30,7 @@ struct DeferredScript {
 pub(super) struct DeferredScripts(Mutex<VecDeque<DeferredScript>>);
 
 impl DeferredScripts {
+    /// Queues a script to run once Redis is available again, and to retry until `until` if refused.
     pub(super) fn push(
         &self,
         until: SystemTime,
@@ -63,7 +63,12 @@ impl DeferredScripts {
             let Ok(answers) = timeout(SCRIPT_TIMEOUT, join_all(runs)).await else { return wrote };
             // `Ok(false)` proves nothing: a script that writes nothing succeeds on a replica, too.
             wrote |= answers.contains(&Ok(true));
-            let refused = refused(batch, answers);
+            let now = SystemTime::now();
+            let refused = batch.into_iter().zip(answers).filter_map(|(deferred, answer)| {
+                let by_redis = answer.is_err_and(|error| error.code().is_some());
+                (by_redis && deferred.until > now).then_some(deferred)
+            });
+            let refused: Vec<_> = refused.collect();
             if !refused.is_empty() {
                 self.0.lock().extend(refused);
                 return wrote;
@@ -76,15 +81,4 @@ impl DeferredScripts {
         let len = queue.len().min(BATCH);
         queue.drain(..len).collect()
     }
-}
-
-/// The scripts that Redis answered with an error and that are still worth a retry.
-fn refused(batch: Vec<DeferredScript>, answers: Vec<RedisResult<bool>>) -> Vec<DeferredScript> {
-    let now = SystemTime::now();
-    let answered = batch.into_iter().zip(answers);
-    let refused = answered.filter(|(deferred, answer)| {
-        let by_redis = answer.as_ref().is_err_and(|error| error.code().is_some());
-        by_redis && deferred.until > now
-    });
-    refused.map(|(deferred, _)| deferred).collect()
 }

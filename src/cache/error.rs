@@ -27,19 +27,12 @@ pub enum CacheError {
 ///
 /// The error's own text is left out: Redis quotes arguments in it, which may be secrets.
 pub(super) fn describe(error: &RedisError) -> String {
-    if let Some(trouble) = tls::explain(error) {
-        return trouble.to_owned();
-    }
-    if let Some(code) = error.code() {
-        return code.to_owned();
-    }
-    if error.is_timeout() {
-        return "no answer in time".to_owned();
-    }
-    if error.is_connection_refusal() {
-        return "connection refused".to_owned();
+    if let Some(text) = tls::explain(error).or(error.code()) {
+        return text.to_owned();
     }
     match error.kind() {
+        _ if error.is_timeout() => "no answer in time".to_owned(),
+        _ if error.is_connection_refusal() => "connection refused".to_owned(),
         ErrorKind::AuthenticationFailed => "user or password refused".to_owned(),
         ErrorKind::Io => describe_io(error),
         kind => format!("{kind:?}"),

@@ -1,24 +1,35 @@
 //! The task that keeps one good Redis connection on offer.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool_redis::{
     Connection, Pool as Deadpool, PoolError,
-    redis::{self, aio::MultiplexedConnection},
+    redis::{self, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection},
 };
+use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{sleep, timeout},
 };
 
-use super::{
-    connection_health::ConnectionHealth,
-    deferred::DeferredScripts,
-    error::describe,
-    log::{self, AvailabilityLog},
-    scripts,
+use super::{deferred::DeferredScripts, error::describe, scripts};
+use crate::{
+    retry::Backoff,
+    telemetry::{
+        log_limit::{LogLimit, Outage},
+        metrics::Metrics,
+    },
 };
-use crate::{retry::Backoff, telemetry::metrics::Metrics};
+
+/// Each change is logged once; flapping is rate-limited.
+static UNAVAILABLE: LogLimit = LogLimit::new("Redis unavailable", 3);
 
 /// Limit of connecting, with name resolution and TLS; also of a PING that checks a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,32 +42,89 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
-/// A connection, and the number by which [`ConnectionHealth`] refers to it.
-pub(super) type Numbered = (u64, MultiplexedConnection);
+/// A connection, and the number by which [`ConnectionState`] refers to it.
+type Numbered = (u64, MultiplexedConnection);
+
+/// Shared by the operations, which report their results, and the keeper, which replaces connections.
+///
+/// Connections are numbered, so that a late error of an earlier connection is not held against the
+/// current one.
+#[derive(Default)]
+pub(super) struct ConnectionState {
+    pub(super) current: watch::Sender<Option<Numbered>>,
+    pub(super) deferred: DeferredScripts,
+    /// The latest connection that an operation reported as failed.
+    failed: AtomicU64,
+    failure: Notify,
+    /// The last operation failed, on whichever connection.
+    degraded: AtomicBool,
+    recovery: Notify,
+    /// The connection on which Redis itself said that it is unusable, and the code it gave: a
+    /// read-only replica, for example.
+    unusable: Mutex<Option<(u64, String)>>,
+}
+
+impl ConnectionState {
+    pub(super) fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn record_success(&self) {
+        if self.degraded.swap(false, Ordering::Relaxed) {
+            self.recovery.notify_one();
+        }
+    }
+
+    /// Records that an operation failed with `error`, or was not answered in time.
+    pub(super) fn record_failure(&self, connection: u64, error: Option<&RedisError>) {
+        self.degraded.store(true, Ordering::Relaxed);
+        if let Some(error) = error {
+            if !concerns_connection(error) {
+                return;
+            }
+            if error.code().is_some() {
+                *self.unusable.lock() = Some((connection, describe(error)));
+            }
+        }
+        self.failed.fetch_max(connection, Ordering::Relaxed);
+        self.failure.notify_one();
+    }
+
+    /// Waits until an operation reports this connection, or a later one, as failed.
+    async fn failed(&self, connection: u64) {
+        while self.failed.load(Ordering::Relaxed) < connection {
+            self.failure.notified().await;
+        }
+    }
+}
+
+/// Whether another connection might do better, for example one to the new primary after a failover.
+fn concerns_connection(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        ),
+        // The answer arrived whole, so the connection works.
+        ErrorKind::UnexpectedReturnType | ErrorKind::Extension | ErrorKind::Client => false,
+        _ => true,
+    }
+}
 
 pub(super) struct Keeper {
     pool: Deadpool,
-    current: watch::Sender<Option<Numbered>>,
-    health: Arc<ConnectionHealth>,
-    deferred: Arc<DeferredScripts>,
+    state: Arc<ConnectionState>,
     metrics: Arc<Metrics>,
     backoff: Backoff,
-    log: AvailabilityLog,
+    outage: Outage,
     /// Redis answered that it is unusable, as a read-only replica does, and has written nothing since.
     unusable: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(
-        pool: Deadpool,
-        current: watch::Sender<Option<Numbered>>,
-        health: Arc<ConnectionHealth>,
-        deferred: Arc<DeferredScripts>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub(super) fn new(pool: Deadpool, state: Arc<ConnectionState>, metrics: Arc<Metrics>) -> Self {
         let backoff = Backoff::between(SHORTEST_DELAY, LONGEST_DELAY);
-        let log = AvailabilityLog::new();
-        Self { pool, current, health, deferred, metrics, backoff, log, unusable: false }
+        Self { pool, state, metrics, backoff, outage: Outage::new(&UNAVAILABLE), unusable: false }
     }
 
     /// Connects, offers the connection until it fails, and starts over. Never returns.
@@ -77,7 +145,7 @@ impl Keeper {
             match try_connect(&self.pool).await {
                 Ok(connection) => return connection,
                 Err(error) => {
-                    self.log.unavailable(&error);
+                    self.log_unavailable(&error);
                     sleep(self.backoff.next_delay()).await;
                 }
             }
@@ -85,31 +153,30 @@ impl Keeper {
     }
 
     async fn offer(&mut self, number: u64, connection: &MultiplexedConnection) {
-        self.unusable &= !self.deferred.run(connection).await;
+        self.unusable &= !self.state.deferred.run(connection).await;
         if !self.unusable {
             self.backoff.reset();
-            self.health.reset();
+            self.state.degraded.store(false, Ordering::Relaxed);
         }
-        self.current.send_replace(Some((number, connection.clone())));
+        self.state.current.send_replace(Some((number, connection.clone())));
         if !self.unusable {
-            self.log.available();
+            self.log_available();
         }
     }
 
     /// Waits until an operation or a PING fails.
     async fn until_failed(&mut self, number: u64, connection: &MultiplexedConnection) {
-        let health = Arc::clone(&self.health);
-        let deferred = Arc::clone(&self.deferred);
-        let mut unanswered = pin!(until_ping_fails(connection.clone(), &deferred, &health));
+        let state = Arc::clone(&self.state);
+        let mut unanswered = pin!(until_ping_fails(connection.clone(), &state));
         loop {
             tokio::select! {
-                () = health.failed(number) => return,
+                () = state.failed(number) => return,
                 () = &mut unanswered => return,
-                () = health.recovered(), if self.unusable => {
+                () = state.recovery.notified(), if self.unusable => {
                     // The notification may stem from before Redis called itself unusable.
-                    self.unusable = health.is_degraded();
+                    self.unusable = state.is_degraded();
                     if !self.unusable {
-                        self.log.available();
+                        self.log_available();
                     }
                 }
             }
@@ -117,16 +184,29 @@ impl Keeper {
     }
 
     async fn withdraw(&mut self, number: u64, connection: Connection) {
-        self.current.send_replace(None);
+        self.state.current.send_replace(None);
         // Returned to the pool, it would cost the next checkout a PING to find out that it failed.
         drop(Connection::take(connection));
-        log::connection_dropped();
-        if let Some(code) = self.health.take_unusable(number) {
+        tracing::debug!("Redis connection dropped: reconnecting");
+        let unusable = self.state.unusable.lock().take();
+        if let Some((_, code)) = unusable.filter(|(refused, _)| *refused == number) {
             self.unusable = true;
-            self.log.unavailable(&code);
+            self.log_unavailable(&code);
         }
         if self.unusable {
             sleep(self.backoff.next_delay()).await;
+        }
+    }
+
+    fn log_unavailable(&mut self, error: &str) {
+        if self.outage.report_down() {
+            tracing::warn!(error, "Redis unavailable: serving requests without the cache");
+        }
+    }
+
+    fn log_available(&mut self) {
+        if self.outage.report_up() {
+            tracing::info!("Redis available again: using the cache");
         }
     }
 }
@@ -144,11 +224,7 @@ async fn try_connect(pool: &Deadpool) -> Result<Connection, String> {
 }
 
 /// Sends PINGs until one fails, and retries the scripts that Redis refused before.
-async fn until_ping_fails(
-    mut connection: MultiplexedConnection,
-    deferred: &DeferredScripts,
-    health: &ConnectionHealth,
-) {
+async fn until_ping_fails(mut connection: MultiplexedConnection, state: &ConnectionState) {
     let ping = redis::cmd("PING");
     loop {
         sleep(PING_INTERVAL).await;
@@ -156,8 +232,8 @@ async fn until_ping_fails(
         if !matches!(timeout(CONNECT_TIMEOUT, answer).await, Ok(Ok(()))) {
             return;
         }
-        if deferred.run(&connection).await {
-            health.record_success();
+        if state.deferred.run(&connection).await {
+            state.record_success();
         }
     }
 }

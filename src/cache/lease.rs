@@ -2,25 +2,98 @@
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::sleep;
 
 use super::{
     error::CacheError,
-    holder::{Holder, Overwrite, StoreOutcome},
-    keys::Stamp,
+    handle::Cache,
+    keys::{Keys, Stamp},
     scripts,
-    ttl::LEASE_TTL,
 };
 use crate::{
     session::{Session, Token},
     units::millis,
 };
 
+/// How long a lease outlives a killed holder. A live holder extends it every 2 s.
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(6);
 /// A third of the lease's TTL, so that one failed extension leaves time for another.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Which stored link a new one may replace once no request holds the lease. The holder of the lease may
+/// replace any.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Overwrite<'a> {
+    Any,
+    /// No link: the new one is stored only where there is none.
+    Never,
+    /// The link whose newest stamp is this one.
+    Only(&'a Stamp),
+}
+
+/// What became of a link that was sent to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreOutcome {
+    Stored,
+    /// The lease had ended and another request has taken over: its link counts.
+    Fenced,
+}
+
+/// The holder of a lease, or the sender of a claim that Redis did not answer.
+#[derive(Debug)]
+pub(super) struct Holder {
+    pub(super) cache: Cache,
+    pub(super) keys: Keys,
+    /// Unique to the claim. Each script compares it in the step that writes.
+    pub(super) id: String,
+    /// The request behind the claim.
+    pub(super) stamp: Stamp,
+}
+
+impl Holder {
+    /// Stores the link and ends the lease. If Redis fails, defers both until it is available again.
+    pub(super) async fn store_link(
+        &self,
+        session: &Session,
+        overwrite: Overwrite<'_>,
+    ) -> Result<StoreOutcome, CacheError> {
+        let cache = &self.cache;
+        let value = cache.0.seal.seal_session(&self.keys.link, session)?;
+        let until = cache.reusable_until(&session.token);
+        let overwrite = match overwrite {
+            Overwrite::Any => "any",
+            Overwrite::Never => "",
+            Overwrite::Only(newest) => newest.as_str(),
+        };
+        let script =
+            scripts::store_link(&self.keys, &self.id, overwrite, &self.stamp, until, &value);
+        match cache.run(&script).await {
+            Ok(true) => Ok(StoreOutcome::Stored),
+            Ok(false) => Ok(StoreOutcome::Fenced),
+            Err(error) => {
+                let keys = self.keys.clone();
+                let id = self.id.clone();
+                let stamp = self.stamp.clone();
+                let overwrite = overwrite.to_owned();
+                cache.0.pool.state.deferred.push(until, move || {
+                    scripts::store_link(&keys, &id, &overwrite, &stamp, until, &value)
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the lease once Redis is available again, should Redis have granted it.
+    pub(super) fn defer_release(&self) {
+        let keys = self.keys.clone();
+        let id = self.id.clone();
+        let release = move || scripts::release(&keys, &id, false);
+        self.cache.0.pool.state.deferred.push(SystemTime::now() + LEASE_TTL, release);
+    }
+}
 
 /// A lease that Redis granted.
 ///
@@ -28,27 +101,15 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(2);
 /// overwrite its successor's link.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    holder: Holder,
-    newest: Stamp,
-    stored_token: Option<Token>,
-    lost: AtomicBool,
+    pub(super) holder: Holder,
+    /// The newest stamp of the link that was there at the claim; empty if there was none.
+    pub(crate) newest: Stamp,
+    /// A token that an earlier attempt obtained and made no session with.
+    pub(crate) stored_token: Option<Token>,
+    pub(super) lost: AtomicBool,
 }
 
 impl Lease {
-    pub(super) fn new(holder: Holder, newest: Stamp, stored_token: Option<Token>) -> Self {
-        Self { holder, newest, stored_token, lost: AtomicBool::new(false) }
-    }
-
-    /// The newest stamp of the link that was there at the claim; empty if there was none.
-    pub(crate) fn newest(&self) -> &Stamp {
-        &self.newest
-    }
-
-    /// A token that an earlier attempt obtained and made no session with.
-    pub(crate) fn stored_token(&self) -> Option<Token> {
-        self.stored_token.clone()
-    }
-
     /// Whether Redis has answered that the lease has ended: another request may hold it by now.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
@@ -63,52 +124,39 @@ impl Lease {
     }
 
     pub(super) async fn extend(&self) {
-        let mut script = scripts::EXTEND.key(&self.holder.keys.lease);
-        script.arg(&self.holder.id).arg(millis(LEASE_TTL));
+        let Holder { cache, keys, id, .. } = &self.holder;
+        let mut script = scripts::EXTEND.key(&keys.lease);
+        script.arg(id).arg(millis(LEASE_TTL));
         // An error says nothing about the lease; `store` finds out.
-        if let Ok(false) = self.holder.store.run::<bool>(&script).await {
+        if let Ok(false) = cache.run::<bool>(&script).await {
             self.lost.store(true, Ordering::Relaxed);
         }
     }
 
     /// Stores the token, so that a successor can use it if this worker dies before it has a session.
     pub(crate) async fn save_token(&self, token: &Token) {
-        let Holder { store, keys, id, .. } = &self.holder;
-        let ttl_ms = store.reusable_ms(token);
-        let Ok(sealed) = store.seal_token(keys, token) else { return };
+        let Holder { cache, keys, id, .. } = &self.holder;
+        let ttl_ms = scripts::remaining_ms(cache.reusable_until(token));
+        let Ok(sealed) = cache.0.seal.seal_token(&keys.token, token) else { return };
         if ttl_ms > 0 {
             let mut script = scripts::SAVE_TOKEN.key(&keys.token);
             script.key(&keys.lease).arg(id).arg(ttl_ms).arg(sealed);
             // A failure is counted, and costs at most one token call after a crash.
-            let _ = store.run::<bool>(&script).await;
+            let _ = cache.run::<bool>(&script).await;
         }
     }
 
     /// Stores the link for later requests, and ends the lease.
     ///
-    /// # Errors
-    /// Redis failed; the link is stored once it is available again.
+    /// If Redis fails, the link is stored once it is available again.
     pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
         self.holder.store_link(session, Overwrite::Only(&self.newest)).await
     }
 
     /// Ends the lease without a link, and deletes the stored token if `drop_token`.
     pub(crate) async fn release(&self, drop_token: bool) {
-        let script = scripts::release(&self.holder.keys, &self.holder.id, drop_token);
+        let Holder { cache, keys, id, .. } = &self.holder;
         // If this fails, the lease expires within its TTL.
-        let _ = self.holder.store.run::<bool>(&script).await;
-    }
-
-    /// A second handle on the lease, for a test to use after the first one is gone.
-    #[cfg(test)]
-    pub(super) fn duplicate(&self) -> Self {
-        let Holder { store, keys, id, stamp } = &self.holder;
-        let holder = Holder {
-            store: std::sync::Arc::clone(store),
-            keys: keys.clone(),
-            id: id.clone(),
-            stamp: stamp.clone(),
-        };
-        Self::new(holder, self.newest.clone(), self.stored_token.clone())
+        let _ = cache.run::<bool>(&scripts::release(keys, id, drop_token)).await;
     }
 }

@@ -5,36 +5,28 @@
 //! commands on it. While it is down, operations fail at once and the keeper reconnects: an unresponsive
 //! Redis costs the requests in flight one time-out, and later requests nothing.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, sync::Arc};
 
 use deadpool_redis::{
     Manager, Pool as Deadpool, Runtime,
     redis::{AsyncConnectionConfig, FromRedisValue, RedisError, ScriptInvocation},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    connection_health::ConnectionHealth,
-    deferred::DeferredScripts,
     error::{CacheError, describe},
-    keeper::{CONNECT_TIMEOUT, Keeper, Numbered},
+    keeper::{CONNECT_TIMEOUT, ConnectionState, Keeper},
     scripts::SCRIPT_TIMEOUT,
 };
 use crate::telemetry::metrics::Metrics;
 
 pub(super) struct Pool {
-    current: watch::Receiver<Option<Numbered>>,
-    health: Arc<ConnectionHealth>,
-    deferred: Arc<DeferredScripts>,
+    pub(super) state: Arc<ConnectionState>,
     _keeper: AbortOnDropHandle<()>,
     #[cfg(test)]
-    fault: parking_lot::Mutex<Option<Fault>>,
+    pub(super) fault: parking_lot::Mutex<Option<Fault>>,
 }
 
 /// How a test makes the next operation fail.
@@ -65,49 +57,26 @@ impl Pool {
             .build()
             // Fails only where time-outs are set without a runtime.
             .map_err(|error| RedisError::from(io::Error::other(error.to_string())))?;
-        let (sender, current) = watch::channel(None);
-        let health = Arc::new(ConnectionHealth::default());
-        let deferred = Arc::new(DeferredScripts::default());
-        let keeper = Keeper::new(pool, sender, Arc::clone(&health), Arc::clone(&deferred), metrics);
+        let state = Arc::new(ConnectionState::default());
+        let keeper = Keeper::new(pool, Arc::clone(&state), metrics);
         Ok(Self {
-            current,
-            health,
-            deferred,
+            state,
             _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
             #[cfg(test)]
             fault: parking_lot::Mutex::default(),
         })
     }
 
-    /// Whether there is a connection, and the last operation succeeded.
-    pub(super) fn is_available(&self) -> bool {
-        self.current.borrow().is_some() && !self.health.is_degraded()
-    }
-
-    /// Waits until there is a connection, at most for `limit`.
-    pub(super) async fn wait_connected(&self, limit: Duration) {
-        let mut current = self.current.clone();
-        // A time-out is no error: the caller goes on without Redis.
-        let _ = timeout(limit, current.wait_for(Option::is_some)).await;
-    }
-
-    /// Queues a script to run once Redis is available again, and to retry until `until` if refused.
-    pub(super) fn defer(
-        &self,
-        until: SystemTime,
-        build: impl Fn() -> ScriptInvocation<'static> + Send + 'static,
-    ) {
-        self.deferred.push(until, build);
-    }
-
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
-        let current = self.current.borrow().clone();
+        let current = self.state.current.borrow().clone();
         let (number, mut connection) = current.ok_or(CacheError::Unavailable)?;
         #[cfg(test)]
-        if let Some(fault) = self.take_fault() {
+        let fault = self.fault.lock().take();
+        #[cfg(test)]
+        if let Some(fault) = fault {
             if fault == Fault::AnswerLost {
                 let answer = script.invoke_async::<deadpool_redis::redis::Value>(&mut connection);
                 answer.await.unwrap();
@@ -116,36 +85,17 @@ impl Pool {
         }
         match timeout(SCRIPT_TIMEOUT, script.invoke_async(&mut connection)).await {
             Ok(Ok(value)) => {
-                self.health.record_success();
+                self.state.record_success();
                 Ok(value)
             }
             Ok(Err(error)) => {
-                self.health.record_error(number, &error);
+                self.state.record_failure(number, Some(&error));
                 Err(CacheError::Failed(describe(&error)))
             }
             Err(_) => {
-                self.health.record_timeout(number);
+                self.state.record_failure(number, None);
                 Err(CacheError::Timeout)
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl Pool {
-    /// Makes the next operation fail.
-    pub(super) fn inject(&self, fault: Fault) {
-        *self.fault.lock() = Some(fault);
-    }
-
-    /// A function, so that the guard does not live across an `.await` in `run`.
-    fn take_fault(&self) -> Option<Fault> {
-        self.fault.lock().take()
-    }
-
-    /// Runs the deferred scripts, as the keeper does after a reconnect.
-    pub(super) async fn run_deferred(&self) {
-        let (_, connection) = self.current.borrow().clone().unwrap();
-        self.deferred.run(&connection).await;
     }
 }

@@ -1,33 +1,27 @@
 //! Encrypts the values in Redis with AES-256-GCM, bound to the key they are stored under.
 
-use std::fmt;
-
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     rand,
 };
 use secrecy::{ExposeSecret, SecretBox};
 
+use super::{error::CacheError, value};
+use crate::session::{Session, Token};
+
 /// First byte of a sealed value. A plain value is a JSON object and starts with `{`.
 const SEALED_V1: u8 = 1;
 
 /// Seals and opens values. Without keys, values pass unchanged.
-pub(super) struct Seal {
+///
+/// Public for `benches/micro.rs`.
+pub struct Seal {
     keys: Vec<LessSafeKey>,
 }
 
-impl fmt::Debug for Seal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Seal({} keys)", self.keys.len())
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct SealFailed;
-
 impl Seal {
     /// The first key seals; every key opens, so that keys can be rotated.
-    pub(super) fn new(keys: &[SecretBox<[u8; 32]>]) -> Self {
+    pub fn new(keys: &[SecretBox<[u8; 32]>]) -> Self {
         let key = |key: &SecretBox<[u8; 32]>| {
             // Fails only for a key of another length, which the type rules out.
             UnboundKey::new(&AES_256_GCM, key.expose_secret()).ok().map(LessSafeKey::new)
@@ -35,13 +29,35 @@ impl Seal {
         Self { keys: keys.iter().filter_map(key).collect() }
     }
 
-    pub(super) fn seal(&self, name: &str, mut value: Vec<u8>) -> Result<Vec<u8>, SealFailed> {
+    /// The session as stored under `name`.
+    ///
+    /// # Errors
+    /// The encryption failed.
+    pub fn seal_session(&self, name: &str, session: &Session) -> Result<Vec<u8>, CacheError> {
+        self.seal(name, value::write(&session.token, Some(&session.id)))
+    }
+
+    /// The session that was stored under `name`.
+    pub fn open_session(&self, name: &str, stored: &[u8]) -> Option<Session> {
+        value::read_session(&self.open(name, stored)?)
+    }
+
+    pub(super) fn seal_token(&self, name: &str, token: &Token) -> Result<Vec<u8>, CacheError> {
+        self.seal(name, value::write(token, None))
+    }
+
+    pub(super) fn open_token(&self, name: &str, stored: &[u8]) -> Option<Token> {
+        value::read_token(&self.open(name, stored)?)
+    }
+
+    fn seal(&self, name: &str, mut value: Vec<u8>) -> Result<Vec<u8>, CacheError> {
+        let failed = |_| CacheError::Failed("sealing failed".to_owned());
         let Some(key) = self.keys.first() else { return Ok(value) };
         let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).map_err(|_| SealFailed)?;
+        rand::fill(&mut nonce).map_err(failed)?;
         let unique = Nonce::assume_unique_for_key(nonce);
         let aad = Aad::from(name.as_bytes());
-        key.seal_in_place_append_tag(unique, aad, &mut value).map_err(|_| SealFailed)?;
+        key.seal_in_place_append_tag(unique, aad, &mut value).map_err(failed)?;
         let mut sealed = Vec::with_capacity(1 + NONCE_LEN + value.len());
         sealed.push(SEALED_V1);
         sealed.extend_from_slice(&nonce);
@@ -50,7 +66,7 @@ impl Seal {
     }
 
     /// `None` if the value cannot be opened; it then counts as missing.
-    pub(super) fn open(&self, name: &str, stored: &[u8]) -> Option<Vec<u8>> {
+    fn open(&self, name: &str, stored: &[u8]) -> Option<Vec<u8>> {
         if self.keys.is_empty() {
             // A sealed or damaged value is no JSON, and is rejected when it is read.
             return Some(stored.to_vec());

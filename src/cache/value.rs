@@ -25,12 +25,15 @@ struct Stored<'a> {
     s: Option<std::borrow::Cow<'a, str>>,
 }
 
-pub(super) fn write_session(session: &Session) -> Vec<u8> {
-    write(&session.token, Some(&session.id))
-}
-
-pub(super) fn write_token(token: &Token) -> Vec<u8> {
-    write(token, None)
+pub(super) fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
+    let expiry = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let stored = Stored {
+        t: token.value.expose_secret().into(),
+        e: millis(expiry),
+        s: session.map(Into::into),
+    };
+    // Two strings and a number always serialize.
+    serde_json::to_vec(&stored).unwrap_or_default()
 }
 
 pub(super) fn read_session(json: &[u8]) -> Option<Session> {
@@ -49,17 +52,6 @@ fn read(json: &[u8]) -> Option<Stored<'_>> {
     let is_token =
         !stored.t.is_empty() && !stored.t.contains(|c: char| c.is_ascii_control() && c != '\t');
     is_token.then_some(stored)
-}
-
-fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
-    let expiry = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let stored = Stored {
-        t: token.value.expose_secret().into(),
-        e: millis(expiry),
-        s: session.map(Into::into),
-    };
-    // Two strings and a number always serialize.
-    serde_json::to_vec(&stored).unwrap_or_default()
 }
 
 fn token(stored: &Stored<'_>) -> Token {
@@ -87,10 +79,10 @@ mod tests {
             expiry_ms in 0..=LAST_SECOND_OF_9999,
         ) {
             let token = Token { value: value.clone().into(), expires_at: at(expiry_ms) };
-            let read = read_token(&write_token(&token)).unwrap();
+            let read = read_token(&write(&token, None)).unwrap();
             prop_assert_eq!(read.value.expose_secret(), &value);
             prop_assert_eq!(read.expires_at, at(expiry_ms));
-            let read = read_session(&write_session(&Session { token, id: id.clone() })).unwrap();
+            let read = read_session(&write(&token, Some(&id))).unwrap();
             prop_assert_eq!(read.token.value.expose_secret(), &value);
             prop_assert_eq!(read.token.expires_at, at(expiry_ms));
             prop_assert_eq!(read.id, id);
@@ -113,7 +105,7 @@ mod tests {
             cut: prop::sample::Index,
         ) {
             let token = Token { value: value.into(), expires_at: at(9) };
-            let json = write_session(&Session { token, id });
+            let json = write(&token, Some(&id));
             let truncated = &json[..cut.index(json.len())];
             prop_assert!(read_session(truncated).is_none());
             prop_assert!(read_token(truncated).is_none());
@@ -128,16 +120,16 @@ mod tests {
 
     #[test]
     fn last_date_that_can_be_written_is_the_limit() {
-        let write = |millis| crate::message::format_date_time(at(millis));
-        assert_eq!(write(LAST_SECOND_OF_9999), "9999-12-31T23:59:59Z");
-        assert_eq!(write(LAST_SECOND_OF_9999 - 1_000), "9999-12-31T23:59:58Z");
-        assert_eq!(write(LAST_SECOND_OF_9999 + 1_000), "9999-12-31T23:59:59Z", "saturates");
+        let text = |millis| crate::message::format_date_time(at(millis));
+        assert_eq!(text(LAST_SECOND_OF_9999), "9999-12-31T23:59:59Z");
+        assert_eq!(text(LAST_SECOND_OF_9999 - 1_000), "9999-12-31T23:59:58Z");
+        assert_eq!(text(LAST_SECOND_OF_9999 + 1_000), "9999-12-31T23:59:59Z", "saturates");
     }
 
     #[test]
     fn token_without_session_is_no_session() {
         let token = Token { value: "t".to_owned().into(), expires_at: at(0) };
-        assert!(read_session(&write_token(&token)).is_none());
+        assert!(read_session(&write(&token, None)).is_none());
         assert!(read_session(br#"{"t":"t","e":9,"s":""}"#).is_none());
     }
 

@@ -156,7 +156,7 @@ impl Handoff {
                     lease_wait.end();
                     // If another worker takes the lease over, its link is used.
                     freshness = if job.request.renew {
-                        Freshness::NewerThan(lease.newest().clone())
+                        Freshness::NewerThan(lease.newest.clone())
                     } else {
                         Freshness::Any
                     };
@@ -223,7 +223,7 @@ impl Handoff {
         budget: &mut CallBudget<'_>,
         unanswered: UnansweredClaim,
     ) -> Result<Option<Session>, Failure> {
-        log::without_cache(job.request_id, unanswered.error());
+        log::without_cache(job.request_id, &unanswered.error);
         match self.make(job, None, budget).await {
             Ok(session) => {
                 // If this fails, too, the cache stores the link once Redis is back.
@@ -243,7 +243,7 @@ impl Handoff {
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
     ) -> Result<Session, Stopped> {
-        let mut token = match lease.and_then(Lease::stored_token) {
+        let mut token = match lease.and_then(|lease| lease.stored_token.clone()) {
             Some(token) => token,
             None => self.calls.token(job, lease, budget).await?,
         };

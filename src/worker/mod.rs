@@ -54,7 +54,7 @@ pub async fn run(
     let limit = settings.platform.rate_limit;
     let replicas = limit.map(|_| Arc::new(ReplicaCount::default()));
     let limiter = limit.zip(replicas.clone()).map(|(limit, replicas)| {
-        RateLimiter::new(limit, shared_bucket(cache.rate_bucket(limit)), replicas)
+        RateLimiter::new(limit, shared_bucket(RateBucket::new(cache.clone(), limit)), replicas)
     });
     let platform = PlatformClient::new(&settings.platform, limiter, Arc::clone(&metrics))?;
     let platform = Arc::new(platform);

@@ -7,10 +7,8 @@ use std::{
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
 
-use super::{
-    keys::{Keys, Stamp},
-    ttl::remaining_ms,
-};
+use super::keys::{Keys, Stamp};
+use crate::units::millis;
 
 /// Limit of one script. A request runs two in sequence, so an unresponsive Redis costs it at most half a
 /// second. The unit tests do not test the limit, and must not fail on a slow machine.
@@ -31,6 +29,11 @@ script!(ADD_STAMP, "add_stamp.lua");
 script!(EXTEND, "extend.lua");
 script!(RELEASE, "release.lua");
 script!(TAKE_CALLS, "take_calls.lua");
+
+/// Milliseconds from now until `end`; zero once it has passed.
+pub(super) fn remaining_ms(end: SystemTime) -> u64 {
+    millis(end.duration_since(SystemTime::now()).unwrap_or_default())
+}
 
 /// Stores a link that may be handed out until `until`; for `overwrite`, see `store.lua`.
 pub(super) fn store_link(

@@ -6,7 +6,7 @@ use deadpool_redis::redis;
 use secrecy::ExposeSecret;
 
 use super::{LINK_MIN_LIFE, World};
-use crate::cache::{ttl::LEASE_TTL, value};
+use crate::cache::lease::LEASE_TTL;
 
 /// Three values, each with its TTL in milliseconds.
 type Stored = (Option<Vec<u8>>, i64, Option<Vec<u8>>, i64, Option<Vec<u8>>, i64);
@@ -23,8 +23,7 @@ impl World {
         let (stored_link, link_ttl_ms, stored_token, token_ttl_ms, stored_lease, lease_ttl_ms) =
             stored;
         let model = &self.people[person];
-        let cache = &self.workers[0].cache;
-        let open = |key: &str, sealed: &[u8]| cache.0.seal.open(key, sealed).unwrap();
+        let seal = &self.workers[0].cache.0.seal;
         let expires =
             |ttl_ms: i64, limit: Duration| 0 < ttl_ms && ttl_ms <= limit.as_millis() as i64;
 
@@ -35,14 +34,13 @@ impl World {
         });
         let found = stored_link.map(|stored| {
             let bar = stored.iter().position(|byte| *byte == b'|').unwrap();
-            let session = value::read_session(&open(&keys.link, &stored[bar + 1..])).unwrap();
+            let session = seal.open_session(&keys.link, &stored[bar + 1..]).unwrap();
             (String::from_utf8(stored[..bar].to_vec()).unwrap(), session.id)
         });
         assert_eq!(found, expected, "the link of {person}");
         assert!(found.is_none() || expires(link_ttl_ms, 5 * LINK_MIN_LIFE), "{link_ttl_ms} ms");
 
-        let found =
-            stored_token.map(|stored| value::read_token(&open(&keys.token, &stored)).unwrap());
+        let found = stored_token.map(|stored| seal.open_token(&keys.token, &stored).unwrap());
         let found = found.map(|token| token.value.expose_secret().to_owned());
         assert!(found.is_none() || expires(token_ttl_ms, 5 * LINK_MIN_LIFE), "{token_ttl_ms} ms");
         let expected = model.token.map(|token| self.token_text(person, token));

@@ -5,6 +5,7 @@ mod steps;
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -32,7 +33,7 @@ pub(super) struct World {
     workers: Vec<Worker>,
     people: [Person; PEOPLE],
     /// Lease calls that seemed lost and may still arrive.
-    delayed: Vec<(Attempt, Lease, LeaseCall)>,
+    delayed: Vec<(Attempt, Arc<Lease>, LeaseCall)>,
     /// How many claims, tokens and sessions have been numbered so far.
     numbered: usize,
     /// The holder id that Redis knows each claim by.
@@ -64,7 +65,7 @@ struct Attempt {
 
 /// What entitles a worker to make a session.
 enum Right {
-    Lease(Lease),
+    Lease(Arc<Lease>),
     Unanswered(UnansweredClaim),
 }
 

@@ -1,5 +1,7 @@
 //! Takes each step in Redis and in the model, and compares the answers.
 
+use std::sync::Arc;
+
 use deadpool_redis::redis::cmd;
 use secrecy::ExposeSecret;
 
@@ -107,14 +109,14 @@ impl World {
                 }
             }
             (Ok(Claim::Lease(lease)), Some(Answer::Lease { token, newest: expected })) => {
-                let stored = lease.stored_token();
+                let stored = lease.stored_token.as_ref();
                 let stored = stored.map(|token| token.value.expose_secret().to_owned());
                 assert_eq!(stored, token.map(|token| self.token_text(person, token)));
                 assert!(token.is_none_or(|token| !self.spent.contains(&token)), "a spent token");
-                assert_eq!(*lease.newest(), newest(expected));
+                assert_eq!(lease.newest, newest(expected));
                 attempt.token = token.unwrap_or(attempt.token);
                 attempt.newest = expected;
-                self.workers[worker].attempt = Some((attempt, Right::Lease(lease)));
+                self.workers[worker].attempt = Some((attempt, Right::Lease(Arc::new(lease))));
             }
             (Ok(Claim::Held { newest: known }), Some(Answer::Held { newest: expected })) => {
                 assert_eq!(known, newest(expected));
@@ -197,7 +199,10 @@ impl World {
     }
 
     async fn run_deferred(&mut self, worker: usize) {
-        self.workers[worker].cache.0.pool.run_deferred().await;
+        // As the keeper does after a reconnect.
+        let state = &self.workers[worker].cache.0.pool.state;
+        let (_, connection) = state.current.borrow().clone().unwrap();
+        state.deferred.run(&connection).await;
         for (attempt, call) in std::mem::take(&mut self.workers[worker].deferred) {
             match call {
                 DeferredCall::Store(call) => drop(self.model_store(attempt, &call)),
@@ -210,7 +215,7 @@ impl World {
     async fn lease_call(&mut self, worker: usize, call: LeaseCall, fault: Option<Fault>) {
         let Some((attempt, Right::Lease(lease))) = &self.workers[worker].attempt else { return };
         let attempt = *attempt;
-        let lease = lease.duplicate();
+        let lease = Arc::clone(lease);
         self.inject(worker, fault);
         if fault == Some(Fault::ScriptLost) {
             self.send(attempt, &lease, call).await;
@@ -254,8 +259,8 @@ impl World {
 
     /// Makes the worker's next operation meet the fault, if there is one.
     fn inject(&self, worker: usize, fault: Option<Fault>) {
-        if let Some(fault) = fault {
-            self.workers[worker].cache.0.pool.inject(fault);
+        if fault.is_some() {
+            *self.workers[worker].cache.0.pool.fault.lock() = fault;
         }
     }
 }

@@ -1,0 +1,121 @@
+//! The handle on Redis: the connection, the encryption and the key prefix of all cache operations.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
+use tokio::time::timeout;
+
+use super::{
+    error::CacheError,
+    keys::{Keys, Stamp},
+    pool::Pool,
+    scripts::{self, remaining_ms},
+    seal::Seal,
+};
+use crate::{
+    config::CacheSettings,
+    session::{Session, Token},
+    telemetry::metrics::Metrics,
+};
+
+/// Redis, as the worker uses it. Cheap to clone.
+#[derive(Clone)]
+pub struct Cache(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) pool: Pool,
+    pub(super) seal: Seal,
+    pub(super) prefix: String,
+    pub(super) metrics: Arc<Metrics>,
+    link_min_life: Duration,
+}
+
+impl Cache {
+    /// Starts to connect, and returns before there is a connection.
+    ///
+    /// # Errors
+    /// The Redis client rejects the URL.
+    pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
+        let pool = Pool::new(&settings.url, Arc::clone(&metrics))
+            .map_err(|error| CacheError::Url(format!("{:?}", error.kind())))?;
+        Ok(Self(Arc::new(Inner {
+            pool,
+            seal: Seal::new(&settings.seal_keys),
+            prefix: settings.key_prefix.clone(),
+            metrics,
+            link_min_life: settings.link_min_life,
+        })))
+    }
+
+    /// Waits until there is a connection, at most for `limit`.
+    pub(crate) async fn wait_connected(&self, limit: Duration) {
+        let mut current = self.0.pool.state.current.subscribe();
+        // A time-out is no error: the caller goes on without Redis.
+        let _ = timeout(limit, current.wait_for(Option::is_some)).await;
+    }
+
+    /// Whether there is a connection, and the last operation succeeded.
+    ///
+    /// A Redis that is full keeps its connection but refuses writes, and so is not available.
+    pub(crate) fn is_available(&self) -> bool {
+        let state = &self.0.pool.state;
+        state.current.borrow().is_some() && !state.is_degraded()
+    }
+
+    /// The Redis keys of a user and workflow.
+    pub fn keys(&self, user_id: &str, workflow_id: &str) -> Keys {
+        Keys::new(&self.0.prefix, user_id, workflow_id)
+    }
+
+    /// Records on the stored link that it was handed out to this request, too.
+    pub(crate) async fn add_stamp(&self, keys: &Keys, stamp: &Stamp) {
+        let mut script = scripts::ADD_STAMP.key(&keys.link);
+        script.arg(stamp.as_str());
+        // A failure is counted, and costs at most one session after a crash.
+        let _ = self.run::<bool>(&script).await;
+    }
+
+    /// Runs a script, and counts a failure.
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, CacheError> {
+        // Boxed to keep the caller's future small; it lives for one round trip.
+        let answer = Box::pin(self.0.pool.run(script)).await;
+        if answer.is_err() {
+            self.0.metrics.cache.failed();
+        }
+        answer
+    }
+
+    /// Whether a link with this token has enough life left to be handed out again.
+    pub(crate) fn is_reusable(&self, token: &Token) -> bool {
+        remaining_ms(self.reusable_until(token)) > 0
+    }
+
+    /// Until when a link with this token may be handed out.
+    pub(super) fn reusable_until(&self, token: &Token) -> SystemTime {
+        token.expires_at.checked_sub(self.0.link_min_life).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// `None` if the link is sealed with another key, damaged, or too close to its end.
+    pub(super) fn open_session(&self, keys: &Keys, stored: &[u8]) -> Option<Session> {
+        let session = self.0.seal.open_session(&keys.link, stored);
+        session.filter(|session| self.is_reusable(&session.token))
+    }
+
+    /// `None` if the token is sealed with another key, damaged, or too close to its end.
+    pub(super) fn open_token(&self, keys: &Keys, stored: &[u8]) -> Option<Token> {
+        self.0.seal.open_token(&keys.token, stored).filter(|token| self.is_reusable(token))
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").finish_non_exhaustive()
+    }
+}
