@@ -9,7 +9,7 @@ use prometheus_client::{
 
 use super::{
     buckets::DURATIONS,
-    labels::{KindOutcomeLabel, PublishKind, resolved},
+    labels::{Labels, PublishKind, resolved},
 };
 
 /// The `outcome` of a publish that RabbitMQ confirmed.
@@ -17,7 +17,7 @@ const CONFIRMED: &str = "confirmed";
 
 #[derive(Debug)]
 pub(crate) struct BrokerMetrics {
-    publishes: Family<KindOutcomeLabel, Counter>,
+    publishes: Family<Labels<2>, Counter>,
     /// The counters of `outcome="confirmed"`, by kind.
     confirmed: [Counter; 5],
     confirm_time: Histogram,
@@ -27,9 +27,9 @@ pub(crate) struct BrokerMetrics {
 
 impl BrokerMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let publishes = Family::<KindOutcomeLabel, Counter>::default();
-        let confirmed = PublishKind::ALL
-            .map(|kind| KindOutcomeLabel { kind: kind.as_str(), outcome: CONFIRMED });
+        let publishes = Family::<Labels<2>, Counter>::default();
+        let confirmed =
+            PublishKind::ALL.map(|kind| [("kind", kind.as_str()), ("outcome", CONFIRMED)]);
         let broker = Self {
             confirmed: resolved(&publishes, confirmed),
             publishes: publishes.clone(),
@@ -67,8 +67,8 @@ impl BrokerMetrics {
                 self.confirmed[kind as usize].inc();
             }
             Some(outcome) => {
-                let label = KindOutcomeLabel { kind: kind.as_str(), outcome };
-                self.publishes.get_or_create(&label).inc();
+                let labels = [("kind", kind.as_str()), ("outcome", outcome)];
+                self.publishes.get_or_create(&labels).inc();
             }
         }
         self.confirm_time.observe(took.as_secs_f64());

@@ -9,7 +9,7 @@ use prometheus_client::{
 
 use super::{
     buckets::DURATIONS,
-    labels::{Lookup, ResultLabel, resolved},
+    labels::{Labels, Lookup, resolved},
 };
 
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub(crate) struct CacheMetrics {
 
 impl CacheMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let lookups = Family::<ResultLabel, Counter>::default();
-        let labels = Lookup::ALL.map(|lookup| ResultLabel { result: lookup.as_str() });
+        let lookups = Family::<Labels<1>, Counter>::default();
+        let labels = Lookup::ALL.map(|lookup| [("result", lookup.as_str())]);
         let cache = Self {
             lookups: resolved(&lookups, labels),
             lease_wait: Histogram::new(DURATIONS),

@@ -1,9 +1,6 @@
 //! Label values: fixed sets, so that the number of series is bounded.
 
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
-};
+use prometheus_client::metrics::{counter::Counter, family::Family};
 
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,51 +76,13 @@ impl PublishKind {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct OutcomeLabel {
-    pub(super) outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct CallLabel {
-    pub(super) call: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct CallOutcomeLabel {
-    pub(super) call: &'static str,
-    pub(super) outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct CallReasonLabel {
-    pub(super) call: &'static str,
-    pub(super) reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ReasonLabel {
-    pub(super) reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ResultLabel {
-    pub(super) result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct KindOutcomeLabel {
-    pub(super) kind: &'static str,
-    pub(super) outcome: &'static str,
-}
+/// Names and values of the labels of one series.
+pub(super) type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// Creates the counters of these labels, at 0. Counting then needs no lookup, which takes a lock.
-pub(super) fn resolved<L, const N: usize>(
-    family: &Family<L, Counter>,
-    labels: [L; N],
-) -> [Counter; N]
-where
-    L: Clone + std::hash::Hash + Eq,
-{
-    labels.map(|label| family.get_or_create_owned(&label))
+pub(super) fn resolved<const L: usize, const N: usize>(
+    family: &Family<Labels<L>, Counter>,
+    labels: [Labels<L>; N],
+) -> [Counter; N] {
+    labels.map(|labels| family.get_or_create_owned(&labels))
 }

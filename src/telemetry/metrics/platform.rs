@@ -12,7 +12,7 @@ use prometheus_client::{
 
 use super::{
     buckets::DURATIONS,
-    labels::{CallLabel, CallOutcomeLabel, CallReasonLabel, ReasonLabel, resolved},
+    labels::{Labels, resolved},
 };
 use crate::session::Call;
 
@@ -22,11 +22,11 @@ type Seconds = Counter<f64, AtomicU64>;
 
 #[derive(Debug)]
 pub(crate) struct PlatformMetrics {
-    calls: Family<CallOutcomeLabel, Counter>,
+    calls: Family<Labels<2>, Counter>,
     /// The counters of `outcome="ok"`, by call.
     ok: [Counter; 2],
     durations: [Histogram; 2],
-    retries: Family<CallReasonLabel, Counter>,
+    retries: Family<Labels<2>, Counter>,
     rate_wait: Histogram,
     paused: Gauge,
     paused_for: [Seconds; 3],
@@ -45,21 +45,20 @@ pub(crate) struct PausedFor {
 
 impl PlatformMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let calls = Family::<CallOutcomeLabel, Counter>::default();
-        let ok = CALLS.map(|call| CallOutcomeLabel { call: call.as_str(), outcome: "ok" });
-        let durations: Family<CallLabel, Histogram, fn() -> Histogram> =
+        let calls = Family::<Labels<2>, Counter>::default();
+        let ok = CALLS.map(|call| [("call", call.as_str()), ("outcome", "ok")]);
+        let durations: Family<Labels<1>, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(DURATIONS));
-        let paused_for = Family::<ReasonLabel, Seconds>::default();
+        let paused_for = Family::<Labels<1>, Seconds>::default();
         let platform = Self {
             ok: resolved(&calls, ok),
-            durations: CALLS
-                .map(|call| durations.get_or_create_owned(&CallLabel { call: call.as_str() })),
+            durations: CALLS.map(|call| durations.get_or_create_owned(&[("call", call.as_str())])),
             calls: calls.clone(),
             retries: Family::default(),
             rate_wait: Histogram::new(DURATIONS),
             paused: Gauge::default(),
             paused_for: ["down", "refused", "asked_to_wait"]
-                .map(|reason| paused_for.get_or_create_owned(&ReasonLabel { reason })),
+                .map(|reason| paused_for.get_or_create_owned(&[("reason", reason)])),
         };
         registry.register("handoff_platform_calls", "Calls to the platform, by outcome", calls);
         registry.register(
@@ -95,16 +94,16 @@ impl PlatformMetrics {
         if outcome == "ok" {
             self.ok[call as usize].inc();
         } else {
-            let label = CallOutcomeLabel { call: call.as_str(), outcome };
-            self.calls.get_or_create(&label).inc();
+            let labels = [("call", call.as_str()), ("outcome", outcome)];
+            self.calls.get_or_create(&labels).inc();
         }
         self.durations[call as usize].observe(duration.as_secs_f64());
     }
 
     /// Counts a retry within a delivery. `reason` is one of a fixed set.
     pub(crate) fn retried(&self, call: Call, reason: &'static str) {
-        let label = CallReasonLabel { call: call.as_str(), reason };
-        self.retries.get_or_create(&label).inc();
+        let labels = [("call", call.as_str()), ("reason", reason)];
+        self.retries.get_or_create(&labels).inc();
     }
 
     /// Records how long a call waited for a permit of the shared rate limit.

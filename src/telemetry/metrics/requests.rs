@@ -9,7 +9,7 @@ use prometheus_client::{
 
 use super::{
     buckets::{DURATIONS, END_TO_END},
-    labels::{Outcome, OutcomeLabel, resolved},
+    labels::{Labels, Outcome, resolved},
 };
 
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub(crate) struct RequestMetrics {
 
 impl RequestMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let family = Family::<OutcomeLabel, Counter>::default();
-        let labels = Outcome::ALL.map(|outcome| OutcomeLabel { outcome: outcome.as_str() });
+        let family = Family::<Labels<1>, Counter>::default();
+        let labels = Outcome::ALL.map(|outcome| [("outcome", outcome.as_str())]);
         let requests = Self {
             outcomes: resolved(&family, labels),
             duration: Histogram::new(DURATIONS),
