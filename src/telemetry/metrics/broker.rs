@@ -8,12 +8,9 @@ use prometheus_client::{
 };
 
 use super::{
-    buckets::DURATIONS,
-    labels::{Labels, PublishKind, resolved},
+    labels::PublishKind,
+    register::{Labels, durations, register, series},
 };
-
-/// The `outcome` of a publish that RabbitMQ confirmed.
-const CONFIRMED: &str = "confirmed";
 
 #[derive(Debug)]
 pub(crate) struct BrokerMetrics {
@@ -27,49 +24,25 @@ pub(crate) struct BrokerMetrics {
 
 impl BrokerMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let publishes = Family::<Labels<2>, Counter>::default();
-        let confirmed =
-            PublishKind::ALL.map(|kind| [("kind", kind.as_str()), ("outcome", CONFIRMED)]);
-        let broker = Self {
-            confirmed: resolved(&publishes, confirmed),
-            publishes: publishes.clone(),
-            confirm_time: Histogram::new(DURATIONS),
-            connected: Gauge::default(),
-            reconnects: Counter::default(),
-        };
-        registry.register(
-            "handoff_publishes",
-            "Messages published, repeats included, by kind and outcome",
-            publishes,
-        );
-        registry.register(
-            "handoff_publish_confirm_seconds",
-            "Time from publishing a message to its confirm or failure",
-            broker.confirm_time.clone(),
-        );
-        registry.register(
-            "handoff_broker_connected",
-            "1 while the worker consumes from RabbitMQ",
-            broker.connected.clone(),
-        );
-        registry.register(
-            "handoff_broker_reconnects",
-            "Connections to RabbitMQ after the first",
-            broker.reconnects.clone(),
-        );
-        broker
+        let help = "Messages published, repeats included, by kind and outcome";
+        let publishes = register(registry, "handoff_publishes", help, Family::default());
+        let confirmed = PublishKind::ALL.map(|kind| labels(kind, "confirmed"));
+        let confirmed = series(&publishes, confirmed);
+        let help = "Time from publishing a message to its confirm or failure";
+        let confirm_time = register(registry, "handoff_publish_confirm_seconds", help, durations());
+        let help = "1 while the worker consumes from RabbitMQ";
+        let connected = register(registry, "handoff_broker_connected", help, Gauge::default());
+        let help = "Connections to RabbitMQ after the first";
+        let reconnects = register(registry, "handoff_broker_reconnects", help, Counter::default());
+        Self { publishes, confirmed, confirm_time, connected, reconnects }
     }
 
     /// Counts a publish. `fault` is the `outcome` of a failed one, out of a fixed set.
     pub(crate) fn published(&self, kind: PublishKind, fault: Option<&'static str>, took: Duration) {
-        match fault {
-            None => {
-                self.confirmed[kind as usize].inc();
-            }
-            Some(outcome) => {
-                let labels = [("kind", kind.as_str()), ("outcome", outcome)];
-                self.publishes.get_or_create(&labels).inc();
-            }
+        if let Some(outcome) = fault {
+            self.publishes.get_or_create(&labels(kind, outcome)).inc();
+        } else {
+            self.confirmed[kind as usize].inc();
         }
         self.confirm_time.observe(took.as_secs_f64());
     }
@@ -79,8 +52,11 @@ impl BrokerMetrics {
         self.connected.set(i64::from(connected));
     }
 
-    /// Counts a connection to RabbitMQ after the first.
     pub(crate) fn reconnected(&self) {
         self.reconnects.inc();
     }
+}
+
+fn labels(kind: PublishKind, outcome: &'static str) -> Labels<2> {
+    [("kind", kind.as_str()), ("outcome", outcome)]
 }

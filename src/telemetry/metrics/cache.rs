@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, histogram::Histogram},
     registry::Registry,
 };
 
 use super::{
-    buckets::DURATIONS,
-    labels::{Labels, Lookup, resolved},
+    labels::Lookup,
+    register::{counters, durations, register},
 };
 
 #[derive(Debug)]
@@ -22,35 +22,16 @@ pub(crate) struct CacheMetrics {
 
 impl CacheMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let lookups = Family::<Labels<1>, Counter>::default();
-        let labels = Lookup::ALL.map(|lookup| [("result", lookup.as_str())]);
-        let cache = Self {
-            lookups: resolved(&lookups, labels),
-            lease_wait: Histogram::new(DURATIONS),
-            errors: Counter::default(),
-            reconnects: Counter::default(),
-        };
-        registry.register(
-            "handoff_cache_lookups",
-            "Lookups of a link in Redis: found (hit) or not (miss)",
-            lookups,
-        );
-        registry.register(
-            "handoff_lease_wait_seconds",
-            "Time that requests waited for another worker to make their link",
-            cache.lease_wait.clone(),
-        );
-        registry.register(
-            "handoff_cache_errors",
-            "Redis operations that failed or were skipped",
-            cache.errors.clone(),
-        );
-        registry.register(
-            "handoff_cache_reconnects",
-            "Connections to Redis after the first",
-            cache.reconnects.clone(),
-        );
-        cache
+        let lookups = Lookup::ALL.map(|lookup| [("result", lookup.as_str())]);
+        let help = "Lookups of a link in Redis: found (hit) or not (miss)";
+        let lookups = counters(registry, "handoff_cache_lookups", help, lookups);
+        let help = "Time that requests waited for another worker to make their link";
+        let lease_wait = register(registry, "handoff_lease_wait_seconds", help, durations());
+        let help = "Redis operations that failed or were skipped";
+        let errors = register(registry, "handoff_cache_errors", help, Counter::default());
+        let help = "Connections to Redis after the first";
+        let reconnects = register(registry, "handoff_cache_reconnects", help, Counter::default());
+        Self { lookups, lease_wait, errors, reconnects }
     }
 
     /// Counts a lookup that Redis answered.
@@ -68,7 +49,6 @@ impl CacheMetrics {
         self.errors.inc();
     }
 
-    /// Counts a connection to Redis after the first.
     pub(crate) fn reconnected(&self) {
         self.reconnects.inc();
     }

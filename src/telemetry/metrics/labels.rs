@@ -1,7 +1,5 @@
 //! Label values: fixed sets, so that the number of series is bounded.
 
-use prometheus_client::metrics::{counter::Counter, family::Family};
-
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
@@ -74,15 +72,4 @@ impl PublishKind {
             Self::DeadLetter => "dead_letter",
         }
     }
-}
-
-/// Names and values of the labels of one series.
-pub(super) type Labels<const N: usize> = [(&'static str, &'static str); N];
-
-/// Creates the counters of these labels, at 0. Counting then needs no lookup, which takes a lock.
-pub(super) fn resolved<const L: usize, const N: usize>(
-    family: &Family<Labels<L>, Counter>,
-    labels: [Labels<L>; N],
-) -> [Counter; N] {
-    labels.map(|labels| family.get_or_create_owned(&labels))
 }

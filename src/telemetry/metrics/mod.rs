@@ -4,11 +4,11 @@
 //! at start-up.
 
 mod broker;
-mod buckets;
 mod cache;
 mod labels;
 mod platform;
 mod process;
+mod register;
 mod requests;
 
 use std::sync::Arc;

@@ -10,10 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{
-    buckets::DURATIONS,
-    labels::{Labels, resolved},
-};
+use super::register::{Labels, durations, register, series};
 use crate::session::Call;
 
 const CALLS: [Call; 2] = [Call::Token, Call::Session];
@@ -45,48 +42,26 @@ pub(crate) struct PausedFor {
 
 impl PlatformMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let calls = Family::<Labels<2>, Counter>::default();
-        let ok = CALLS.map(|call| [("call", call.as_str()), ("outcome", "ok")]);
-        let durations: Family<Labels<1>, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(DURATIONS));
-        let paused_for = Family::<Labels<1>, Seconds>::default();
-        let platform = Self {
-            ok: resolved(&calls, ok),
-            durations: CALLS.map(|call| durations.get_or_create_owned(&[("call", call.as_str())])),
-            calls: calls.clone(),
-            retries: Family::default(),
-            rate_wait: Histogram::new(DURATIONS),
-            paused: Gauge::default(),
-            paused_for: ["down", "refused", "asked_to_wait"]
-                .map(|reason| paused_for.get_or_create_owned(&[("reason", reason)])),
-        };
-        registry.register("handoff_platform_calls", "Calls to the platform, by outcome", calls);
-        registry.register(
-            "handoff_platform_call_duration_seconds",
-            "Duration of calls to the platform",
-            durations,
-        );
-        registry.register(
-            "handoff_platform_retries",
-            "Calls to the platform repeated within a delivery, by the failure before",
-            platform.retries.clone(),
-        );
-        registry.register(
-            "handoff_rate_limit_wait_seconds",
-            "Time that calls waited for a permit of the shared rate limit",
-            platform.rate_wait.clone(),
-        );
-        registry.register(
-            "handoff_platform_paused",
-            "1 while calls to the platform are paused",
-            platform.paused.clone(),
-        );
-        registry.register(
-            "handoff_platform_paused_seconds",
-            "Time that calls to the platform were paused, by reason",
-            paused_for,
-        );
-        platform
+        let help = "Calls to the platform, by outcome";
+        let calls = register(registry, "handoff_platform_calls", help, Family::default());
+        let ok = series(&calls, CALLS.map(|call| [("call", call.as_str()), ("outcome", "ok")]));
+        let by_call =
+            Family::<Labels<1>, Histogram, fn() -> Histogram>::new_with_constructor(durations);
+        let help = "Duration of calls to the platform";
+        let by_call = register(registry, "handoff_platform_call_duration_seconds", help, by_call);
+        let durations_by_call = series(&by_call, CALLS.map(|call| [("call", call.as_str())]));
+        let help = "Calls to the platform repeated within a delivery, by the failure before";
+        let retries = register(registry, "handoff_platform_retries", help, Family::default());
+        let help = "Time that calls waited for a permit of the shared rate limit";
+        let rate_wait = register(registry, "handoff_rate_limit_wait_seconds", help, durations());
+        let help = "1 while calls to the platform are paused";
+        let paused = register(registry, "handoff_platform_paused", help, Gauge::default());
+        let help = "Time that calls to the platform were paused, by reason";
+        let family = Family::<Labels<1>, Seconds>::default();
+        let family = register(registry, "handoff_platform_paused_seconds", help, family);
+        let reasons = ["down", "refused", "asked_to_wait"].map(|reason| [("reason", reason)]);
+        let paused_for = series(&family, reasons);
+        Self { calls, ok, durations: durations_by_call, retries, rate_wait, paused, paused_for }
     }
 
     /// Counts a finished call. `outcome` is one of a fixed set.
@@ -94,16 +69,14 @@ impl PlatformMetrics {
         if outcome == "ok" {
             self.ok[call as usize].inc();
         } else {
-            let labels = [("call", call.as_str()), ("outcome", outcome)];
-            self.calls.get_or_create(&labels).inc();
+            self.calls.get_or_create(&[("call", call.as_str()), ("outcome", outcome)]).inc();
         }
         self.durations[call as usize].observe(duration.as_secs_f64());
     }
 
     /// Counts a retry within a delivery. `reason` is one of a fixed set.
     pub(crate) fn retried(&self, call: Call, reason: &'static str) {
-        let labels = [("call", call.as_str()), ("reason", reason)];
-        self.retries.get_or_create(&labels).inc();
+        self.retries.get_or_create(&[("call", call.as_str()), ("reason", reason)]).inc();
     }
 
     /// Records how long a call waited for a permit of the shared rate limit.

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
 use super::{
-    buckets::{DURATIONS, END_TO_END},
-    labels::{Labels, Outcome, resolved},
+    labels::Outcome,
+    register::{counters, durations, register},
 };
+
+/// Buckets in seconds, from a reused link to a request that went through every retry queue.
+const END_TO_END: [f64; 15] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0, 21_600.0,
+];
 
 #[derive(Debug)]
 pub(crate) struct RequestMetrics {
@@ -22,31 +27,17 @@ pub(crate) struct RequestMetrics {
 
 impl RequestMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let family = Family::<Labels<1>, Counter>::default();
-        let labels = Outcome::ALL.map(|outcome| [("outcome", outcome.as_str())]);
-        let requests = Self {
-            outcomes: resolved(&family, labels),
-            duration: Histogram::new(DURATIONS),
-            end_to_end: Histogram::new(END_TO_END),
-            in_flight: Gauge::default(),
-        };
-        registry.register("handoff_requests", "Deliveries settled, by outcome", family);
-        registry.register(
-            "handoff_request_duration_seconds",
-            "Time from receiving a delivery to settling it",
-            requests.duration.clone(),
-        );
-        registry.register(
-            "handoff_end_to_end_seconds",
-            "Time from the AMQP timestamp of a request to its confirmed event",
-            requests.end_to_end.clone(),
-        );
-        registry.register(
-            "handoff_in_flight",
-            "Deliveries being processed",
-            requests.in_flight.clone(),
-        );
-        requests
+        let outcomes = Outcome::ALL.map(|outcome| [("outcome", outcome.as_str())]);
+        let help = "Deliveries settled, by outcome";
+        let outcomes = counters(registry, "handoff_requests", help, outcomes);
+        let help = "Time from receiving a delivery to settling it";
+        let duration = register(registry, "handoff_request_duration_seconds", help, durations());
+        let end_to_end = Histogram::new(END_TO_END);
+        let help = "Time from the AMQP timestamp of a request to its confirmed event";
+        let end_to_end = register(registry, "handoff_end_to_end_seconds", help, end_to_end);
+        let help = "Deliveries being processed";
+        let in_flight = register(registry, "handoff_in_flight", help, Gauge::default());
+        Self { outcomes, duration, end_to_end, in_flight }
     }
 
     /// Counts a delivery as in flight until the guard is dropped.
