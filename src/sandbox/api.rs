@@ -15,6 +15,7 @@ use super::{
     backend::Backend,
     call::{ApiCall, Endpoint},
     faults::Answer,
+    log,
     record::CallRecord,
     request::{self, Refusal, SessionRequest},
 };
@@ -70,12 +71,7 @@ fn process(app: &App, call: &ApiCall) -> (Answer, Duration) {
         Answer::Redirect(_) => Some(StatusCode::FOUND.as_u16()),
         Answer::Close => None,
     };
-    tracing::debug!(
-        endpoint = ?call.endpoint,
-        status = record.status,
-        latency_ms = decision.latency.as_millis(),
-        "call answered"
-    );
+    log::call_answered(call.endpoint, record.status, decision.latency);
     let sent = headers.values().map(HeaderValue::len).sum::<usize>() + call.body().len();
     backend.recorder.add(record, sent);
     (answer, decision.latency)

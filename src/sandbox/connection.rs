@@ -1,6 +1,6 @@
 //! Connections that the sandbox can close without an answer.
 //!
-//! Short of a panic, a handler of axum has no way to do that: the server answers each request.
+//! Short of a panic, a handler of axum 0.8 has no way to do that: the server always answers.
 
 use std::{
     io,
@@ -67,7 +67,7 @@ impl Connected<IncomingStream<'_, ClosableListener>> for CloseHandle {
     }
 }
 
-/// A TCP stream whose writes fail once its [`CloseHandle`] is used.
+/// A TCP stream that fails all writes once its [`CloseHandle`] is used.
 pub(super) struct ClosableStream {
     stream: TcpStream,
     handle: CloseHandle,

@@ -10,7 +10,7 @@ use axum::{
 use serde::Serialize;
 use serde_json::json;
 
-use super::{app::App, faults::Faults};
+use super::{app::App, faults::Faults, log};
 
 /// Longest accepted description of faults, in bytes.
 ///
@@ -51,7 +51,7 @@ async fn set_faults(app: &App, body: Body) -> Response {
         Ok(faults) => {
             let answer = faults.to_json();
             app.backend().admission.faults = faults;
-            tracing::info!("faults replaced");
+            log::faults_replaced();
             pretty(StatusCode::OK, &answer)
         }
     }

@@ -34,12 +34,12 @@ pub enum Answer {
     Response {
         /// From 200 to 599; any other becomes 500.
         status: u16,
-        /// The `Retry-After` header, verbatim: seconds or a date. Omitted if it is no valid header.
+        /// The `Retry-After` header, verbatim: seconds or a date; omitted if it is invalid.
         retry_after: Option<String>,
         /// The body; `None` for a JSON object with a message.
         body: Option<String>,
     },
-    /// A 302 to this location. Omitted if it is no valid header.
+    /// A 302 to this location, which is omitted if it is no valid header.
     Redirect(String),
     /// The connection is closed without an answer.
     Close,

@@ -1,7 +1,7 @@
 //! Validates the inner link that `/capture` shows.
 //!
-//! Only a link to a `/mobile` page is shown, so that nobody can use the page to send people
-//! elsewhere.
+//! Only a link to a `/mobile` page is shown, so that the page cannot be misused to send people to
+//! other sites.
 
 use super::query;
 

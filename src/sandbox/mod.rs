@@ -23,6 +23,7 @@ mod faults;
 mod generate;
 mod hook;
 mod inner_link;
+mod log;
 mod options;
 mod pages;
 mod query;

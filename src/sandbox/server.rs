@@ -20,6 +20,7 @@ use super::{
     connection::{ClosableListener, CloseHandle},
     faults::Faults,
     hook::{self, Hook, Simulation},
+    log,
     options::Options,
     record::CallRecord,
     routes::{self, Service},
@@ -157,10 +158,7 @@ impl Sandbox {
     pub async fn stop(&self) {
         self.app.stopping.cancel();
         if timeout(GRACE, self.server.tasks.wait()).await.is_err() {
-            tracing::warn!(
-                grace_s = GRACE.as_secs(),
-                "a request did not finish in time; sandbox stops without it"
-            );
+            log::grace_period_over(GRACE);
         }
     }
 }

@@ -32,7 +32,7 @@ pub struct Stats {
     pub last_call_ms: Option<u64>,
     /// The highest number of calls in flight at once.
     pub max_concurrent_calls: usize,
-    /// Calls whose `Idempotency-Key` was seen before; the first million keys are compared.
+    /// Calls with an `Idempotency-Key` that was seen before, among the first million keys.
     pub repeated_idempotency_keys: u64,
     /// How long the sandbox has been running, in milliseconds.
     pub uptime_ms: u64,
@@ -46,7 +46,7 @@ pub struct CallCounts {
     pub total: u64,
     /// Calls that were answered, by status.
     pub by_status: BTreeMap<u16, u64>,
-    /// Calls whose connection was closed without an answer.
+    /// Calls that were closed without an answer.
     pub closed: u64,
 }
 
