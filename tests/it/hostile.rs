@@ -76,7 +76,7 @@ async fn dead_letter_moved_back_passes_the_retry_queues_again() {
     let mut env = TestEnv::builder().platform(script).start().await;
     env.set("RETRY_BUDGET", "0s").set("RETRY_DELAYS", "200ms");
     let _worker = env.start_worker().await;
-    // RabbitMQ drops a message that is routed to a queue which its `x-death` header names.
+    // RabbitMQ drops a dead-lettered message whose `x-death` header already names its next queue.
     let death = [
         ("queue", long_string(&env.rabbitmq.queue)),
         ("reason", long_string("delivery_limit")),

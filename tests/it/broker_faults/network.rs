@@ -14,7 +14,7 @@ async fn network_silent_for_20_seconds_loses_and_leaks_nothing() {
     let worker = env.start_worker().await;
     env.publish_requests(0..10).await;
     env.expect_all_ready(10).await;
-    // The end of the first connection leaves a thread, that of later ones none.
+    // The first reconnect starts a thread that stays; later ones start none.
     proxy.close_connections();
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
     let before = worker.resources(proxy.addr);

@@ -138,7 +138,7 @@ async fn rabbitmq_restarted_gracefully_is_reconnected() {
 }
 
 /// A worker that has served 10 requests and reconnected once, and the resources it holds then: the
-/// end of the first connection leaves a thread, that of later ones none.
+/// first reconnect starts a thread that stays, later ones start none.
 async fn worker_after_a_reconnect(node: &Node) -> (TestEnv, Worker, Resources) {
     let mut env = TestEnv::builder().rabbitmq(node).start().await;
     let url = format!("{}?heartbeat=2", env.setting("AMQP_URL"));
