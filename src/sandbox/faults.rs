@@ -6,30 +6,30 @@ use super::call::Endpoint;
 
 /// The faults in effect, by endpoint; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
+pub(super) struct Faults {
     /// The fault of the token endpoint.
-    pub token: Option<Fault>,
+    pub(super) token: Option<Fault>,
     /// The fault of the session endpoint.
-    pub session: Option<Fault>,
+    pub(super) session: Option<Fault>,
 }
 
 /// How calls of an endpoint misbehave, and how many of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fault {
+pub(super) struct Fault {
     /// The answer; `None` for the normal one.
-    pub answer: Option<Answer>,
+    pub(super) answer: Option<Answer>,
     /// The latency, in place of the configured latency and jitter.
-    pub latency: Option<Duration>,
+    pub(super) latency: Option<Duration>,
     /// Whether the token or session is made before the fault answers, so that the caller never
     /// learns of it.
-    pub carry_out: bool,
+    pub(super) carry_out: bool,
     /// The number of calls that the fault applies to; `None` for all until it is replaced.
-    pub times: Option<u64>,
+    pub(super) times: Option<u64>,
 }
 
 /// The answer of a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(super) enum Answer {
     /// A response with an arbitrary body, labelled as JSON.
     Response {
         /// From 200 to 599; any other becomes 500.
@@ -47,17 +47,19 @@ pub enum Answer {
 
 impl Faults {
     /// The same fault for both endpoints. [`Fault::times`] counts for each separately.
-    pub fn both(fault: Fault) -> Self {
+    pub(super) fn both(fault: Fault) -> Self {
         Self { token: Some(fault.clone()), session: Some(fault) }
     }
 
     /// A fault of the token endpoint only.
-    pub fn token(fault: Fault) -> Self {
+    #[cfg(test)]
+    pub(super) fn token(fault: Fault) -> Self {
         Self { token: Some(fault), session: None }
     }
 
     /// A fault of the session endpoint only.
-    pub fn session(fault: Fault) -> Self {
+    #[cfg(test)]
+    pub(super) fn session(fault: Fault) -> Self {
         Self { token: None, session: Some(fault) }
     }
 
@@ -83,57 +85,59 @@ impl Faults {
     }
 }
 
+#[cfg(test)]
 impl Fault {
     /// Answers this status.
-    pub fn status(status: u16) -> Self {
+    pub(super) fn status(status: u16) -> Self {
         Self::from(Answer::Response { status, retry_after: None, body: None })
     }
 
     /// Answers this status with a `Retry-After` header, in seconds or as a date.
-    pub fn retry_after(status: u16, retry_after: impl ToString) -> Self {
+    pub(super) fn retry_after(status: u16, retry_after: impl ToString) -> Self {
         let retry_after = Some(retry_after.to_string());
         Self::from(Answer::Response { status, retry_after, body: None })
     }
 
     /// Answers 200 with this body, labelled as JSON whatever it is.
-    pub fn body(body: impl Into<String>) -> Self {
+    pub(super) fn body(body: impl Into<String>) -> Self {
         Self::from(Answer::Response { status: 200, retry_after: None, body: Some(body.into()) })
     }
 
     /// Answers a 302 to this location.
-    pub fn redirect(location: impl Into<String>) -> Self {
+    pub(super) fn redirect(location: impl Into<String>) -> Self {
         Self::from(Answer::Redirect(location.into()))
     }
 
     /// Closes the connection without an answer.
-    pub fn close() -> Self {
+    pub(super) fn close() -> Self {
         Self::from(Answer::Close)
     }
 
     /// Answers normally, after this latency.
-    pub fn slow(latency: Duration) -> Self {
+    pub(super) fn slow(latency: Duration) -> Self {
         Self { latency: Some(latency), ..Self::default() }
     }
 
     /// Sets the latency.
     #[must_use]
-    pub fn after(self, latency: Duration) -> Self {
+    pub(super) fn after(self, latency: Duration) -> Self {
         Self { latency: Some(latency), ..self }
     }
 
     /// Limits the fault to this number of calls.
     #[must_use]
-    pub fn times(self, times: u64) -> Self {
+    pub(super) fn times(self, times: u64) -> Self {
         Self { times: Some(times), ..self }
     }
 
     /// Makes the token or session before the fault answers.
     #[must_use]
-    pub fn carried_out(self) -> Self {
+    pub(super) fn carried_out(self) -> Self {
         Self { carry_out: true, ..self }
     }
 }
 
+#[cfg(test)]
 impl From<Answer> for Fault {
     fn from(answer: Answer) -> Self {
         Self { answer: Some(answer), ..Self::default() }

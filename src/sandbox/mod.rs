@@ -4,8 +4,8 @@
 //! and `/mobile`. It keeps its state in memory and checks no identity. Three things make it useful
 //! in tests:
 //!
-//! - [`Faults`] make calls slow, fail, or return broken answers;
-//! - [`Sandbox::calls`] and [`Sandbox::stats`] show what callers sent;
+//! - faults, set with `PUT /sandbox/faults`, make calls slow, fail, or return broken answers;
+//! - `GET /sandbox/calls` and `GET /sandbox/stats` show what callers sent;
 //! - a [hook](Sandbox::start_with_hook) takes over the answer to every API call.
 //!
 //! The public items serve this repository's tests and benchmarks; they carry no promise of
@@ -35,10 +35,8 @@ mod stats;
 mod tokens;
 
 pub use call::{ApiCall, Endpoint};
-pub use faults::{Answer, Fault, Faults};
 pub use hook::Simulation;
 pub use options::{Options, TokenAlphabet};
-pub use record::CallRecord;
 pub use server::Sandbox;
 pub use stats::{CallCounts, SessionCount, Stats};
 

@@ -26,36 +26,36 @@ const MAX_DISTINCT: usize = 1_000_000;
 /// fingerprints within one run of the sandbox, and only there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CallRecord {
+pub(super) struct CallRecord {
     /// When the call arrived, in milliseconds since the sandbox started.
-    pub at_ms: u64,
+    pub(super) at_ms: u64,
     /// The endpoint that was called.
     #[serde(rename = "call")]
-    pub endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     /// The status of the answer; `None` if the connection was closed instead.
-    pub status: Option<u16>,
+    pub(super) status: Option<u16>,
     /// Fingerprint of the `Authorization` header.
-    pub authorization: Option<String>,
+    pub(super) authorization: Option<String>,
     /// Fingerprint of the token that was issued.
-    pub issued: Option<String>,
+    pub(super) issued: Option<String>,
     /// Id of the session that was made, or that a repeated call returned.
-    pub session_id: Option<String>,
+    pub(super) session_id: Option<String>,
     /// The `Idempotency-Key` header.
-    pub idempotency_key: Option<String>,
+    pub(super) idempotency_key: Option<String>,
     /// The `traceparent` header.
-    pub traceparent: Option<String>,
+    pub(super) traceparent: Option<String>,
     /// The `tracestate` header.
-    pub tracestate: Option<String>,
+    pub(super) tracestate: Option<String>,
     /// The requested lifetime of a token, in seconds.
-    pub ttl: Option<u64>,
+    pub(super) ttl: Option<u64>,
     /// The workflow of a session.
-    pub workflow_id: Option<String>,
+    pub(super) workflow_id: Option<String>,
     /// The user of a session.
-    pub external_user_id: Option<String>,
+    pub(super) external_user_id: Option<String>,
     /// The locale of a session.
-    pub locale: Option<String>,
+    pub(super) locale: Option<String>,
     /// The metadata of a session as it was sent, `externalUserId` included.
-    pub metadata: Option<Value>,
+    pub(super) metadata: Option<Value>,
 }
 
 impl CallRecord {

@@ -42,7 +42,7 @@ pub(super) async fn dispatch(
 
 impl Service {
     /// The endpoint that a request calls, if any. A hook receives calls below any prefix, so that
-    /// a test can tell callers apart by their base URL.
+    /// a test can identify callers by their base URL.
     fn endpoint(&self, request: &Request) -> Option<Endpoint> {
         if request.method() != Method::POST {
             return None;

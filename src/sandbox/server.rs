@@ -18,11 +18,9 @@ use super::{
     app::App,
     call::ApiCall,
     connection::{ClosableListener, CloseHandle},
-    faults::Faults,
     hook::{self, Hook, Simulation},
     log,
     options::Options,
-    record::CallRecord,
     routes::{self, Service},
     stats::Stats,
 };
@@ -35,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Clones are cheap. The sandbox stops when the last one is dropped.
 #[derive(Clone)]
 pub struct Sandbox {
-    app: Arc<App>,
+    pub(super) app: Arc<App>,
     server: Arc<Server>,
 }
 
@@ -120,31 +118,6 @@ impl Sandbox {
     /// Counts of calls, tokens, sessions and pages.
     pub fn stats(&self) -> Stats {
         self.app.stats()
-    }
-
-    /// The last API calls, oldest first: at most 10,000, or 32 MiB of headers and bodies.
-    pub fn calls(&self) -> Vec<CallRecord> {
-        self.app.backend().recorder.calls()
-    }
-
-    /// Forgets the recorded calls and the counts. Tokens and sessions stay.
-    pub fn reset(&self) {
-        self.app.reset_records();
-    }
-
-    /// The faults in effect, with the number of calls they still apply to.
-    pub fn faults(&self) -> Faults {
-        self.app.backend().admission.faults.clone()
-    }
-
-    /// Replaces all faults; [`Faults::default`] removes them.
-    pub fn set_faults(&self, faults: Faults) {
-        self.app.backend().admission.faults = faults;
-    }
-
-    /// Replaces the API key, and thereby revokes all tokens issued so far.
-    pub fn set_api_key(&self, api_key: impl Into<String>) {
-        self.app.backend().set_api_key(api_key.into());
     }
 
     /// Expires all tokens.

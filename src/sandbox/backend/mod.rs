@@ -28,8 +28,6 @@ const OTHER_REQUEST: Refusal = Refusal::new(
 /// The state that API calls change.
 pub(super) struct Backend {
     api_key: String,
-    /// Counts replacements of the API key; tokens of an earlier generation are revoked.
-    key_generation: u64,
     pub(super) rng: StdRng,
     pub(super) admission: Admission,
     pub(super) tokens: Tokens,
@@ -40,17 +38,11 @@ impl Backend {
     pub(super) fn new(options: &Options) -> Self {
         Self {
             api_key: options.api_key.clone(),
-            key_generation: 0,
             rng: options.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64),
             admission: Admission::default(),
             tokens: Tokens::new(),
             recorder: Recorder::default(),
         }
-    }
-
-    pub(super) fn set_api_key(&mut self, api_key: String) {
-        self.api_key = api_key;
-        self.key_generation += 1;
     }
 
     pub(super) fn issue_token(
@@ -65,7 +57,7 @@ impl Backend {
         }
         let expires_at = now + ttl?;
         let token = generate::token(options.token_alphabet, &mut self.rng);
-        self.tokens.add(&token, expires_at, self.key_generation, now);
+        self.tokens.add(&token, expires_at, now);
         self.recorder.counts.tokens_issued += 1;
         Ok(token)
     }
@@ -81,7 +73,7 @@ impl Backend {
     ) -> Result<StoredSession, Refusal> {
         let token = str::from_utf8(authorization).map_err(|_| NOT_LIVE)?;
         // Checked before the request, so that an unauthorized caller learns nothing about it.
-        if !self.tokens.is_live(token, self.key_generation, now) {
+        if !self.tokens.is_live(token, now) {
             return Err(NOT_LIVE);
         }
         let SessionRequest { user, workflow, locale } = request?;
@@ -89,7 +81,7 @@ impl Backend {
         let idempotency_key = idempotency_key.map(Into::into);
         let session = StoredSession { id, user, workflow, locale, idempotency_key };
         let honour = options.honour_idempotency_key;
-        match self.tokens.open(token, session, honour, self.key_generation, now) {
+        match self.tokens.open(token, session, honour, now) {
             Ok(Opened::New(session)) => {
                 self.recorder.counts.add_session(&session.user, &session.workflow);
                 Ok(session)

@@ -6,7 +6,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::sandbox::{Options, Sandbox};
+use crate::sandbox::{Options, Sandbox, faults::Faults, record::CallRecord};
 
 pub(super) const KEY: &str = Options::DEFAULT_API_KEY;
 
@@ -82,4 +82,12 @@ pub(super) async fn token(sandbox: &Sandbox) -> String {
     let response = post_token(sandbox).await;
     assert_eq!(response.status, Some(200));
     response.json()["authorization"].as_str().unwrap().to_owned()
+}
+
+pub(super) fn calls(sandbox: &Sandbox) -> Vec<CallRecord> {
+    sandbox.app.backend().recorder.calls()
+}
+
+pub(super) fn set_faults(sandbox: &Sandbox, faults: Faults) {
+    sandbox.app.backend().admission.faults = faults;
 }

@@ -20,8 +20,6 @@ pub(super) struct Tokens {
 
 struct StoredToken {
     expires_at: Instant,
-    /// The generation of the API key that issued it.
-    key_generation: u64,
     session: Option<StoredSession>,
 }
 
@@ -45,7 +43,7 @@ pub(super) enum Opened {
 /// Why a token opens no session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SessionError {
-    /// Unknown, expired, or issued with a key that was replaced.
+    /// Unknown or expired.
     NotLive,
     /// The token has opened its session.
     Used,
@@ -67,13 +65,7 @@ impl Tokens {
     }
 
     /// Adds a token, and drops those that expired some time ago.
-    pub(super) fn add(
-        &mut self,
-        token: &str,
-        expires_at: Instant,
-        key_generation: u64,
-        now: Instant,
-    ) {
+    pub(super) fn add(&mut self, token: &str, expires_at: Instant, now: Instant) {
         while let Some((expired_at, _)) = self.by_expiry.first()
             && (*expired_at + EXPIRED_KEPT <= now || self.tokens.len() >= self.max_tokens)
             && let Some((_, token)) = self.by_expiry.pop_first()
@@ -82,13 +74,13 @@ impl Tokens {
         }
         let token: Arc<str> = token.into();
         self.by_expiry.insert((expires_at, Arc::clone(&token)));
-        self.tokens.insert(token, StoredToken { expires_at, key_generation, session: None });
+        self.tokens.insert(token, StoredToken { expires_at, session: None });
     }
 
-    /// Whether a token was issued with the current key and has not expired.
-    pub(super) fn is_live(&self, token: &str, key_generation: u64, now: Instant) -> bool {
+    /// Whether a token was issued and has not expired.
+    pub(super) fn is_live(&self, token: &str, now: Instant) -> bool {
         let token = self.tokens.get(token);
-        token.is_some_and(|it| it.key_generation == key_generation && now < it.expires_at)
+        token.is_some_and(|it| now < it.expires_at)
     }
 
     /// Opens the one session of a live token.
@@ -100,10 +92,9 @@ impl Tokens {
         token: &str,
         session: StoredSession,
         honour_idempotency_key: bool,
-        key_generation: u64,
         now: Instant,
     ) -> Result<Opened, SessionError> {
-        if !self.is_live(token, key_generation, now) {
+        if !self.is_live(token, now) {
             return Err(SessionError::NotLive);
         }
         let Some(token) = self.tokens.get_mut(token) else {
