@@ -73,7 +73,7 @@ check-deploy: build ## Check deploy/: Kubernetes, alerts, dashboard, compose, sy
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --test chaos -- -D warnings
 	! command -v shellcheck >/dev/null || shellcheck -x scripts/* benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
 
 .PHONY: check-schema
