@@ -42,10 +42,7 @@ use crate::{
 /// Obtains sessions, at most one per user and workflow at a time.
 pub(crate) struct Handoff {
     calls: Calls,
-    cache: Cache,
     in_flight: SingleFlight<Result<Obtained, Failure>>,
-    metrics: Arc<Metrics>,
-    draining: CancellationToken,
 }
 
 /// A session for the request's user and workflow.
@@ -69,14 +66,8 @@ impl Handoff {
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Self {
-        let calls = Calls {
-            platform,
-            cache: cache.clone(),
-            retry,
-            metrics: Arc::clone(&metrics),
-            draining: draining.clone(),
-        };
-        Self { calls, cache, in_flight: SingleFlight::new(), metrics, draining }
+        let calls = Calls { platform, cache, retry, metrics, draining };
+        Self { calls, in_flight: SingleFlight::new() }
     }
 
     /// Obtains the session for a request: the cached one, one that another request is making, or a new one.
@@ -109,7 +100,7 @@ impl Handoff {
                             None => return Err(failure),
                         }
                     }
-                    _ if self.draining.is_cancelled() => return Err(Failure::Interrupted),
+                    _ if self.calls.draining.is_cancelled() => return Err(Failure::Interrupted),
                     // The link is too old for a renewal, or the leader failed for a reason of its own:
                     // join again, perhaps as the leader.
                     _ => {}
@@ -121,11 +112,11 @@ impl Handoff {
     /// Stamps the link that a renewal reuses, so that a redelivery of the renewal accepts it, too.
     /// Best effort: without the stamp, a redelivery makes another link.
     pub(crate) async fn stamp_renewal(&self, job: &Job<'_>) {
-        self.cache.add_stamp(&self.keys(job), &job.stamp()).await;
+        self.calls.cache.add_stamp(&self.keys(job), &job.stamp()).await;
     }
 
     fn keys(&self, job: &Job<'_>) -> Keys {
-        self.cache.keys(&job.request.user_id, &job.request.workflow_id)
+        self.calls.cache.keys(&job.request.user_id, &job.request.workflow_id)
     }
 
     /// Returns the cached link, or takes the lease and makes a new one. One worker at a time has the lease.
@@ -143,11 +134,11 @@ impl Handoff {
             Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
         // Reserve a rate permit early: without a cached link, a platform call comes next.
         budget.ticket.reserve(Call::Token);
-        let mut lease_wait = LeaseWait::new(&self.metrics);
+        let mut lease_wait = LeaseWait::new(&self.calls.metrics);
         loop {
             job.check_deadline()?;
             let claimed_at = Instant::now();
-            match self.cache.claim(keys, &stamp, &freshness).await {
+            match self.calls.cache.claim(keys, &stamp, &freshness).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
                     return Ok(Obtained { session, reused: true, not_before });
@@ -268,7 +259,10 @@ impl Handoff {
                         || (stopped.blames_token() && !replaced) =>
                 {
                     replaced = true;
-                    self.metrics.platform.retried(Call::Session, CallError::Unauthorized.label());
+                    self.calls
+                        .metrics
+                        .platform
+                        .retried(Call::Session, CallError::Unauthorized.label());
                 }
                 Err(stopped) => return Err(stopped),
             }
