@@ -14,8 +14,8 @@ use serde::Deserialize;
 
 use crate::{
     broker::{
-        BrokerError, Connection, PublishError, Publisher, QueueCounts, Role, Topology, rpc,
-        short_string,
+        BrokerError, Connection, PublishError, Publisher, QueueCounts, Role, Topology,
+        queue_counts, rpc, short_string,
     },
     config::BrokerSettings,
     message::{FAILED, READY, REQUESTED},
@@ -69,20 +69,20 @@ impl Client {
     pub(crate) async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = Connection::open(&settings.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(settings));
-        topology.ensure(connection.lapin()).await?;
-        let subscribed = subscribe(connection.lapin(), topology.event_exchange());
+        topology.ensure(&connection.lapin).await?;
+        let subscribed = subscribe(&connection.lapin, &topology.event_exchange);
         let events = rpc("subscribe to events", subscribed).await?;
-        let request_exchange = topology.request_exchange().to_owned();
+        let request_exchange = topology.request_exchange.clone();
         // Not exported: a command serves no metrics.
         let metrics = Metrics::new();
         let publisher =
-            Publisher::new(Arc::clone(connection.lapin()), topology, CONCURRENCY, metrics);
+            Publisher::new(Arc::clone(&connection.lapin), topology, CONCURRENCY, metrics);
         Ok(Self { connection, publisher, request_exchange, events })
     }
 
     /// Counts the consumers and messages of the request queue.
     pub(crate) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
-        self.publisher.topology().request_queue_counts(self.connection.lapin()).await
+        queue_counts(&self.connection.lapin, self.publisher.topology().request_queue()).await
     }
 
     /// A handle that publishes while this client waits for events.

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 /// A consuming channel and the state of its deliveries.
 pub(super) struct Acks {
-    channel: Channel,
-    ledger: Mutex<Ledger>,
+    pub(super) channel: Channel,
+    pub(super) ledger: Mutex<Ledger>,
     pending: Notify,
 }
 
@@ -22,20 +22,6 @@ impl Acks {
     /// Acks are sent by [`Self::run`] or [`Self::send_pending`] only.
     pub(super) fn new(channel: Channel) -> Arc<Self> {
         Arc::new(Self { channel, ledger: Mutex::default(), pending: Notify::new() })
-    }
-
-    pub(super) fn channel(&self) -> &Channel {
-        &self.channel
-    }
-
-    /// Records a delivery. Must be called in the order of delivery tags.
-    pub(super) fn delivered(&self, tag: u64) {
-        self.ledger.lock().delivered(tag);
-    }
-
-    /// Records that a delivery was settled by its own ack, nack or reject.
-    pub(super) fn settled(&self, tag: u64) {
-        self.ledger.lock().settled(tag);
     }
 
     /// Queues an ack. Returns `false` if the channel is closed.
@@ -77,19 +63,19 @@ struct Ack {
 
 /// Which deliveries of a channel are unsettled, and which have a pending ack.
 #[derive(Debug, Default)]
-struct Ledger {
+pub(super) struct Ledger {
     unsettled: BTreeSet<u64>,
     pending: Vec<u64>,
     latest: u64,
     /// The first delivery tag that was skipped.
-    ///
     /// lapin should pass on every delivery. If it ever loses one, no `multiple` ack may cover it,
     /// so each later delivery is acked individually.
     missing: Option<u64>,
 }
 
 impl Ledger {
-    fn delivered(&mut self, tag: u64) {
+    /// Records a delivery. Must be called in the order of delivery tags.
+    pub(super) fn delivered(&mut self, tag: u64) {
         if tag != self.latest + 1 {
             self.missing.get_or_insert(self.latest + 1);
         }
@@ -97,7 +83,8 @@ impl Ledger {
         self.unsettled.insert(tag);
     }
 
-    fn settled(&mut self, tag: u64) {
+    /// Records that a delivery was settled by its own ack, nack or reject.
+    pub(super) fn settled(&mut self, tag: u64) {
         self.unsettled.remove(&tag);
     }
 

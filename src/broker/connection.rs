@@ -12,23 +12,16 @@ use tokio::{runtime::Handle, time::timeout};
 use url::Url;
 
 use super::{
+    amqp::rpc,
     error::BrokerError,
     socket::{self, Socket},
 };
 
-/// Limit of name resolution, TCP, TLS and the AMQP handshake together.
-///
-/// RabbitMQ's `handshake_timeout` is as long. lapin 4.12 has no limit: it ignores
-/// `?connection_timeout=` when it connects asynchronously, and a silent peer holds the handshake
-/// indefinitely (not reported upstream).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit of an orderly close. After it the socket is shut down.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The AMQP heartbeat in seconds.
-///
 /// lapin ends a connection that was silent for twice as long.
 const HEARTBEAT: &str = "10";
-
 /// How often waiting code checks whether its connection is still open.
 pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -39,7 +32,6 @@ pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameMax {
     /// Enough for the headers of nearly all messages, which must fit into one frame.
-    ///
     /// Bodies may span several frames.
     Small,
     /// What RabbitMQ proposes.
@@ -72,16 +64,14 @@ impl Role {
             Self::Consumer(FrameMax::Small) => Some("8192"),
             // Larger than the consumer's: a copy has the headers of its delivery and more.
             Self::Publisher(FrameMax::Small) => Some("20480"),
-            Self::Consumer(FrameMax::Server) | Self::Publisher(FrameMax::Server) | Self::Client => {
-                None
-            }
+            _ => None,
         }
     }
 }
 
 /// A connection to RabbitMQ. Dropping it closes it, too.
 pub(crate) struct Connection {
-    inner: Arc<lapin::Connection>,
+    pub(crate) lapin: Arc<lapin::Connection>,
     socket: Option<Socket>,
 }
 
@@ -92,33 +82,28 @@ impl Connection {
             .with_connection_name(LongString::from(role.name()))
             .with_client_property("product".into(), LongString::from("handoff"))
             .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
-        let operation = "connect to RabbitMQ";
         let Ok(uri) = with_parameters(url, role.frame_max()).parse::<AMQPUri>() else {
             return Err(BrokerError::new("the RabbitMQ URL is invalid: check HANDOFF_AMQP_URL"));
         };
-        match timeout(CONNECT_TIMEOUT, socket::open(uri, properties)).await {
-            Ok(Ok((connection, socket))) => {
-                Ok(Self { inner: Arc::new(connection), socket: Some(socket) })
-            }
-            Ok(Err(error)) => Err(BrokerError::during(operation, &error)),
-            Err(_) => Err(BrokerError::timeout(operation)),
-        }
-    }
-
-    pub(crate) fn lapin(&self) -> &Arc<lapin::Connection> {
-        &self.inner
+        // `rpc` limits name resolution, TCP, TLS and the AMQP handshake together to 10 s, like
+        // RabbitMQ's `handshake_timeout`. lapin 4.12 has no limit: it ignores
+        // `?connection_timeout=` when it connects asynchronously, and a silent peer holds the
+        // handshake indefinitely (not reported upstream).
+        let (connection, socket) =
+            rpc("connect to RabbitMQ", socket::open(uri, properties)).await?;
+        Ok(Self { lapin: Arc::new(connection), socket: Some(socket) })
     }
 
     /// Closes the connection, within 1 s.
     pub(crate) async fn close(mut self) {
-        close(Arc::clone(&self.inner), self.socket.take()).await;
+        close(Arc::clone(&self.lapin), self.socket.take()).await;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         if let (Some(socket), Ok(runtime)) = (self.socket.take(), Handle::try_current()) {
-            runtime.spawn(close(Arc::clone(&self.inner), Some(socket)));
+            runtime.spawn(close(Arc::clone(&self.lapin), Some(socket)));
         }
     }
 }
@@ -130,7 +115,6 @@ async fn close(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
 }
 
 /// The URL with our `frame_max`, and with our heartbeat unless it sets one.
-///
 /// A `frame_max` in the URL is ignored: with a smaller one, a delivery with large headers would break
 /// every connection until RabbitMQ dead-letters it, and copies would lose headers.
 fn with_parameters(url: &SecretString, frame_max: Option<&str>) -> String {

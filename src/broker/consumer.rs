@@ -13,11 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     acks::Acks,
+    amqp::{RPC_TIMEOUT, object_name, rpc},
     delivery::Delivery,
     error::BrokerError,
     log,
-    rpc::{RPC_TIMEOUT, rpc},
-    values::object_name,
 };
 
 /// A consumer of the request queue, on its own channel.
@@ -58,7 +57,7 @@ impl Consumer {
     /// Replaces the consumer: RabbitMQ applies `basic.qos` to consumers started after it.
     pub(crate) async fn set_prefetch(&mut self, prefetch: u16) -> Result<(), BrokerError> {
         let consumer = rpc(&operation(&self.queue), async {
-            let channel = self.acks.channel();
+            let channel = &self.acks.channel;
             channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()).await?;
             consume(channel, &self.queue, prefetch).await
         })
@@ -73,9 +72,7 @@ impl Consumer {
 
     /// Waits for the next delivery, however long the queue is empty.
     ///
-    /// # Errors
-    /// The consumer ended: the channel was closed, or the queue was deleted. The end of lapin's
-    /// stream is a fault, not an empty queue.
+    /// The end of lapin's stream is a fault: the channel was closed, or the queue was deleted.
     pub(crate) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let next = self.deliveries.next().await;
         self.ended = !matches!(next, Some(Ok(_)));
@@ -90,16 +87,18 @@ impl Consumer {
 
     /// Whether its deliveries can still be settled.
     pub(super) fn is_open(&self) -> bool {
-        self.acks.channel().status().connected()
+        self.acks.channel.status().connected()
     }
 
     /// Stops consuming and requeues the deliveries that were prefetched but not taken.
-    pub(super) async fn stop(&mut self) {
+    ///
+    /// Deliveries in flight can still be settled.
+    pub(crate) async fn stop(&mut self) {
         if self.ended {
             return;
         }
         let stop = async {
-            let channel = self.acks.channel();
+            let channel = &self.acks.channel;
             let cancelled = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
             if cancelled.await.is_err() {
                 return; // The channel is closed, so RabbitMQ requeues every unsettled delivery.
@@ -117,7 +116,7 @@ impl Consumer {
     /// Closes the channel after RabbitMQ has processed every settlement on it.
     pub(super) async fn close(self) {
         self.acks.send_pending();
-        let _ = self.acks.channel().close(200, "done".into()).await;
+        let _ = self.acks.channel.close(200, "done".into()).await;
     }
 }
 

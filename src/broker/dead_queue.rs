@@ -12,20 +12,19 @@ use std::{
 
 use lapin::{
     options::{BasicGetOptions, BasicNackOptions},
-    types::{AMQPValue, FieldTable},
+    types::FieldTable,
 };
 use tokio::time::timeout;
 
 use super::{
     acks::Acks,
+    amqp::{RPC_TIMEOUT, object_name, open_channel, rpc},
     connection::{Connection, Role},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::{BrokerError, PublishError},
     publisher::Publisher,
     republish::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
-    rpc::{RPC_TIMEOUT, open_channel, rpc},
-    topology::Topology,
-    values::object_name,
+    topology::{Topology, queue_counts},
 };
 use crate::{
     config::BrokerSettings,
@@ -38,16 +37,15 @@ pub(crate) struct DeadQueue {
     connection: Connection,
     acks: Arc<Acks>,
     publisher: Publisher,
-    /// Dead letters of the first count that are not received yet.
-    ///
+    /// How many dead letters of the first count [`Self::next`] will still return.
     /// Later arrivals stay in the queue.
-    remaining: u32,
+    pub(crate) remaining: u32,
     last_tag: Option<u64>,
 }
 
 /// A received, unsettled dead letter.
 pub(crate) struct DeadLetter {
-    delivery: Delivery,
+    pub(crate) delivery: Delivery,
 }
 
 impl DeadQueue {
@@ -55,24 +53,19 @@ impl DeadQueue {
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = Connection::open(&settings.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(settings));
-        let remaining = topology.count_dead_letters(connection.lapin()).await?;
-        let acks = Acks::new(open_channel(connection.lapin()).await?);
+        let remaining = queue_counts(&connection.lapin, topology.dead_queue()).await?.messages;
+        let acks = Acks::new(open_channel(&connection.lapin).await?);
         // Never exposed: a command has no /metrics.
         let metrics = Metrics::new();
-        let publisher = Publisher::new(Arc::clone(connection.lapin()), topology, 1, metrics);
+        let publisher = Publisher::new(Arc::clone(&connection.lapin), topology, 1, metrics);
         Ok(Self { connection, acks, publisher, remaining, last_tag: None })
-    }
-
-    /// How many dead letters [`Self::next`] will still return.
-    pub(crate) fn remaining(&self) -> u32 {
-        self.remaining
     }
 
     /// Receives the next dead letter, or `None` after as many as there were at first.
     pub(crate) async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
         let Some(remaining) = self.remaining.checked_sub(1) else { return Ok(None) };
         let queue = object_name(self.publisher.topology().dead_queue())?;
-        let get = self.acks.channel().basic_get(queue, BasicGetOptions::default());
+        let get = self.acks.channel.basic_get(queue, BasicGetOptions::default());
         let message = rpc("get a message from the dead queue", get).await?;
         self.remaining = if message.is_some() { remaining } else { 0 };
         Ok(message.map(|message| {
@@ -83,10 +76,7 @@ impl DeadQueue {
 
     /// Moves a dead letter to the request queue, with its attempts reset.
     ///
-    /// Acks the dead letter once RabbitMQ has confirmed its copy.
-    ///
-    /// # Errors
-    /// RabbitMQ did not confirm. The dead letter stays in its queue.
+    /// Acks the dead letter once RabbitMQ has confirmed its copy; otherwise it stays in its queue.
     pub(crate) async fn replay(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         let request_id = letter.request_id().map(RequestId::new);
         let frame_max = self.publisher.frame_max();
@@ -96,11 +86,9 @@ impl DeadQueue {
         self.discard(letter).await
     }
 
-    /// Leaves a dead letter in its queue.
+    /// Leaves a dead letter in its queue, even after an error.
     ///
-    /// # Errors
-    /// It was close to the delivery limit, and RabbitMQ did not confirm its copy. It stays in its
-    /// queue.
+    /// Fails if it was close to the delivery limit and RabbitMQ did not confirm its copy.
     pub(crate) async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         if letter.delivery.redeliveries() < SUSPECT_REDELIVERIES {
             return Ok(());
@@ -112,24 +100,19 @@ impl DeadQueue {
         Ok(())
     }
 
-    /// Removes a dead letter for good.
-    ///
-    /// # Errors
-    /// The connection is lost. The dead letter stays in its queue.
+    /// Removes a dead letter for good, unless the connection is lost.
     pub(crate) async fn discard(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         if letter.delivery.ack_flushed().await { Ok(()) } else { Err(PublishError::Disconnected) }
     }
 
     /// Requeues every unsettled dead letter and closes the connection.
     pub(crate) async fn close(self) {
-        let requeue = async {
-            if let Some(tag) = self.last_tag {
-                let options = BasicNackOptions { multiple: true, requeue: true };
-                let _ = self.acks.channel().basic_nack(tag, options).await;
-            }
-        };
-        // After the timeout, RabbitMQ requeues them when the connection closes.
-        let _ = timeout(RPC_TIMEOUT, requeue).await;
+        if let Some(tag) = self.last_tag {
+            let options = BasicNackOptions { multiple: true, requeue: true };
+            let requeue = self.acks.channel.basic_nack(tag, options);
+            // After the timeout, RabbitMQ requeues them when the connection closes.
+            let _ = timeout(RPC_TIMEOUT, requeue).await;
+        }
         self.connection.close().await;
     }
 }
@@ -138,21 +121,17 @@ impl DeadLetter {
     /// The request's id, from the worker's header, the body or the properties.
     pub(crate) fn request_id(&self) -> Option<String> {
         let delivery = &self.delivery;
+        let decoded = || decode_request(delivery.body(), usize::MAX, Some("any")).id;
         let header = delivery.request_id_header().map(str::to_owned);
         header
-            .or_else(|| {
-                let decoded = decode_request(delivery.body(), usize::MAX, Some("any"));
-                decoded.id.map(|id| id.as_str().to_owned())
-            })
+            .or_else(|| decoded().map(|id| id.as_str().to_owned()))
             .or_else(|| delivery.message_id().map(str::to_owned))
     }
 
     /// The worker's `reason.code`, or RabbitMQ's reason if RabbitMQ dead-lettered it.
     pub(crate) fn reason(&self) -> Option<String> {
-        self.text(REASON).or_else(|| match self.death()?.inner().get("reason")? {
-            AMQPValue::LongString(reason) => Some(reason.to_string()),
-            _ => None,
-        })
+        self.text(REASON)
+            .or_else(|| Some(self.death()?.inner().get("reason")?.as_long_string()?.to_string()))
     }
 
     /// The worker's message for people, if the worker dead-lettered it.
@@ -160,32 +139,12 @@ impl DeadLetter {
         self.text(DETAIL)
     }
 
-    /// Attempts made.
-    pub(crate) fn attempts(&self) -> u32 {
-        self.delivery.previous_attempts()
-    }
-
-    /// When it was dead-lettered.
     pub(crate) fn failed_at(&self) -> Option<SystemTime> {
         if let Some(text) = self.text(FAILED_AT) {
             return parse_date_time(&text);
         }
-        match self.death()?.inner().get("time")? {
-            AMQPValue::Timestamp(seconds) => {
-                SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))
-            }
-            _ => None,
-        }
-    }
-
-    /// Drops the body, so that many can be held in memory.
-    #[must_use]
-    pub(crate) fn without_body(self) -> Self {
-        Self { delivery: self.delivery.without_body() }
-    }
-
-    pub(crate) fn message(&self) -> &Delivery {
-        &self.delivery
+        let seconds = self.death()?.inner().get("time")?.as_timestamp()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -195,12 +154,7 @@ impl DeadLetter {
 
     /// RabbitMQ's record of the latest dead-lettering.
     fn death(&self) -> Option<&FieldTable> {
-        match self.delivery.headers()?.inner().get("x-death")? {
-            AMQPValue::FieldArray(deaths) => match deaths.as_slice().first()? {
-                AMQPValue::FieldTable(death) => Some(death),
-                _ => None,
-            },
-            _ => None,
-        }
+        let deaths = self.delivery.headers()?.inner().get("x-death")?.as_array()?;
+        deaths.as_slice().first()?.as_field_table()
     }
 }

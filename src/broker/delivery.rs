@@ -22,12 +22,10 @@ use super::{
 };
 
 /// Limit of writing an ack.
-///
 /// lapin 4.12 can lose a write when its connection ends, and then never completes its future
 /// (amqp-rs/lapin#409, open, reports it for publishes).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Redeliveries after which a message may be a poison message.
-///
 /// Half of the delivery limit: ours of 20 on the request queue, and RabbitMQ's default of 20 on
 /// every quorum queue since 4.0.
 pub(crate) const SUSPECT_REDELIVERIES: u32 = 10;
@@ -42,13 +40,13 @@ pub(crate) struct Delivery {
 
 impl Delivery {
     pub(super) fn new(inner: lapin::message::Delivery, acks: &Arc<Acks>) -> Self {
-        acks.delivered(inner.delivery_tag);
+        acks.ledger.lock().delivered(inner.delivery_tag);
         Self { inner, acks: Arc::clone(acks), settled: AtomicBool::new(false) }
     }
 
-    pub(super) fn without_body(mut self) -> Self {
+    /// Frees the body, so that many deliveries can be held in memory.
+    pub(crate) fn drop_body(&mut self) {
         self.inner.data = Vec::new();
-        self
     }
 
     pub(crate) fn body(&self) -> &[u8] {
@@ -73,9 +71,8 @@ impl Delivery {
 
     /// The request id that a retry copy carries in its headers.
     pub(crate) fn request_id_header(&self) -> Option<&str> {
-        self.header(REQUEST_ID)
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .filter(|id| !id.is_empty())
+        let id = std::str::from_utf8(self.header(REQUEST_ID)?).ok()?;
+        (!id.is_empty()).then_some(id)
     }
 
     /// Attempts made on earlier deliveries of this request.
@@ -136,9 +133,9 @@ impl Delivery {
         if self.mark_settled() {
             return false;
         }
-        let ack = self.acks.channel().basic_ack(self.tag(), BasicAckOptions::default());
+        let ack = self.acks.channel.basic_ack(self.tag(), BasicAckOptions::default());
         let written = timeout(WRITE_TIMEOUT, ack).await;
-        self.acks.settled(self.tag());
+        self.acks.ledger.lock().settled(self.tag());
         matches!(written, Ok(Ok(())))
     }
 
@@ -148,7 +145,7 @@ impl Delivery {
     /// (rabbitmq-website#2508). Up to 4.2 it counts both.
     pub(crate) fn requeue(&self) {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        self.settle(|| self.acks.channel().basic_nack(self.tag(), options));
+        self.settle(|| self.acks.channel.basic_nack(self.tag(), options));
     }
 
     /// Returns it to its queue as a suspected poison message.
@@ -157,16 +154,15 @@ impl Delivery {
     /// dead-letters the message when the limit is reached.
     pub(crate) fn reject(&self) {
         let options = BasicRejectOptions { requeue: true };
-        self.settle(|| self.acks.channel().basic_reject(self.tag(), options));
+        self.settle(|| self.acks.channel.basic_reject(self.tag(), options));
     }
 
     /// Sends a nack or reject without waiting for the write.
-    ///
     /// The first poll queues the frame; lapin's own `Acker` would spawn a task for that.
     fn settle<F: Future<Output = lapin::Result<()>>>(&self, send: impl FnOnce() -> F) {
         if !self.mark_settled() {
             let _ = send().now_or_never();
-            self.acks.settled(self.tag());
+            self.acks.ledger.lock().settled(self.tag());
         }
     }
 

@@ -20,7 +20,6 @@ pub(crate) struct BrokerError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BrokerErrorKind {
-    /// An operation failed.
     Operation,
     /// A connection in use was lost …
     ConnectionLost,
@@ -58,7 +57,6 @@ impl BrokerError {
         Self { kind, ..Self::new(format!("{what}: {}", cause(error))) }
     }
 
-    /// Whether a connection was lost while in use.
     pub(crate) fn is_connection_lost(&self) -> bool {
         self.kind != BrokerErrorKind::Operation
     }
@@ -117,31 +115,16 @@ impl PublishError {
     }
 }
 
-/// The soft errors that answer a declaration or a publish. Each closes its channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SoftError {
-    /// The object exists with other arguments.
-    PreconditionFailed,
-    /// The object does not exist.
-    NotFound,
-    /// The user lacks a permission.
-    AccessRefused,
-}
-
-pub(super) fn soft_error(error: &lapin::Error) -> Option<SoftError> {
+/// The soft error that answers a declaration or a publish. It closes its channel.
+pub(super) fn soft_error(error: &lapin::Error) -> Option<&AMQPSoftError> {
     let ErrorKind::ProtocolError(error) = error.kind() else { return None };
     match error.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => {
-            Some(SoftError::PreconditionFailed)
-        }
-        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Some(SoftError::NotFound),
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Some(SoftError::AccessRefused),
-        _ => None,
+        AMQPErrorKind::Soft(error) => Some(error),
+        AMQPErrorKind::Hard(_) => None,
     }
 }
 
 /// What a lapin error means, in one phrase.
-///
 /// Passes on RabbitMQ's own texts and the kinds of I/O errors, which hold no secret. lapin's other
 /// texts might, so they are replaced.
 pub(super) fn cause(error: &lapin::Error) -> String {

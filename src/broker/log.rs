@@ -12,7 +12,7 @@ const HEADERS_TOO_LARGE: &str =
     "headers too large for one frame; dropped the largest from the copy";
 
 static PUBLISH_NOT_CONFIRMED_LIMIT: LogLimit = LogLimit::new(PUBLISH_NOT_CONFIRMED, 1);
-static PUBLISHING_BLOCKED_LIMIT: LogLimit = LogLimit::new(PUBLISHING_BLOCKED, 3);
+pub(super) static PUBLISHING_BLOCKED_LIMIT: LogLimit = LogLimit::new(PUBLISHING_BLOCKED, 3);
 static HEADERS_TOO_LARGE_LIMIT: LogLimit = LogLimit::new(HEADERS_TOO_LARGE, 1);
 
 pub(super) fn publish_not_confirmed(request_id: &RequestId, error: &PublishError) {
@@ -36,23 +36,14 @@ pub(super) fn prefetch_raised(prefetch: u16) {
     tracing::debug!(prefetch, "prefetch raised");
 }
 
-/// Whether RabbitMQ blocks publishing on a connection, as logged.
-pub(super) struct PublishingLog(Outage);
-
-impl PublishingLog {
-    pub(super) fn new() -> Self {
-        Self(Outage::new(&PUBLISHING_BLOCKED_LIMIT))
+pub(super) fn publishing_blocked(outage: &mut Outage) {
+    if outage.report_down() {
+        tracing::warn!("{PUBLISHING_BLOCKED}");
     }
+}
 
-    pub(super) fn blocked(&mut self) {
-        if self.0.report_down() {
-            tracing::warn!("{PUBLISHING_BLOCKED}");
-        }
-    }
-
-    pub(super) fn unblocked(&mut self) {
-        if self.0.report_up() {
-            tracing::info!("publishing unblocked by RabbitMQ; resumed");
-        }
+pub(super) fn publishing_unblocked(outage: &mut Outage) {
+    if outage.report_up() {
+        tracing::info!("publishing unblocked by RabbitMQ; resumed");
     }
 }

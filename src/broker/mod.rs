@@ -1,6 +1,7 @@
 //! RabbitMQ: connections, topology, consuming, settling and publishing.
 
 mod acks;
+mod amqp;
 mod connection;
 mod consumer;
 mod dead_queue;
@@ -10,25 +11,25 @@ mod log;
 mod pipeline;
 mod publisher;
 mod republish;
-mod rpc;
 mod server_properties;
 mod session;
 mod settle;
 mod socket;
 mod topology;
-mod values;
 
 pub(crate) use self::{
+    amqp::{rpc, short_string},
     connection::{Connection, FrameMax, Role},
     dead_queue::{DeadLetter, DeadQueue},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::BrokerError,
     republish::Tried,
-    rpc::rpc,
     server_properties::{ServerProperties, server_properties},
-    session::{BrokerSession, ConsumerCount},
+    session::BrokerSession,
     settle::{Settled, Settlement, settle, until_confirmed},
-    topology::{Difference, ObjectKind, ObjectState, QueueCounts, SurveyedObject, TopologySurvey},
-    values::short_string,
+    topology::{
+        Difference, ObjectKind, ObjectState, QueueCounts, SurveyedObject, TopologySurvey,
+        queue_counts,
+    },
 };
 pub use self::{error::PublishError, publisher::Publisher, topology::Topology};

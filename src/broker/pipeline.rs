@@ -54,10 +54,7 @@ pub(super) enum PublishOutcome {
     Undecided,
 }
 
-struct Publish {
-    message: Message,
-    outcome: oneshot::Sender<PublishOutcome>,
-}
+type Publish = (Message, oneshot::Sender<PublishOutcome>);
 
 /// A handle for publishing on the channel, which closes with the last handle.
 #[derive(Clone)]
@@ -77,7 +74,7 @@ impl Pipeline {
 
     pub(super) async fn publish(&self, message: Message) -> PublishOutcome {
         let (outcome, received) = oneshot::channel();
-        if self.0.send(Publish { message, outcome }).is_err() {
+        if self.0.send((message, outcome)).is_err() {
             return PublishOutcome::Undecided;
         }
         received.await.unwrap_or(PublishOutcome::Undecided)
@@ -95,7 +92,7 @@ struct Completed {
 async fn run(channel: Channel, mut publishes: mpsc::UnboundedReceiver<Publish>) {
     let mut in_flight = FuturesUnordered::new();
     let mut completed: Vec<Completed> = Vec::new();
-    let drain = Drain::default();
+    let woken = Arc::<Woken>::default();
     let mut returns = Returns::default();
     loop {
         tokio::select! {
@@ -113,7 +110,7 @@ async fn run(channel: Channel, mut publishes: mpsc::UnboundedReceiver<Publish>) 
         }
         // A return may have come with any earlier confirm, so all ready ones are noted before
         // deciding.
-        drain.drain_ready(&mut in_flight, &mut completed);
+        drain_ready(&woken, &mut in_flight, &mut completed);
         for publish in &completed {
             returns.note(&publish.confirm);
         }
@@ -127,10 +124,6 @@ async fn run(channel: Channel, mut publishes: mpsc::UnboundedReceiver<Publish>) 
     }
 }
 
-/// Takes every ready future out of a `FuturesUnordered`.
-#[derive(Default)]
-struct Drain(Arc<Woken>);
-
 /// Set when a future became ready, or when `FuturesUnordered` yielded.
 #[derive(Default)]
 struct Woken(AtomicBool);
@@ -141,26 +134,29 @@ impl Wake for Woken {
     }
 }
 
-impl Drain {
-    fn drain_ready<F: Future>(&self, from: &mut FuturesUnordered<F>, into: &mut Vec<F::Output>) {
-        let waker = Waker::from(Arc::clone(&self.0));
-        let mut context = Context::from_waker(&waker);
-        loop {
-            self.0.0.store(false, Ordering::SeqCst);
-            match from.poll_next_unpin(&mut context) {
-                Poll::Ready(Some(output)) => into.push(output),
-                Poll::Ready(None) => return,
-                // `FuturesUnordered` returns `Pending` after a number of polls and wakes itself,
-                // and a future may have become ready since it was polled.
-                Poll::Pending if self.0.0.load(Ordering::SeqCst) => {}
-                Poll::Pending => return,
-            }
+/// Takes every ready future out of a `FuturesUnordered`.
+fn drain_ready<F: Future>(
+    woken: &Arc<Woken>,
+    from: &mut FuturesUnordered<F>,
+    into: &mut Vec<F::Output>,
+) {
+    let waker = Waker::from(Arc::clone(woken));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        woken.0.store(false, Ordering::SeqCst);
+        match from.poll_next_unpin(&mut context) {
+            Poll::Ready(Some(output)) => into.push(output),
+            Poll::Ready(None) => return,
+            // `FuturesUnordered` returns `Pending` after a number of polls and wakes itself,
+            // and a future may have become ready since it was polled.
+            Poll::Pending if woken.0.load(Ordering::SeqCst) => {}
+            Poll::Pending => return,
         }
     }
 }
 
 /// Sends a message and waits for its confirm.
-async fn send(channel: &Channel, Publish { message, outcome }: Publish) -> Completed {
+async fn send(channel: &Channel, (message, outcome): Publish) -> Completed {
     let Message { exchange, routing_key, properties, body } = message;
     let message_id = properties.message_id().clone();
     let sent = channel.basic_publish(exchange, routing_key, MANDATORY, &body, properties).await;
@@ -202,9 +198,8 @@ impl Returns {
             Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => {
                 PublishOutcome::Failed(PublishError::Refused)
             }
-            Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) | Err(_) => {
-                PublishOutcome::Undecided
-            }
+            // The confirm carries another message's return, or the channel broke.
+            Ok(_) | Err(_) => PublishOutcome::Undecided,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, options::ConfirmSelectOptions,
-    types::FieldTable,
+    protocol::AMQPSoftError, types::FieldTable,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -24,11 +24,11 @@ use tokio::{
 };
 
 use super::{
+    amqp::{long_string, short_string},
     connection::STATUS_INTERVAL,
-    error::{BrokerError, PublishError, SoftError, cause, soft_error},
+    error::{BrokerError, PublishError, cause, soft_error},
     pipeline::{MANDATORY, Message, Pipeline, PublishOutcome},
-    topology::{QueueCounts, Topology},
-    values::{long_string, short_string},
+    topology::{Topology, queue_counts},
 };
 use crate::{
     message::{Event, READY, TraceContext},
@@ -41,7 +41,6 @@ use crate::{
 /// Limit of the channel pool. More are no faster: RabbitMQ confirms in batches.
 const MAX_CHANNELS: u16 = 64;
 /// Limit of one publish, from opening a channel to the confirm.
-///
 /// Longer than two heartbeats (20 s), so that a dead connection is reported as
 /// [`PublishError::Disconnected`].
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,8 +82,9 @@ impl Publisher {
         &self.0.topology
     }
 
-    pub(super) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
-        self.0.topology.request_queue_counts(&self.0.connection).await
+    /// Counts the consumers of the request queue, this worker's included.
+    pub(crate) async fn consumer_count(&self) -> Result<u32, BrokerError> {
+        Ok(queue_counts(&self.0.connection, self.0.topology.request_queue()).await?.consumers)
     }
 
     /// The negotiated `frame_max` in bytes.
@@ -103,7 +103,7 @@ impl Publisher {
         correlation_id: &str,
         span: &Span<'_>,
     ) -> Result<(), PublishError> {
-        let exchange = self.0.topology.event_exchange();
+        let exchange = &self.0.topology.event_exchange;
         let mut span = span.event(exchange, event.kind, &event.id);
         let kind = if event.kind == READY { PublishKind::Ready } else { PublishKind::Failed };
         let started = Instant::now();
@@ -215,15 +215,12 @@ impl Publisher {
         body: &[u8],
     ) -> Result<(), PublishError> {
         let first = self.attempt(exchange, routing_key, properties.clone(), body).await;
-        // On the default exchange, unroutable means that the queue does not exist. On the event
-        // exchange it means that no application has bound a queue, which declaring does not change.
-        let deleted = match &first {
-            Err(PublishError::ExchangeMissing) => true,
-            Err(PublishError::Unroutable) => exchange.is_empty(),
-            _ => false,
-        };
-        if !deleted {
-            return first;
+        match first {
+            Err(PublishError::ExchangeMissing) => {}
+            // On the default exchange, unroutable means that the queue does not exist; on the event
+            // exchange, that no application has bound one, which declaring does not change.
+            Err(PublishError::Unroutable) if exchange.is_empty() => {}
+            _ => return first,
         }
         let declared = self.0.topology.ensure(&self.0.connection).await;
         declared.map_err(|error| PublishError::ChannelClosed(error.to_string()))?;
@@ -288,7 +285,7 @@ impl Publisher {
     }
 
     fn publish_error(&self, error: &lapin::Error) -> PublishError {
-        if soft_error(error) == Some(SoftError::NotFound) {
+        if soft_error(error) == Some(&AMQPSoftError::NOTFOUND) {
             PublishError::ExchangeMissing
         } else if self.0.connection.status().connected() {
             PublishError::ChannelClosed(cause(error))

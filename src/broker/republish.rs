@@ -1,13 +1,16 @@
 //! The properties of a copy: a retry copy, a dead letter or a replay.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::time::SystemTime;
 
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::{log, values::long_string};
+use super::{
+    amqp::{long_string, without},
+    log,
+};
 use crate::message::{FailedReason, RequestId, format_date_time};
 
 /// On each copy: the request's id.
@@ -28,7 +31,6 @@ pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 const MAX_REQUEST_ID: usize = 4 * 1024;
 
 /// RabbitMQ's own headers.
-///
 /// RabbitMQ interprets the `x-death` of a published message (rabbitmq-server#11339): if it names
 /// the queue that a copy expires into, RabbitMQ assumes a dead-letter cycle and drops the copy.
 const BROKER_HEADERS: [&str; 8] = [
@@ -47,7 +49,6 @@ const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
 const FAILURE_HEADERS: [&str; 3] = [REASON, DETAIL, FAILED_AT];
 
 /// Bytes of a frame that are kept free of the producer's headers.
-///
 /// For our headers, the other properties, and what RabbitMQ adds when it dead-letters the message.
 pub(super) const RESERVED_BYTES: usize = 12 * 1024;
 
@@ -59,14 +60,6 @@ pub(crate) struct Tried<'a> {
     pub(crate) attempts: u32,
 }
 
-impl Tried<'_> {
-    /// Without the current attempt, for a delivery that did not use it up.
-    pub(super) fn without_current(self) -> Self {
-        Self { attempts: self.attempts.saturating_sub(1), ..self }
-    }
-}
-
-/// The properties of a copy for a later attempt.
 pub(super) fn retry_copy(
     of: &BasicProperties,
     tried: Tried<'_>,
@@ -100,16 +93,10 @@ pub(super) fn replay_copy(
 }
 
 /// The properties of a copy that replaces its original in the same queue.
-///
 /// Only its delivery count restarts.
 pub(super) fn same_copy(of: &BasicProperties) -> BasicProperties {
     let none = FieldTable::default();
     with_headers(of, without(of.headers().as_ref().unwrap_or(&none), DELIVERY_COUNT))
-}
-
-fn without(headers: &FieldTable, name: &str) -> FieldTable {
-    let entries = headers.inner().iter().filter(|(key, _)| key.as_str() != name);
-    entries.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>().into()
 }
 
 fn copy_headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> FieldTable {
@@ -121,7 +108,6 @@ fn copy_headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> Fie
 }
 
 /// The original's properties with other headers, and without two of them.
-///
 /// `expiration` would drop the copy early, and RabbitMQ accepts `user_id` only from a connection of
 /// that user.
 fn with_headers(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
@@ -161,7 +147,6 @@ fn producer_headers(
 }
 
 /// The producer's headers that fit into one frame with ours, and how many do not.
-///
 /// AMQP splits a body over frames, but not headers. RabbitMQ closes the connection for a frame that
 /// is too large, and each redelivery of the message would make a worker send that frame. So the
 /// largest headers are dropped.

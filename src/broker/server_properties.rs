@@ -42,8 +42,6 @@ pub(crate) async fn server_properties(
 }
 
 fn text(table: &FieldTable, key: &str) -> String {
-    match table.inner().get(key) {
-        Some(AMQPValue::LongString(text)) => text.to_string(),
-        _ => String::new(),
-    }
+    let text = table.inner().get(key).and_then(AMQPValue::as_long_string);
+    text.map(ToString::to_string).unwrap_or_default()
 }

@@ -13,11 +13,14 @@ use super::{
     connection::{CLOSE_TIMEOUT, Connection, FrameMax, Role, STATUS_INTERVAL},
     consumer::Consumer,
     error::BrokerError,
-    log::PublishingLog,
+    log,
     publisher::Publisher,
     topology::{Topology, watch},
 };
-use crate::{config::BrokerSettings, telemetry::metrics::Metrics};
+use crate::{
+    config::BrokerSettings,
+    telemetry::{log_limit::Outage, metrics::Metrics},
+};
 
 pub(crate) struct BrokerSession {
     consuming: Connection,
@@ -40,14 +43,10 @@ impl BrokerSession {
         let publishing = Connection::open(&settings.url, Role::Publisher(frame_max)).await?;
         let consuming = Connection::open(&settings.url, Role::Consumer(frame_max)).await?;
         let topology = Arc::new(Topology::new(settings));
-        topology.ensure(publishing.lapin()).await?;
-        let consumer = Consumer::start(consuming.lapin(), &settings.queue).await?;
-        let publisher = Publisher::new(
-            Arc::clone(publishing.lapin()),
-            Arc::clone(&topology),
-            concurrency,
-            metrics,
-        );
+        topology.ensure(&publishing.lapin).await?;
+        let consumer = Consumer::start(&consuming.lapin, &settings.queue).await?;
+        let connection = Arc::clone(&publishing.lapin);
+        let publisher = Publisher::new(connection, Arc::clone(&topology), concurrency, metrics);
         Ok(Self { consuming, publishing, topology, consumer, publisher })
     }
 
@@ -55,15 +54,15 @@ impl BrokerSession {
     ///
     /// Keeps the topology declared meanwhile.
     pub(crate) fn wait_for_fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
-        let connections = [&self.consuming, &self.publishing].map(|one| Arc::clone(one.lapin()));
+        let connections = [&self.consuming, &self.publishing].map(|one| Arc::clone(&one.lapin));
         let [consuming, publishing] =
             connections.each_ref().map(|one| one.events_listener().boxed());
         let mut events = stream::select(consuming, publishing);
         // On the consuming connection, which RabbitMQ never blocks.
-        let watch = watch(Arc::clone(&self.topology), Arc::clone(self.consuming.lapin()));
+        let watch = watch(Arc::clone(&self.topology), Arc::clone(&self.consuming.lapin));
         async move {
             let mut watch = pin!(watch);
-            let mut publishing = PublishingLog::new();
+            let mut outage = Outage::new(&log::PUBLISHING_BLOCKED_LIMIT);
             let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
                 tokio::select! {
@@ -73,8 +72,8 @@ impl BrokerSession {
                         Some(Event::Error(error)) => if !connected() {
                             return BrokerError::connection_lost("connection lost", &error);
                         },
-                        Some(Event::ConnectionBlocked(_)) => publishing.blocked(),
-                        Some(Event::ConnectionUnblocked) => publishing.unblocked(),
+                        Some(Event::ConnectionBlocked(_)) => log::publishing_blocked(&mut outage),
+                        Some(Event::ConnectionUnblocked) => log::publishing_unblocked(&mut outage),
                         Some(_) => {}
                         None => return BrokerError::new("connection lost"),
                     },
@@ -88,15 +87,11 @@ impl BrokerSession {
         }
     }
 
-    pub(crate) fn consumer_count(&self) -> ConsumerCount {
-        ConsumerCount(self.publisher.clone())
-    }
-
     /// Whether deliveries in flight can still be settled.
     ///
     /// If not, RabbitMQ redelivers them.
     pub(crate) fn can_settle(&self) -> bool {
-        self.consumer.is_open() && self.publishing.lapin().status().connected()
+        self.consumer.is_open() && self.publishing.lapin.status().connected()
     }
 
     /// Waits until [`Self::can_settle`] is false.
@@ -106,27 +101,11 @@ impl BrokerSession {
         }
     }
 
-    /// Stops consuming and requeues prefetched deliveries.
-    ///
-    /// Deliveries in flight can still be settled.
-    pub(crate) async fn stop_consuming(&mut self) {
-        self.consumer.stop().await;
-    }
-
     /// Closes both connections, within 2 s.
     pub(crate) async fn close(self) {
         // The consuming channel first. RabbitMQ can drop acks that arrive just before a connection
         // is closed, and redeliver what they acked (rabbitmq-server#10327, open).
         let _ = timeout(CLOSE_TIMEOUT, self.consumer.close()).await;
         tokio::join!(self.consuming.close(), self.publishing.close());
-    }
-}
-
-/// Counts the consumers of the request queue, this worker's included.
-pub(crate) struct ConsumerCount(Publisher);
-
-impl ConsumerCount {
-    pub(crate) async fn query(&self) -> Result<u32, BrokerError> {
-        self.0.request_queue_counts().await.map(|counts| counts.consumers)
     }
 }

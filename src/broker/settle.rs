@@ -25,25 +25,18 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Settlement<'a> {
     /// Ack it: the request is served, and `handoff.ready` is confirmed.
-    Done {
-        /// Whether the link was made for another request, or by an earlier attempt.
-        reused: bool,
-    },
+    /// `reused`: the link was made for another request, or by an earlier attempt.
+    Done { reused: bool },
     /// Ack it without a dead letter: `handoff.failed` has reported the failure.
     Discard(FailedReason),
     /// Publish a copy to a retry queue, then ack.
-    Retry {
-        /// The retry queue.
-        queue: &'a str,
-        /// Why this attempt failed, for the log.
-        cause: String,
-    },
+    /// `cause` says in the log why this attempt failed.
+    Retry { queue: &'a str, cause: String },
     /// Publish a copy to the dead queue, then ack: the request cannot be served.
     DeadLetter(FailedReason),
     /// Return it to the request queue, for any worker to take. Spends no attempt.
     Requeue,
     /// Publish a copy to the end of the request queue, then ack. Spends no attempt.
-    ///
     /// Unlike [`Self::Requeue`], this does not count towards the delivery limit.
     Postpone,
 }
@@ -69,6 +62,7 @@ pub(crate) async fn settle(
     stop: &CancellationToken,
 ) -> Settled {
     let frame_max = publisher.frame_max();
+    let without_current = Tried { attempts: tried.attempts.saturating_sub(1), ..tried };
     let (kind, queue, properties) = match settlement {
         Settlement::Done { .. } | Settlement::Discard(_) => return ack(delivery),
         Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
@@ -83,7 +77,7 @@ pub(crate) async fn settle(
         Settlement::Requeue | Settlement::Postpone => (
             PublishKind::Postponed,
             publisher.topology().request_queue(),
-            retry_copy(delivery.properties(), tried.without_current(), frame_max),
+            retry_copy(delivery.properties(), without_current, frame_max),
         ),
         Settlement::DeadLetter(reason) => (
             PublishKind::DeadLetter,
@@ -95,17 +89,12 @@ pub(crate) async fn settle(
     let copied = Box::pin(until_confirmed(tried.request_id, u32::MAX, stop, move || {
         publisher.republish(kind, queue, properties.clone(), delivery.body())
     }));
-    match copied.await {
-        Ok(()) if *settlement == Settlement::Requeue => {
-            delivery.ack();
-            Settled::Requeued
-        }
-        Ok(()) => ack(delivery),
-        Err(_) => {
-            delivery.requeue();
-            Settled::Requeued
-        }
+    if copied.await.is_err() {
+        delivery.requeue();
+        return Settled::Requeued;
     }
+    let settled = ack(delivery);
+    if *settlement == Settlement::Requeue { Settled::Requeued } else { settled }
 }
 
 fn ack(delivery: &Delivery) -> Settled {
@@ -113,9 +102,7 @@ fn ack(delivery: &Delivery) -> Settled {
 }
 
 /// Repeats a publish, with backoff, until RabbitMQ confirms it.
-///
-/// # Errors
-/// The last error, after `max_attempts`, when the connection is lost or `stop` is cancelled.
+/// Returns the last error after `max_attempts`, a lost connection or a cancelled `stop`.
 pub(crate) async fn until_confirmed<T, F: Future<Output = Result<T, PublishError>>>(
     request_id: &RequestId,
     max_attempts: u32,

@@ -28,11 +28,9 @@ use tokio::{
 };
 
 /// Limit of a TCP connect to one address.
-///
 /// A host may have several, and an unreachable one must leave time for the others.
 const TCP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Limit of waiting for the first byte.
-///
 /// RabbitMQ answers at once, in AMQP and in TLS. A silent peer is frozen or cut off, and only a new
 /// attempt notices that it has recovered.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,7 +46,6 @@ enum SocketState {
 }
 
 /// Opens a connection and a handle on its socket.
-///
 /// Dropping the future shuts the socket down, too.
 pub(super) async fn open(
     uri: AMQPUri,
@@ -71,14 +68,11 @@ pub(super) async fn open(
             let mut failed = Error::from(ErrorKind::NotFound);
             for address in &addresses {
                 let connect = AsyncTcpStream::connect(&runtime, *address);
-                let stream = match timeout(TCP_TIMEOUT, connect).await {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => {
+                let connected = timeout(TCP_TIMEOUT, connect).await;
+                let stream = match connected.map_err(Error::from).flatten() {
+                    Ok(stream) => stream,
+                    Err(error) => {
                         failed = error;
-                        continue;
-                    }
-                    Err(_) => {
-                        failed = ErrorKind::TimedOut.into();
                         continue;
                     }
                 };

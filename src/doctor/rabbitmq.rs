@@ -54,7 +54,7 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) {
                 .push(Check::ok("login", format!("the user may access the virtual host {vhost}")));
             check_topology(&survey, settings, checks).await;
             checks.push(publishing(&survey).await);
-            checks.push(invisible(&vhost, survey.topology(), properties.as_ref()));
+            checks.push(invisible(&vhost, &survey.topology, properties.as_ref()));
             survey.close().await;
         }
         Err(error) => checks.push(
@@ -144,7 +144,7 @@ async fn check_topology(survey: &TopologySurvey, settings: &Settings, checks: &m
     }
     checks.extend(mismatches);
     let counts = |name: &str| objects.iter().find(|object| object.name == name)?.counts;
-    let topology = survey.topology();
+    let topology = &survey.topology;
     checks.extend(counts(topology.request_queue()).map(|counts| consumers(counts, settings)));
     checks.extend(counts(topology.dead_queue()).map(|counts| dead_letters(counts.messages)));
 }

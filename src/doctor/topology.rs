@@ -114,9 +114,9 @@ pub(super) fn invisible(
         "check that no policy sets message-ttl, expires, max-length or a lower delivery-limit; that a queue \
          is bound to `{}` for each event; that `{}` is bound to `{}`; and that consumer_timeout is above \
          17 min",
-        topology.event_exchange(),
+        topology.event_exchange,
         topology.request_queue(),
-        topology.request_exchange(),
+        topology.request_exchange,
     ))
     .command(format!("{ctl} list_policies"))
     .command(format!("{ctl} list_operator_policies"))

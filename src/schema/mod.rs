@@ -70,18 +70,18 @@ fn channels(topology: &Topology) -> Value {
             "cloudEvent": { "$ref": "#/components/messages/requestInCloudEvent" },
         })
     };
-    let retry = topology.retry_queues().iter().map(|queue| {
+    let retry = topology.retry_queues().map(|queue| {
         let delay = queue.rsplit('.').next().unwrap_or_default();
         let what = format!("Holds failed requests for {delay} before the next attempt.");
         (format!("retry{delay}"), queue_channel(topology, queue, &what, requests()))
     });
     let mut channels = json!({
-        "requests": exchange_channel(REQUESTED, topology.request_exchange(),
+        "requests": exchange_channel(REQUESTED, &topology.request_exchange,
             "Publish requests here: persistent, mandatory, with publisher confirms.", requests()),
-        "ready": exchange_channel(READY, topology.event_exchange(),
+        "ready": exchange_channel(READY, &topology.event_exchange,
             "Events with a link. Bind your queue before you publish the first request.",
             json!({ "ready": { "$ref": "#/components/messages/ready" } })),
-        "failed": exchange_channel(FAILED, topology.event_exchange(),
+        "failed": exchange_channel(FAILED, &topology.event_exchange,
             "Events of requests that ended without a link. Bind your queue before you publish the first request.",
             json!({ "failed": { "$ref": "#/components/messages/failed" } })),
         "requestQueue": queue_channel(topology, topology.request_queue(),

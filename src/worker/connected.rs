@@ -62,7 +62,7 @@ impl Connected {
     pub(super) async fn retire(mut self) {
         self.in_flight.close();
         if self.session.can_settle() {
-            self.session.stop_consuming().await;
+            self.session.consumer.stop().await;
         }
         tokio::select! {
             () = self.in_flight.wait() => {}

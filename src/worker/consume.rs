@@ -91,7 +91,7 @@ pub(super) async fn serve_alone(
     slot: Slot,
 ) {
     let mut fault = pin!(connected.session.wait_for_fault());
-    connected.session.stop_consuming().await;
+    connected.session.consumer.stop().await;
     let limited = || timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
     tokio::select! {
         _ = limited() => {}

@@ -11,7 +11,7 @@ use super::{
     prefetch::PrefetchWindow,
 };
 use crate::{
-    broker::{BrokerError, BrokerSession, ConsumerCount, FrameMax},
+    broker::{BrokerError, BrokerSession, FrameMax, Publisher},
     config::BrokerSettings,
     platform::ReplicaCount,
     retry::Backoff,
@@ -50,10 +50,10 @@ impl MainLoop {
             self.context.health.set_consuming(true);
             log.connected();
             let connected_at = Instant::now();
-            let consumers = connected.session.consumer_count();
+            let publisher = connected.session.publisher.clone();
             let end = tokio::select! {
                 end = consume(&self.context, &mut connected, &mut window, &mut log) => end,
-                never = self.count_replicas(consumers) => match never {},
+                never = self.count_replicas(publisher) => match never {},
             };
             self.context.health.set_consuming(false);
             match end {
@@ -86,11 +86,11 @@ impl MainLoop {
     }
 
     /// Updates the number of replicas whenever the rate limiter asks for it.
-    async fn count_replicas(&self, consumers: ConsumerCount) -> Infallible {
+    async fn count_replicas(&self, publisher: Publisher) -> Infallible {
         let Some(replicas) = &self.replicas else { return std::future::pending().await };
         loop {
             // Without an answer the rate limiter assumes its last count.
-            if let Ok(count) = consumers.query().await {
+            if let Ok(count) = publisher.consumer_count().await {
                 replicas.set(count);
             }
             replicas.count_requested().await;
@@ -142,7 +142,7 @@ impl MainLoop {
         let mut session = connected.map(|connected| connected.session);
         let stop = async {
             if let Some(session) = &mut session {
-                session.stop_consuming().await;
+                session.consumer.stop().await;
             }
         };
         let finish = async { tokio::join!(stop, tasks.wait()) };

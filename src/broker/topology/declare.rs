@@ -1,24 +1,29 @@
 //! Declares or checks the topology over a connection.
 
+use std::{sync::Arc, time::Duration};
+
 use lapin::{
     Channel, Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
-    types::FieldTable,
+    protocol::AMQPSoftError,
+    types::{FieldTable, ShortString},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::definition::{ExchangeDeclaration, QueueDeclaration, Topology};
+use super::definition::{QueueDeclaration, Topology};
 use crate::{
     broker::{
-        error::{BrokerError, SoftError, cause, soft_error},
-        rpc::{RPC_TIMEOUT, answer, open_channel},
-        values::object_name,
+        amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
+        error::{BrokerError, cause, soft_error},
+        log,
     },
     message::REQUESTED,
 };
 
 /// The setting whose value the names of all queues start with.
 const QUEUE_SETTING: &str = "HANDOFF_QUEUE";
+/// How long [`watch`] may miss a fault. Declaring existing objects costs RabbitMQ little.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The counts in RabbitMQ's `queue.declare-ok`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,68 +36,33 @@ pub(crate) struct QueueCounts {
 impl Topology {
     /// Declares every object, or checks it if `HANDOFF_DECLARE_TOPOLOGY` is off.
     ///
-    /// # Errors
-    /// The first object that is missing or differs, with the fix.
+    /// The error names the first object that is missing or differs, and the fix.
     pub(crate) async fn ensure(&self, connection: &Connection) -> Result<(), BrokerError> {
         let channel = open_channel(connection).await?;
-        for exchange in &self.exchanges {
-            self.ensure_exchange(&channel, exchange).await?;
+        let passive = !self.declare;
+        for (exchange, setting) in self.exchanges() {
+            let declared = declare_exchange(&channel, object_name(exchange)?, passive);
+            self.checked(&format!("the exchange `{exchange}`"), setting, declared).await?;
         }
-        for queue in &self.queues {
-            self.ensure_queue(&channel, queue).await?;
+        for QueueDeclaration { name, arguments } in &self.queues {
+            let declared = declare_queue(&channel, object_name(name)?, passive, arguments.clone());
+            self.checked(&format!("the queue `{name}`"), QUEUE_SETTING, declared).await?;
         }
         if self.declare {
-            self.bind(&channel).await?;
+            let request_queue = self.request_queue();
+            let bound = channel.queue_bind(
+                object_name(request_queue)?,
+                object_name(&self.request_exchange)?,
+                REQUESTED.into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            let what = format!("the binding of the queue `{request_queue}`");
+            self.checked(&what, QUEUE_SETTING, bound).await?;
         }
         // Not used again, whether or not RabbitMQ answers.
         let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
         Ok(())
-    }
-
-    async fn ensure_exchange(
-        &self,
-        channel: &Channel,
-        exchange: &ExchangeDeclaration,
-    ) -> Result<(), BrokerError> {
-        let options = ExchangeDeclareOptions {
-            passive: !self.declare,
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let what = format!("the exchange `{}`", exchange.name);
-        let declared = channel.exchange_declare(
-            object_name(&exchange.name)?,
-            ExchangeKind::Topic,
-            options,
-            FieldTable::default(),
-        );
-        self.checked(&what, exchange.setting, declared).await
-    }
-
-    async fn ensure_queue(
-        &self,
-        channel: &Channel,
-        queue: &QueueDeclaration,
-    ) -> Result<(), BrokerError> {
-        let options =
-            QueueDeclareOptions { passive: !self.declare, ..QueueDeclareOptions::durable() };
-        let what = format!("the queue `{}`", queue.name);
-        let declared =
-            channel.queue_declare(object_name(&queue.name)?, options, queue.arguments.clone());
-        self.checked(&what, QUEUE_SETTING, declared).await
-    }
-
-    async fn bind(&self, channel: &Channel) -> Result<(), BrokerError> {
-        let request_queue = self.request_queue();
-        let bound = channel.queue_bind(
-            object_name(request_queue)?,
-            object_name(self.request_exchange())?,
-            REQUESTED.into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        let what = format!("the binding of the queue `{request_queue}`");
-        self.checked(&what, QUEUE_SETTING, bound).await
     }
 
     /// Waits for a declaration, and adds the fix to a refusal.
@@ -106,14 +76,14 @@ impl Topology {
         let operation = format!("{verb} {what}");
         let Err(error) = answer(&operation, declared).await? else { return Ok(()) };
         let fix = match (soft_error(&error), self.declare) {
-            (Some(SoftError::PreconditionFailed), true) => format!(
+            (Some(AMQPSoftError::PRECONDITIONFAILED), true) => format!(
                 "it exists with other arguments; delete it once it is empty, or choose another name \
                  with {setting}, or set HANDOFF_DECLARE_TOPOLOGY=false to use it unchanged"
             ),
-            (Some(SoftError::NotFound), false) => {
+            (Some(AMQPSoftError::NOTFOUND), false) => {
                 "it does not exist; create it, or set HANDOFF_DECLARE_TOPOLOGY=true".to_owned()
             }
-            (Some(SoftError::AccessRefused), true) => {
+            (Some(AMQPSoftError::ACCESSREFUSED), true) => {
                 "the user has no `configure` permission; grant it, or create the object yourself and \
                  set HANDOFF_DECLARE_TOPOLOGY=false"
                     .to_owned()
@@ -123,39 +93,82 @@ impl Topology {
         let cause = cause(&error);
         Err(BrokerError::new(format!("cannot {operation}: {fix} (RabbitMQ: {cause})")))
     }
-
-    /// Counts messages and consumers of the request queue, which must exist.
-    pub(crate) async fn request_queue_counts(
-        &self,
-        connection: &Connection,
-    ) -> Result<QueueCounts, BrokerError> {
-        queue_counts(connection, self.request_queue()).await
-    }
-
-    /// Counts the messages in the dead queue, which must exist.
-    pub(crate) async fn count_dead_letters(
-        &self,
-        connection: &Connection,
-    ) -> Result<u32, BrokerError> {
-        Ok(queue_counts(connection, self.dead_queue()).await?.messages)
-    }
 }
 
-async fn queue_counts(connection: &Connection, queue: &str) -> Result<QueueCounts, BrokerError> {
+/// Declares a durable topic exchange, or checks that it exists if `passive`.
+pub(super) async fn declare_exchange(
+    channel: &Channel,
+    name: ShortString,
+    passive: bool,
+) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+    channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await
+}
+
+/// Declares a durable queue, or checks that it exists if `passive`.
+pub(super) async fn declare_queue(
+    channel: &Channel,
+    name: ShortString,
+    passive: bool,
+    arguments: FieldTable,
+) -> lapin::Result<QueueCounts> {
+    let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
+    let queue = channel.queue_declare(name, options, arguments).await?;
+    Ok(QueueCounts { messages: queue.message_count(), consumers: queue.consumer_count() })
+}
+
+/// Counts the messages and consumers of a queue, which must exist.
+pub(crate) async fn queue_counts(
+    connection: &Connection,
+    queue: &str,
+) -> Result<QueueCounts, BrokerError> {
     let name = object_name(queue)?;
     let look_up = async {
         let channel = connection.create_channel().await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
+        let counts = declare_queue(&channel, name, true, FieldTable::default()).await?;
         channel.close(200, "done".into()).await?;
-        Ok(QueueCounts { messages: queue.message_count(), consumers: queue.consumer_count() })
+        Ok(counts)
     };
     let operation = format!("look up the queue `{queue}`");
     answer(&operation, look_up).await?.map_err(|error| match soft_error(&error) {
-        Some(SoftError::NotFound) => BrokerError::new(format!(
+        Some(AMQPSoftError::NOTFOUND) => BrokerError::new(format!(
             "cannot {operation}: it does not exist; start a worker, which declares it, or set \
              HANDOFF_QUEUE to its name"
         )),
         _ => BrokerError::during(&operation, &error),
     })
+}
+
+/// Declares or checks the topology every 10 s, until RabbitMQ has lost the consumer.
+/// A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at
+/// once. Two faults look like an empty queue instead: the request exchange or its binding was
+/// deleted, so that no request arrives, or RabbitMQ has lost the consumer and keeps the channel
+/// open (as in rabbitmq-server#641).
+///
+/// Logs an error once and continues: requests can still be consumed.
+pub(in crate::broker) async fn watch(
+    topology: Arc<Topology>,
+    connection: Arc<Connection>,
+) -> BrokerError {
+    let mut logged = None;
+    loop {
+        sleep(WATCH_INTERVAL).await;
+        let error = topology.ensure(&connection).await.err();
+        // The session reports a lost connection.
+        if let Some(error) = &error
+            && connection.status().connected()
+            && logged.as_ref() != Some(error)
+        {
+            log::topology_check_failed(error);
+        }
+        logged = error;
+        // A queue without a leader reports 0 for both.
+        if let Ok(QueueCounts { messages: 1.., consumers: 0 }) =
+            queue_counts(&connection, topology.request_queue()).await
+        {
+            return BrokerError::new(
+                "RabbitMQ lost the consumer: the queue has messages and no consumer",
+            );
+        }
+    }
 }

@@ -2,15 +2,16 @@
 
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::{broker::values::long_string, config::BrokerSettings};
+use crate::{broker::amqp::long_string, config::BrokerSettings};
 
 /// Redeliveries after which RabbitMQ dead-letters a request.
-///
 /// Ends a poison message that kills every worker it is delivered to.
 const DELIVERY_LIMIT: i64 = 20;
 
-/// Index of the request queue, which is declared after the dead queue it names.
+/// Indexes of the queues: a queue is declared after the one that it dead-letters to.
+const DEAD_QUEUE: usize = 0;
 const REQUEST_QUEUE: usize = 1;
+const FIRST_RETRY_QUEUE: usize = 2;
 
 /// A queue and the arguments that it is declared with.
 pub(super) struct QueueDeclaration {
@@ -33,66 +34,60 @@ impl QueueDeclaration {
     }
 }
 
-/// An exchange, and the setting that names it.
-pub(super) struct ExchangeDeclaration {
-    pub(super) name: String,
-    pub(super) setting: &'static str,
-}
-
 /// The exchanges and queues that a worker needs.
 pub struct Topology {
     pub(super) declare: bool,
-    pub(super) exchanges: [ExchangeDeclaration; 2],
+    pub(crate) request_exchange: String,
+    pub(crate) event_exchange: String,
     pub(super) queues: Vec<QueueDeclaration>,
-    retry_queues: Vec<String>,
-    dead_queue: String,
 }
 
 impl Topology {
     /// Reads the names from the settings. Declares nothing.
     pub fn new(settings: &BrokerSettings) -> Self {
-        let request_queue = settings.queue.clone();
+        let request_queue = &settings.queue;
         let dead_queue = format!("{request_queue}.dead");
+        let limit = [("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT))];
+        let arguments = limit.into_iter().chain(dead_lettering_to(&dead_queue));
         let mut queues = vec![
-            QueueDeclaration::quorum(dead_queue.clone(), []),
-            QueueDeclaration::quorum(
-                request_queue.clone(),
-                [("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT))]
-                    .into_iter()
-                    .chain(dead_lettering_to(&dead_queue)),
-            ),
+            QueueDeclaration::quorum(dead_queue, []),
+            QueueDeclaration::quorum(request_queue.clone(), arguments),
         ];
-        let mut retry_queues = Vec::new();
         for delay in &settings.retry_delays {
-            let name = format!("{request_queue}.retry.{}", delay.name());
             // The settings limit a delay to 32 bits of milliseconds.
             let ttl = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
             // A TTL per queue: with a TTL per message, RabbitMQ expires only the message at the
             // head, so a short delay would wait behind a long one.
             let ttl = [("x-message-ttl", AMQPValue::LongLongInt(ttl))];
             queues.push(QueueDeclaration::quorum(
-                name.clone(),
-                ttl.into_iter().chain(dead_lettering_to(&request_queue)),
+                format!("{request_queue}.retry.{}", delay.name()),
+                ttl.into_iter().chain(dead_lettering_to(request_queue)),
             ));
-            retry_queues.push(name);
         }
-        let exchanges = [
-            ExchangeDeclaration {
-                name: settings.request_exchange.clone(),
-                setting: "HANDOFF_REQUEST_EXCHANGE",
-            },
-            ExchangeDeclaration {
-                name: settings.event_exchange.clone(),
-                setting: "HANDOFF_EVENT_EXCHANGE",
-            },
-        ];
-        Self { declare: settings.declare, exchanges, queues, retry_queues, dead_queue }
+        Self {
+            declare: settings.declare,
+            request_exchange: settings.request_exchange.clone(),
+            event_exchange: settings.event_exchange.clone(),
+            queues,
+        }
+    }
+
+    /// Each exchange, and the setting that names it.
+    pub(super) fn exchanges(&self) -> [(&str, &'static str); 2] {
+        [
+            (&self.request_exchange, "HANDOFF_REQUEST_EXCHANGE"),
+            (&self.event_exchange, "HANDOFF_EVENT_EXCHANGE"),
+        ]
     }
 
     /// The retry queue after `attempts`, or `None` if no retry is left.
     pub(crate) fn retry_queue(&self, attempts: u32) -> Option<&str> {
         let index = usize::try_from(attempts).ok()?.checked_sub(1)?;
-        self.retry_queues.get(index).map(String::as_str)
+        self.retry_queues().nth(index)
+    }
+
+    pub(crate) fn retry_queues(&self) -> impl Iterator<Item = &str> {
+        self.queues[FIRST_RETRY_QUEUE..].iter().map(|queue| queue.name.as_str())
     }
 
     pub(crate) fn request_queue(&self) -> &str {
@@ -100,19 +95,7 @@ impl Topology {
     }
 
     pub(crate) fn dead_queue(&self) -> &str {
-        &self.dead_queue
-    }
-
-    pub(crate) fn request_exchange(&self) -> &str {
-        &self.exchanges[0].name
-    }
-
-    pub(crate) fn event_exchange(&self) -> &str {
-        &self.exchanges[1].name
-    }
-
-    pub(crate) fn retry_queues(&self) -> &[String] {
-        &self.retry_queues
+        &self.queues[DEAD_QUEUE].name
     }
 
     /// The arguments of a queue, as JSON.
@@ -133,7 +116,6 @@ impl Topology {
 }
 
 /// Dead-letters to a queue through the default exchange, at least once.
-///
 /// RabbitMQ removes a message only when the other queue has confirmed it. With the default
 /// overflow, `drop-head`, RabbitMQ would fall back to at-most-once.
 fn dead_lettering_to(queue: &str) -> impl Iterator<Item = (&'static str, AMQPValue)> + use<> {

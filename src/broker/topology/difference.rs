@@ -4,8 +4,10 @@ use std::fmt;
 
 use lapin::types::{AMQPValue, FieldTable};
 
+use crate::broker::amqp::without;
+
 /// An argument, or another property, that differs from its declaration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Difference {
     /// The argument's name, or RabbitMQ's whole text if it cannot be parsed.
     pub(crate) name: String,
@@ -13,8 +15,9 @@ pub(crate) struct Difference {
     expected: ArgumentValue,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum ArgumentValue {
+    #[default]
     Unset,
     Text(String),
     Number(i64),
@@ -41,11 +44,7 @@ impl Difference {
                 expected: ArgumentValue::parse(expected),
             })
         };
-        parse().unwrap_or_else(|| Self {
-            name: refusal.to_owned(),
-            actual: ArgumentValue::Unset,
-            expected: ArgumentValue::Unset,
-        })
+        parse().unwrap_or_else(|| Self { name: refusal.to_owned(), ..Self::default() })
     }
 
     /// Sets the argument to its actual value. `false` if no argument can declare it.
@@ -55,10 +54,7 @@ impl Difference {
         }
         let value = match &self.actual {
             ArgumentValue::Unset => {
-                let others =
-                    arguments.inner().iter().filter(|(name, _)| name.as_str() != self.name);
-                let others = others.map(|(name, value)| (name.clone(), value.clone()));
-                *arguments = others.collect::<std::collections::BTreeMap<_, _>>().into();
+                *arguments = without(arguments, &self.name);
                 return true;
             }
             ArgumentValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
@@ -80,10 +76,9 @@ impl ArgumentValue {
             text.strip_prefix("the value '").and_then(|rest| rest.rsplit_once("' of type '"));
         match typed {
             Some((value, kind)) if kind.starts_with("longstr") => Self::Text(value.to_owned()),
-            Some((value, _)) => match value.parse() {
-                Ok(number) => Self::Number(number),
-                Err(_) => Self::Other(value.to_owned()),
-            },
+            Some((value, _)) => {
+                value.parse().map_or_else(|_| Self::Other(value.to_owned()), Self::Number)
+            }
             None => Self::Other(text.trim_matches('\'').to_owned()),
         }
     }

@@ -7,24 +7,22 @@
 use std::time::Duration;
 
 use lapin::{
-    BasicProperties, Channel, ExchangeKind,
-    options::{ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions},
+    BasicProperties, Channel, options::ConfirmSelectOptions, protocol::AMQPSoftError,
     types::FieldTable,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
-    declare::QueueCounts,
+    declare::{QueueCounts, declare_exchange, declare_queue},
     definition::{QueueDeclaration, Topology},
     difference::Difference,
 };
 use crate::{
     broker::{
+        amqp::{answer, object_name, open_channel, rpc, short_string},
         connection::{Connection, Role},
-        error::{BrokerError, SoftError, cause, soft_error},
+        error::{BrokerError, cause, soft_error},
         pipeline::MANDATORY,
-        rpc::{RPC_TIMEOUT, answer, open_channel},
-        values::{object_name, short_string},
     },
     config::BrokerSettings,
 };
@@ -36,7 +34,7 @@ const MAX_DIFFERENCES: usize = 20;
 /// A connection for examining the topology.
 pub(crate) struct TopologySurvey {
     connection: Connection,
-    topology: Topology,
+    pub(crate) topology: Topology,
 }
 
 /// An exchange or queue, compared with what the worker needs.
@@ -72,41 +70,28 @@ pub(crate) enum ObjectState {
     Unknown(String),
 }
 
-/// RabbitMQ's answer to a declaration.
-type DeclareAnswer<T> = Result<T, ObjectState>;
-
 impl TopologySurvey {
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = Connection::open(&settings.url, Role::Client).await?;
         Ok(Self { connection, topology: Topology::new(settings) })
     }
 
-    pub(crate) fn topology(&self) -> &Topology {
-        &self.topology
-    }
-
     pub(crate) fn vhost(&self) -> String {
-        self.connection.lapin().status().vhost().to_string()
+        self.connection.lapin.status().vhost().to_string()
     }
 
     /// Compares each exchange and queue.
-    ///
-    /// # Errors
-    /// The connection is lost.
     pub(crate) async fn objects(&self) -> Result<Vec<SurveyedObject>, BrokerError> {
         let mut objects = Vec::new();
-        for exchange in &self.topology.exchanges {
-            objects.push(SurveyedObject {
-                name: exchange.name.clone(),
-                kind: ObjectKind::Exchange,
-                state: self.exchange(&exchange.name).await?,
-                counts: None,
-            });
+        for (name, _) in self.topology.exchanges() {
+            let state = self.exchange(name).await?;
+            let (name, kind) = (name.to_owned(), ObjectKind::Exchange);
+            objects.push(SurveyedObject { name, kind, state, counts: None });
         }
         for queue in &self.topology.queues {
             let (state, counts) = self.queue(queue).await?;
-            let name = queue.name.clone();
-            objects.push(SurveyedObject { name, kind: ObjectKind::Queue, state, counts });
+            let (name, kind) = (queue.name.clone(), ObjectKind::Queue);
+            objects.push(SurveyedObject { name, kind, state, counts });
         }
         Ok(objects)
     }
@@ -115,13 +100,9 @@ impl TopologySurvey {
     ///
     /// Two, because RabbitMQ blocks a connection only when it publishes: during an alarm it still
     /// accepts the first message.
-    ///
-    /// # Errors
-    /// Publishing is blocked, or the user has no permission.
     pub(crate) async fn check_publishing(&self) -> Result<(), BrokerError> {
-        let operation = "publish to the default exchange";
         let publish = async {
-            let channel = self.connection.lapin().create_channel().await?;
+            let channel = self.connection.lapin.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let no_queue = format!("handoff-doctor-{}", uuid::Uuid::new_v4().simple());
             for _ in 0..2 {
@@ -134,22 +115,16 @@ impl TopologySurvey {
             Ok(())
         };
         let blocked = async {
-            while !self.connection.lapin().status().blocked() {
+            while !self.connection.lapin.status().blocked() {
                 sleep(BLOCKED_POLL_INTERVAL).await;
             }
         };
-        let published = async {
-            tokio::select! {
-                published = publish => published
-                    .map_err(|error: lapin::Error| BrokerError::during(operation, &error)),
-                () = blocked => Err(BrokerError::new(
-                    "RabbitMQ blocks publishing: a memory or disk alarm is on",
-                )),
-            }
-        };
-        timeout(RPC_TIMEOUT, published)
-            .await
-            .unwrap_or_else(|_| Err(BrokerError::timeout(operation)))
+        tokio::select! {
+            published = rpc("publish to the default exchange", publish) => published,
+            () = blocked => Err(BrokerError::new(
+                "RabbitMQ blocks publishing: a memory or disk alarm is on",
+            )),
+        }
     }
 
     pub(crate) async fn close(self) {
@@ -159,13 +134,7 @@ impl TopologySurvey {
     async fn exchange(&self, name: &str) -> Result<ObjectState, BrokerError> {
         for passive in [true, false] {
             let channel = self.channel().await?;
-            let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-            let declared = channel.exchange_declare(
-                object_name(name)?,
-                ExchangeKind::Topic,
-                options,
-                FieldTable::default(),
-            );
+            let declared = declare_exchange(&channel, object_name(name)?, passive);
             if let Err(state) = self.compare(declared).await? {
                 return Ok(state);
             }
@@ -208,38 +177,32 @@ impl TopologySurvey {
         queue: &QueueDeclaration,
         passive: bool,
         arguments: FieldTable,
-    ) -> Result<DeclareAnswer<QueueCounts>, BrokerError> {
+    ) -> Result<Result<QueueCounts, ObjectState>, BrokerError> {
         let channel = self.channel().await?;
-        let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
-        let declared = channel.queue_declare(object_name(&queue.name)?, options, arguments);
-        let answer = self.compare(declared).await?;
-        Ok(answer.map(|queue| QueueCounts {
-            messages: queue.message_count(),
-            consumers: queue.consumer_count(),
-        }))
+        self.compare(declare_queue(&channel, object_name(&queue.name)?, passive, arguments)).await
     }
 
     /// A new channel for each question: RabbitMQ closes the channel when it refuses.
     async fn channel(&self) -> Result<Channel, BrokerError> {
-        open_channel(self.connection.lapin()).await
+        open_channel(&self.connection.lapin).await
     }
 
     /// Waits for RabbitMQ's answer. The outer error means that there was none.
     async fn compare<T>(
         &self,
         declared: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<DeclareAnswer<T>, BrokerError> {
+    ) -> Result<Result<T, ObjectState>, BrokerError> {
         let operation = "examine the topology";
         let error = match answer(operation, declared).await? {
             Ok(declared) => return Ok(Ok(declared)),
             Err(error) => error,
         };
-        if !self.connection.lapin().status().connected() {
+        if !self.connection.lapin.status().connected() {
             return Err(BrokerError::during(operation, &error));
         }
         Ok(Err(match soft_error(&error) {
-            Some(SoftError::NotFound) => ObjectState::Missing,
-            Some(SoftError::PreconditionFailed) => {
+            Some(AMQPSoftError::NOTFOUND) => ObjectState::Missing,
+            Some(AMQPSoftError::PRECONDITIONFAILED) => {
                 ObjectState::Differs(vec![Difference::parse(&cause(&error))])
             }
             _ => ObjectState::Unknown(cause(&error)),

@@ -29,7 +29,7 @@ impl Row {
         Self {
             request_id: letter.request_id(),
             reason: letter.reason(),
-            attempts: letter.attempts(),
+            attempts: letter.delivery.previous_attempts(),
             failed_at: failed_at.map(format_date_time),
             age_seconds: age.map(|age| age.as_secs()),
             detail: letter.detail(),
@@ -74,7 +74,7 @@ pub(super) enum Layout {
 
 /// A whole dead letter: the fields of a list, the properties, the headers and the request.
 pub(super) fn message_json(letter: &DeadLetter, layout: Layout) -> Result<String, CliError> {
-    let message = letter.message();
+    let message = &letter.delivery;
     let properties = message.properties();
     let text = |text: &Option<ShortString>| text.as_ref().map(|text| Value::from(text.as_str()));
     let fields = [

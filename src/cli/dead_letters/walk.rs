@@ -106,7 +106,7 @@ impl<'a> Walk<'a> {
 
     /// Publishes letters to the request queue, at most one in each interval.
     pub(super) async fn replay(&mut self, min_interval: Option<Duration>) -> Result<(), CliError> {
-        let bar = progress(self.queue.remaining(), "sent");
+        let bar = progress(self.queue.remaining, "sent");
         let mut sent = 0;
         let result = self.replay_all(min_interval, &bar, &mut sent).await;
         bar.finish_and_clear();
@@ -141,14 +141,15 @@ impl<'a> Walk<'a> {
         confirmation: Confirmation,
     ) -> Result<(), CliError> {
         let mut letters = Vec::new();
-        while let Some(letter) = self.next().await? {
-            letters.push(letter.without_body());
+        while let Some(mut letter) = self.next().await? {
+            letter.delivery.drop_body();
+            letters.push(letter);
         }
         let must_ask = confirmation == Confirmation::Ask && stdin().is_terminal();
         if !letters.is_empty() && must_ask && !is_confirmed(letters.len()).await? {
             return Err(CliError::Failed("nothing was dropped".to_owned()));
         }
-        let bar = progress(self.queue.remaining(), "dropped");
+        let bar = progress(self.queue.remaining, "dropped");
         let mut dropped = 0;
         let result = self.drop_all(&letters, &bar, &mut dropped).await;
         bar.finish_and_clear();
