@@ -44,7 +44,7 @@ pub fn request(body: &[u8]) {
 }
 
 fn sent_metadata(request: &Request) -> String {
-    serde_json::to_string(&request.metadata.for_user(&request.user_id)).unwrap_or_default()
+    serde_json::to_string(&request.metadata()).unwrap_or_default()
 }
 
 fn check_metadata(request: &Request) {

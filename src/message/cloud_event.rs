@@ -9,55 +9,42 @@ pub(crate) const REQUESTED: &str = "verification.requested";
 
 const SPECVERSION: &str = "specversion";
 
-/// How a message body holds a request.
-pub(super) enum BodyKind<'a> {
-    NotAnObject,
-    /// No CloudEvent; the caller must still check that it is an object.
-    Bare,
-    CloudEvent {
-        /// The event's `id`, if it is valid.
-        id: Option<RequestId>,
-        /// The text of `data`, or the rule that the CloudEvent breaks.
-        data: Result<&'a str, String>,
-    },
+/// A CloudEvent around a request.
+pub(super) struct CloudEvent<'a> {
+    /// The event's `id`, if it is valid.
+    pub(super) id: Option<RequestId>,
+    /// The text of `data`, or the rule that the CloudEvent breaks.
+    pub(super) data: Result<&'a str, String>,
 }
 
-impl<'a> BodyKind<'a> {
+impl<'a> CloudEvent<'a> {
     /// Detects a CloudEvent by its `specversion`, whatever content type it was sent with.
-    pub(super) fn of(json: &'a str) -> Self {
+    pub(super) fn detect(json: &'a str) -> Option<Self> {
         // Saves a bare request one pass over its keys. A backslash could escape `specversion`.
         if !json.contains(SPECVERSION) && !json.contains('\\') {
-            return Self::Bare;
+            return None;
         }
-        let Some(fields) = decode::fields(json, [SPECVERSION, "id", "source", "type", "data"])
-        else {
-            return Self::NotAnObject;
-        };
+        let fields = decode::fields(json, [SPECVERSION, "id", "source", "type", "data"])?;
         let [specversion, id, source, kind, data] = fields.values;
         // A repeated `specversion` is present even if its last value is `null`.
         if specversion.is_none() && !fields.repeated.contains(&SPECVERSION) {
-            return Self::Bare;
+            return None;
         }
         let id = id.and_then(text).filter(|id| !id.is_empty());
-        let problem = if let Some(key) = fields.repeated.first() {
-            Some(format!("CloudEvent: `{key}` appears more than once"))
+        let data = if let Some(key) = fields.repeated.first() {
+            Err(format!("CloudEvent: `{key}` appears more than once"))
         } else if specversion.and_then(text).as_deref() != Some("1.0") {
-            Some("CloudEvent: `specversion` must be \"1.0\"".to_owned())
+            Err("CloudEvent: `specversion` must be \"1.0\"".to_owned())
         } else if id.is_none() {
-            Some("CloudEvent: `id` must be a non-empty string".to_owned())
+            Err("CloudEvent: `id` must be a non-empty string".to_owned())
         } else if source.and_then(text).is_none_or(|source| source.is_empty()) {
-            Some("CloudEvent: `source` must be a non-empty string".to_owned())
+            Err("CloudEvent: `source` must be a non-empty string".to_owned())
         } else if kind.and_then(text).as_deref() != Some(REQUESTED) {
-            Some(format!("CloudEvent: `type` must be \"{REQUESTED}\""))
+            Err(format!("CloudEvent: `type` must be \"{REQUESTED}\""))
         } else {
-            None
+            data.map(RawValue::get).ok_or_else(|| "CloudEvent: `data` is missing".to_owned())
         };
-        let data = match (problem, data) {
-            (Some(problem), _) => Err(problem),
-            (None, None) => Err("CloudEvent: `data` is missing".to_owned()),
-            (None, Some(data)) => Ok(data.get()),
-        };
-        Self::CloudEvent { id: id.map(RequestId::new), data }
+        Some(Self { id: id.map(RequestId::new), data })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// How deep arrays and objects may be nested.
@@ -20,64 +20,45 @@ pub(super) fn fields<'a, const N: usize>(
     json: &'a str,
     wanted: [&'static str; N],
 ) -> Option<Fields<'a, N>> {
-    struct Wanted<const N: usize>([&'static str; N]);
+    let mut fields = Fields { values: [None; N], repeated: Vec::new() };
+    let mut seen = [false; N];
+    for_each_entry(json, |key, value| {
+        let Some(key) = key_text(key) else { return };
+        let Some(at) = wanted.iter().position(|wanted| key == *wanted) else { return };
+        // Listed once, so that a body of repeated keys does not make a long error message.
+        if std::mem::replace(&mut seen[at], true) && !fields.repeated.contains(&wanted[at]) {
+            fields.repeated.push(wanted[at]);
+        }
+        fields.values[at] = (value.get() != "null").then_some(value);
+    })?;
+    Some(fields)
+}
 
-    impl<'de, const N: usize> Visitor<'de> for Wanted<N> {
-        type Value = Fields<'de, N>;
+/// Visits the entries of a JSON object in order, or returns `None` if it is not one.
+pub(super) fn for_each_entry<'a>(
+    json: &'a str,
+    visit: impl FnMut(&'a RawValue, &'a RawValue),
+) -> Option<()> {
+    struct Entries<F>(F);
+
+    impl<'de, F: FnMut(&'de RawValue, &'de RawValue)> Visitor<'de> for Entries<F> {
+        type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object")
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut fields = Fields { values: [None; N], repeated: Vec::new() };
-            let mut seen = [false; N];
-            while let Some(key) = map.next_key::<&RawValue>()? {
-                let Some(at) =
-                    key_text(key).and_then(|key| self.0.iter().position(|wanted| key == *wanted))
-                else {
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                };
-                let value = map.next_value::<&RawValue>()?;
-                // Listed once, so that a body of repeated keys does not make a long error message.
-                if std::mem::replace(&mut seen[at], true) && !fields.repeated.contains(&self.0[at])
-                {
-                    fields.repeated.push(self.0[at]);
-                }
-                fields.values[at] = (value.get() != "null").then_some(value);
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((key, value)) = map.next_entry()? {
+                (self.0)(key, value);
             }
-            Ok(fields)
+            Ok(())
         }
     }
 
     let mut json = serde_json::Deserializer::from_str(json);
-    let fields = json.deserialize_map(Wanted(wanted)).ok()?;
-    json.end().ok()?;
-    Some(fields)
-}
-
-/// Returns the entries of a JSON object in order, as raw text.
-pub(super) fn entries(json: &str) -> Option<Vec<(&RawValue, &RawValue)>> {
-    struct Entries;
-
-    impl<'de> Visitor<'de> for Entries {
-        type Value = Vec<(&'de RawValue, &'de RawValue)>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut entries = Vec::new();
-            while let Some(entry) = map.next_entry()? {
-                entries.push(entry);
-            }
-            Ok(entries)
-        }
-    }
-
-    serde_json::Deserializer::from_str(json).deserialize_map(Entries).ok()
+    json.deserialize_map(Entries(visit)).ok()?;
+    json.end().ok()
 }
 
 /// Whether a raw key, which may contain escapes, is `name`.
@@ -145,8 +126,9 @@ mod tests {
     fn keys_that_are_not_unicode_are_ignored() {
         let fields = fields(r#"{"\ud800":1,"a\"":2,"a":3}"#, ["a"]).unwrap();
         assert_eq!(fields.values[0].unwrap().get(), "3");
-        let entries = entries(r#"{"\ud800":1, "b" : [ 2 ]}"#).unwrap();
-        let entries: Vec<_> = entries.iter().map(|(key, value)| (key.get(), value.get())).collect();
+        let mut entries = Vec::new();
+        let json = r#"{"\ud800":1, "b" : [ 2 ]}"#;
+        for_each_entry(json, |key, value| entries.push((key.get(), value.get()))).unwrap();
         assert_eq!(entries, [(r#""\ud800""#, "1"), (r#""b""#, "[ 2 ]")]);
     }
 

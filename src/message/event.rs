@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{RequestId, time::serialize_date_time};
+use super::time::serialize_date_time;
 
 /// The `type` and routing key of the event that carries a link.
 pub(crate) const READY: &str = "handoff.ready";
@@ -92,23 +92,6 @@ pub enum EventBody<'a> {
     },
 }
 
-impl EventBody<'_> {
-    /// Returns the event's `type`, which is also its routing key.
-    pub(crate) fn kind(&self) -> &'static str {
-        match self {
-            Self::Ready { .. } => READY,
-            Self::Failed { .. } => FAILED,
-        }
-    }
-
-    fn request_and_subject(&self) -> (&str, Option<&str>) {
-        match *self {
-            Self::Ready { request_id, user_id, .. } => (request_id, Some(user_id)),
-            Self::Failed { request_id, user_id, .. } => (request_id, user_id),
-        }
-    }
-}
-
 /// An event, ready to be published.
 pub struct Event {
     /// Derived from the request id and the type, so that a repeated event has the same id.
@@ -123,9 +106,11 @@ pub struct Event {
 impl Event {
     /// Encodes an event that is made `now`.
     pub fn new(body: &EventBody<'_>, now: SystemTime) -> Self {
-        let kind = body.kind();
-        let (request_id, subject) = body.request_and_subject();
-        let id = event_id(kind, &RequestId::new(request_id));
+        let (kind, request_id, subject) = match *body {
+            EventBody::Ready { request_id, user_id, .. } => (READY, request_id, Some(user_id)),
+            EventBody::Failed { request_id, user_id, .. } => (FAILED, request_id, user_id),
+        };
+        let id = event_id(kind, request_id);
         let envelope = EventEnvelope {
             specversion: "1.0",
             id: &id,
@@ -178,8 +163,8 @@ pub(super) struct EventEnvelope<'a> {
     data: &'a EventBody<'a>,
 }
 
-fn event_id(kind: &str, request: &RequestId) -> String {
-    let name = [kind, "\n", request.as_str()].concat();
+fn event_id(kind: &str, request_id: &str) -> String {
+    let name = [kind, "\n", request_id].concat();
     Uuid::new_v5(&EVENT_IDS, name.as_bytes()).to_string()
 }
 
@@ -240,14 +225,11 @@ mod tests {
 
     #[test]
     fn event_ids_depend_on_request_id_and_type_alone() {
-        let (one, two) = (RequestId::new("r1"), RequestId::new("r2"));
-        assert_eq!(event_id(READY, &one), event_id(READY, &one));
-        assert_ne!(event_id(READY, &one), event_id(READY, &two));
-        assert_ne!(event_id(READY, &one), event_id(FAILED, &one));
+        assert_eq!(event_id(READY, "r1"), event_id(READY, "r1"));
+        assert_ne!(event_id(READY, "r1"), event_id(READY, "r2"));
+        assert_ne!(event_id(READY, "r1"), event_id(FAILED, "r1"));
         // Consumers remember ids: they must never change.
-        assert_eq!(
-            event_id(READY, &one),
-            Uuid::new_v5(&EVENT_IDS, b"handoff.ready\nr1").to_string()
-        );
+        let expected = Uuid::new_v5(&EVENT_IDS, b"handoff.ready\nr1").to_string();
+        assert_eq!(event_id(READY, "r1"), expected);
     }
 }

@@ -3,7 +3,6 @@
 mod cloud_event;
 mod decode;
 mod event;
-mod metadata;
 mod request;
 mod request_id;
 pub(crate) mod schema;
@@ -17,7 +16,6 @@ pub(crate) use self::{
 };
 pub use self::{
     event::{Event, EventBody, FailedReason, ReasonCode},
-    metadata::Metadata,
     request::{Decoded, InvalidRequest, Request, decode_request},
     request_id::RequestId,
     time::format_date_time,

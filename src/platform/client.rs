@@ -189,7 +189,7 @@ impl PlatformClient {
         token: &Token,
     ) -> Result<String, FailedCall> {
         #[derive(Serialize)]
-        struct Body<'a, M> {
+        struct SessionBody<'a, M> {
             metadata: M,
             #[serde(skip_serializing_if = "Option::is_none")]
             locale: Option<&'a str>,
@@ -203,8 +203,7 @@ impl PlatformClient {
             return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
         };
         authorization.set_sensitive(true);
-        let metadata = request.metadata.for_user(&request.user_id);
-        let body = Body { metadata, locale: request.locale.as_deref() };
+        let body = SessionBody { metadata: request.metadata(), locale: request.locale.as_deref() };
         let http = self
             .post(url, authorization, &body)
             .header(IDEMPOTENCY_KEY, idempotency_key(request_id, token));

@@ -5,7 +5,7 @@
 //! in this file describe them, and tests compare the decoder with the schemas. The descriptions have
 //! the rules that a schema cannot express: lengths in bytes, and no repeated keys.
 
-use schemars::{JsonSchema, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -100,32 +100,18 @@ fn for_writing<T: JsonSchema>() -> Value {
     generate::<T>(SchemaSettings::draft07().for_serialize())
 }
 
-fn generate<T: JsonSchema>(settings: SchemaSettings) -> Value {
-    let settings = settings.with(|settings| {
-        settings.inline_subschemas = true;
-        settings.meta_schema = None;
-    });
+fn generate<T: JsonSchema>(mut settings: SchemaSettings) -> Value {
+    settings.inline_subschemas = true;
+    settings.meta_schema = None;
+    // Doc comments wrap their lines, which descriptions must not.
+    let settings = settings.with_transform(RecursiveTransform(|schema: &mut Schema| {
+        if let Some(Value::String(text)) = schema.get_mut("description") {
+            *text = text.replace('\n', " ");
+        }
+    }));
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     schema.remove("title");
-    let mut schema = schema.to_value();
-    unwrap_descriptions(&mut schema);
-    schema
-}
-
-/// Joins the lines of descriptions, which doc comments wrap.
-fn unwrap_descriptions(schema: &mut Value) {
-    match schema {
-        Value::Object(object) => {
-            for (key, value) in object.iter_mut() {
-                match value {
-                    Value::String(text) if key == "description" => *text = text.replace('\n', " "),
-                    value => unwrap_descriptions(value),
-                }
-            }
-        }
-        Value::Array(values) => values.iter_mut().for_each(unwrap_descriptions),
-        _ => {}
-    }
+    schema.to_value()
 }
 
 #[cfg(test)]

@@ -199,8 +199,9 @@ fn every_event_matches_its_schema_and_no_other() {
         });
     let (as_ready, as_failed) = (validator(&super::ready()), validator(&super::failed()));
     for body in std::iter::once(ready).chain(failed) {
-        let is_ready = body.kind() == READY;
-        let event: Value = serde_json::from_slice(&Event::new(&body, now).body).unwrap();
+        let event = Event::new(&body, now);
+        let is_ready = event.kind == READY;
+        let event: Value = serde_json::from_slice(&event.body).unwrap();
         assert_eq!(as_ready.is_valid(&event), is_ready, "{event}");
         assert_eq!(as_failed.is_valid(&event), !is_ready, "{event}");
         // Every field but `subject` is required.
