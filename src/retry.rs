@@ -14,45 +14,13 @@ const MAX_DELAY: Duration = Duration::from_secs(5);
 /// The delay of a retry queue, and the text that names the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryDelay {
-    name: String,
-    delay: Duration,
-}
-
-impl RetryDelay {
-    /// `name` is the delay as the setting spells it, for example `1m`.
-    pub(crate) fn new(name: &str, delay: Duration) -> Self {
-        Self { name: name.to_owned(), delay }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
+    /// The delay as the setting spells it, for example `1m`.
+    pub(crate) name: String,
     /// How long the queue keeps a message: at least 1 ms, less than 2³² ms.
-    pub(crate) fn duration(&self) -> Duration {
-        self.delay
-    }
+    pub(crate) duration: Duration,
 }
 
-/// Retries within one delivery: exponential backoff with jitter, within a time budget.
-#[derive(Clone, Debug)]
-pub struct RetryPolicy {
-    budget: Duration,
-}
-
-impl RetryPolicy {
-    /// Retries start within `budget` after the first try; a budget of zero allows none.
-    pub(crate) fn new(budget: Duration) -> Self {
-        Self { budget }
-    }
-
-    /// Starts the budget of one delivery, which all its calls share.
-    pub(crate) fn start(&self) -> RetrySchedule {
-        RetrySchedule { deadline: Instant::now() + self.budget, backoff: Backoff::default() }
-    }
-}
-
-/// The rest of one delivery's budget.
+/// The retries of one delivery, which all its calls share: backoff with jitter, within a time budget.
 #[derive(Debug)]
 pub(crate) struct RetrySchedule {
     deadline: Instant,
@@ -60,6 +28,12 @@ pub(crate) struct RetrySchedule {
 }
 
 impl RetrySchedule {
+    /// Retries start within `budget` from now; a budget of zero allows none.
+    pub(crate) fn new(budget: Duration) -> Self {
+        let backoff = Backoff::between(FIRST_DELAY, MAX_DELAY);
+        Self { deadline: Instant::now() + budget, backoff }
+    }
+
     /// Returns the delay before the next try, or `None` if that try would start after the deadline.
     pub(crate) fn next_delay(&mut self) -> Option<Duration> {
         let delay = self.backoff.next_delay();
@@ -110,12 +84,6 @@ impl Backoff {
     }
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self::between(FIRST_DELAY, MAX_DELAY)
-    }
-}
-
 /// Parses a `Retry-After` value: seconds or an HTTP date, capped at [`MAX_RETRY_AFTER`].
 ///
 /// Returns `None` if it is neither; the caller treats that as no header.
@@ -154,7 +122,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn retries_end_with_the_budget() {
-        let mut schedule = RetryPolicy::new(Duration::from_secs(10)).start();
+        let mut schedule = RetrySchedule::new(Duration::from_secs(10));
         let start = Instant::now();
         let mut tries = 0;
         while let Some(delay) = schedule.next_delay() {
@@ -167,7 +135,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn extension_moves_the_deadline() {
-        let mut schedule = RetryPolicy::new(Duration::from_secs(2)).start();
+        let mut schedule = RetrySchedule::new(Duration::from_secs(2));
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(schedule.next_delay(), None);
         schedule.extend(Duration::from_secs(10));
@@ -176,7 +144,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn zero_budget_allows_no_retry() {
-        assert_eq!(RetryPolicy::new(Duration::ZERO).start().next_delay(), None);
+        assert_eq!(RetrySchedule::new(Duration::ZERO).next_delay(), None);
     }
 
     proptest! {

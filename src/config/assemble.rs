@@ -17,7 +17,6 @@ use super::{
     table,
     values::{MAX_NAME, is_loopback},
 };
-use crate::retry::RetryPolicy;
 
 /// Half of RabbitMQ's default `consumer_timeout`, 30 minutes.
 const HOLD_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -130,7 +129,7 @@ fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
     let retry_delays = parser.value(&table::RETRY_DELAYS);
     let queue = queue?;
     let retry_delays = retry_delays?;
-    let longest = retry_delays.iter().map(|delay| delay.name().len()).max().unwrap_or(0);
+    let longest = retry_delays.iter().map(|delay| delay.name.len()).max().unwrap_or(0);
     if queue.len() + ".retry.".len() + longest > MAX_NAME {
         parser.reject(
             &table::QUEUE.spec,
@@ -175,7 +174,7 @@ fn worker(parser: &mut Parser<'_>) -> Option<WorkerSettings> {
     Some(WorkerSettings {
         workflow_id: workflow_id?,
         concurrency: concurrency?,
-        retry: RetryPolicy::new(retry_budget?),
+        retry_budget: retry_budget?,
         max_message_bytes: max_message_bytes?,
         http_addr: http_addr?,
         hold_limit: HOLD_LIMIT,

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
-use crate::retry::{RetryDelay, RetryPolicy};
+use crate::retry::RetryDelay;
 
 /// All settings of `handoff run`.
 #[derive(Debug)]
@@ -94,8 +94,8 @@ pub struct WorkerSettings {
     pub workflow_id: Option<String>,
     /// Maximum number of requests in flight; also the prefetch count.
     pub concurrency: u16,
-    /// Retries in process, per delivery.
-    pub retry: RetryPolicy,
+    /// How long after its first try a delivery may still start a retry in process.
+    pub retry_budget: Duration,
     /// Maximum size of a request body, in bytes.
     pub max_message_bytes: usize,
     /// Address of the probes and metrics.

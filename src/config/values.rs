@@ -157,12 +157,12 @@ pub(super) fn key_prefix(text: &str) -> ParseResult<String> {
 pub(super) fn retry_delays(text: &str) -> ParseResult<Vec<RetryDelay>> {
     let delay = |text: &str| {
         let name = text.trim();
-        let delay = parse_duration(name)
+        let duration = parse_duration(name)
             .map_err(|_| "must be durations separated by commas, such as 10s,1m,5m")?;
-        if delay.is_zero() || delay > MAX_QUEUE_TTL {
+        if duration.is_zero() || duration > MAX_QUEUE_TTL {
             return Err("must contain only delays greater than zero and up to 49 days");
         }
-        Ok(RetryDelay::new(name, delay))
+        Ok(RetryDelay { name: name.to_owned(), duration })
     };
     text.split(',').map(delay).collect()
 }

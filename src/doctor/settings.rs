@@ -144,7 +144,7 @@ fn rate(settings: &Settings) -> Option<Check> {
 }
 
 fn delays(settings: &Settings) -> Option<Check> {
-    let delays = settings.broker.retry_delays.iter().map(|delay| delay.duration());
+    let delays = settings.broker.retry_delays.iter().map(|delay| delay.duration);
     if delays.is_sorted() {
         return None;
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cache::{Cache, Lease},
     platform::{CallError, CallPermit, FailedCall, PlatformClient, SessionCall, Ticket},
-    retry::{RetryPolicy, RetrySchedule},
+    retry::RetrySchedule,
     session::{Call, Token},
     telemetry::metrics::Metrics,
 };
@@ -38,7 +38,7 @@ pub(super) struct CallBudget<'a> {
 pub(super) struct Calls {
     pub(super) platform: Arc<PlatformClient>,
     pub(super) cache: Cache,
-    pub(super) retry: RetryPolicy,
+    pub(super) retry_budget: Duration,
     pub(super) metrics: Arc<Metrics>,
     /// Cancelled when the worker starts to drain.
     pub(super) draining: CancellationToken,
@@ -65,7 +65,7 @@ impl Calls {
         let ticket = self.platform.gate().ticket(job.request_id.as_str());
         CallBudget {
             ticket,
-            schedule: self.retry.start(),
+            schedule: RetrySchedule::new(self.retry_budget),
             started: Instant::now(),
             waited: Duration::ZERO,
         }

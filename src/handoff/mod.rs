@@ -34,7 +34,7 @@ use self::{
 use crate::{
     cache::{Cache, Claim, Freshness, Keys, Lease, Overwrite, StoreOutcome, UnansweredClaim},
     platform::{CallError, PlatformClient},
-    retry::{Backoff, RetryPolicy},
+    retry::Backoff,
     session::{Call, Session},
     telemetry::metrics::Metrics,
 };
@@ -62,11 +62,11 @@ impl Handoff {
     pub(crate) fn new(
         platform: Arc<PlatformClient>,
         cache: Cache,
-        retry: RetryPolicy,
+        retry_budget: Duration,
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> Self {
-        let calls = Calls { platform, cache, retry, metrics, draining };
+        let calls = Calls { platform, cache, retry_budget, metrics, draining };
         Self { calls, in_flight: SingleFlight::new() }
     }
 

@@ -72,10 +72,16 @@ pub async fn run(
     };
     cache.wait_connected(CACHE_WARM_UP).await;
 
-    let retry = settings.worker.retry;
+    let retry_budget = settings.worker.retry_budget;
     let grace_over = CancellationToken::new();
     let processor = Processor {
-        handoff: Handoff::new(platform, cache, retry, Arc::clone(&metrics), shutdown.clone()),
+        handoff: Handoff::new(
+            platform,
+            cache,
+            retry_budget,
+            Arc::clone(&metrics),
+            shutdown.clone(),
+        ),
         events: Events {
             public_url: settings.platform.public_url,
             metrics: Arc::clone(&metrics),

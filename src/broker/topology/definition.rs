@@ -55,12 +55,12 @@ impl Topology {
         ];
         for delay in &settings.retry_delays {
             // The settings limit a delay to 32 bits of milliseconds.
-            let ttl = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
+            let ttl = i64::try_from(delay.duration.as_millis()).unwrap_or(i64::MAX);
             // A TTL per queue: with a TTL per message, RabbitMQ expires only the message at the
             // head, so a short delay would wait behind a long one.
             let ttl = [("x-message-ttl", AMQPValue::LongLongInt(ttl))];
             queues.push(QueueDeclaration::quorum(
-                format!("{request_queue}.retry.{}", delay.name()),
+                format!("{request_queue}.retry.{}", delay.name),
                 ttl.into_iter().chain(dead_lettering_to(request_queue)),
             ));
         }
