@@ -38,7 +38,10 @@ pub mod cli;
 pub(crate) mod client;
 pub mod config;
 pub(crate) mod doctor;
+// cargo-fuzz sets `fuzzing`.
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
+#[path = "../fuzz/checks.rs"]
 pub mod fuzzing;
 pub(crate) mod handoff;
 pub(crate) mod hash;

@@ -1,6 +1,7 @@
 //! Detects a request loop that is stuck.
 
 use std::{
+    io,
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -59,34 +60,29 @@ impl Heartbeat {
 ///
 /// # Errors
 /// The operating system refuses another thread.
-pub(super) fn watch(age: impl Fn() -> Option<Duration> + Send + 'static) -> std::io::Result<()> {
-    watch_with(age, STUCK_AFTER, WATCH_EVERY, |change| match change {
-        Change::Stuck(age) => {
+pub(super) fn watch(age: impl Fn() -> Option<Duration> + Send + 'static) -> io::Result<()> {
+    watch_with(age, STUCK_AFTER, WATCH_EVERY, |stuck_for| match stuck_for {
+        Some(age) => {
             tracing::error!(stuck_s = age.as_secs(), "request loop stuck; restart this worker");
         }
-        Change::Recovered => tracing::warn!("request loop running again"),
+        None => tracing::warn!("request loop running again"),
     })
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Change {
-    /// The last beat was this long ago.
-    Stuck(Duration),
-    Recovered,
-}
-
+/// Calls `on_change` with the age of the last beat once the loop is stuck, and with `None` once it
+/// runs again.
 fn watch_with(
     age: impl Fn() -> Option<Duration> + Send + 'static,
     stuck_after: Duration,
     every: Duration,
-    on_change: impl Fn(Change) + Send + 'static,
-) -> std::io::Result<()> {
+    on_change: impl Fn(Option<Duration>) + Send + 'static,
+) -> io::Result<()> {
     let watching = move || {
         let mut was_stuck = false;
         while let Some(age) = age() {
             let stuck = age >= stuck_after;
             if std::mem::replace(&mut was_stuck, stuck) != stuck {
-                on_change(if stuck { Change::Stuck(age) } else { Change::Recovered });
+                on_change(stuck.then_some(age));
             }
             thread::sleep(every);
         }
@@ -128,14 +124,14 @@ mod tests {
         let watched = Arc::downgrade(&heartbeat);
         let age = move || Some(watched.upgrade()?.age());
         let ms = Duration::from_millis;
-        watch_with(age, ms(100), ms(5), move |change| report.send(change).unwrap()).unwrap();
+        watch_with(age, ms(100), ms(5), move |stuck_for| report.send(stuck_for).unwrap()).unwrap();
         let first = reports.recv().unwrap();
-        assert!(matches!(first, Change::Stuck(age) if age >= ms(100)), "{first:?}");
+        assert!(first.is_some_and(|age| age >= ms(100)), "{first:?}");
         assert!(reports.recv_timeout(ms(100)).is_err(), "reported twice");
         heartbeat.beat();
-        assert_eq!(reports.recv().unwrap(), Change::Recovered);
+        assert_eq!(reports.recv().unwrap(), None);
         // The thread ends with the heartbeat.
         drop(heartbeat);
-        assert!(reports.iter().all(|change| change != Change::Recovered));
+        assert!(reports.iter().all(|stuck_for| stuck_for.is_some()));
     }
 }

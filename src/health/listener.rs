@@ -16,7 +16,7 @@ use axum::serve::Listener;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    time::{Sleep, sleep},
+    time::{Timeout, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
@@ -54,8 +54,7 @@ impl Listener for LimitedListener {
         self.open.push_back(open.clone());
         let stream = LimitedStream {
             stream,
-            expiry: Box::pin(sleep(LIFETIME)),
-            evicted: Box::pin(open.clone().cancelled_owned()),
+            expired_or_evicted: Box::pin(timeout(LIFETIME, open.clone().cancelled_owned())),
             _open: open.drop_guard(),
         };
         (stream, addr)
@@ -69,15 +68,14 @@ impl Listener for LimitedListener {
 /// A connection that fails when it expires or is evicted.
 pub(super) struct LimitedStream {
     stream: TcpStream,
-    expiry: Pin<Box<Sleep>>,
-    evicted: Pin<Box<WaitForCancellationFutureOwned>>,
+    expired_or_evicted: Pin<Box<Timeout<WaitForCancellationFutureOwned>>>,
     _open: DropGuard,
 }
 
 impl LimitedStream {
     /// Returns the stream, or an error once the connection is expired or evicted.
     fn poll_live(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
-        if self.expiry.as_mut().poll(cx).is_ready() || self.evicted.as_mut().poll(cx).is_ready() {
+        if self.expired_or_evicted.as_mut().poll(cx).is_ready() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(Pin::new(&mut self.stream))

@@ -18,7 +18,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use self::{heartbeat::Heartbeat, listener::LimitedListener};
@@ -56,19 +56,15 @@ impl Health {
     }
 }
 
-/// Callbacks into the worker, run when a probe or a scrape arrives.
-pub(crate) struct Checks {
+/// What probes and scrapes ask for. The callbacks run when one arrives.
+pub(crate) struct Probes {
+    pub(crate) health: Arc<Health>,
     /// Returns whether Redis works.
     pub(crate) redis: Box<dyn Fn() -> bool + Send + Sync>,
     /// Returns whether the circuit breaker of the platform is closed.
     pub(crate) platform: Box<dyn Fn() -> bool + Send + Sync>,
     /// Updates the metrics that change with time alone.
     pub(crate) measure: Box<dyn Fn() + Send + Sync>,
-}
-
-struct Probes {
-    health: Arc<Health>,
-    checks: Checks,
 }
 
 /// The probes' address cannot be bound.
@@ -88,13 +84,12 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, ListenError>
 }
 
 /// Serves the probes and metrics until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, health: Arc<Health>, checks: Checks) {
-    let probes = Arc::new(Probes { health, checks });
+pub(crate) async fn serve(listener: TcpListener, probes: Probes) {
     let routes = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
-        .with_state(probes);
+        .with_state(Arc::new(probes));
     // `axum::serve` retries failed accepts and never returns.
     let _ = axum::serve(LimitedListener::new(listener), routes).await;
 }
@@ -103,64 +98,41 @@ pub(crate) async fn serve(listener: TcpListener, health: Arc<Health>, checks: Ch
 ///
 /// The loop beats while RabbitMQ is unavailable, the queue is empty, or all slots are in use.
 async fn livez(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Liveness {
-        status: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-        last_turn_ms: u64,
-    }
     let age = probes.health.heartbeat.age();
     let last_turn_ms = millis(age);
     if age < heartbeat::STUCK_AFTER {
-        return (StatusCode::OK, Json(Liveness { status: "alive", reason: None, last_turn_ms }));
+        let alive = json!({ "status": "alive", "lastTurnMs": last_turn_ms });
+        return (StatusCode::OK, Json(alive));
     }
     let reason = format!("the request loop has not run for {} s", age.as_secs());
-    let stuck = Liveness { status: "stuck", reason: Some(reason), last_turn_ms };
+    let stuck = json!({ "status": "stuck", "reason": reason, "lastTurnMs": last_turn_ms });
     (StatusCode::SERVICE_UNAVAILABLE, Json(stuck))
 }
 
 /// Answers 503 while the worker serves no requests. Redis does not count: the worker can do without.
 async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let broker = probes.health.consuming.load(Ordering::Relaxed);
-    let platform = (probes.checks.platform)();
+    let platform = (probes.platform)();
+    let ok_or_failing = |works| if works { "ok" } else { "failing" };
+    let checks = json!({
+        "broker": ok_or_failing(broker),
+        "platform": ok_or_failing(platform),
+        "redis": if (probes.redis)() { "ok" } else { "degraded" },
+    });
+    if broker && platform {
+        return (StatusCode::OK, Json(json!({ "status": "ready", "checks": checks })));
+    }
     let failing: Vec<_> = [("broker", broker), ("platform", platform)]
         .into_iter()
         .filter_map(|(name, works)| (!works).then_some(name))
         .collect();
-    let (code, status) = if failing.is_empty() {
-        (StatusCode::OK, "ready")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "unready")
-    };
-    let ok_or_failing = |works| if works { "ok" } else { "failing" };
-    let checks = CheckResults {
-        broker: ok_or_failing(broker),
-        platform: ok_or_failing(platform),
-        redis: if (probes.checks.redis)() { "ok" } else { "degraded" },
-    };
-    (code, Json(Readiness { status, failing, checks }))
-}
-
-#[derive(Serialize)]
-struct Readiness {
-    status: &'static str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    failing: Vec<&'static str>,
-    checks: CheckResults,
-}
-
-#[derive(Serialize)]
-struct CheckResults {
-    broker: &'static str,
-    platform: &'static str,
-    redis: &'static str,
+    let unready = json!({ "status": "unready", "failing": failing, "checks": checks });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(unready))
 }
 
 async fn scrape(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let metrics = &probes.health.metrics;
-    (probes.checks.measure)();
+    (probes.measure)();
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }
 
@@ -174,8 +146,13 @@ mod tests {
     async fn livez_fails_while_the_request_loop_is_stuck() {
         let health = Health::new(Metrics::new());
         let no = || Box::new(|| false);
-        let checks = Checks { redis: no(), platform: no(), measure: Box::new(|| ()) };
-        let probes = Arc::new(Probes { health: Arc::clone(&health), checks });
+        let probes = Probes {
+            health: Arc::clone(&health),
+            redis: no(),
+            platform: no(),
+            measure: Box::new(|| ()),
+        };
+        let probes = Arc::new(probes);
         let ask = async || livez(State(Arc::clone(&probes))).await.into_response();
         tokio::time::advance(Duration::from_secs(59)).await;
         assert_eq!(ask().await.status(), StatusCode::OK);

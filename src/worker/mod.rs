@@ -64,8 +64,7 @@ pub async fn run(
     if let Ok(addr) = listener.local_addr() {
         tracing::info!(%addr, "serving /livez, /readyz and /metrics");
     }
-    let probes =
-        tokio::spawn(health::serve(listener, Arc::clone(&health), checks(&cache, &platform)));
+    let probes = tokio::spawn(health::serve(listener, probes(&health, &cache, &platform)));
     let idle_prober = {
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
@@ -115,12 +114,13 @@ pub async fn run(
     Ok(())
 }
 
-/// What the probes check.
-fn checks(cache: &Cache, platform: &Arc<PlatformClient>) -> health::Checks {
+/// What the probes report.
+fn probes(health: &Arc<Health>, cache: &Cache, platform: &Arc<PlatformClient>) -> health::Probes {
     let cache = cache.clone();
     let checked = Arc::clone(platform);
     let measured = Arc::clone(platform);
-    health::Checks {
+    health::Probes {
+        health: Arc::clone(health),
         redis: Box::new(move || cache.is_available()),
         platform: Box::new(move || !checked.gate().is_breaker_open()),
         measure: Box::new(move || measured.gate().update_metrics()),

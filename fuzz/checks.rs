@@ -1,7 +1,8 @@
 //! Fuzz targets: the parsers of untrusted input, with assertions on what they return.
 //!
-//! `fuzz/` runs them under libFuzzer, the tests below under proptest. Each takes any bytes, and panics
-//! if a parser breaks a rule or disagrees with a second parser.
+//! Part of the `handoff` library when it is built for tests or by cargo-fuzz, since most of the parsers
+//! are private. `fuzz_targets` runs the targets under libFuzzer, the tests below under proptest. Each
+//! takes any bytes, and panics if a parser breaks a rule or disagrees with a second parser.
 
 use std::time::SystemTime;
 
