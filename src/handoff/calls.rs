@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cache::{Cache, Lease},
-    platform::{CallError, CallPermit, FailedCall, PlatformClient, SessionCall, Ticket},
+    platform::{CallError, CallPermit, FailedCall, PlatformClient, Ticket},
     retry::RetrySchedule,
     session::{Call, Token},
     telemetry::metrics::Metrics,
@@ -98,8 +98,7 @@ impl Calls {
         budget: &mut CallBudget<'_>,
     ) -> Result<String, Stopped> {
         let Job { request, request_id, span, .. } = *job;
-        let session = SessionCall { request, request_id, span };
-        let call = |permit| self.platform.session(permit, session, token);
+        let call = |permit| self.platform.session(permit, request, request_id, token, span);
         let check = |waited, _| {
             if lease.is_some_and(Lease::is_lost) {
                 Err(Stopped::ClaimAgain)

@@ -17,7 +17,7 @@ use super::{
     error::CallError,
     gate::{CallPermit, FailedCall, Gate},
     key::ReloadableKey,
-    link::{encode_component, without_slash},
+    link::encode_component,
     rate_limit::RateLimiter,
 };
 use crate::{
@@ -46,16 +46,6 @@ const TOKEN_NOT_SENDABLE: &str = "a token that cannot be sent as a header";
 #[derive(Serialize)]
 struct TokenBody {
     ttl: u64,
-}
-
-/// The arguments of a session call.
-#[derive(Clone, Copy)]
-pub(crate) struct SessionCall<'a> {
-    pub(crate) request: &'a Request,
-    /// Part of the idempotency key.
-    pub(crate) request_id: &'a RequestId,
-    /// The span of the delivery.
-    pub(crate) span: &'a Span<'a>,
 }
 
 /// Calls the platform. Each call needs a permit of the gate.
@@ -109,8 +99,8 @@ impl PlatformClient {
         })?;
         Ok(Self {
             http,
-            token_url: join(&settings.url, TOKEN_ROUTE)?,
-            session_url: join(&settings.url, SESSION_ROUTE)?,
+            token_url: join(&settings.url, TOKEN_ROUTE),
+            session_url: join(&settings.url, SESSION_ROUTE),
             server: ServerAddress::of(&settings.url),
             key: ReloadableKey::new(&settings.api_key).ok_or(ClientBuildError::ApiKey)?,
             gate: Gate::new(rate_limiter, Arc::clone(&metrics)),
@@ -158,8 +148,7 @@ impl PlatformClient {
             &TokenBody { ttl: self.token_ttl.as_secs() },
         );
         let span = span.call(Call::Token, TOKEN_ROUTE, &self.server);
-        let answer = self.call(Call::Token, request, span, answer::parse_token).await;
-        let token = permit.report(answer)?;
+        let token = permit.report(self.call(Call::Token, request, span).await)?;
         Ok(Token { value: token.into(), expires_at: requested_at + self.token_ttl })
     }
 
@@ -170,23 +159,25 @@ impl PlatformClient {
         let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
         match request.send().await {
             Ok(mut response) => {
-                let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+                let date = header(&response, DATE);
                 let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (read_answer(Call::Token, &mut response, answer::parse_token).await.map(drop), date)
+                (read_answer(Call::Token, &mut response).await.map(drop), date)
             }
             Err(error) => (Err(CallError::from_transport(Call::Token, &error)), None),
         }
     }
 
-    /// Starts a session with a token, and returns the session's id.
+    /// Starts a session with a token, and returns the session's id. `span` is the delivery's.
     ///
     /// # Errors
     /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
     pub(crate) async fn session(
         &self,
         permit: CallPermit<'_>,
-        call: SessionCall<'_>,
+        request: &Request,
+        request_id: &RequestId,
         token: &Token,
+        span: &Span<'_>,
     ) -> Result<String, FailedCall> {
         #[derive(Serialize)]
         struct SessionBody<'a, M> {
@@ -194,7 +185,6 @@ impl PlatformClient {
             #[serde(skip_serializing_if = "Option::is_none")]
             locale: Option<&'a str>,
         }
-        let SessionCall { request, request_id, span } = call;
         let mut url = self.session_url.clone();
         let workflow = encode_component(&request.workflow_id);
         url.set_query(Some(&format!("workflowId={workflow}")));
@@ -208,7 +198,7 @@ impl PlatformClient {
             .post(url, authorization, &body)
             .header(IDEMPOTENCY_KEY, idempotency_key(request_id, token));
         let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
-        permit.report(self.call(Call::Session, http, span, answer::parse_session_id).await)
+        permit.report(self.call(Call::Session, http, span).await)
     }
 
     fn post(
@@ -236,7 +226,6 @@ impl PlatformClient {
         call: Call,
         mut request: reqwest::RequestBuilder,
         mut span: Span<'a>,
-        parse: fn(&[u8]) -> Result<String, &'static str>,
     ) -> impl Future<Output = Result<String, CallError>> + 'a {
         request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
@@ -245,7 +234,13 @@ impl PlatformClient {
         let start = Instant::now();
         let sent = request.send();
         async move {
-            let answer = exchange(call, sent, &mut span, parse).await;
+            let answer = match sent.await {
+                Ok(mut response) => {
+                    span.set_status(response.status().as_u16());
+                    read_answer(call, &mut response).await
+                }
+                Err(error) => Err(CallError::from_transport(call, &error)),
+            };
             let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
             self.metrics.platform.called(call, outcome, start.elapsed());
             if let Err(error) = &answer {
@@ -259,59 +254,38 @@ impl PlatformClient {
     }
 }
 
-async fn exchange(
-    call: Call,
-    sent: impl Future<Output = reqwest::Result<Response>>,
-    span: &mut Span<'_>,
-    parse: fn(&[u8]) -> Result<String, &'static str>,
-) -> Result<String, CallError> {
-    let mut response = sent.await.map_err(|error| CallError::from_transport(call, &error))?;
-    span.set_status(response.status().as_u16());
-    read_answer(call, &mut response, parse).await
-}
-
-async fn read_answer(
-    call: Call,
-    response: &mut Response,
-    parse: fn(&[u8]) -> Result<String, &'static str>,
-) -> Result<String, CallError> {
+async fn read_answer(call: Call, response: &mut Response) -> Result<String, CallError> {
     let status = response.status();
     if !status.is_success() {
-        return Err(CallError::from_status(call, status, retry_after(response)));
+        let retry_after = header(response, RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| parse_retry_after(value, SystemTime::now()));
+        return Err(CallError::from_status(call, status, retry_after));
     }
     let body = read_body(call, response).await?;
-    let value = parse(&body).map_err(|what| CallError::broken_answer(call, what))?;
-    if call == Call::Token && !is_header_value(&value) {
-        return Err(CallError::broken_answer(call, TOKEN_NOT_SENDABLE));
-    }
-    Ok(value)
+    let value = match call {
+        Call::Token => answer::parse_token(&body).and_then(|token| {
+            if is_header_value(&token) { Ok(token) } else { Err(TOKEN_NOT_SENDABLE) }
+        }),
+        Call::Session => answer::parse_session_id(&body),
+    };
+    value.map_err(|what| CallError::broken_answer(call, what))
 }
 
-fn retry_after(response: &Response) -> Option<Duration> {
-    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    parse_retry_after(value, SystemTime::now())
+fn header(response: &Response, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
 }
 
 /// Reads a body in chunks, so that an endless one fails before it fills memory.
 async fn read_body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError> {
     let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(None) => return Ok(body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_BODY => {
-                body.extend_from_slice(&chunk)
-            }
-            Ok(Some(_)) => {
-                return Err(CallError::broken_answer(call, "a body of more than 64 KiB"));
-            }
-            // reqwest 0.13.5 makes every error of `chunk` a decode error, timeouts included
-            // (seanmonstar/reqwest#2839).
-            Err(error) if error.is_decode() && !error.is_timeout() => {
-                return Err(CallError::broken_answer(call, "a body that cannot be read"));
-            }
-            Err(error) => return Err(CallError::from_transport(call, &error)),
+    let transport = |error| CallError::from_transport(call, &error);
+    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(CallError::broken_answer(call, "a body of more than 64 KiB"));
         }
+        body.extend_from_slice(&chunk);
     }
+    Ok(body)
 }
 
 /// The same for each try of a request with the same token; a hash, so that it reveals neither.
@@ -319,8 +293,10 @@ fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
     hash::hex(&hash::of_pair(request_id.as_str(), token.value.expose_secret()))
 }
 
-fn join(base: &Url, path: &str) -> Result<Url, ClientBuildError> {
-    Url::parse(&format!("{}{path}", without_slash(base))).map_err(|_| ClientBuildError::Url)
+fn join(base: &Url, route: &str) -> Url {
+    let mut url = base.clone();
+    url.set_path(&format!("{}{route}", base.path().trim_end_matches('/')));
+    url
 }
 
 /// A proxy could not reach a platform on this machine, and would see the API key of plain http calls.
@@ -334,9 +310,6 @@ pub enum ClientBuildError {
     /// The API key is not a valid header value.
     #[error("cannot call the platform: the API key cannot be sent as a header")]
     ApiKey,
-    /// The URL is invalid once a route is added to it.
-    #[error("cannot call the platform: the platform URL is invalid")]
-    Url,
     /// TLS cannot be set up; says why.
     #[error("cannot call the platform: {0}")]
     Tls(&'static str),

@@ -132,6 +132,10 @@ impl CallError {
         debug_assert!(!error.is_builder(), "the {} request is invalid", call.as_str());
         let cause = if error.is_timeout() {
             TransientCause::Timeout
+        } else if error.is_decode() {
+            // reqwest 0.13.5 makes every error while it reads a body a decode error, timeouts included
+            // (seanmonstar/reqwest#2839).
+            TransientCause::BrokenAnswer("a body that cannot be read")
         } else {
             tls::explain(error).map_or(TransientCause::Connection, TransientCause::Tls)
         };

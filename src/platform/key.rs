@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use reqwest::header::HeaderValue;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use crate::config::{ApiKey, read_api_key};
@@ -46,17 +46,15 @@ impl ReloadableKey {
         let read =
             read.unwrap_or_else(|_| Err("names a file that takes too long to read".to_owned()));
         let error = read.as_ref().err().cloned();
-        let last_error = std::mem::replace(&mut *self.last_error.lock(), error.clone());
-        match read.map(|key| header(key.expose_secret())) {
-            Ok(Some(new)) => {
+        let last_error = std::mem::replace(&mut *self.last_error.lock(), error);
+        match read {
+            Ok(new) => {
                 let mut current = self.header.lock();
                 if *current != new {
                     *current = new;
                     tracing::info!("API key file changed: using the new API key");
                 }
             }
-            // Unreachable: `read_api_key` accepts valid header values only.
-            Ok(None) => {}
             Err(error) if last_error.as_ref() == Some(&error) => {}
             Err(error) => {
                 let error = format_args!("HANDOFF_IDV_API_KEY_FILE: {error}");
@@ -65,13 +63,14 @@ impl ReloadableKey {
         }
     }
 
-    async fn read(&self, file: PathBuf) -> Result<SecretString, String> {
+    async fn read(&self, file: PathBuf) -> Result<HeaderValue, String> {
+        let unreadable = || "names a file that cannot be read".to_owned();
         let turn = Arc::clone(&self.reader).acquire_owned().await;
         let read = spawn_blocking(move || {
             let _turn = turn;
-            read_api_key(&file)
+            header(read_api_key(&file)?.expose_secret()).ok_or_else(unreadable)
         });
-        read.await.unwrap_or_else(|_| Err("names a file that cannot be read".to_owned()))
+        read.await.unwrap_or_else(|_| Err(unreadable()))
     }
 }
 

@@ -49,7 +49,7 @@ fn push_encoded_twice(link: &mut String, text: &str) {
 }
 
 /// A base URL as text without its final slash, ready to append a path to.
-pub(super) fn without_slash(base: &Url) -> &str {
+fn without_slash(base: &Url) -> &str {
     base.as_str().trim_end_matches('/')
 }
 

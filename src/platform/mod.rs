@@ -8,13 +8,12 @@ mod key;
 mod link;
 mod rate_limit;
 
-pub(crate) use self::{
-    client::SessionCall,
-    error::CallError,
-    gate::{CallPermit, FailedCall, Ticket},
-    rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
-};
 pub use self::{
     client::{ClientBuildError, PlatformClient},
     link::handoff_url,
+};
+pub(crate) use self::{
+    error::CallError,
+    gate::{CallPermit, FailedCall, Ticket},
+    rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };

@@ -3,25 +3,18 @@
 //! There is no separate half-open state. An open breaker admits one probe per interval, and a probe that
 //! gets no answer does not delay the next.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, ops::RangeInclusive, time::Duration};
 
 use tokio::time::Instant;
 
 use super::decision::{Caller, Cause, Decision, IDLE_CALLER};
 use crate::session::Call;
 
-/// The interval between probes, which doubles from `first` to `max`.
-struct ProbeInterval {
-    first: Duration,
-    max: Duration,
-}
-
-/// Without jitter: people wait for the result of the next probe.
-const DOWN: ProbeInterval =
-    ProbeInterval { first: Duration::from_millis(750), max: Duration::from_millis(2_900) };
+/// The interval between probes doubles from the first of these to the last. Without jitter: people wait
+/// for the result of the next probe.
+const DOWN: RangeInclusive<Duration> = Duration::from_millis(750)..=Duration::from_millis(2_900);
 /// Longer, because an operator has to fix a setting first.
-const REFUSED: ProbeInterval =
-    ProbeInterval { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+const REFUSED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 
 /// How long the caller of the last failed probe lets other callers go first.
 const YIELD: Duration = Duration::from_millis(50);
@@ -30,7 +23,7 @@ const YIELD: Duration = Duration::from_millis(50);
 const LONE_FAILURES: u32 = 3;
 
 pub(super) struct OpenBreaker {
-    cause: Cause,
+    pub(super) cause: Cause,
     interval: Duration,
     next_probe: Instant,
     /// The callers that probe. Usually one: an unanswered probe does not delay the next.
@@ -41,7 +34,7 @@ pub(super) struct OpenBreaker {
 
 impl OpenBreaker {
     pub(super) fn new(cause: Cause, now: Instant) -> Self {
-        let interval = cause.probe_interval().first;
+        let interval = *cause.probe_intervals().start();
         Self {
             cause,
             interval,
@@ -49,10 +42,6 @@ impl OpenBreaker {
             probes: HashSet::new(),
             last_failed: None,
         }
-    }
-
-    pub(super) fn cause(&self) -> Cause {
-        self.cause
     }
 
     /// Returns whether the breaker blocks this call.
@@ -73,7 +62,7 @@ impl OpenBreaker {
 
     pub(super) fn start_probe(&mut self, caller: Caller, now: Instant) {
         self.probes.insert(caller);
-        self.interval = (self.interval * 2).min(self.cause.probe_interval().max);
+        self.interval = (self.interval * 2).min(*self.cause.probe_intervals().end());
         self.next_probe = now + self.interval;
     }
 
@@ -84,7 +73,7 @@ impl OpenBreaker {
         }
         if self.cause == Cause::Refused {
             // The answer is no longer a refusal, so the setting may be changing: probe again soon.
-            self.interval = self.cause.probe_interval().first;
+            self.interval = *self.cause.probe_intervals().start();
             self.next_probe = now + self.interval;
             return false;
         }
@@ -122,7 +111,7 @@ impl OpenBreaker {
 }
 
 impl Cause {
-    fn probe_interval(self) -> ProbeInterval {
+    fn probe_intervals(self) -> RangeInclusive<Duration> {
         match self {
             Self::Down(_) => DOWN,
             Self::Refused => REFUSED,

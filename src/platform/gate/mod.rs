@@ -14,7 +14,6 @@ mod state;
 mod tests;
 
 use std::{
-    fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
@@ -26,13 +25,13 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, timeout_at},
 };
 
 use self::{
-    decision::{CallResult, Caller, Cause, Decision, IDLE_CALLER},
+    decision::{CallResult, Caller, Decision, IDLE_CALLER},
     log::BreakerLog,
-    state::State,
+    state::GateState,
 };
 use super::{
     error::{CallError, TransientCause},
@@ -42,7 +41,7 @@ use crate::{session::Call, telemetry::metrics::Metrics};
 
 /// Decides which calls to the platform may be made, and when.
 pub(crate) struct Gate {
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     rate_limiter: Option<RateLimiter>,
     /// Wakes waiting requests when a decision may have changed.
     changed: watch::Sender<()>,
@@ -111,11 +110,7 @@ impl Gate {
 
     /// Returns whether the circuit breaker is open. A `Retry-After` does not open it.
     pub(crate) fn is_breaker_open(&self) -> bool {
-        self.open_cause().is_some()
-    }
-
-    fn open_cause(&self) -> Option<Cause> {
-        self.state.lock().open_cause()
+        self.state.lock().open_cause().is_some()
     }
 
     /// Returns whether calls are paused. Waiting for the rate limiter is not a pause.
@@ -133,11 +128,8 @@ impl Gate {
 
     /// Waits until calls are paused.
     pub(crate) async fn until_paused(&self) {
-        let mut changed = self.changed.subscribe();
-        while !self.is_paused() {
-            // Cannot fail: `self` holds the sender.
-            let _ = changed.changed().await;
-        }
+        // Cannot fail: `self` holds the sender.
+        let _ = self.changed.subscribe().wait_for(|()| self.is_paused()).await;
     }
 
     /// How long to wait to see whether a failed call that began at `began` is part of an outage.
@@ -149,11 +141,9 @@ impl Gate {
 
     /// Waits until the circuit breaker is open and no request is there to probe.
     pub(super) async fn until_probe_needed(&self) {
-        let mut changed = self.changed.subscribe();
-        while !self.is_breaker_open() || self.waiting.load(Ordering::Relaxed) > 0 {
-            // Cannot fail: `self` holds the sender.
-            let _ = changed.changed().await;
-        }
+        let needed = || self.is_breaker_open() && self.waiting.load(Ordering::Relaxed) == 0;
+        // Cannot fail: `self` holds the sender.
+        let _ = self.changed.subscribe().wait_for(|()| needed()).await;
     }
 
     /// Waits until this call would be allowed.
@@ -161,21 +151,13 @@ impl Gate {
         let _waiting = (caller != IDLE_CALLER).then(|| Waiting::start(self));
         let mut changed = self.changed.subscribe();
         loop {
-            let ask_again_at = match self.decide(caller, call) {
+            let change = changed.changed();
+            // `change` cannot fail: `self` holds the sender.
+            let _ = match self.decide(caller, call) {
                 Decision::Proceed | Decision::Probe => return,
-                Decision::WaitUntil(at) => Some(at),
-                Decision::Wait => None,
+                Decision::WaitUntil(at) => timeout_at(at, change).await,
+                Decision::Wait => Ok(change.await),
             };
-            let ask_again = async {
-                match ask_again_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = changed.changed() => {}
-                () = ask_again => {}
-            }
         }
     }
 
@@ -185,12 +167,6 @@ impl Gate {
 
     fn wake_waiting(&self) {
         self.changed.send_replace(());
-    }
-}
-
-impl fmt::Debug for Gate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("open_cause", &self.open_cause()).finish_non_exhaustive()
     }
 }
 

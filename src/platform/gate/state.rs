@@ -42,7 +42,7 @@ const OUTAGE_WAIT: Duration = Duration::from_secs(1);
 const MIN_YIELD: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct GateState {
     /// No call before this time: the platform's latest `Retry-After`.
     retry_after_until: Option<Instant>,
     /// The caller that last received a `Retry-After`, and until when it waits.
@@ -50,7 +50,7 @@ pub(super) struct State {
     breaker: Option<OpenBreaker>,
     /// By call: the platform may serve one and fail the other.
     streaks: [Streak; 2],
-    in_flight: u32,
+    pub(super) in_flight: u32,
     /// Successes since slow start began.
     successes: u32,
     last_success: Option<Instant>,
@@ -68,10 +68,10 @@ struct Streak {
     last: Option<Instant>,
 }
 
-impl State {
+impl GateState {
     /// Returns why the circuit breaker is open, or `None` while it is closed.
     pub(super) fn open_cause(&self) -> Option<Cause> {
-        self.breaker.as_ref().map(OpenBreaker::cause)
+        self.breaker.as_ref().map(|breaker| breaker.cause)
     }
 
     /// Returns whether a `Retry-After` of the platform is still running.
@@ -104,11 +104,6 @@ impl State {
     /// Brings the paused time up to date, and returns it.
     pub(super) fn advance_paused_clock(&mut self, now: Instant) -> PausedFor {
         self.paused_clock.advance(self.open_cause(), self.retry_after_until, now)
-    }
-
-    #[cfg(test)]
-    pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight
     }
 
     /// Decides what a caller that wants to call must do.
@@ -244,7 +239,7 @@ impl State {
 
     fn record_refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
         match &mut self.breaker {
-            Some(breaker) if breaker.cause() == Cause::Refused => {
+            Some(breaker) if breaker.cause == Cause::Refused => {
                 breaker.end_failed_probe(caller);
                 None
             }

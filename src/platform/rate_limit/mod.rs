@@ -70,7 +70,12 @@ pub(super) struct RatePermit {
 impl RateLimiter {
     /// Starts the task that dispatches permits.
     pub(crate) fn new(limit: RateLimit, bucket: SharedBucket, replicas: Arc<ReplicaCount>) -> Self {
-        let queue = Arc::new(Queue::new(limit));
+        let queue = Arc::new(Queue {
+            permit_lifetime: MAX_PERMIT_LIFETIME.min(limit.per / 2).max(MIN_PERMIT_LIFETIME),
+            waiters: Mutex::default(),
+            requested: Notify::new(),
+            returned: Notify::new(),
+        });
         let share = LocalShare::new(limit, replicas);
         let dispatcher = tokio::spawn(dispatch(Arc::clone(&queue), bucket, share));
         Self { queue, _dispatcher: AbortOnDropHandle::new(dispatcher) }
@@ -125,15 +130,6 @@ impl Drop for RatePermit {
 }
 
 impl Queue {
-    fn new(limit: RateLimit) -> Self {
-        Self {
-            permit_lifetime: MAX_PERMIT_LIFETIME.min(limit.per / 2).max(MIN_PERMIT_LIFETIME),
-            waiters: Mutex::default(),
-            requested: Notify::new(),
-            returned: Notify::new(),
-        }
-    }
-
     fn is_fresh(&self, granted_at: Instant) -> bool {
         granted_at.elapsed() < self.permit_lifetime
     }

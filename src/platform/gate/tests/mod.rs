@@ -11,19 +11,19 @@ use tokio::time::Instant;
 
 use super::{
     decision::{CallResult, Caller, Cause, Change, Decision, IDLE_CALLER},
-    state::State,
+    state::GateState,
 };
 use crate::session::Call::{self, Session, Token};
 
 /// The gate's rules with a clock that only the test moves.
 struct TestGate {
-    state: State,
+    state: GateState,
     now: Instant,
 }
 
 impl TestGate {
     fn new() -> Self {
-        Self { state: State::default(), now: Instant::now() }
+        Self { state: GateState::default(), now: Instant::now() }
     }
 
     fn later(&mut self, millis: u64) -> &mut Self {
