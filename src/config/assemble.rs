@@ -1,6 +1,4 @@
 //! From parsed rows to the settings of each subsystem, with the checks across settings.
-//!
-//! Every row is parsed before any `?`, so that each error is reported.
 
 use std::time::Duration;
 
@@ -17,9 +15,21 @@ use super::{
     table,
     values::{MAX_NAME, is_loopback},
 };
+use crate::retry::RetryDelay;
 
 /// Half of RabbitMQ's default `consumer_timeout`, 30 minutes.
 const HOLD_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// Makes a struct from fields that are each an option; `None` if one of them is.
+///
+/// All fields are parsed before any `?`, so that each error is reported. A field may use the options
+/// above it.
+macro_rules! assemble {
+    ($type:ident { $($field:ident $(: $value:expr)?,)+ }) => {{
+        $($(let $field = $value;)?)+
+        Some($type { $($field: $field?,)+ })
+    }};
+}
 
 impl Settings {
     /// Parses the settings of `handoff run`.
@@ -27,9 +37,7 @@ impl Settings {
     /// # Errors
     /// Every configuration error.
     pub fn parse(flags: &RunFlags) -> Result<Self, ConfigErrors> {
-        let mut parser = Parser::new(&flags.0);
-        let settings = settings(&mut parser);
-        parser.finish(settings)
+        Parser::run(&flags.0, settings)
     }
 }
 
@@ -39,49 +47,33 @@ impl BrokerSettings {
     /// # Errors
     /// A default does not parse, which is a bug in the table.
     pub(crate) fn defaults() -> Result<Self, ConfigErrors> {
-        let raw = RawSettings::defaults();
-        let mut parser = Parser::new(&raw);
-        let settings = broker(&mut parser);
-        parser.finish(settings)
+        Parser::run(&RawSettings::defaults(), broker)
     }
 
     /// Parses the settings of commands that connect to RabbitMQ alone.
-    ///
-    /// # Errors
-    /// Every configuration error.
     pub(crate) fn parse(flags: &BrokerFlags) -> Result<(Self, LogSettings), ConfigErrors> {
-        let mut parser = Parser::new(&flags.0);
-        let broker = broker(&mut parser);
-        let log = log(&mut parser);
-        parser.finish(broker.zip(log))
+        Parser::run(&flags.0, |parser| {
+            let broker = broker(parser);
+            broker.zip(log(parser))
+        })
     }
 }
 
 impl LogSettings {
     /// Parses the settings of commands that only log.
-    ///
-    /// # Errors
-    /// Every configuration error.
     pub(crate) fn parse(flags: &LogFlags) -> Result<Self, ConfigErrors> {
-        let mut parser = Parser::new(&flags.0);
-        let settings = log(&mut parser);
-        parser.finish(settings)
+        Parser::run(&flags.0, log)
     }
 }
 
 fn settings(parser: &mut Parser<'_>) -> Option<Settings> {
     let token_ttl = parser.value(&table::IDV_TOKEN_TTL);
-    let platform = platform(parser, token_ttl);
-    let broker = broker(parser);
-    let cache = cache(parser, token_ttl);
-    let worker = worker(parser);
-    let log = log(parser);
-    Some(Settings {
-        platform: platform?,
-        broker: broker?,
-        cache: cache?,
-        worker: worker?,
-        log: log?,
+    assemble!(Settings {
+        platform: platform(parser, token_ttl),
+        broker: broker(parser),
+        cache: cache(parser, token_ttl),
+        worker: worker(parser),
+        log: log(parser),
     })
 }
 
@@ -95,18 +87,15 @@ fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Plat
         let public_url = public_url.as_ref().and_then(Option::as_ref);
         check_encrypted(parser, &table::IDV_PUBLIC_URL.spec, public_url);
     }
-    let api_key = parser.value_and_file(&table::IDV_API_KEY);
-    let timeout = parser.value(&table::IDV_TIMEOUT);
-    let rate_limit = parser.optional(&table::IDV_RATE_LIMIT);
-    let url = url?;
-    let (value, file) = api_key?;
-    Some(PlatformSettings {
-        public_url: public_url?.unwrap_or_else(|| url.clone()),
+    assemble!(PlatformSettings {
+        public_url: public_url.and_then(|public_url| public_url.or(url.clone())),
         url,
-        api_key: ApiKey { value, file },
-        token_ttl: token_ttl?,
-        timeout: timeout?,
-        rate_limit: rate_limit?,
+        api_key: parser
+            .value_and_file(&table::IDV_API_KEY)
+            .map(|(value, file)| ApiKey { value, file }),
+        token_ttl,
+        timeout: parser.value(&table::IDV_TIMEOUT),
+        rate_limit: parser.optional(&table::IDV_RATE_LIMIT),
     })
 }
 
@@ -121,69 +110,58 @@ fn check_encrypted(parser: &mut Parser<'_>, spec: &Spec, url: Option<&Url>) {
 }
 
 fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
-    let url = parser.value(&table::AMQP_URL);
-    let queue = parser.value(&table::QUEUE);
-    let request_exchange = parser.value(&table::REQUEST_EXCHANGE);
-    let event_exchange = parser.value(&table::EVENT_EXCHANGE);
-    let declare = parser.value(&table::DECLARE_TOPOLOGY);
-    let retry_delays = parser.value(&table::RETRY_DELAYS);
-    let queue = queue?;
-    let retry_delays = retry_delays?;
-    let longest = retry_delays.iter().map(|delay| delay.name.len()).max().unwrap_or(0);
-    if queue.len() + ".retry.".len() + longest > MAX_NAME {
-        parser.reject(
-            &table::QUEUE.spec,
-            "is too long: the names of its retry queues exceed 255 bytes",
-        );
-    }
-    Some(BrokerSettings {
-        url: url?,
-        queue,
-        request_exchange: request_exchange?,
-        event_exchange: event_exchange?,
-        declare: declare?,
-        retry_delays,
+    assemble!(BrokerSettings {
+        url: parser.value(&table::AMQP_URL),
+        queue: parser.value(&table::QUEUE),
+        request_exchange: parser.value(&table::REQUEST_EXCHANGE),
+        event_exchange: parser.value(&table::EVENT_EXCHANGE),
+        declare: parser.value(&table::DECLARE_TOPOLOGY),
+        retry_delays: retry_delays(parser, queue.as_deref()),
     })
+}
+
+fn retry_delays(parser: &mut Parser<'_>, queue: Option<&str>) -> Option<Vec<RetryDelay>> {
+    let delays = parser.value(&table::RETRY_DELAYS)?;
+    let longest = delays.iter().map(|delay| delay.name.len()).max().unwrap_or(0);
+    if queue.is_some_and(|queue| queue.len() + ".retry.".len() + longest > MAX_NAME) {
+        let why = "is too long: the names of its retry queues exceed 255 bytes";
+        parser.reject(&table::QUEUE.spec, why);
+    }
+    Some(delays)
 }
 
 fn cache(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
-    let url = parser.value(&table::REDIS_URL);
-    let key_prefix = parser.value(&table::KEY_PREFIX);
-    let seal_keys = parser.optional(&table::CACHE_KEY);
-    let link_min_life = parser.value(&table::LINK_MIN_LIFE);
-    if let (Some(life), Some(ttl)) = (link_min_life, token_ttl)
-        && life >= ttl
-    {
-        parser.reject(&table::LINK_MIN_LIFE.spec, "must be less than HANDOFF_IDV_TOKEN_TTL");
-    }
-    Some(CacheSettings {
-        url: url?,
-        key_prefix: key_prefix?,
-        seal_keys: seal_keys?.unwrap_or_default(),
-        link_min_life: link_min_life?,
+    assemble!(CacheSettings {
+        url: parser.value(&table::REDIS_URL),
+        key_prefix: parser.value(&table::KEY_PREFIX),
+        seal_keys: parser.optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
+        link_min_life: link_min_life(parser, token_ttl),
     })
 }
 
+fn link_min_life(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Duration> {
+    let life = parser.value(&table::LINK_MIN_LIFE)?;
+    if token_ttl.is_some_and(|ttl| life >= ttl) {
+        parser.reject(&table::LINK_MIN_LIFE.spec, "must be less than HANDOFF_IDV_TOKEN_TTL");
+    }
+    Some(life)
+}
+
 fn worker(parser: &mut Parser<'_>) -> Option<WorkerSettings> {
-    let workflow_id = parser.optional(&table::IDV_WORKFLOW_ID);
-    let concurrency = parser.value(&table::CONCURRENCY);
-    let retry_budget = parser.value(&table::RETRY_BUDGET);
-    let max_message_bytes = parser.value(&table::MAX_MESSAGE_BYTES);
-    let http_addr = parser.value(&table::HTTP_ADDR);
-    let shutdown_grace = parser.value(&table::SHUTDOWN_GRACE);
-    Some(WorkerSettings {
-        workflow_id: workflow_id?,
-        concurrency: concurrency?,
-        retry_budget: retry_budget?,
-        max_message_bytes: max_message_bytes?,
-        http_addr: http_addr?,
-        hold_limit: HOLD_LIMIT,
-        shutdown_grace: shutdown_grace?,
+    assemble!(WorkerSettings {
+        workflow_id: parser.optional(&table::IDV_WORKFLOW_ID),
+        concurrency: parser.value(&table::CONCURRENCY),
+        retry_budget: parser.value(&table::RETRY_BUDGET),
+        max_message_bytes: parser.value(&table::MAX_MESSAGE_BYTES),
+        http_addr: parser.value(&table::HTTP_ADDR),
+        hold_limit: Some(HOLD_LIMIT),
+        shutdown_grace: parser.value(&table::SHUTDOWN_GRACE),
     })
 }
 
 fn log(parser: &mut Parser<'_>) -> Option<LogSettings> {
-    let directives = parser.value(&table::LOG);
-    let format = parser.optional(&table::LOG_FORMAT);
-    Some(LogSettings { directives: directives?, format: format? })
+    assemble!(LogSettings {
+        directives: parser.value(&table::LOG),
+        format: parser.optional(&table::LOG_FORMAT),
+    })
 }

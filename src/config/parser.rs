@@ -29,16 +29,14 @@ pub(super) struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    pub(super) fn new(raw: &'a RawSettings) -> Self {
-        Self { raw, errors: Vec::new() }
-    }
-
-    /// The parsed settings, if there was no error.
-    pub(super) fn finish<T>(self, settings: Option<T>) -> Result<T, ConfigErrors> {
-        match settings {
-            Some(settings) if self.errors.is_empty() => Ok(settings),
-            _ => Err(ConfigErrors(self.errors)),
-        }
+    /// The settings that `assemble` parses, if there was no error.
+    pub(super) fn run<T>(
+        raw: &'a RawSettings,
+        assemble: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Result<T, ConfigErrors> {
+        let mut parser = Self { raw, errors: Vec::new() };
+        let settings = assemble(&mut parser);
+        settings.filter(|_| parser.errors.is_empty()).ok_or(ConfigErrors(parser.errors))
     }
 
     /// Records an error that a check across settings has found.
@@ -71,10 +69,6 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn error(&mut self, variable: &str, why: impl fmt::Display) {
-        self.errors.push(format!("{variable}: {why}"));
-    }
-
     fn parse<T>(&mut self, text: &Text, parse: fn(&str) -> ParseResult<T>) -> Option<T> {
         parse(&text.value).map_err(|why| self.error(&text.variable, why)).ok()
     }
@@ -82,28 +76,26 @@ impl<'a> Parser<'a> {
     /// The text of a setting or its default; `Some(None)` where it has neither.
     fn text(&mut self, spec: &Spec) -> Option<Option<Text>> {
         let given = self.raw.find(spec);
-        match &given[..] {
-            [] => Some(spec.default.map(|default| Text {
-                value: default.to_owned(),
-                variable: spec.variable(Source::Value),
-                file: None,
-            })),
-            [(source, value)] => {
-                let variable = spec.variable(*source);
-                match read(*source, value) {
-                    Ok((value, file)) => Some(Some(Text { value, variable, file })),
-                    Err(why) => {
-                        self.error(&variable, why);
-                        None
-                    }
-                }
+        let (source, value) = match &given[..] {
+            [] => (Source::Value, spec.default.map(|default| Ok((default.to_owned(), None)))),
+            [(source, value)] => (*source, Some(read(*source, value))),
+            [(source, _), (other, _), ..] => {
+                let other = spec.variable(*other);
+                (*source, Some(Err(format!("conflicts with {other}; set only one of them"))))
             }
-            [(one, _), (other, _), ..] => {
-                let why = format!("conflicts with {}; set only one of them", spec.variable(*other));
-                self.error(&spec.variable(*one), why);
+        };
+        let variable = spec.variable(source);
+        match value.transpose() {
+            Ok(text) => Some(text.map(|(value, file)| Text { value, variable, file })),
+            Err(why) => {
+                self.error(&variable, why);
                 None
             }
         }
+    }
+
+    fn error(&mut self, variable: &str, why: impl fmt::Display) {
+        self.errors.push(format!("{variable}: {why}"));
     }
 }
 

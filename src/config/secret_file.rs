@@ -26,13 +26,9 @@ pub(super) fn read_secret_file(path: &Path) -> Result<String, String> {
         }
         Err(error) => return Err(format!("names a file that cannot be read: {}", error.kind())),
     }
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
-    if text.is_empty() { Err("names a file that is empty".to_owned()) } else { Ok(text) }
+    let line =
+        text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if line.is_empty() { Err("names a file that is empty".to_owned()) } else { Ok(line.to_owned()) }
 }
 
 /// Reads an API key from its file. The error follows the variable's name.

@@ -1,6 +1,6 @@
 //! The units of settings: durations, rates, whole numbers.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use super::{setting::ParseResult, settings::RateLimit};
 
@@ -28,30 +28,34 @@ pub(crate) fn parse_duration(text: &str) -> ParseResult<Duration> {
 
 pub(super) fn positive_duration(text: &str) -> ParseResult<Duration> {
     let duration = parse_duration(text)?;
-    if duration.is_zero() { Err("must be greater than zero") } else { Ok(duration) }
+    ensure(!duration.is_zero(), "must be greater than zero")?;
+    Ok(duration)
 }
 
 pub(super) fn whole_seconds(text: &str) -> ParseResult<Duration> {
     let duration = positive_duration(text)?;
-    if duration.subsec_nanos() == 0 { Ok(duration) } else { Err("must be whole seconds") }
+    ensure(duration.subsec_nanos() == 0, "must be whole seconds")?;
+    Ok(duration)
 }
 
 /// Parses a rate such as `1000/1m`: a count, a slash, and the window that it applies to.
 pub(crate) fn parse_rate(text: &str) -> ParseResult<RateLimit> {
     const FORM: &str = "must be a rate such as 1000/1m: a count, a slash, a duration";
     let (count, per) = text.split_once('/').ok_or(FORM)?;
-    let count = parse_whole(count).and_then(|count| u32::try_from(count).ok()).ok_or(FORM)?;
+    let count = parse_whole(count).ok_or(FORM)?;
     let per = parse_duration(per).map_err(|_| FORM)?;
-    if count == 0 || per.is_zero() {
-        return Err("must have a count and a duration greater than zero");
-    }
+    ensure(count > 0 && !per.is_zero(), "must have a count and a duration greater than zero")?;
     Ok(RateLimit { count, per })
 }
 
 /// Parses digits only: no sign, space or underscore.
-pub(super) fn parse_whole(text: &str) -> Option<u64> {
-    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if is_number { text.parse().ok() } else { None }
+pub(super) fn parse_whole<T: FromStr>(text: &str) -> Option<T> {
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// Fails with `why` unless the condition is met.
+pub(super) fn ensure(condition: bool, why: &'static str) -> ParseResult<()> {
+    if condition { Ok(()) } else { Err(why) }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Parsers of single values.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
+use lapin::uri::AMQPUri;
 use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::{Host, Url};
@@ -11,7 +12,7 @@ use url::{Host, Url};
 use super::{
     setting::ParseResult,
     settings::LogFormat,
-    units::{parse_duration, parse_whole},
+    units::{ensure, parse_duration, parse_whole},
 };
 use crate::retry::RetryDelay;
 
@@ -27,16 +28,12 @@ pub(super) fn boolean(text: &str) -> ParseResult<bool> {
 }
 
 pub(super) fn concurrency(text: &str) -> ParseResult<u16> {
-    parse_whole(text)
-        .and_then(|number| u16::try_from(number).ok())
-        .filter(|number| *number > 0)
-        .ok_or("must be a whole number from 1 to 65535")
+    parse_whole(text).filter(|number| *number > 0).ok_or("must be a whole number from 1 to 65535")
 }
 
 pub(super) fn message_bytes(text: &str) -> ParseResult<usize> {
     // 128 MiB is the largest `max_message_size` that any version of RabbitMQ has by default.
     parse_whole(text)
-        .and_then(|number| usize::try_from(number).ok())
         .filter(|number| (1..=128 << 20).contains(number))
         .ok_or("must be a whole number from 1 to 134217728")
 }
@@ -46,7 +43,8 @@ pub(super) fn socket_addr(text: &str) -> ParseResult<SocketAddr> {
 }
 
 pub(super) fn workflow_id(text: &str) -> ParseResult<String> {
-    if text.len() <= 128 { Ok(text.to_owned()) } else { Err("must be 1 to 128 bytes long") }
+    ensure(text.len() <= 128, "must be 1 to 128 bytes long")?;
+    Ok(text.to_owned())
 }
 
 pub(super) fn log_format(text: &str) -> ParseResult<LogFormat> {
@@ -66,13 +64,10 @@ pub(crate) fn is_header_value(text: &str) -> bool {
 }
 
 pub(super) fn api_key(text: &str) -> ParseResult<SecretString> {
-    if is_header_value(text) {
-        Ok(text.into())
-    } else {
-        Err(
-            "holds a control character, or a space at its start or end: HTTP headers cannot send it",
-        )
-    }
+    const UNSENDABLE: &str =
+        "holds a control character, or a space at its start or end: HTTP headers cannot send it";
+    ensure(is_header_value(text), UNSENDABLE)?;
+    Ok(text.into())
 }
 
 /// Whether a URL leads to this machine, whatever the resolver says.
@@ -89,79 +84,59 @@ pub(super) fn base_url(text: &str) -> ParseResult<Url> {
     const FORM: &str = "must be a URL such as https://idv.example.com";
     // `Url` parses as browsers do: it would repair these into a URL that was not meant.
     let unexpected = |c: char| c.is_whitespace() || c.is_control() || c == '\\';
-    if text.contains(unexpected) || !text.contains("://") {
-        return Err(FORM);
-    }
+    ensure(text.contains("://") && !text.contains(unexpected), FORM)?;
     let url = Url::parse(text).map_err(|_| FORM)?;
-    if !matches!(url.scheme(), "https" | "http") {
-        return Err("must begin with https:// or http://");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not contain a user name or password");
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("must be a base URL: remove `?` or `#` and what follows");
-    }
+    ensure(matches!(url.scheme(), "https" | "http"), "must begin with https:// or http://")?;
+    let is_anonymous = url.username().is_empty() && url.password().is_none();
+    ensure(is_anonymous, "must not contain a user name or password")?;
+    let is_base = url.query().is_none() && url.fragment().is_none();
+    ensure(is_base, "must be a base URL: remove `?` or `#` and what follows")?;
     Ok(url)
 }
 
 pub(super) fn amqp_url(text: &str) -> ParseResult<SecretString> {
     const FORM: &str = "must be an AMQP URL such as amqps://user:password@rabbitmq.example.com/%2f";
-    if !(text.starts_with("amqp://") || text.starts_with("amqps://")) {
-        return Err(FORM);
-    }
-    let host = Url::parse(text).ok().and_then(|url| url.host_str().map(str::to_owned));
-    if host.is_none_or(|host| host.is_empty()) {
-        return Err(FORM);
-    }
-    let query = lapin::uri::AMQPUri::from_str(text).map_err(|_| FORM)?.query;
-    if query.frame_max.is_some_and(|max| max != 0 && max < MIN_FRAME) {
-        return Err(
-            "must have a `frame_max` of at least 8192 bytes, the least that RabbitMQ accepts",
-        );
-    }
+    ensure(text.starts_with("amqp://") || text.starts_with("amqps://"), FORM)?;
+    let url = Url::parse(text).map_err(|_| FORM)?;
+    ensure(url.host_str().is_some_and(|host| !host.is_empty()), FORM)?;
+    let query = text.parse::<AMQPUri>().map_err(|_| FORM)?.query;
+    ensure(
+        query.frame_max.is_none_or(|max| max == 0 || max >= MIN_FRAME),
+        "must have a `frame_max` of at least 8192 bytes, the least that RabbitMQ accepts",
+    )?;
     Ok(text.into())
 }
 
 pub(super) fn redis_url(text: &str) -> ParseResult<SecretString> {
     const FORM: &str =
         "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
-    if !(text.starts_with("redis://") || text.starts_with("rediss://")) {
-        return Err(FORM);
-    }
+    ensure(text.starts_with("redis://") || text.starts_with("rediss://"), FORM)?;
     text.into_connection_info().map_err(|_| FORM)?;
-    if text.contains('#') {
-        return Err("must not contain `#`: certificate checks cannot be turned off");
-    }
+    ensure(!text.contains('#'), "must not contain `#`: certificate checks cannot be turned off")?;
     Ok(text.into())
 }
 
 pub(super) fn amqp_name(text: &str) -> ParseResult<String> {
-    if text.len() > MAX_NAME || text.chars().any(char::is_control) {
-        return Err("must be 1 to 255 bytes long, without control characters");
-    }
-    if text.starts_with("amq.") {
-        return Err("must not begin with `amq.`, which RabbitMQ reserves");
-    }
+    let fits = text.len() <= MAX_NAME && !text.contains(char::is_control);
+    ensure(fits, "must be 1 to 255 bytes long, without control characters")?;
+    ensure(!text.starts_with("amq."), "must not begin with `amq.`, which RabbitMQ reserves")?;
     Ok(text.to_owned())
 }
 
 pub(super) fn key_prefix(text: &str) -> ParseResult<String> {
     let forbidden = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
-    if text.len() > MAX_NAME || text.contains(forbidden) {
-        return Err("must be 1 to 255 bytes long, without braces, spaces or control characters");
-    }
+    let fits = text.len() <= MAX_NAME && !text.contains(forbidden);
+    ensure(fits, "must be 1 to 255 bytes long, without braces, spaces or control characters")?;
     Ok(text.to_owned())
 }
 
 pub(super) fn retry_delays(text: &str) -> ParseResult<Vec<RetryDelay>> {
+    const FORM: &str = "must be durations separated by commas, such as 10s,1m,5m";
     let delay = |text: &str| {
         let name = text.trim();
-        let duration = parse_duration(name)
-            .map_err(|_| "must be durations separated by commas, such as 10s,1m,5m")?;
-        if duration.is_zero() || duration > MAX_QUEUE_TTL {
-            return Err("must contain only delays greater than zero and up to 49 days");
-        }
+        let duration = parse_duration(name).map_err(|_| FORM)?;
+        let fits = !duration.is_zero() && duration <= MAX_QUEUE_TTL;
+        ensure(fits, "must contain only delays greater than zero and up to 49 days")?;
         Ok(RetryDelay { name: name.to_owned(), duration })
     };
     text.split(',').map(delay).collect()
@@ -172,19 +147,18 @@ pub(super) fn retry_delays(text: &str) -> ParseResult<Vec<RetryDelay>> {
 /// `EnvFilter` treats any word that is not a level as a target, and enables all of it. Only handoff's
 /// targets are logged, so another word is a typing error, such as `warning` for `warn`.
 pub(super) fn log_directives(text: &str) -> ParseResult<String> {
-    if EnvFilter::builder().parse(text).is_err() {
-        return Err("must be tracing filter directives, such as info or info,handoff=debug");
-    }
+    EnvFilter::builder()
+        .parse(text)
+        .map_err(|_| "must be tracing filter directives, such as info or info,handoff=debug")?;
     let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
     let is_known = |word: &str| {
         is_level(word) || word.contains(['=', '[', ']']) || word.starts_with(env!("CARGO_PKG_NAME"))
     };
-    if !text.split(',').map(str::trim).all(is_known) {
-        return Err(
-            "must contain only levels (error, warn, info, debug, trace, off) and parts of handoff, \
-                    such as info,handoff::worker=debug",
-        );
-    }
+    ensure(
+        text.split(',').map(str::trim).all(is_known),
+        "must contain only levels (error, warn, info, debug, trace, off) and parts of handoff, such as \
+         info,handoff::worker=debug",
+    )?;
     Ok(text.to_owned())
 }
 
