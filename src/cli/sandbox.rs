@@ -2,7 +2,7 @@
 
 use std::{io::Write, net::SocketAddr, time::Duration};
 
-use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use clap::{Arg, Args, ValueEnum, builder::BoolishValueParser};
 use tokio::net::TcpListener;
 
 use super::{errors::CliError, signals};
@@ -18,103 +18,55 @@ use crate::{
 /// URL; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes calls
 /// fail, GET /sandbox/calls lists the calls it received, and GET /sandbox/stats counts them.
 #[derive(Args)]
+#[command(mut_args(with_variable))]
 #[command(after_help = "Examples:\n  \
     handoff sandbox --latency 80ms --jitter 40ms --failure-rate 0.05\n  \
     HANDOFF_IDV_URL=http://127.0.0.1:8085 HANDOFF_IDV_API_KEY=sandbox-key handoff run\n  \
     curl -X PUT http://127.0.0.1:8085/sandbox/faults -d '{\"session\":{\"status\":503}}'")]
 pub(super) struct SandboxArgs {
     /// Address to listen on; port 0 selects a free port
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_ADDR",
-        hide_env_values = true,
-        value_name = "IP:PORT",
-        default_value = "127.0.0.1:8085"
-    )]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8085")]
     addr: SocketAddr,
     /// The API key that calls must send, compared byte for byte
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_API_KEY",
-        hide_env_values = true,
-        value_name = "KEY",
-        default_value = Options::DEFAULT_API_KEY
-    )]
+    #[arg(long, value_name = "KEY", default_value = Options::DEFAULT_API_KEY)]
     api_key: String,
     /// Minimum duration of each call, such as 50ms
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_LATENCY",
-        hide_env_values = true,
-        value_name = "DURATION",
-        default_value = "0ms",
-        value_parser = parse_duration
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
     latency: Duration,
     /// Maximum random addition to the latency, uniformly distributed
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_JITTER",
-        hide_env_values = true,
-        value_name = "DURATION",
-        default_value = "0ms",
-        value_parser = parse_duration
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
     jitter: Duration,
     /// Share of calls that answer 503: 0.1 is one in ten
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_FAILURE_RATE",
-        hide_env_values = true,
-        value_name = "SHARE",
-        default_value = "0",
-        value_parser = share
-    )]
+    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     failure_rate: f64,
     /// Rate limit, such as 1000/1m: calls above it answer 429 with Retry-After [default: off]
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_RATE_LIMIT",
-        hide_env_values = true,
-        value_name = "COUNT/DURATION",
-        value_parser = parse_rate
-    )]
+    #[arg(long, value_name = "COUNT/DURATION", value_parser = parse_rate)]
     rate_limit: Option<RateLimit>,
     /// Characters of tokens
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_TOKEN_ALPHABET",
-        hide_env_values = true,
-        value_name = "KIND",
-        default_value = "plain",
-        value_enum
-    )]
+    #[arg(long, value_name = "KIND", default_value = "plain")]
     token_alphabet: Alphabet,
     /// Honour Idempotency-Key: answer a repeated session call with the same session. The real platform
     /// is not known to do this
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_IDEMPOTENCY",
-        hide_env_values = true,
-        value_parser = BoolishValueParser::new()
-    )]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     idempotency: bool,
     /// Path prefix of everything it serves, such as /idv
-    #[arg(
-        long,
-        env = "HANDOFF_SANDBOX_PATH_PREFIX",
-        hide_env_values = true,
-        value_name = "PATH",
-        default_value = "",
-        hide_default_value = true,
-        value_parser = path_prefix
-    )]
+    #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true, value_parser = path_prefix)]
     path_prefix: String,
     /// Base URL to show on the index page, if it differs from the address
-    #[arg(long, env = "HANDOFF_SANDBOX_PUBLIC_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     #[command(flatten)]
     settings: LogFlags,
+}
+
+/// Names a flag's variable, such as HANDOFF_SANDBOX_API_KEY for --api-key.
+fn with_variable(arg: Arg) -> Arg {
+    // The flags of settings read their variables themselves. They alone have a heading.
+    if arg.get_help_heading().is_some() {
+        return arg;
+    }
+    let variable = format!("HANDOFF_SANDBOX_{}", arg.get_id().as_str().to_ascii_uppercase());
+    arg.env(variable).hide_env_values(true)
 }
 
 #[derive(Clone, Copy, ValueEnum)]
