@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use lapin::{
     BasicProperties,
     options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
+    types::FieldTable,
 };
 use serde::Deserialize;
 
@@ -28,10 +28,13 @@ const CONCURRENCY: u16 = 64;
 /// A connection that publishes requests, and a subscription to all events.
 pub(crate) struct Client {
     connection: Connection,
-    publisher: Publisher,
-    request_exchange: String,
+    requester: Requester,
     events: lapin::Consumer,
 }
+
+/// Publishes requests.
+#[derive(Clone)]
+pub(crate) struct Requester(Publisher);
 
 /// The parts of an event that the commands use.
 #[derive(Deserialize)]
@@ -72,54 +75,40 @@ impl Client {
         topology.ensure(&connection.lapin).await?;
         let subscribed = subscribe(&connection.lapin, &topology.event_exchange);
         let events = rpc("subscribe to events", subscribed).await?;
-        let request_exchange = topology.request_exchange.clone();
         // Not exported: a command serves no metrics.
         let metrics = Metrics::new();
         let publisher =
             Publisher::new(Arc::clone(&connection.lapin), topology, CONCURRENCY, metrics);
-        Ok(Self { connection, publisher, request_exchange, events })
+        Ok(Self { connection, requester: Requester(publisher), events })
     }
 
     /// Counts the consumers and messages of the request queue.
     pub(crate) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
-        queue_counts(&self.connection.lapin, self.publisher.topology().request_queue()).await
+        queue_counts(&self.connection.lapin, self.requester.0.topology().request_queue()).await
     }
 
     /// A handle that publishes while this client waits for events.
     pub(crate) fn requester(&self) -> Requester {
-        Requester {
-            publisher: self.publisher.clone(),
-            request_exchange: self.request_exchange.clone(),
-        }
+        self.requester.clone()
     }
 
     /// Waits for the next event, of any request.
     pub(crate) async fn next_event(&mut self) -> Result<ReceivedEvent, BrokerError> {
-        loop {
-            match self.events.next().await {
-                Some(Ok(delivery)) => {
-                    // Skips messages of other kinds that are published to this exchange.
-                    if let Some(event) = parse(&delivery.data) {
-                        return Ok(event);
-                    }
-                }
-                Some(Err(error)) => return Err(BrokerError::during("wait for events", &error)),
-                None => return Err(BrokerError::new("RabbitMQ ended the subscription to events")),
+        while let Some(delivery) = self.events.next().await {
+            let delivery =
+                delivery.map_err(|error| BrokerError::during("wait for events", &error))?;
+            // Skips messages of other kinds that are published to this exchange.
+            if let Some(event) = parse(&delivery.data) {
+                return Ok(event);
             }
         }
+        Err(BrokerError::new("RabbitMQ ended the subscription to events"))
     }
 
     /// Closes the connection. RabbitMQ then deletes the exclusive queue of the subscription.
     pub(crate) async fn close(self) {
         self.connection.close().await;
     }
-}
-
-/// Publishes requests.
-#[derive(Clone)]
-pub(crate) struct Requester {
-    publisher: Publisher,
-    request_exchange: String,
 }
 
 impl Requester {
@@ -131,7 +120,8 @@ impl Requester {
             .with_delivery_mode(2)
             .with_message_id(short_string(id))
             .with_timestamp(now.unwrap_or_default().as_secs());
-        self.publisher.publish(&self.request_exchange, REQUESTED, properties, body).await
+        let exchange = &self.0.topology().request_exchange;
+        self.0.publish(exchange, REQUESTED, properties, body).await
     }
 }
 
@@ -141,30 +131,18 @@ async fn subscribe(
     exchange: &str,
 ) -> lapin::Result<lapin::Consumer> {
     let channel = connection.create_channel().await?;
-    let options = QueueDeclareOptions {
-        exclusive: true,
-        auto_delete: true,
-        ..QueueDeclareOptions::default()
-    };
-    let queue =
-        channel.queue_declare(ShortString::default(), options, FieldTable::default()).await?;
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
+    let queue = queue.name();
     for kind in [READY, FAILED] {
-        let bind = QueueBindOptions::default();
+        let exchange = short_string(exchange);
+        let options = QueueBindOptions::default();
         channel
-            .queue_bind(
-                queue.name().clone(),
-                short_string(exchange),
-                kind.into(),
-                bind,
-                FieldTable::default(),
-            )
+            .queue_bind(queue.clone(), exchange, kind.into(), options, FieldTable::default())
             .await?;
     }
-    let options =
-        BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
-    channel
-        .basic_consume(queue.name().clone(), ShortString::default(), options, FieldTable::default())
-        .await
+    let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
+    channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await
 }
 
 fn parse(body: &[u8]) -> Option<ReceivedEvent> {

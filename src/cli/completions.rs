@@ -22,5 +22,5 @@ pub(super) fn run(args: &CompletionsArgs, mut command: Command) -> Result<(), Cl
     // (clap-rs/clap#5457). A write to memory does not fail.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "handoff", &mut script);
-    print_text(&String::from_utf8_lossy(&script))
+    print_text(script)
 }

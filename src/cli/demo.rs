@@ -13,7 +13,11 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
-use super::{errors::CliError, hints, output::print_line, qr, signals};
+use super::{
+    errors::CliError,
+    output::{print_line, qr_code},
+    signals,
+};
 use crate::{
     client::{Client, ReceivedEvent},
     config::{BrokerSettings, DEMO_LOG, DEMO_WORKFLOW, DemoFlags, RunFlags, Settings, table},
@@ -54,7 +58,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let sandbox = start_sandbox().await?;
     let settings = settings(args.settings, &sandbox)?;
     logs::init(&settings.log);
-    let signals = signals::listen().map_err(CliError::failed)?;
+    let signals = signals::listen()?;
     signals.cut_short(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await
 }
 
@@ -114,7 +118,13 @@ fn settings(flags: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
 
 /// Connects. Refuses a queue in use, so that no real request reaches the simulated platform.
 async fn connect(broker: &BrokerSettings) -> Result<Client, CliError> {
-    let client = Client::connect(broker).await.map_err(hints::demo)?;
+    // The demo often runs on a machine without RabbitMQ.
+    let client = Client::connect(broker).await.map_err(|error| {
+        CliError::Failed(format!(
+            "{error}\nThe demo needs RabbitMQ and Redis: `make demo` starts both, or set \
+             HANDOFF_AMQP_URL and HANDOFF_REDIS_URL to yours."
+        ))
+    })?;
     let traffic = client.request_queue_counts().await.map_err(CliError::failed)?;
     if traffic.consumers == 0 && traffic.messages == 0 {
         return Ok(client);
@@ -160,7 +170,7 @@ async fn show(client: &mut Client, sandbox: &Sandbox) -> Result<(), CliError> {
     if let Some(link) = show.links.last() {
         print_line(format_args!(
             "\nThe last link, for a browser on this machine:\n{}\n{link}\n",
-            qr::for_terminal(link)
+            qr_code(link)
         ))?;
     }
     show.print_summary(sandbox)

@@ -1,11 +1,11 @@
 //! `handoff doctor`: shows what is wrong, what it costs, and how to fix it.
 
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{IsTerminal, stdout};
 
 use clap::Args;
 use unicode_width::UnicodeWidthStr;
 
-use super::errors::CliError;
+use super::{errors::CliError, output::print_text};
 use crate::{
     config::{RunFlags, Settings},
     doctor::{Check, Probe, Verdict, examine},
@@ -53,7 +53,7 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
     let wants_colours = stdout().is_terminal() && logs::colours_wanted();
     let colours = if wants_colours { Colours::On } else { Colours::Off };
     let text = if args.json { json_lines(&checks)? } else { page(&checks, colours) };
-    stdout().write_all(text.as_bytes()).map_err(CliError::failed)?;
+    print_text(text)?;
     match count(&checks, Verdict::Finding) {
         0 => Ok(()),
         n => Err(CliError::Failed(format!("findings: {n}"))),

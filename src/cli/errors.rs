@@ -4,7 +4,7 @@ use std::{fmt, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::config::ConfigErrors;
+use crate::{broker::BrokerError, config::ConfigErrors};
 
 /// Why a command failed. Holds no secret.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,11 @@ impl CliError {
 
     pub(super) fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
+    }
+
+    /// A failed connection to RabbitMQ, for commands that use an existing set-up.
+    pub(super) fn not_connected(error: BrokerError) -> Self {
+        Self::Failed(format!("{error}\nCheck HANDOFF_AMQP_URL, or run `handoff doctor`."))
     }
 }
 

@@ -32,5 +32,5 @@ pub(super) fn run(args: &ManArgs, mut command: Command) -> Result<(), CliError> 
     let name = page.get_bin_name().unwrap_or("handoff").replace(' ', "-");
     let mut text = Vec::new();
     Man::new(page.clone().name(name)).render(&mut text).map_err(CliError::failed)?;
-    print_text(&String::from_utf8_lossy(&text))
+    print_text(text)
 }

@@ -7,13 +7,16 @@ use std::{
 };
 
 use clap::Args;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{errors::CliError, hints, output::print_line, progress::bar, qr};
+use super::{
+    errors::CliError,
+    output::{object, print_line, progress_bar, qr_code},
+};
 use crate::{
     client::{Client, ReceivedEvent, Requester},
     config::{BrokerFlags, BrokerSettings, parse_duration},
@@ -58,26 +61,11 @@ pub(super) struct RequestArgs {
     settings: BrokerFlags,
 }
 
-/// The data object of a request.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Data<'a> {
-    user_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    workflow_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
-    metadata: serde_json::Map<String, serde_json::Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    locale: Option<&'a str>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    renew: bool,
-}
-
 pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
     let (config, log) = BrokerSettings::parse(&args.settings)?;
     let bodies = bodies(&args)?;
     logs::init(&log);
-    let mut client = Client::connect(&config).await.map_err(hints::broker)?;
+    let mut client = Client::connect(&config).await.map_err(CliError::not_connected)?;
     let result = publish_and_wait(&mut client, bodies, &args).await;
     client.close().await;
     result
@@ -92,19 +80,20 @@ fn bodies(args: &RequestArgs) -> Result<Vec<Vec<u8>>, CliError> {
 }
 
 fn body_of_flags(args: &RequestArgs) -> Result<Vec<u8>, CliError> {
-    let mut keys = HashSet::new();
-    if args.metadata.iter().any(|(key, _)| !keys.insert(key)) {
+    let metadata: Map<_, _> =
+        args.metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+    if metadata.len() < args.metadata.len() {
         return Err(CliError::Usage("--metadata: the same key is given twice".to_owned()));
     }
-    let metadata = args.metadata.iter().cloned().map(|(key, value)| (key, value.into()));
-    let data = Data {
-        user_id: args.user.as_deref().unwrap_or_default(),
-        workflow_id: args.workflow.as_deref(),
-        metadata: metadata.collect(),
-        locale: args.locale.as_deref(),
-        renew: args.renew,
-    };
-    let body = serde_json::to_vec(&data).map_err(CliError::failed)?;
+    let text = |text: &Option<String>| text.as_deref().map(Value::from);
+    let data = object([
+        ("userId", text(&args.user)),
+        ("workflowId", text(&args.workflow)),
+        ("metadata", (!metadata.is_empty()).then(|| metadata.into())),
+        ("locale", text(&args.locale)),
+        ("renew", args.renew.then(|| true.into())),
+    ]);
+    let body = data.to_string().into_bytes();
     validate(&body).map_err(CliError::Usage)?;
     Ok(body)
 }
@@ -145,7 +134,7 @@ async fn publish_and_wait(
     let mut waiting: HashSet<_> = requests.iter().map(|(id, _)| id.clone()).collect();
 
     let progress = if args.file.is_some() {
-        bar(total as u64, "{bar:30} {pos}/{len} events, {elapsed} elapsed, {eta} left")
+        progress_bar(total as u64, "{bar:30} {pos}/{len} events, {elapsed} elapsed, {eta} left")
     } else {
         ProgressBar::hidden()
     };
@@ -192,22 +181,16 @@ async fn publish_and_wait(
 }
 
 async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Result<(), CliError> {
-    let publishes = stream::iter(requests).map(|(id, body)| {
-        let requester = requester.clone();
-        async move { requester.publish(&id, &body).await }
-    });
-    let mut publishes = publishes.buffer_unordered(64);
-    while let Some(published) = publishes.next().await {
-        published
-            .map_err(|error| CliError::Failed(format!("cannot publish a request: {error}")))?;
-    }
-    Ok(())
+    let requester = &requester;
+    let publish = async move |(id, body): (String, Vec<u8>)| requester.publish(&id, &body).await;
+    let published = stream::iter(requests).map(Ok).try_for_each_concurrent(64, publish).await;
+    published.map_err(|error| CliError::Failed(format!("cannot publish a request: {error}")))
 }
 
 fn print_event(event: &ReceivedEvent, with_qr: bool) -> Result<(), CliError> {
     print_line(&event.json)?;
     if with_qr && let Some(url) = &event.data.url {
-        eprintln!("{}\n{url}", qr::for_terminal(url));
+        eprintln!("{}\n{url}", qr_code(url));
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ pub(super) struct RunArgs {
 pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = Settings::parse(&args.settings)?;
     logs::init(&settings.log);
-    let signals = signals::listen().map_err(CliError::failed)?;
+    let signals = signals::listen()?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
     let run = worker::run(settings, listener, signals.shutdown.clone());
     signals.cut_short(async { run.await.map_err(CliError::failed) }).await

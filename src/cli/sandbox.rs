@@ -79,7 +79,7 @@ enum Alphabet {
 
 pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     logs::init(&LogSettings::parse(&args.settings)?);
-    let signals = signals::listen().map_err(CliError::failed)?;
+    let signals = signals::listen()?;
     let addr = args.addr;
     let options = Options::from(args);
     let options = options.validated().map_err(|error| CliError::Usage(error.to_string()))?;

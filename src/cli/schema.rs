@@ -16,5 +16,5 @@ use crate::schema;
 pub(super) struct SchemaArgs {}
 
 pub(super) fn run(_: &SchemaArgs) -> Result<(), CliError> {
-    print_text(&schema::asyncapi().map_err(CliError::failed)?)
+    print_text(schema::asyncapi().map_err(CliError::failed)?)
 }

@@ -14,9 +14,9 @@ pub(super) struct Signals {
 }
 
 /// Listens for signals from now on.
-pub(super) fn listen() -> std::io::Result<Signals> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+pub(super) fn listen() -> Result<Signals, CliError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::failed)?;
     let signals = Signals { shutdown: CancellationToken::new(), exit: CancellationToken::new() };
     let stages = [signals.shutdown.clone(), signals.exit.clone()];
     tokio::spawn(async move {

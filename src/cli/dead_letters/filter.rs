@@ -26,13 +26,10 @@ pub(super) struct Filter {
     all: bool,
 }
 
-/// A filter that must be given, so that a command never changes the whole queue by mistake.
-#[derive(Args)]
-#[command(group = ArgGroup::new("filter").required(true).multiple(true)
-    .args(["request_ids", "reason", "older_than", "all"]))]
-pub(super) struct RequiredFilter {
-    #[command(flatten)]
-    pub(super) filter: Filter,
+/// Makes a command require a filter, so that it never changes the whole queue by mistake.
+pub(super) fn required_filter() -> ArgGroup {
+    let conditions = ["request_ids", "reason", "older_than", "all"];
+    ArgGroup::new("filter").required(true).multiple(true).args(conditions)
 }
 
 impl Filter {

@@ -10,10 +10,10 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    filter::{Filter, RequiredFilter, parse_interval},
-    walk::{Confirmation, Walk},
+    filter::{Filter, parse_interval, required_filter},
+    walk::Walk,
 };
-use super::{errors::CliError, hints, signals};
+use super::{errors::CliError, signals};
 use crate::{
     broker::DeadQueue,
     config::{BrokerFlags, BrokerSettings},
@@ -32,11 +32,11 @@ use crate::{
     handoff dead-letters drop --older-than 720h --dry-run")]
 pub(super) struct DeadLettersArgs {
     #[command(subcommand)]
-    action: DeadLettersAction,
+    action: Action,
 }
 
 #[derive(Subcommand)]
-enum DeadLettersAction {
+enum Action {
     /// Lists dead letters: a table on a terminal, else one JSON object a line
     #[command(after_help = "Example:\n  handoff dead-letters list --older-than 1h")]
     List(ListArgs),
@@ -62,9 +62,10 @@ struct ListArgs {
 }
 
 #[derive(Args)]
+#[command(group = required_filter())]
 struct ReplayArgs {
     #[command(flatten)]
-    required: RequiredFilter,
+    filter: Filter,
     /// Only list what would be replayed
     #[arg(long)]
     dry_run: bool,
@@ -76,9 +77,10 @@ struct ReplayArgs {
 }
 
 #[derive(Args)]
+#[command(group = required_filter())]
 struct DropArgs {
     #[command(flatten)]
-    required: RequiredFilter,
+    filter: Filter,
     /// Only list what would be dropped
     #[arg(long)]
     dry_run: bool,
@@ -91,43 +93,38 @@ struct DropArgs {
 
 pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
     let (flags, filter) = match &args.action {
-        DeadLettersAction::List(args) | DeadLettersAction::Show(args) => {
-            (&args.settings, &args.filter)
-        }
-        DeadLettersAction::Replay(args) => (&args.settings, &args.required.filter),
-        DeadLettersAction::Drop(args) => (&args.settings, &args.required.filter),
+        Action::List(args) => (&args.settings, &args.filter),
+        Action::Show(args) => (&args.settings, &args.filter),
+        Action::Replay(args) => (&args.settings, &args.filter),
+        Action::Drop(args) => (&args.settings, &args.filter),
     };
     let (settings, log) = BrokerSettings::parse(flags)?;
     logs::init(&log);
-    let signals = signals::listen().map_err(CliError::failed)?;
+    let signals = signals::listen()?;
     let interrupted = signals.shutdown.clone();
     signals.cut_short(act(&args.action, &settings, filter, interrupted)).await
 }
 
 async fn act(
-    action: &DeadLettersAction,
+    action: &Action,
     settings: &BrokerSettings,
     filter: &Filter,
     interrupted: CancellationToken,
 ) -> Result<(), CliError> {
-    let queue = DeadQueue::open(settings).await.map_err(hints::broker)?;
+    let queue = DeadQueue::open(settings).await.map_err(CliError::not_connected)?;
     let mut walk = Walk::new(queue, filter, interrupted);
     let result = match action {
-        DeadLettersAction::List(_) => walk.list().await,
-        DeadLettersAction::Show(_) => walk.show().await,
-        DeadLettersAction::Replay(args) if args.dry_run => walk.list().await,
-        DeadLettersAction::Drop(args) if args.dry_run => walk.list().await,
-        DeadLettersAction::Replay(args) => walk.replay(args.rate).await,
-        DeadLettersAction::Drop(args) => {
-            let confirmation = if args.yes { Confirmation::Given } else { Confirmation::Ask };
-            walk.drop_letters(confirmation).await
-        }
+        Action::List(_)
+        | Action::Replay(ReplayArgs { dry_run: true, .. })
+        | Action::Drop(DropArgs { dry_run: true, .. }) => walk.list().await,
+        Action::Show(_) => walk.show().await,
+        Action::Replay(args) => walk.replay(args.rate).await,
+        Action::Drop(args) => walk.drop_letters(args.yes).await,
     };
     let missing = walk.close().await;
     result?;
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(CliError::Failed(format!("not in the dead queue: {}", missing.join(", "))))
+    if !missing.is_empty() {
+        return Err(CliError::Failed(format!("not in the dead queue: {}", missing.join(", "))));
     }
+    Ok(())
 }

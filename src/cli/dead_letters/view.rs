@@ -6,9 +6,13 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use comfy_table::{Table, presets::NOTHING};
 use lapin::types::{AMQPValue, ShortString};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::{broker::DeadLetter, cli::errors::CliError, message::format_date_time};
+use crate::{
+    broker::DeadLetter,
+    cli::{errors::CliError, output::object},
+    message::format_date_time,
+};
 
 /// A dead letter in a list. Holds no personal data.
 #[derive(Serialize)]
@@ -36,8 +40,8 @@ impl Row {
         }
     }
 
-    pub(super) fn json(&self) -> Result<String, CliError> {
-        serde_json::to_string(self).map_err(CliError::failed)
+    pub(super) fn json(&self) -> Result<Value, CliError> {
+        serde_json::to_value(self).map_err(CliError::failed)
     }
 
     fn cells(&self) -> [String; 5] {
@@ -65,19 +69,12 @@ pub(super) fn table(rows: &[Row]) -> String {
     table.trim_fmt()
 }
 
-/// How to lay out a JSON object.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    Line,
-    Pretty,
-}
-
 /// A whole dead letter: the fields of a list, the properties, the headers and the request.
-pub(super) fn message_json(letter: &DeadLetter, layout: Layout) -> Result<String, CliError> {
+pub(super) fn message_json(letter: &DeadLetter) -> Result<Value, CliError> {
     let message = &letter.delivery;
     let properties = message.properties();
     let text = |text: &Option<ShortString>| text.as_ref().map(|text| Value::from(text.as_str()));
-    let fields = [
+    let properties = object([
         ("contentType", text(properties.content_type())),
         ("correlationId", text(properties.correlation_id())),
         ("messageId", text(properties.message_id())),
@@ -87,12 +84,10 @@ pub(super) fn message_json(letter: &DeadLetter, layout: Layout) -> Result<String
         ("timestamp", message.published_at().map(|at| format_date_time(at).into())),
         ("priority", properties.priority().map(Value::from)),
         ("deliveryMode", properties.delivery_mode().map(Value::from)),
-    ];
-    let properties: Map<_, _> =
-        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    ]);
     let headers = message.headers().map(|headers| table_json(headers.inner().iter()));
-    let mut whole = serde_json::to_value(Row::new(letter)).map_err(CliError::failed)?;
-    whole["properties"] = properties.into();
+    let mut whole = Row::new(letter).json()?;
+    whole["properties"] = properties;
     whole["headers"] = headers.unwrap_or_default();
     match std::str::from_utf8(message.body()) {
         Ok(text) => {
@@ -100,11 +95,7 @@ pub(super) fn message_json(letter: &DeadLetter, layout: Layout) -> Result<String
         }
         Err(_) => whole["bodyBase64"] = BASE64_STANDARD.encode(message.body()).into(),
     }
-    match layout {
-        Layout::Line => serde_json::to_string(&whole),
-        Layout::Pretty => serde_json::to_string_pretty(&whole),
-    }
-    .map_err(CliError::failed)
+    Ok(whole)
 }
 
 fn table_json<'a>(entries: impl Iterator<Item = (&'a ShortString, &'a AMQPValue)>) -> Value {

@@ -14,19 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     filter::Filter,
-    view::{Layout, Row, message_json, table},
+    view::{Row, message_json, table},
 };
 use crate::{
     broker::{DeadLetter, DeadQueue},
-    cli::{errors::CliError, output::print_line, progress::bar},
+    cli::{
+        errors::CliError,
+        output::{print_line, progress_bar},
+    },
 };
-
-/// Whether to ask before letters are dropped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Confirmation {
-    Ask,
-    Given,
-}
 
 /// Takes each dead letter from the queue once.
 pub(super) struct Walk<'a> {
@@ -85,20 +81,20 @@ impl<'a> Walk<'a> {
             }
             self.keep(&letter).await?;
         }
-        if !is_terminal {
-            return Ok(());
+        match (is_terminal, rows.is_empty()) {
+            (true, true) => eprintln!("no dead letters"),
+            (true, false) => print_line(table(&rows))?,
+            (false, _) => {}
         }
-        if rows.is_empty() {
-            eprintln!("no dead letters");
-            return Ok(());
-        }
-        print_line(table(&rows))
+        Ok(())
     }
 
     pub(super) async fn show(&mut self) -> Result<(), CliError> {
-        let layout = if stdout().is_terminal() { Layout::Pretty } else { Layout::Line };
+        let is_terminal = stdout().is_terminal();
         while let Some(letter) = self.next().await? {
-            print_line(message_json(&letter, layout)?)?;
+            let message = message_json(&letter)?;
+            let text = if is_terminal { format!("{message:#}") } else { message.to_string() };
+            print_line(text)?;
             self.keep(&letter).await?;
         }
         Ok(())
@@ -106,87 +102,74 @@ impl<'a> Walk<'a> {
 
     /// Publishes letters to the request queue, at most one in each interval.
     pub(super) async fn replay(&mut self, min_interval: Option<Duration>) -> Result<(), CliError> {
-        let bar = progress(self.queue.remaining, "sent");
-        let mut sent = 0;
-        let result = self.replay_all(min_interval, &bar, &mut sent).await;
-        bar.finish_and_clear();
-        report(result, sent, "sent to the request queue")
-    }
-
-    async fn replay_all(
-        &mut self,
-        min_interval: Option<Duration>,
-        bar: &ProgressBar,
-        sent: &mut u64,
-    ) -> Result<(), CliError> {
         let mut ticks = min_interval.map(ticks);
-        while let Some(letter) = self.next().await? {
-            if let Some(ticks) = &mut ticks {
-                tokio::select! {
-                    _ = ticks.tick() => {}
-                    // `next` reports the interruption. The letter returns to the queue.
-                    () = self.interrupted.cancelled() => continue,
+        let total = self.queue.remaining.into();
+        counted(total, "sent", " to the request queue", async |sent| {
+            while let Some(letter) = self.next().await? {
+                if let Some(ticks) = &mut ticks {
+                    tokio::select! {
+                        _ = ticks.tick() => {}
+                        // `next` reports the interruption. The letter returns to the queue.
+                        () = self.interrupted.cancelled() => continue,
+                    }
                 }
+                self.queue.replay(&letter).await.map_err(CliError::failed)?;
+                sent.inc(1);
             }
-            self.queue.replay(&letter).await.map_err(CliError::failed)?;
-            *sent += 1;
-            bar.set_position(*sent);
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
-    /// Deletes letters, after a confirmation where one is needed and stdin is a terminal.
-    pub(super) async fn drop_letters(
-        &mut self,
-        confirmation: Confirmation,
-    ) -> Result<(), CliError> {
+    /// Deletes letters. Unless the user has confirmed it already, asks first if stdin is a terminal.
+    pub(super) async fn drop_letters(&mut self, is_confirmed: bool) -> Result<(), CliError> {
         let mut letters = Vec::new();
         while let Some(mut letter) = self.next().await? {
             letter.delivery.drop_body();
             letters.push(letter);
         }
-        let must_ask = confirmation == Confirmation::Ask && stdin().is_terminal();
-        if !letters.is_empty() && must_ask && !is_confirmed(letters.len()).await? {
+        let must_ask = !letters.is_empty() && !is_confirmed && stdin().is_terminal();
+        if must_ask && !confirm(letters.len()).await? {
             return Err(CliError::Failed("nothing was dropped".to_owned()));
         }
-        let bar = progress(self.queue.remaining, "dropped");
-        let mut dropped = 0;
-        let result = self.drop_all(&letters, &bar, &mut dropped).await;
-        bar.finish_and_clear();
-        report(result, dropped, "dropped")
-    }
-
-    async fn drop_all(
-        &self,
-        letters: &[DeadLetter],
-        bar: &ProgressBar,
-        dropped: &mut u64,
-    ) -> Result<(), CliError> {
-        for letter in letters {
-            self.queue.discard(letter).await.map_err(CliError::failed)?;
-            *dropped += 1;
-            bar.set_position(*dropped);
-        }
-        Ok(())
+        counted(letters.len() as u64, "dropped", "", async |dropped| {
+            for letter in &letters {
+                self.queue.discard(letter).await.map_err(CliError::failed)?;
+                dropped.inc(1);
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
-/// Reports how many letters an action settled, whether it succeeded or not.
-fn report(result: Result<(), CliError>, count: u64, what: &str) -> Result<(), CliError> {
+/// Runs an action with a progress bar, and reports how many letters it settled, whether it succeeded
+/// or not.
+async fn counted(
+    total: u64,
+    settled: &str,
+    whereto: &str,
+    action: impl AsyncFnOnce(&ProgressBar) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let bar = progress_bar(total, &format!("{{bar:30}} {{pos}} {settled}, {{elapsed}} elapsed"));
+    let result = action(&bar).await;
+    let count = bar.position();
+    bar.finish_and_clear();
     let letters = if count == 1 { "dead letter" } else { "dead letters" };
+    let report = format!("{count} {letters} {settled}{whereto}");
     match result {
         Ok(()) => {
-            eprintln!("{count} {letters} {what}");
+            eprintln!("{report}");
             Ok(())
         }
         Err(error) => Err(CliError::Failed(format!(
-            "{error}; {count} {letters} {what}, the others are still in the dead queue"
+            "{error}; {report}, the others are still in the dead queue"
         ))),
     }
 }
 
 /// Asks on the terminal. Does not block: the connection's heartbeats continue.
-async fn is_confirmed(count: usize) -> Result<bool, CliError> {
+async fn confirm(count: usize) -> Result<bool, CliError> {
     eprint!("Drop {count} for good? This cannot be undone. [y/N] ");
     stderr().flush().map_err(CliError::failed)?;
     let mut answer = String::new();
@@ -200,8 +183,4 @@ fn ticks(min_interval: Duration) -> Interval {
     // Does not exceed the rate to make up for lost time.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
-}
-
-fn progress(total: u32, what: &str) -> ProgressBar {
-    bar(total.into(), &format!("{{bar:30}} {{pos}} {what}, {{elapsed}} elapsed"))
 }
