@@ -30,6 +30,6 @@ pub(crate) use self::{
     keys::Stamp,
     lease::{Lease, Overwrite, StoreOutcome},
     rate_bucket::RateBucket,
-    survey::{RefusedCommand, Survey, survey},
+    survey::{RefusedCommand, survey},
 };
 pub use self::{error::CacheError, handle::Cache, keys::Keys};

@@ -22,8 +22,7 @@ pub(super) fn valid_until(
 ) -> Option<SystemTime> {
     let ends = certificates.iter().filter_map(|der| {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        Some(SystemTime::from(certificate.validity().not_after.to_datetime()))
     });
     ends.filter(|end| *end > now).min()
 }

@@ -1,5 +1,7 @@
 //! One check: what was found, what it costs, how to fix it.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// The part of the set-up that a check is about.
@@ -33,6 +35,24 @@ pub(crate) enum Verdict {
     Hint,
     /// Wrong.
     Finding,
+}
+
+/// The durations from which on a check is a hint, and a finding.
+pub(super) struct Tolerance {
+    pub(super) hint: Duration,
+    pub(super) finding: Duration,
+}
+
+impl Tolerance {
+    pub(super) fn verdict(&self, measured: Duration) -> Verdict {
+        if measured < self.hint {
+            Verdict::Ok
+        } else if measured < self.finding {
+            Verdict::Hint
+        } else {
+            Verdict::Finding
+        }
+    }
 }
 
 /// The result of one check. Holds no secret.

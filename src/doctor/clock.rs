@@ -3,24 +3,18 @@
 use std::time::Duration;
 
 use super::{
-    check::{Check, Verdict},
+    check::{Check, Tolerance, Verdict},
     format::span,
 };
 
-/// The skews from which on a check is a hint, and a finding.
-pub(super) struct Tolerance {
-    pub(super) hint: Duration,
-    pub(super) finding: Duration,
-}
-
 /// Checks a server's clock, which is `ahead_ms` ahead of this machine's.
-pub(super) fn check(whose: &str, ahead_ms: i64, tolerance: &Tolerance) -> Check {
-    let skew = Duration::from_millis(ahead_ms.unsigned_abs());
-    if skew < tolerance.hint {
+pub(super) fn check(whose: &str, ahead_ms: i128, tolerance: &Tolerance) -> Check {
+    let skew = Duration::from_millis(u64::try_from(ahead_ms.abs()).unwrap_or(u64::MAX));
+    let verdict = tolerance.verdict(skew);
+    if verdict == Verdict::Ok {
         let within = span(tolerance.hint);
         return Check::ok("clock", format!("{whose} clock is within {within} of this machine's"));
     }
-    let verdict = if skew < tolerance.finding { Verdict::Hint } else { Verdict::Finding };
     let which = if ahead_ms < 0 { "behind" } else { "ahead of" };
     let what = format!("{whose} clock is {} s {which} this machine's", skew.as_secs());
     Check::new("clock", verdict, what)

@@ -30,23 +30,32 @@ const AREA_LIMIT: Duration = Duration::from_secs(30);
 /// Checks everything that a worker with these settings needs.
 pub(crate) async fn examine(settings: &Settings, probe: Probe) -> Vec<Check> {
     let areas = tokio::join!(
-        examine_area(Area::Settings, async |checks| settings::examine(settings, checks)),
+        examine_area(Area::Settings, async |checks| {
+            settings::examine(settings, checks);
+            Ok(())
+        }),
         examine_area(Area::RabbitMq, async |checks| rabbitmq::examine(settings, checks).await),
         examine_area(Area::Redis, async |checks| redis::examine(&settings.cache, checks).await),
         examine_area(Area::Platform, async |checks| {
-            platform::examine(&settings.platform, probe, checks).await;
+            platform::examine(&settings.platform, probe, checks).await
         }),
     );
     [areas.0, areas.1, areas.2, areas.3].concat()
 }
 
 /// Runs the checks of an area. Those that finish before the time limit count.
-async fn examine_area(area: Area, examine: impl AsyncFnOnce(&mut Vec<Check>)) -> Vec<Check> {
+///
+/// An area ends early with the finding that makes its other checks impossible.
+async fn examine_area(
+    area: Area,
+    examine: impl AsyncFnOnce(&mut Vec<Check>) -> Result<(), Check>,
+) -> Vec<Check> {
     let mut checks = Vec::new();
-    if timeout(AREA_LIMIT, examine(&mut checks)).await.is_err() {
+    let end = timeout(AREA_LIMIT, examine(&mut checks)).await.unwrap_or_else(|_| {
         let what = format!("the checks did not finish within {} s", AREA_LIMIT.as_secs());
-        checks.push(Check::finding("time", what).cost("the remaining checks did not run"));
-    }
+        Err(Check::finding("time", what).cost("the remaining checks did not run"))
+    });
+    checks.extend(end.err());
     checks.iter_mut().for_each(|check| check.area = area);
     checks
 }

@@ -5,9 +5,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use time::OffsetDateTime;
+
 use super::{
-    check::Check,
-    clock::{self, Tolerance},
+    check::{Check, Tolerance},
+    clock,
     connect::connect,
 };
 use crate::{
@@ -29,36 +31,28 @@ pub(crate) enum Probe {
     Token,
 }
 
-pub(super) async fn examine(settings: &PlatformSettings, probe: Probe, checks: &mut Vec<Check>) {
+pub(super) async fn examine(
+    settings: &PlatformSettings,
+    probe: Probe,
+    checks: &mut Vec<Check>,
+) -> Result<(), Check> {
     if uses_proxy(settings) {
-        checks.push(
-            Check::hint(
-                "connection",
-                "the platform is reached through a proxy, which is tested only with --probe",
-            )
-            .command("handoff doctor --probe"),
-        );
+        let what = "the platform is reached through a proxy, which is tested only with --probe";
+        checks.push(Check::hint("connection", what).command("handoff doctor --probe"));
     } else {
-        match connect(&settings.url, 443).await {
-            Ok(connected) => checks.extend(connected.checks()),
-            Err(why) => {
-                checks.push(
-                    Check::finding("connection", format!("cannot connect to the platform: {why}"))
-                        .cost("requests are held until the platform can be reached")
-                        .remedy(
-                            "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether \
-                             this machine needs a proxy (HTTPS_PROXY)",
-                        ),
-                );
-                return;
-            }
-        }
+        connect("the platform", &settings.url, 443, checks).await.map_err(|finding| {
+            finding.cost("requests are held until the platform can be reached").remedy(
+                "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether this machine \
+                 needs a proxy (HTTPS_PROXY)",
+            )
+        })?;
     }
     match probe {
-        Probe::Token => checks.extend(request_token(settings).await),
+        Probe::Token => request_token(settings, checks).await,
         Probe::Connect => {
             let what = "not tested: --probe requests one token with the shortest lifetime";
             checks.push(Check::ok("key", what));
+            Ok(())
         }
     }
 }
@@ -71,32 +65,22 @@ fn uses_proxy(settings: &PlatformSettings) -> bool {
         && ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(is_set)
 }
 
-async fn request_token(settings: &PlatformSettings) -> Vec<Check> {
-    let platform = match PlatformClient::new(settings, None, Metrics::new()) {
-        Ok(platform) => platform,
-        Err(error) => {
-            return vec![Check::finding("key", error.to_string()).cost("no request is served")];
-        }
-    };
+async fn request_token(settings: &PlatformSettings, checks: &mut Vec<Check>) -> Result<(), Check> {
+    let platform = PlatformClient::new(settings, None, Metrics::new())
+        .map_err(|error| Check::finding("key", error.to_string()).cost("no request is served"))?;
     let (answer, date) = platform.probe().await;
     let now = SystemTime::now();
-    let key = match answer {
+    checks.push(match answer {
         Ok(()) => Check::ok("key", "the platform accepts it"),
         Err(error) => Check::finding("key", error.to_string())
             .cost("requests are held until the platform accepts the key")
             .remedy(
                 "give the key the permission `Ephemeral Devices: Write`; test the key and the URL with curl",
             ),
-    };
-    let clock = date.map(|date| clock::check("the platform's", ahead_ms(date, now), &TOLERANCE));
-    [key].into_iter().chain(clock).collect()
-}
-
-/// How far `date` is ahead of `now`, in milliseconds.
-fn ahead_ms(date: SystemTime, now: SystemTime) -> i64 {
-    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-    match date.duration_since(now) {
-        Ok(ahead) => millis(ahead),
-        Err(error) => -millis(error.duration()),
-    }
+    });
+    checks.extend(date.map(|date| {
+        let ahead = OffsetDateTime::from(date) - OffsetDateTime::from(now);
+        clock::check("the platform's", ahead.whole_milliseconds(), &TOLERANCE)
+    }));
+    Ok(())
 }

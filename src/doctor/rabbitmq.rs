@@ -25,46 +25,33 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// A longer backlog is a hint: this many waiting requests per request in flight.
 const LONG_BACKLOG: u32 = 100;
 
-pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) {
-    let Ok(url) = Url::parse(settings.broker.url.expose_secret()) else { return };
+pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Result<(), Check> {
+    let Ok(url) = Url::parse(settings.broker.url.expose_secret()) else { return Ok(()) };
     let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
-    let connected = match connect(&url, default_port).await {
-        Ok(connected) => connected,
-        Err(why) => {
-            checks.push(
-                Check::finding("connection", format!("cannot connect to RabbitMQ: {why}"))
-                    .cost("no request is served until RabbitMQ can be reached")
-                    .remedy(
-                        "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and \
-                         that no firewall blocks the connection",
-                    ),
-            );
-            return;
-        }
-    };
-    checks.extend(connected.checks());
-    let properties = timeout(SERVER_PROPERTIES_LIMIT, server_properties(connected.stream));
+    let connecting = connect("RabbitMQ", &url, default_port, checks);
+    let stream = connecting.await.map_err(|finding| {
+        finding.cost("no request is served until RabbitMQ can be reached").remedy(
+            "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and that no \
+             firewall blocks the connection",
+        )
+    })?;
+    let properties = timeout(SERVER_PROPERTIES_LIMIT, server_properties(stream));
     let properties = properties.await.ok().flatten();
-    checks.push(version(properties.as_ref()));
-    checks.push(consumer_timeout(settings));
-    match TopologySurvey::open(&settings.broker).await {
-        Ok(survey) => {
-            let vhost = survey.vhost();
-            checks
-                .push(Check::ok("login", format!("the user may access the virtual host {vhost}")));
-            check_topology(&survey, settings, checks).await;
-            checks.push(publishing(&survey).await);
-            checks.push(invisible(&vhost, &survey.topology, properties.as_ref()));
-            survey.close().await;
-        }
-        Err(error) => checks.push(
-            Check::finding("login", error.to_string())
-                .cost("no request is served until the login succeeds")
-                .remedy("check user, password and virtual host in HANDOFF_AMQP_URL")
-                .command("rabbitmqctl authenticate_user USER")
-                .command("rabbitmqctl list_user_permissions USER"),
-        ),
-    }
+    checks.extend([version(properties.as_ref()), consumer_timeout(settings)]);
+    let survey = TopologySurvey::open(&settings.broker).await.map_err(|error| {
+        Check::finding("login", error.to_string())
+            .cost("no request is served until the login succeeds")
+            .remedy("check user, password and virtual host in HANDOFF_AMQP_URL")
+            .command("rabbitmqctl authenticate_user USER")
+            .command("rabbitmqctl list_user_permissions USER")
+    })?;
+    let vhost = survey.vhost();
+    checks.push(Check::ok("login", format!("the user may access the virtual host {vhost}")));
+    check_topology(&survey, settings, checks).await;
+    checks.push(publishing(&survey).await);
+    checks.push(invisible(&vhost, &survey.topology, properties.as_ref()));
+    survey.close().await;
+    Ok(())
 }
 
 fn version(properties: Option<&ServerProperties>) -> Check {
@@ -117,11 +104,8 @@ async fn check_topology(survey: &TopologySurvey, settings: &Settings, checks: &m
     let objects = match survey.objects().await {
         Ok(objects) => objects,
         Err(error) => {
-            checks.push(
-                Check::finding("topology", error.to_string())
-                    .cost("exchanges and queues could not be checked"),
-            );
-            return;
+            let check = Check::finding("topology", error.to_string());
+            return checks.push(check.cost("exchanges and queues could not be checked"));
         }
     };
     let declare = settings.broker.declare;

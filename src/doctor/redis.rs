@@ -6,73 +6,59 @@ use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{
-    check::{Check, Verdict},
-    clock::{self, Tolerance},
+    check::{Check, Tolerance, Verdict},
+    clock,
     connect::connect,
 };
 use crate::{
-    cache::{self, RefusedCommand, Survey},
+    cache::{self, RefusedCommand},
     config::CacheSettings,
 };
 
 const NO_CACHE: &str = "requests are served without Redis: each request creates a session";
 /// A request waits for Redis twice, each time for at most 250 ms.
-const SLOW: Duration = Duration::from_millis(50);
-const TOO_SLOW: Duration = Duration::from_millis(250);
+const SLOW: Tolerance =
+    Tolerance { hint: Duration::from_millis(50), finding: Duration::from_millis(250) };
 /// Readers of dates notice a larger skew.
 const TOLERANCE: Tolerance =
     Tolerance { hint: Duration::from_secs(2), finding: Duration::from_secs(30) };
 
-pub(super) async fn examine(settings: &CacheSettings, checks: &mut Vec<Check>) {
-    let Ok(url) = Url::parse(settings.url.expose_secret()) else { return };
-    match connect(&url, 6379).await {
-        Ok(connected) => checks.extend(connected.checks()),
-        Err(why) => {
-            checks.push(
-                Check::finding("connection", format!("cannot connect to Redis: {why}"))
-                    .cost(NO_CACHE)
-                    .remedy(
-                        "check that Redis is running, that host and port in HANDOFF_REDIS_URL are right, and \
-                         that no firewall blocks the connection",
-                    ),
-            );
-            return;
-        }
-    }
-    match cache::survey(&settings.url, &settings.key_prefix).await {
-        Ok(survey) => checks.extend(evaluate(&survey)),
-        Err(why) => checks.push(
-            Check::finding("login", format!("Redis does not answer: {why}"))
-                .cost(NO_CACHE)
-                .remedy("check user, password and database in HANDOFF_REDIS_URL"),
-        ),
-    }
-}
-
-fn evaluate(survey: &Survey) -> Vec<Check> {
-    let mut checks = vec![latency(survey.latency), commands(&survey.commands)];
-    checks.extend(survey.clock_ahead_ms.map(|ahead| clock::check("Redis'", ahead, &TOLERANCE)));
-    match &survey.info {
-        Ok(info) => checks.extend([version(info), role(info), eviction(info), memory(info)]),
-        Err(why) => checks.push(
-            Check::hint(
-                "not seen",
-                format!("version, role and memory: Redis refuses INFO ({why})"),
-            )
+pub(super) async fn examine(
+    settings: &CacheSettings,
+    checks: &mut Vec<Check>,
+) -> Result<(), Check> {
+    let Ok(url) = Url::parse(settings.url.expose_secret()) else { return Ok(()) };
+    connect("Redis", &url, 6379, checks).await.map_err(|finding| {
+        finding.cost(NO_CACHE).remedy(
+            "check that Redis is running, that host and port in HANDOFF_REDIS_URL are right, and that no \
+             firewall blocks the connection",
+        )
+    })?;
+    let survey = cache::survey(&settings.url, &settings.key_prefix).await.map_err(|why| {
+        Check::finding("login", format!("Redis does not answer: {why}"))
+            .cost(NO_CACHE)
+            .remedy("check user, password and database in HANDOFF_REDIS_URL")
+    })?;
+    checks.extend([latency(survey.latency), commands(survey.commands)]);
+    let ahead_ms = survey.clock_ahead_ms.map(i128::from);
+    checks.extend(ahead_ms.map(|ahead_ms| clock::check("Redis'", ahead_ms, &TOLERANCE)));
+    let info = survey.info.map_err(|why| {
+        let what = format!("version, role and memory: Redis refuses INFO ({why})");
+        Check::hint("not seen", what)
             .cost("a Redis that evicts links stays unnoticed")
             .remedy("look as another user at redis_version, role, maxmemory and maxmemory_policy")
-            .command("redis-cli INFO"),
-        ),
-    }
-    checks
+            .command("redis-cli INFO")
+    })?;
+    checks.extend([version(&info), role(&info), eviction(&info), memory(&info)]);
+    Ok(())
 }
 
 fn latency(round_trip: Duration) -> Check {
     let millis = format!("{:.1} ms", round_trip.as_secs_f64() * 1_000.0);
-    if round_trip < SLOW {
+    let verdict = SLOW.verdict(round_trip);
+    if verdict == Verdict::Ok {
         return Check::ok("latency", format!("a round trip takes {millis}"));
     }
-    let verdict = if round_trip < TOO_SLOW { Verdict::Hint } else { Verdict::Finding };
     let what = format!("a round trip takes {millis}; the worker gives up after 250 ms");
     Check::new("latency", verdict, what)
         .cost("each new link waits for Redis twice; above 250 ms it is made without Redis")
@@ -80,12 +66,9 @@ fn latency(round_trip: Duration) -> Check {
         .command("redis-cli SLOWLOG GET")
 }
 
-fn commands(commands: &Result<(), RefusedCommand>) -> Check {
-    let RefusedCommand { command, error } = match commands {
-        Ok(()) => {
-            return Check::ok("commands", "Redis executes all commands that the worker needs");
-        }
-        Err(refused) => refused,
+fn commands(commands: Result<(), RefusedCommand>) -> Check {
+    let Err(RefusedCommand { command, error }) = commands else {
+        return Check::ok("commands", "Redis executes all commands that the worker needs");
     };
     let check =
         Check::finding("commands", format!("Redis refuses {command}: {error}")).cost(NO_CACHE);
@@ -109,14 +92,13 @@ const NO_CLUSTER: &str = "use a Redis that is not a cluster, or a proxy in front
 
 fn version(info: &HashMap<String, String>) -> Check {
     let version = field(info, "redis_version");
-    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    match major {
+    match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
         Some(..6) => Check::finding("version", format!("Redis {version} is older than 6.0"))
             .cost(NO_CACHE)
             .remedy("upgrade Redis to 6.0 or later"),
-        Some(_) => match info.get("valkey_version") {
-            Some(valkey) => Check::ok("version", format!("Valkey {valkey} (as Redis {version})")),
-            None => Check::ok("version", format!("Redis {version}")),
+        Some(_) => match field(info, "valkey_version") {
+            "" => Check::ok("version", format!("Redis {version}")),
+            valkey => Check::ok("version", format!("Valkey {valkey} (as Redis {version})")),
         },
         None => Check::hint("version", "Redis does not report its version"),
     }

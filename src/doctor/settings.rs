@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{
@@ -24,36 +24,30 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
 }
 
 fn encryption(settings: &Settings) -> Vec<Check> {
-    let parse = |url: &SecretString| Url::parse(url.expose_secret()).ok();
+    let platform = settings.platform.url.as_str();
+    let broker = settings.broker.url.expose_secret();
+    let cache = settings.cache.url.expose_secret();
     let servers = [
-        ("HANDOFF_IDV_URL", Some(settings.platform.url.clone()), "the API key and every link"),
-        ("HANDOFF_AMQP_URL", parse(&settings.broker.url), "the RabbitMQ password and every link"),
-        (
-            "HANDOFF_REDIS_URL",
-            parse(&settings.cache.url),
-            "the Redis password and all values in it",
-        ),
+        ("HANDOFF_IDV_URL", platform, "the API key and every link"),
+        ("HANDOFF_AMQP_URL", broker, "the RabbitMQ password and every link"),
+        ("HANDOFF_REDIS_URL", cache, "the Redis password and all values in it"),
     ];
-    let plain: Vec<_> = servers
-        .into_iter()
-        .filter_map(|(name, url, exposed)| {
-            let url = url?;
-            let is_plain = matches!(url.scheme(), "http" | "amqp" | "redis");
-            (is_plain && !is_local(&url)).then(|| {
-                Check::hint("encryption", format!("{name} leads to another machine without TLS"))
-                    .cost(format!("anyone on the network path can read {exposed}"))
-                    .remedy(format!(
-                        "set {name}={}s://…, unless the network path is trusted",
-                        url.scheme()
-                    ))
-            })
-        })
-        .collect();
-    if plain.is_empty() {
-        vec![Check::ok("encryption", "every connection to another machine uses TLS")]
-    } else {
-        plain
+    let mut checks = Vec::new();
+    for (name, url, exposed) in servers {
+        let Ok(url) = Url::parse(url) else { continue };
+        let scheme = url.scheme();
+        if matches!(scheme, "http" | "amqp" | "redis") && !is_local(&url) {
+            let what = format!("{name} leads to another machine without TLS");
+            let check = Check::hint("encryption", what)
+                .cost(format!("anyone on the network path can read {exposed}"))
+                .remedy(format!("set {name}={scheme}s://…, unless the network path is trusted"));
+            checks.push(check);
+        }
     }
+    if checks.is_empty() {
+        checks.push(Check::ok("encryption", "every connection to another machine uses TLS"));
+    }
+    checks
 }
 
 fn is_local(url: &Url) -> bool {
@@ -130,13 +124,10 @@ fn rate(settings: &Settings) -> Option<Check> {
             span(two_calls),
             span(useful_life)
         );
-        return Some(
-            Check::finding("rate", what)
-                .cost("each token is too old before its session call is permitted: no request succeeds")
-                .remedy(
-                    "raise the limit or HANDOFF_IDV_TOKEN_TTL, or lower HANDOFF_LINK_MIN_LIFE",
-                ),
-        );
+        let check = Check::finding("rate", what)
+            .cost("each token is too old before its session call is permitted: no request succeeds")
+            .remedy("raise the limit or HANDOFF_IDV_TOKEN_TTL, or lower HANDOFF_LINK_MIN_LIFE");
+        return Some(check);
     }
     let links = f64::from(limit.count) / 2.0 / limit.per.as_secs_f64();
     let what = format!("permits {links:.2} new links a second, for all replicas together");

@@ -15,35 +15,28 @@ use crate::broker::{
 pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) -> Option<Check> {
     let kind = object.kind.as_str();
     let what = format!("the {kind} `{}`", object.name);
-    let vhost = quoted(vhost);
+    let ctl = format!("rabbitmqctl --vhost {}", quoted(vhost));
     let verdict = if declare { Verdict::Finding } else { Verdict::Hint };
-    match &object.state {
-        ObjectState::Matches => None,
+    let check = match &object.state {
+        ObjectState::Matches => return None,
         // One check lists all missing objects: before the first worker runs, everything is missing.
-        ObjectState::Missing if declare => None,
+        ObjectState::Missing if declare => return None,
         ObjectState::Missing => {
             let what = format!("{what} does not exist, and HANDOFF_DECLARE_TOPOLOGY is false");
-            Some(
-                Check::finding(kind, what)
-                    .cost("the worker consumes nothing until it exists")
-                    .remedy(
-                        "create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true",
-                    ),
-            )
+            Check::finding(kind, what)
+                .cost("the worker consumes nothing until it exists")
+                .remedy("create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true")
         }
         ObjectState::Differs(differences) => {
             let what = format!("{what} differs: {}", list(differences));
-            Some(match object.kind {
+            match object.kind {
                 ObjectKind::Queue => differing_queue(what, differences, declare)
                     .remedy(
                         "stop the workers, check that the queue is empty, and delete it; the next worker \
                          declares it again",
                     )
-                    .command(format!("rabbitmqctl --vhost {vhost} list_queues name messages"))
-                    .command(format!(
-                        "rabbitmqctl --vhost {vhost} delete_queue {}",
-                        quoted(&object.name)
-                    )),
+                    .command(format!("{ctl} list_queues name messages"))
+                    .command(format!("{ctl} delete_queue {}", quoted(&object.name))),
                 ObjectKind::Exchange => Check::new(kind, verdict, what)
                     .cost(if declare {
                         "the worker consumes nothing, because it cannot declare the exchange"
@@ -54,44 +47,40 @@ pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) 
                         "delete it, or set another name in HANDOFF_REQUEST_EXCHANGE or \
                          HANDOFF_EVENT_EXCHANGE",
                     ),
-            })
+            }
         }
         ObjectState::Unknown(why) => {
             let what = format!("{what} exists, but cannot be compared: {why}");
-            Some(
-                Check::new(kind, verdict, what)
-                    .cost(if declare {
-                        "the worker consumes nothing, because it may not declare it"
-                    } else {
-                        "a queue of the wrong type stays unnoticed"
-                    })
-                    .remedy("give the user the configure permission, or compare it by hand")
-                    .command(format!(
-                        "rabbitmqctl set_permissions --vhost {vhost} USER CONFIGURE WRITE READ"
-                    ))
-                    .command(format!(
-                        "rabbitmqctl --vhost {vhost} list_queues name type durable arguments"
-                    )),
-            )
+            let vhost = quoted(vhost);
+            Check::new(kind, verdict, what)
+                .cost(if declare {
+                    "the worker consumes nothing, because it may not declare it"
+                } else {
+                    "a queue of the wrong type stays unnoticed"
+                })
+                .remedy("give the user the configure permission, or compare it by hand")
+                .command(format!(
+                    "rabbitmqctl set_permissions --vhost {vhost} USER CONFIGURE WRITE READ"
+                ))
+                .command(format!("{ctl} list_queues name type durable arguments"))
         }
-    }
+    };
+    Some(check)
 }
 
 /// A queue that is not replicated is a finding in any case.
 fn differing_queue(what: String, differences: &[Difference], declare: bool) -> Check {
     let is_replicated =
         !differences.iter().any(|one| matches!(one.name.as_str(), "x-queue-type" | "durable"));
-    let check = |verdict| Check::new("queue", verdict, what);
-    if !is_replicated {
-        check(Verdict::Finding)
-            .cost("if a node fails, its messages are lost; dead letters can be lost at any time")
+    let (verdict, cost) = if !is_replicated {
+        let cost = "if a node fails, its messages are lost; dead letters can be lost at any time";
+        (Verdict::Finding, cost)
     } else if declare {
-        check(Verdict::Finding)
-            .cost("the worker consumes nothing, because it cannot declare the queue")
+        (Verdict::Finding, "the worker consumes nothing, because it cannot declare the queue")
     } else {
-        check(Verdict::Hint)
-            .cost("the worker uses it as it is; the reference explains each argument")
-    }
+        (Verdict::Hint, "the worker uses it as it is; the reference explains each argument")
+    };
+    Check::new("queue", verdict, what).cost(cost)
 }
 
 fn list(differences: &[Difference]) -> String {

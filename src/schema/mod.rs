@@ -64,12 +64,9 @@ fn document(topology: &Topology) -> Value {
 }
 
 fn channels(topology: &Topology) -> Value {
-    let requests = || {
-        json!({
-            "bare": { "$ref": "#/components/messages/request" },
-            "cloudEvent": { "$ref": "#/components/messages/requestInCloudEvent" },
-        })
-    };
+    let message = |name: &str| json!({ "$ref": format!("#/components/messages/{name}") });
+    let requests =
+        || json!({ "bare": message("request"), "cloudEvent": message("requestInCloudEvent") });
     let retry = topology.retry_queues().map(|queue| {
         let delay = queue.rsplit('.').next().unwrap_or_default();
         let what = format!("Holds failed requests for {delay} before the next attempt.");
@@ -80,48 +77,42 @@ fn channels(topology: &Topology) -> Value {
             "Publish requests here: persistent, mandatory, with publisher confirms.", requests()),
         "ready": exchange_channel(READY, &topology.event_exchange,
             "Events with a link. Bind your queue before you publish the first request.",
-            json!({ "ready": { "$ref": "#/components/messages/ready" } })),
+            json!({ "ready": message("ready") })),
         "failed": exchange_channel(FAILED, &topology.event_exchange,
             "Events of requests that ended without a link. Bind your queue before you publish the first request.",
-            json!({ "failed": { "$ref": "#/components/messages/failed" } })),
+            json!({ "failed": message("failed") })),
         "requestQueue": queue_channel(topology, topology.request_queue(),
             "The queue that workers consume. Bound to the request exchange with the routing key of requests.", requests()),
     });
     for (name, channel) in retry {
         channels[name] = channel;
     }
-    channels["dead"] = queue_channel(
-        topology,
-        topology.dead_queue(),
-        "Requests that failed; `handoff dead-letters` lists, replays and drops them.",
-        requests(),
-    );
+    let what = "Requests that failed; `handoff dead-letters` lists, replays and drops them.";
+    channels["dead"] = queue_channel(topology, topology.dead_queue(), what, requests());
     channels
 }
 
 fn exchange_channel(key: &str, exchange: &str, description: &str, messages: Value) -> Value {
+    let exchange =
+        json!({ "name": exchange, "type": "topic", "durable": true, "autoDelete": false });
     json!({
         "address": key,
         "description": description,
         "messages": messages,
-        "bindings": { "amqp": {
-            "is": "routingKey",
-            "exchange": { "name": exchange, "type": "topic", "durable": true, "autoDelete": false },
-            "bindingVersion": BINDING,
-        } },
+        "bindings": {
+            "amqp": { "is": "routingKey", "exchange": exchange, "bindingVersion": BINDING },
+        },
     })
 }
 
 fn queue_channel(topology: &Topology, queue: &str, description: &str, messages: Value) -> Value {
+    let binding =
+        json!({ "name": queue, "durable": true, "exclusive": false, "autoDelete": false });
     json!({
         "address": queue,
         "description": description,
         "messages": messages,
-        "bindings": { "amqp": {
-            "is": "queue",
-            "queue": { "name": queue, "durable": true, "exclusive": false, "autoDelete": false },
-            "bindingVersion": BINDING,
-        } },
+        "bindings": { "amqp": { "is": "queue", "queue": binding, "bindingVersion": BINDING } },
         "x-queue-arguments": topology.arguments(queue),
     })
 }
@@ -159,36 +150,28 @@ fn messages() -> Value {
             if the request has none.",
         "location": "$message.header#/correlation_id",
     });
-    let request = |name: &str, content_type: &str, schema: &str, examples: Value| {
+    let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    let message = |kind: &str, name: &str, title: &str, payload: &str, examples: Value| {
+        let is_bare = payload == "request";
         json!({
             "name": name,
-            "title": "Request to verify a person",
-            "contentType": content_type,
-            "headers": { "$ref": "#/components/schemas/requestHeaders" },
-            "payload": { "$ref": format!("#/components/schemas/{schema}") },
-            "correlationId": correlation,
-            "bindings": { "amqp": { "messageType": REQUESTED, "bindingVersion": BINDING } },
-            "examples": examples,
-        })
-    };
-    let event = |kind: &str, title: &str, schema: &str, examples: Value| {
-        json!({
-            "name": kind,
             "title": title,
-            "contentType": "application/cloudevents+json",
-            "headers": { "$ref": "#/components/schemas/eventHeaders" },
-            "payload": { "$ref": format!("#/components/schemas/{schema}") },
+            "contentType": if is_bare { "application/json" } else { "application/cloudevents+json" },
+            "headers": schema(if kind == REQUESTED { "requestHeaders" } else { "eventHeaders" }),
+            "payload": schema(payload),
             "correlationId": correlation,
             "bindings": { "amqp": { "messageType": kind, "bindingVersion": BINDING } },
             "examples": examples,
         })
     };
+    let request = |name: &str, examples: Value| {
+        message(REQUESTED, name, "Request to verify a person", name, examples)
+    };
     json!({
-        "request": request("request", "application/json", "request", examples::request()),
-        "requestInCloudEvent": request("requestInCloudEvent", "application/cloudevents+json",
-            "requestInCloudEvent", examples::request_in_cloud_event()),
-        "ready": event(READY, "A link is ready", "ready", examples::ready()),
-        "failed": event(FAILED, "No link", "failed", examples::failed()),
+        "request": request("request", examples::request()),
+        "requestInCloudEvent": request("requestInCloudEvent", examples::request_in_cloud_event()),
+        "ready": message(READY, READY, "A link is ready", "ready", examples::ready()),
+        "failed": message(FAILED, FAILED, "No link", "failed", examples::failed()),
     })
 }
 
@@ -199,6 +182,7 @@ fn schemas() -> Value {
         "description": "W3C Trace Context, propagated to both platform calls and to the event.",
     });
     let trace_state = json!({ "type": "string", "maxLength": 512 });
+    let text = |description: &str| json!({ "type": "string", "description": description });
     json!({
         "request": schema::request(),
         "requestInCloudEvent": schema::request_in_cloud_event(),
@@ -209,25 +193,16 @@ fn schemas() -> Value {
             "description": "AMQP headers, and the AMQP properties that the worker reads. The worker sets \
                 headers that begin with `x-handoff-` on copies and dead letters.",
             "properties": {
-                "message_id": {
-                    "type": "string",
-                    "description": "The request id of a bare request. Send one: without it, a redelivered \
-                        request gets another id.",
-                },
-                "correlation_id": { "type": "string", "description": "Copied to the event." },
+                "message_id": text("The request id of a bare request. Send one: without it, a redelivered \
+                    request gets another id."),
+                "correlation_id": text("Copied to the event."),
                 "timestamp": { "type": "integer", "description": "Time of publishing, in seconds since 1970." },
                 "traceparent": trace_parent,
                 "tracestate": trace_state,
-                "x-handoff-request-id": { "type": "string", "description": "The request id." },
+                "x-handoff-request-id": text("The request id."),
                 "x-handoff-attempt": { "type": "integer", "minimum": 1, "description": "Attempts made so far." },
-                "x-handoff-reason": {
-                    "type": "string",
-                    "description": "On dead letters: the `reason.code` of the event.",
-                },
-                "x-handoff-detail": {
-                    "type": "string",
-                    "description": "On dead letters: the `reason.message` of the event.",
-                },
+                "x-handoff-reason": text("On dead letters: the `reason.code` of the event."),
+                "x-handoff-detail": text("On dead letters: the `reason.message` of the event."),
                 "x-handoff-failed-at": { "type": "string", "format": "date-time", "description": "On dead letters." },
             },
         },
@@ -237,10 +212,7 @@ fn schemas() -> Value {
             "required": ["message_id", "correlation_id", "type", "timestamp", "app_id", "traceparent"],
             "properties": {
                 "message_id": { "type": "string", "format": "uuid", "description": "The event's `id`." },
-                "correlation_id": {
-                    "type": "string",
-                    "description": "The request's, or else the request id; at most 255 bytes.",
-                },
+                "correlation_id": text("The request's, or else the request id; at most 255 bytes."),
                 "type": { "type": "string", "enum": [READY, FAILED] },
                 "timestamp": { "type": "integer", "description": "The event's `time`, in seconds since 1970." },
                 "app_id": { "const": "handoff" },
