@@ -113,7 +113,7 @@ async fn dead_letters_are_listed_shown_and_filtered() {
     let missing = run(&env, &["show", "b", "x"]).await;
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("not in the dead queue: x"));
-    // Looking leaves everything where it was.
+    // Neither listing nor showing removes a letter.
     wait_for_dead_letters(&env, 3).await;
 }
 
