@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::decision::{Caller, Cause, Decision, IDLE_CALLER};
 use crate::session::Call;
 
-/// The interval between probes doubles from the first of these to the last. Without jitter: people wait
+/// The interval between probes doubles from the start of this range to its end. Without jitter: people wait
 /// for the result of the next probe.
 const DOWN: RangeInclusive<Duration> = Duration::from_millis(750)..=Duration::from_millis(2_900);
 /// Longer, because an operator has to fix a setting first.
