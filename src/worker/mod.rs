@@ -64,7 +64,7 @@ pub async fn run(
     if let Ok(addr) = listener.local_addr() {
         tracing::info!(%addr, "serving /livez, /readyz and /metrics");
     }
-    let probes = tokio::spawn(health::serve(listener, probes(&health, &cache, &platform)));
+    let probe_server = tokio::spawn(health::serve(listener, probes(&health, &cache, &platform)));
     let idle_prober = {
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
@@ -110,7 +110,7 @@ pub async fn run(
     };
     main_loop.run().await;
     idle_prober.abort();
-    probes.abort();
+    probe_server.abort();
     Ok(())
 }
 
