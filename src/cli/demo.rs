@@ -59,7 +59,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let settings = settings(args.settings, &sandbox)?;
     logs::init(&settings.log);
     let signals = signals::listen()?;
-    signals.cut_short(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await
+    signals.cut_short(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await?
 }
 
 async fn demonstrate(
@@ -76,10 +76,8 @@ async fn demonstrate(
     let stop = CancellationToken::new();
     let worker = tokio::spawn(worker::run(settings, listener, stop.clone()));
     print_line(format_args!("A worker and a simulated platform are running: {}\n", sandbox.url()))?;
-    let shown = tokio::select! {
-        shown = show(&mut client, sandbox) => shown,
-        () = interrupted.cancelled() => Err(CliError::Failed("interrupted".to_owned())),
-    };
+    let shown = interrupted.run_until_cancelled(show(&mut client, sandbox)).await;
+    let shown = shown.unwrap_or_else(|| Err(CliError::Failed("interrupted".to_owned())));
     if shown.is_ok() && serve {
         print_line(next_steps(&broker, sandbox, &format!("http://{probes}")))?;
         interrupted.cancelled().await;

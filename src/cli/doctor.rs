@@ -38,21 +38,13 @@ pub(super) struct DoctorArgs {
     settings: RunFlags,
 }
 
-/// Whether to paint verdicts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Colours {
-    On,
-    Off,
-}
-
 pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
     let settings = Settings::parse(&args.settings)?;
     logs::init(&settings.log);
     let probe = if args.probe { Probe::Token } else { Probe::Connect };
     let checks = examine(&settings, probe).await;
-    let wants_colours = stdout().is_terminal() && logs::colours_wanted();
-    let colours = if wants_colours { Colours::On } else { Colours::Off };
-    let text = if args.json { json_lines(&checks)? } else { page(&checks, colours) };
+    let in_colour = stdout().is_terminal() && logs::colours_wanted();
+    let text = if args.json { json_lines(&checks)? } else { page(&checks, in_colour) };
     print_text(text)?;
     match count(&checks, Verdict::Finding) {
         0 => Ok(()),
@@ -65,20 +57,20 @@ fn json_lines(checks: &[Check]) -> Result<String, CliError> {
     lines.collect::<Result<_, serde_json::Error>>().map_err(CliError::failed)
 }
 
-fn page(checks: &[Check], colours: Colours) -> String {
+fn page(checks: &[Check], in_colour: bool) -> String {
     let mut page = String::new();
     let mut area = None;
     for check in checks {
         if area != Some(check.area) {
             area = Some(check.area);
-            page += &format!("{}\n", paint(check.area.title(), "1", colours));
+            page += &format!("{}\n", paint(check.area.title(), "1", in_colour));
         }
         let (label, colour) = match check.verdict {
             Verdict::Ok => ("ok", "32"),
             Verdict::Hint => ("hint", "33"),
             Verdict::Finding => ("finding", "31"),
         };
-        let verdict = paint(&format!("{label:<7}"), colour, colours);
+        let verdict = paint(&format!("{label:<7}"), colour, in_colour);
         page += &format!("  {verdict}  {:<19}{}\n", check.name, wrap(&check.what));
         for (label, text) in [("cost", &check.cost), ("remedy", &check.remedy)] {
             if let Some(text) = text {
@@ -90,9 +82,8 @@ fn page(checks: &[Check], colours: Colours) -> String {
             page += &format!("{:INDENT$}$ {command}\n", "");
         }
     }
-    let findings = count(checks, Verdict::Finding);
-    let hints = count(checks, Verdict::Hint);
-    let ok = count(checks, Verdict::Ok);
+    let [findings, hints, ok] =
+        [Verdict::Finding, Verdict::Hint, Verdict::Ok].map(|verdict| count(checks, verdict));
     page + &format!("findings: {findings}, hints: {hints}, ok: {ok}\n")
 }
 
@@ -101,11 +92,8 @@ fn count(checks: &[Check], verdict: Verdict) -> usize {
 }
 
 /// Paints a text with an SGR code of ECMA-48.
-fn paint(text: &str, sgr: &str, colours: Colours) -> String {
-    match colours {
-        Colours::On => format!("\u{1b}[{sgr}m{text}\u{1b}[0m"),
-        Colours::Off => text.to_owned(),
-    }
+fn paint(text: &str, sgr: &str, in_colour: bool) -> String {
+    if in_colour { format!("\u{1b}[{sgr}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
 /// Wraps a text, and indents each line but the first. Does not break a word that exceeds a line.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
@@ -139,16 +139,13 @@ async fn publish_and_wait(
         ProgressBar::hidden()
     };
     let mut failed = 0;
-    let publishing = publish(client.requester(), requests);
-    let mut publishing = std::pin::pin!(publishing);
-    let mut published = false;
+    let mut publishing = std::pin::pin!(publish(client.requester(), requests).fuse());
     // Only events of these requests extend the wait.
     let mut give_up = Instant::now() + args.wait;
     while !waiting.is_empty() {
         let event = tokio::select! {
-            done = &mut publishing, if !published => {
-                done?;
-                published = true;
+            published = &mut publishing => {
+                published?;
                 give_up = Instant::now() + args.wait;
                 continue;
             }

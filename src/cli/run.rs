@@ -29,5 +29,5 @@ pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let signals = signals::listen()?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
     let run = worker::run(settings, listener, signals.shutdown.clone());
-    signals.cut_short(async { run.await.map_err(CliError::failed) }).await
+    signals.cut_short(run).await?.map_err(CliError::failed)
 }

@@ -92,11 +92,7 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     tracing::info!(addr = %sandbox.addr(), "sandbox ready");
     signals.shutdown.cancelled().await;
     tracing::info!("sandbox stopping");
-    let stop = async {
-        sandbox.stop().await;
-        Ok(())
-    };
-    signals.cut_short(stop).await
+    signals.cut_short(sandbox.stop()).await
 }
 
 impl From<SandboxArgs> for Options {

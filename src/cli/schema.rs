@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{errors::CliError, output::print_text};
-use crate::schema;
+use crate::{config::BrokerSettings, schema};
 
 /// Prints an AsyncAPI 3 document of requests, events and queues
 ///
@@ -16,5 +16,10 @@ use crate::schema;
 pub(super) struct SchemaArgs {}
 
 pub(super) fn run(_: &SchemaArgs) -> Result<(), CliError> {
-    print_text(schema::asyncapi().map_err(CliError::failed)?)
+    let settings = BrokerSettings::defaults().map_err(CliError::failed)?;
+    print_text(
+        schema::asyncapi(&settings).map_err(|error| {
+            CliError::Failed(format!("cannot write the document as YAML: {error}"))
+        })?,
+    )
 }

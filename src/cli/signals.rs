@@ -35,11 +35,8 @@ impl Signals {
     /// Runs a command, and drops it at the second signal.
     pub(super) async fn cut_short<T>(
         &self,
-        command: impl Future<Output = Result<T, CliError>>,
+        command: impl Future<Output = T>,
     ) -> Result<T, CliError> {
-        tokio::select! {
-            result = command => result,
-            () = self.exit.cancelled() => Err(CliError::CutShort),
-        }
+        self.exit.run_until_cancelled(command).await.ok_or(CliError::CutShort)
     }
 }

@@ -90,13 +90,10 @@ fn args(spec: &'static Spec, default: Option<&str>) -> impl Iterator<Item = Arg>
     spec.sources().iter().map(move |source| {
         let (value_name, help) = match source {
             Source::Value => (spec.value_name, format!("{}{default}", spec.help.trim())),
-            Source::File => (
-                "PATH",
-                format!(
-                    "File to read --{} from; keeps it out of process lists",
-                    spec.flag(Source::Value)
-                ),
-            ),
+            Source::File => {
+                let flag = spec.flag(Source::Value);
+                ("PATH", format!("File to read --{flag} from; keeps it out of process lists"))
+            }
         };
         let arg = Arg::new(spec.flag(*source))
             .long(spec.flag(*source))

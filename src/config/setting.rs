@@ -55,6 +55,15 @@ pub(super) enum Source {
     File,
 }
 
+impl Source {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Value => "",
+            Self::File => "_FILE",
+        }
+    }
+}
+
 impl Spec {
     pub(super) const fn new(
         name: &'static str,
@@ -105,18 +114,11 @@ impl Spec {
 
     /// The environment variable: `HANDOFF_IDV_URL`.
     pub(super) fn variable(&self, source: Source) -> String {
-        match source {
-            Source::Value => format!("HANDOFF_{}", self.name),
-            Source::File => format!("HANDOFF_{}_FILE", self.name),
-        }
+        format!("HANDOFF_{}{}", self.name, source.suffix())
     }
 
     /// The flag without its dashes: `idv-url`.
     pub(super) fn flag(&self, source: Source) -> String {
-        let flag = self.name.to_ascii_lowercase().replace('_', "-");
-        match source {
-            Source::Value => flag,
-            Source::File => flag + "-file",
-        }
+        format!("{}{}", self.name, source.suffix()).to_ascii_lowercase().replace('_', "-")
     }
 }

@@ -14,13 +14,14 @@ pub(crate) fn parse_duration(text: &str) -> ParseResult<Duration> {
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| FORM)?;
     let millis = match unit {
-        "ms" => Some(number),
-        "s" => number.checked_mul(1_000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
         _ => return Err(FORM),
     };
-    millis
+    number
+        .checked_mul(millis)
         .map(Duration::from_millis)
         .filter(|duration| *duration <= MAX_DURATION)
         .ok_or("must be at most 878400h, a century")

@@ -128,7 +128,8 @@ fn eviction(info: &HashMap<String, String>) -> Check {
         "" => return Check::hint("eviction", "Redis does not report its eviction policy"),
         policy => policy,
     };
-    let unlimited = if max_memory(info) == 0 { "; no maxmemory is set at present" } else { "" };
+    let unlimited =
+        if number(info, "maxmemory") == 0 { "; no maxmemory is set at present" } else { "" };
     // Every key of the worker expires, so `volatile-*` policies evict them before those of others.
     let verdict = if policy.starts_with("volatile-") { Verdict::Hint } else { Verdict::Finding };
     Check::new("eviction", verdict, format!("maxmemory-policy is {policy}{unlimited}"))
@@ -138,7 +139,8 @@ fn eviction(info: &HashMap<String, String>) -> Check {
 }
 
 fn memory(info: &HashMap<String, String>) -> Check {
-    let max = max_memory(info);
+    // Zero means no limit.
+    let max = number(info, "maxmemory");
     let used = number(info, "used_memory");
     let mib = |bytes: u64| bytes / (1 << 20);
     let Some(percent) = used.saturating_mul(100).checked_div(max) else {
@@ -160,11 +162,6 @@ fn field<'a>(info: &'a HashMap<String, String>, key: &str) -> &'a str {
 
 fn number(info: &HashMap<String, String>, key: &str) -> u64 {
     field(info, key).parse().unwrap_or(0)
-}
-
-/// Zero means no limit.
-fn max_memory(info: &HashMap<String, String>) -> u64 {
-    number(info, "maxmemory")
 }
 
 #[cfg(test)]

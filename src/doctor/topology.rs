@@ -28,7 +28,8 @@ pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) 
                 .remedy("create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true")
         }
         ObjectState::Differs(differences) => {
-            let what = format!("{what} differs: {}", list(differences));
+            let list: Vec<_> = differences.iter().map(Difference::to_string).collect();
+            let what = format!("{what} differs: {}", list.join("; "));
             match object.kind {
                 ObjectKind::Queue => differing_queue(what, differences, declare)
                     .remedy(
@@ -81,10 +82,6 @@ fn differing_queue(what: String, differences: &[Difference], declare: bool) -> C
         (Verdict::Hint, "the worker uses it as it is; the reference explains each argument")
     };
     Check::new("queue", verdict, what).cost(cost)
-}
-
-fn list(differences: &[Difference]) -> String {
-    differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Lists what AMQP does not show, with the commands that show it.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     broker::Topology,
-    config::{BrokerSettings, ConfigErrors},
+    config::BrokerSettings,
     message::{FAILED, READY, REQUESTED, schema},
 };
 
@@ -18,22 +18,13 @@ const BINDING: &str = "0.3.0";
 /// The form of a `traceparent` header.
 const TRACE_PARENT: &str = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$";
 
-/// Why the document could not be generated: a bug in the defaults or in the document.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SchemaError {
-    #[error(transparent)]
-    Defaults(#[from] ConfigErrors),
-    #[error("cannot write the document as YAML: {0}")]
-    Yaml(#[from] serde_saphyr::ser::Error),
-}
-
-/// Generates the document, as YAML.
-pub(crate) fn asyncapi() -> Result<String, SchemaError> {
-    let topology = Topology::new(&BrokerSettings::defaults()?);
+/// Generates the document for these settings, as YAML.
+pub(crate) fn asyncapi(settings: &BrokerSettings) -> Result<String, serde_saphyr::ser::Error> {
+    let topology = Topology::new(settings);
     // One line for each text: a reworded text then changes one line of the file.
     let options =
         serde_saphyr::ser_options! { prefer_block_scalars: false, compact_list_indent: false };
-    Ok(serde_saphyr::to_string_with_options(&document(&topology), options)?)
+    serde_saphyr::to_string_with_options(&document(&topology), options)
 }
 
 fn document(topology: &Topology) -> Value {

@@ -51,12 +51,8 @@ impl Filter {
 pub(super) fn parse_interval(text: &str) -> Result<Duration, &'static str> {
     const FORM: &str = "must be a rate such as 10/s or 1000/1m: a count, a slash, a duration";
     let (count, per) = text.split_once('/').ok_or(FORM)?;
-    let rate = if per.starts_with(|c: char| c.is_ascii_digit()) {
-        parse_rate(text)
-    } else {
-        parse_rate(&format!("{count}/1{per}"))
-    };
-    let rate = rate.map_err(|_| FORM)?;
+    let one = if per.starts_with(|c: char| c.is_ascii_digit()) { "" } else { "1" };
+    let rate = parse_rate(&format!("{count}/{one}{per}")).map_err(|_| FORM)?;
     Ok((rate.per / rate.count).max(Duration::from_micros(1)))
 }
 

@@ -102,7 +102,7 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
     logs::init(&log);
     let signals = signals::listen()?;
     let interrupted = signals.shutdown.clone();
-    signals.cut_short(act(&args.action, &settings, filter, interrupted)).await
+    signals.cut_short(act(&args.action, &settings, filter, interrupted)).await?
 }
 
 async fn act(

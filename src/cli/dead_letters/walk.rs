@@ -106,12 +106,11 @@ impl<'a> Walk<'a> {
         let total = self.queue.remaining.into();
         counted(total, "sent", " to the request queue", async |sent| {
             while let Some(letter) = self.next().await? {
-                if let Some(ticks) = &mut ticks {
-                    tokio::select! {
-                        _ = ticks.tick() => {}
-                        // `next` reports the interruption. The letter returns to the queue.
-                        () = self.interrupted.cancelled() => continue,
-                    }
+                if let Some(ticks) = &mut ticks
+                    && self.interrupted.run_until_cancelled(ticks.tick()).await.is_none()
+                {
+                    // `next` reports the interruption. The letter returns to the queue.
+                    continue;
                 }
                 self.queue.replay(&letter).await.map_err(CliError::failed)?;
                 sent.inc(1);
