@@ -28,11 +28,11 @@ const CONCURRENCY: u16 = 64;
 /// A connection that publishes requests, and a subscription to all events.
 pub(crate) struct Client {
     connection: Connection,
-    requester: Requester,
+    pub(crate) requester: Requester,
     events: lapin::Consumer,
 }
 
-/// Publishes requests.
+/// Publishes requests. A clone can publish while the client waits for events.
 #[derive(Clone)]
 pub(crate) struct Requester(Publisher);
 
@@ -85,11 +85,6 @@ impl Client {
     /// Counts the consumers and messages of the request queue.
     pub(crate) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
         queue_counts(&self.connection.lapin, self.requester.0.topology().request_queue()).await
-    }
-
-    /// A handle that publishes while this client waits for events.
-    pub(crate) fn requester(&self) -> Requester {
-        self.requester.clone()
     }
 
     /// Waits for the next event, of any request.

@@ -138,28 +138,20 @@ async fn connect(broker: &BrokerSettings) -> Result<Client, CliError> {
 /// Publishes requests, prints their events, and collects the figures of the summary.
 struct Show<'a> {
     client: &'a mut Client,
-    /// When each request without an event was published, by request id.
-    pending: HashMap<String, Instant>,
     links: Vec<String>,
     durations: Vec<Duration>,
     new_links: usize,
 }
 
 async fn show(client: &mut Client, sandbox: &Sandbox) -> Result<(), CliError> {
-    let mut show =
-        Show { client, pending: HashMap::new(), links: vec![], durations: vec![], new_links: 0 };
+    let mut show = Show { client, links: vec![], durations: vec![], new_links: 0 };
     print_line(format_args!(
         "{:<12}  {:<7}  {:<6}  {:>8}  user",
         "time (UTC)", "outcome", "link", "took"
     ))?;
-    for user in USERS {
-        show.publish(user).await?;
-    }
-    show.print_events().await?;
+    show.request(&USERS).await?;
     // The link exists, so both requests reuse it without a platform call.
-    show.publish(USERS[0]).await?;
-    show.publish(USERS[0]).await?;
-    show.print_events().await?;
+    show.request(&[USERS[0]; 2]).await?;
 
     let http = reqwest::Client::builder().no_proxy().build().map_err(CliError::failed)?;
     for link in &show.links {
@@ -175,23 +167,23 @@ async fn show(client: &mut Client, sandbox: &Sandbox) -> Result<(), CliError> {
 }
 
 impl Show<'_> {
-    async fn publish(&mut self, user: &str) -> Result<(), CliError> {
-        let id = Uuid::new_v4().to_string();
-        let body = json!({ "userId": user }).to_string();
-        self.pending.insert(id.clone(), Instant::now());
-        let requester = self.client.requester();
-        requester.publish(&id, body.as_bytes()).await.map_err(CliError::failed)
-    }
-
-    /// Prints events until no request is pending.
-    async fn print_events(&mut self) -> Result<(), CliError> {
-        while !self.pending.is_empty() {
+    /// Publishes a request for each user, and prints events until each request has one.
+    async fn request(&mut self, users: &[&str]) -> Result<(), CliError> {
+        let mut pending = HashMap::new();
+        for user in users {
+            let id = Uuid::new_v4().to_string();
+            let body = json!({ "userId": user }).to_string();
+            pending.insert(id.clone(), Instant::now());
+            let published = self.client.requester.publish(&id, body.as_bytes()).await;
+            published.map_err(CliError::failed)?;
+        }
+        while !pending.is_empty() {
             let event = timeout(TIMEOUT, self.client.next_event()).await.map_err(|_| {
-                let missing = self.pending.len();
+                let missing = pending.len();
                 CliError::Failed(format!("{missing} events did not arrive within {TIMEOUT:?}"))
             })?;
             let event = event.map_err(CliError::failed)?;
-            if let Some(published_at) = self.pending.remove(&event.data.request_id) {
+            if let Some(published_at) = pending.remove(&event.data.request_id) {
                 self.print_event(&event, published_at.elapsed())?;
             }
         }
@@ -245,20 +237,15 @@ impl Show<'_> {
 /// Opens a link as a person does: its page, and the page that the button there leads to.
 async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
     let failed = |what: &str| CliError::Failed(format!("a link did not open: {what}"));
-    let inner = Url::parse(link)
-        .ok()
-        .and_then(|link| {
-            link.query_pairs().find(|(key, _)| key == "url").map(|(_, url)| url.into_owned())
-        })
-        .ok_or_else(|| failed("it contains no inner link"))?;
-    for (page, url) in [("/capture", link), ("/mobile", inner.as_str())] {
+    let without_inner = || failed("it contains no inner link");
+    let outer = Url::parse(link).map_err(|_| without_inner())?;
+    let inner = outer.query_pairs().find(|(key, _)| key == "url").ok_or_else(without_inner)?.1;
+    for (page, url) in [("/capture", link), ("/mobile", &*inner)] {
         let response = http.get(url).timeout(TIMEOUT).send().await;
         let status = response.map_err(|error| failed(&error.without_url().to_string()))?.status();
         if !status.is_success() {
-            return Err(failed(&format!(
-                "the page {page} answered with status {}",
-                status.as_u16()
-            )));
+            let status = status.as_u16();
+            return Err(failed(&format!("the page {page} answered with status {status}")));
         }
     }
     Ok(())

@@ -63,20 +63,15 @@ pub(super) struct RequestArgs {
 
 pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
     let (config, log) = BrokerSettings::parse(&args.settings)?;
-    let bodies = bodies(&args)?;
+    let bodies = match &args.file {
+        Some(path) => bodies_in_file(path)?,
+        None => vec![body_of_flags(&args)?],
+    };
     logs::init(&log);
     let mut client = Client::connect(&config).await.map_err(CliError::not_connected)?;
     let result = publish_and_wait(&mut client, bodies, &args).await;
     client.close().await;
     result
-}
-
-/// The bodies to publish. Validates them, so that no mistake ends in the dead queue.
-fn bodies(args: &RequestArgs) -> Result<Vec<Vec<u8>>, CliError> {
-    match &args.file {
-        Some(path) => bodies_in_file(path),
-        None => Ok(vec![body_of_flags(args)?]),
-    }
 }
 
 fn body_of_flags(args: &RequestArgs) -> Result<Vec<u8>, CliError> {
@@ -113,6 +108,7 @@ fn bodies_in_file(path: &Path) -> Result<Vec<Vec<u8>>, CliError> {
     Ok(bodies)
 }
 
+/// Validates a body before it is published, so that no mistake ends in the dead queue.
 fn validate(body: &[u8]) -> Result<(), String> {
     // Only the worker knows whether it has a default workflow, so this assumes one.
     let Decoded { id, request } = decode_request(body, usize::MAX, Some("default"));
@@ -139,7 +135,7 @@ async fn publish_and_wait(
         ProgressBar::hidden()
     };
     let mut failed = 0;
-    let mut publishing = std::pin::pin!(publish(client.requester(), requests).fuse());
+    let mut publishing = std::pin::pin!(publish(client.requester.clone(), requests).fuse());
     // Only events of these requests extend the wait.
     let mut give_up = Instant::now() + args.wait;
     while !waiting.is_empty() {
