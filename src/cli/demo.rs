@@ -8,6 +8,7 @@ use std::{
 use clap::Args;
 use secrecy::ExposeSecret;
 use serde_json::json;
+use time::OffsetDateTime;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -55,7 +56,9 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
-    let sandbox = start_sandbox().await?;
+    let options = Options { latency: LATENCY, jitter: JITTER, ..Options::default() };
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(CliError::failed)?;
+    let sandbox = Sandbox::start(listener, options).map_err(CliError::failed)?;
     let settings = settings(args.settings, &sandbox)?;
     logs::init(&settings.log);
     let signals = signals::listen()?;
@@ -90,12 +93,6 @@ async fn demonstrate(
     stopped
         .map_err(|_| CliError::Failed("the worker panicked".to_owned()))?
         .map_err(CliError::failed)
-}
-
-async fn start_sandbox() -> Result<Sandbox, CliError> {
-    let options = Options { latency: LATENCY, jitter: JITTER, ..Options::default() };
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(CliError::failed)?;
-    Sandbox::start(listener, options).map_err(CliError::failed)
 }
 
 /// Points the settings at the sandbox. The default key prefix is new, so that nothing is reused.
@@ -196,13 +193,9 @@ impl Show<'_> {
             return Err(CliError::Failed(format!("a request failed: {why}")));
         };
         let is_reused = event.data.reused == Some(true);
-        let now = time::OffsetDateTime::now_utc();
+        let (hour, minute, second, milli) = OffsetDateTime::now_utc().to_hms_milli();
         print_line(format_args!(
-            "{:02}:{:02}:{:02}.{:03}  {:<7}  {:<6}  {:>5} ms  {}",
-            now.hour(),
-            now.minute(),
-            now.second(),
-            now.millisecond(),
+            "{hour:02}:{minute:02}:{second:02}.{milli:03}  {:<7}  {:<6}  {:>5} ms  {}",
             "ready",
             if is_reused { "reused" } else { "new" },
             took.as_millis(),

@@ -76,9 +76,7 @@ fn unexpected_argument(error: &clap::Error) -> Option<String> {
                       values that contain spaces"
             .to_owned(),
     };
-    let usage = match error.get(ContextKind::Usage) {
-        Some(ContextValue::StyledStr(usage)) => format!("\n\n{usage}"),
-        _ => String::new(),
-    };
+    let usage = error.get(ContextKind::Usage).map(|usage| format!("\n\n{usage}"));
+    let usage = usage.unwrap_or_default();
     Some(format!("{message}{usage}\n\nFor more information, try --help."))
 }

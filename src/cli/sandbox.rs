@@ -81,8 +81,8 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     logs::init(&LogSettings::parse(&args.settings)?);
     let signals = signals::listen()?;
     let addr = args.addr;
-    let options = Options::from(args);
-    let options = options.validated().map_err(|error| CliError::Usage(error.to_string()))?;
+    let options =
+        Options::from(args).validated().map_err(|error| CliError::Usage(error.to_string()))?;
     let listener = TcpListener::bind(addr).await.map_err(|error| {
         CliError::Failed(format!("cannot listen on {addr}: {error}; try --addr"))
     })?;

@@ -68,15 +68,13 @@ impl RawSettings {
     }
 
     fn from_matches(matches: &ArgMatches, scopes: &[Scope]) -> Self {
-        let mut flags = Vec::new();
-        for spec in in_scope(scopes) {
-            for source in spec.sources() {
-                if let Some(value) = matches.get_one::<OsString>(&spec.flag(*source)) {
-                    flags.push((spec, *source, value.clone()));
-                }
-            }
-        }
-        Self { flags }
+        let flags = in_scope(scopes).flat_map(|spec| {
+            spec.sources().iter().filter_map(move |source| {
+                let value = matches.get_one::<OsString>(&spec.flag(*source))?;
+                Some((spec, *source, value.clone()))
+            })
+        });
+        Self { flags: flags.collect() }
     }
 }
 

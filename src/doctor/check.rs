@@ -45,12 +45,10 @@ pub(super) struct Tolerance {
 
 impl Tolerance {
     pub(super) fn verdict(&self, measured: Duration) -> Verdict {
-        if measured < self.hint {
-            Verdict::Ok
-        } else if measured < self.finding {
-            Verdict::Hint
-        } else {
-            Verdict::Finding
+        match measured {
+            measured if measured < self.hint => Verdict::Ok,
+            measured if measured < self.finding => Verdict::Hint,
+            _ => Verdict::Finding,
         }
     }
 }

@@ -47,14 +47,12 @@ pub(super) async fn examine(
             )
         })?;
     }
-    match probe {
-        Probe::Token => request_token(settings, checks).await,
-        Probe::Connect => {
-            let what = "not tested: --probe requests one token with the shortest lifetime";
-            checks.push(Check::ok("key", what));
-            Ok(())
-        }
+    if probe == Probe::Token {
+        return request_token(settings, checks).await;
     }
+    let what = "not tested: --probe requests one token with the shortest lifetime";
+    checks.push(Check::ok("key", what));
+    Ok(())
 }
 
 /// Whether the environment names a proxy that the worker would use.

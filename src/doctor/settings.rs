@@ -136,13 +136,11 @@ fn rate(settings: &Settings) -> Option<Check> {
 
 fn delays(settings: &Settings) -> Option<Check> {
     let delays = settings.broker.retry_delays.iter().map(|delay| delay.duration);
-    if delays.is_sorted() {
-        return None;
-    }
-    let check = Check::hint("delays", "HANDOFF_RETRY_DELAYS are not in ascending order")
-        .cost("the longer the platform is down, the more often it is called")
-        .remedy("sort the delays from short to long");
-    Some(check)
+    (!delays.is_sorted()).then(|| {
+        Check::hint("delays", "HANDOFF_RETRY_DELAYS are not in ascending order")
+            .cost("the longer the platform is down, the more often it is called")
+            .remedy("sort the delays from short to long")
+    })
 }
 
 #[cfg(test)]

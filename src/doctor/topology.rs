@@ -15,7 +15,8 @@ use crate::broker::{
 pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) -> Option<Check> {
     let kind = object.kind.as_str();
     let what = format!("the {kind} `{}`", object.name);
-    let ctl = format!("rabbitmqctl --vhost {}", quoted(vhost));
+    let vhost = quoted(vhost);
+    let ctl = format!("rabbitmqctl --vhost {vhost}");
     let verdict = if declare { Verdict::Finding } else { Verdict::Hint };
     let check = match &object.state {
         ObjectState::Matches => return None,
@@ -52,7 +53,6 @@ pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) 
         }
         ObjectState::Unknown(why) => {
             let what = format!("{what} exists, but cannot be compared: {why}");
-            let vhost = quoted(vhost);
             Check::new(kind, verdict, what)
                 .cost(if declare {
                     "the worker consumes nothing, because it may not declare it"

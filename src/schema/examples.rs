@@ -15,6 +15,7 @@ use crate::{
 const REQUEST_ID: &str = "order-7781-verify";
 const USER: &str = "u-20418";
 const WORKFLOW: &str = "0b7c2f3e-5a41-4a0e-9a55-3d1f6c2b8e90";
+const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// The time of all examples.
 fn now() -> SystemTime {
@@ -36,13 +37,9 @@ fn data() -> Value {
     })
 }
 
-fn trace_parent() -> Value {
-    json!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-}
-
 /// Bare requests.
 pub(super) fn request() -> Value {
-    let headers = json!({ "message_id": REQUEST_ID, "traceparent": trace_parent() });
+    let headers = json!({ "message_id": REQUEST_ID, "traceparent": TRACE_PARENT });
     json!([
         { "name": "least", "summary": "Only the required field.", "headers": headers, "payload": { "userId": USER } },
         { "name": "most", "summary": "Every field.", "headers": headers, "payload": data() },
@@ -120,7 +117,7 @@ fn example(name: &str, summary: &str, body: &EventBody<'_>, at: SystemTime) -> V
             "type": event.kind,
             "timestamp": seconds,
             "app_id": "handoff",
-            "traceparent": trace_parent(),
+            "traceparent": TRACE_PARENT,
         },
         "payload": serde_json::from_slice::<Value>(&event.body).unwrap_or_default(),
     })

@@ -39,12 +39,14 @@ impl Filter {
             || request_id.is_some_and(|id| self.request_ids.iter().any(|wanted| wanted == id));
         let by_reason = self.reason.is_none() || self.reason == letter.reason();
         // A dead letter of unknown age does not match.
-        let is_older = |than| {
-            let age = letter.failed_at().and_then(|at| SystemTime::now().duration_since(at).ok());
-            age.is_some_and(|age| age > than)
-        };
-        by_id && by_reason && self.older_than.is_none_or(is_older)
+        let by_age = self.older_than.is_none_or(|than| age(letter).is_some_and(|age| age > than));
+        by_id && by_reason && by_age
     }
+}
+
+/// How long ago a request failed; `None` if that is unknown.
+pub(super) fn age(letter: &DeadLetter) -> Option<Duration> {
+    SystemTime::now().duration_since(letter.failed_at()?).ok()
 }
 
 /// Parses the interval between two replays from a rate such as `10/s` or `1000/1m`.

@@ -101,15 +101,14 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
     let (settings, log) = BrokerSettings::parse(flags)?;
     logs::init(&log);
     let signals = signals::listen()?;
-    let interrupted = signals.shutdown.clone();
-    signals.cut_short(act(&args.action, &settings, filter, interrupted)).await?
+    signals.cut_short(act(&args.action, &settings, filter, &signals.shutdown)).await?
 }
 
 async fn act(
     action: &Action,
     settings: &BrokerSettings,
     filter: &Filter,
-    interrupted: CancellationToken,
+    interrupted: &CancellationToken,
 ) -> Result<(), CliError> {
     let queue = DeadQueue::open(settings).await.map_err(CliError::not_connected)?;
     let mut walk = Walk::new(queue, filter, interrupted);

@@ -1,13 +1,12 @@
 //! Dead letters as text: a table for people, JSON for programs.
 
-use std::time::SystemTime;
-
 use base64::{Engine, prelude::BASE64_STANDARD};
 use comfy_table::{Table, presets::NOTHING};
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::filter::age;
 use crate::{
     broker::DeadLetter,
     cli::{errors::CliError, output::object},
@@ -28,14 +27,12 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(letter: &DeadLetter) -> Self {
-        let failed_at = letter.failed_at();
-        let age = failed_at.and_then(|at| SystemTime::now().duration_since(at).ok());
         Self {
             request_id: letter.request_id(),
             reason: letter.reason(),
             attempts: letter.delivery.previous_attempts(),
-            failed_at: failed_at.map(format_date_time),
-            age_seconds: age.map(|age| age.as_secs()),
+            failed_at: letter.failed_at().map(format_date_time),
+            age_seconds: age(letter).map(|age| age.as_secs()),
             detail: letter.detail(),
         }
     }
@@ -50,7 +47,7 @@ impl Row {
             text(&self.request_id),
             text(&self.reason),
             self.attempts.to_string(),
-            self.age_seconds.map_or("-".to_owned(), age),
+            self.age_seconds.map_or("-".to_owned(), age_text),
             text(&self.detail),
         ]
     }
@@ -85,7 +82,7 @@ pub(super) fn message_json(letter: &DeadLetter) -> Result<Value, CliError> {
         ("priority", properties.priority().map(Value::from)),
         ("deliveryMode", properties.delivery_mode().map(Value::from)),
     ]);
-    let headers = message.headers().map(|headers| table_json(headers.inner().iter()));
+    let headers = message.headers().map(table_json);
     let mut whole = Row::new(letter).json()?;
     whole["properties"] = properties;
     whole["headers"] = headers.unwrap_or_default();
@@ -98,8 +95,8 @@ pub(super) fn message_json(letter: &DeadLetter) -> Result<Value, CliError> {
     Ok(whole)
 }
 
-fn table_json<'a>(entries: impl Iterator<Item = (&'a ShortString, &'a AMQPValue)>) -> Value {
-    entries.map(|(name, value)| (name.as_str().to_owned(), value_json(value))).collect()
+fn table_json(table: &FieldTable) -> Value {
+    table.inner().iter().map(|(name, value)| (name.as_str(), value_json(value))).collect()
 }
 
 fn value_json(value: &AMQPValue) -> Value {
@@ -117,7 +114,7 @@ fn value_json(value: &AMQPValue) -> Value {
         AMQPValue::ShortString(text) => json!(text.as_str()),
         AMQPValue::LongString(text) => json!(String::from_utf8_lossy(text.as_bytes())),
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(value_json).collect(),
-        AMQPValue::FieldTable(table) => table_json(table.inner().iter()),
+        AMQPValue::FieldTable(table) => table_json(table),
         AMQPValue::Timestamp(seconds) => json!(seconds),
         AMQPValue::ByteArray(bytes) => json!(BASE64_STANDARD.encode(bytes.as_slice())),
         AMQPValue::DecimalValue(value) => json!(format!("{value:?}")),
@@ -130,7 +127,7 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-fn age(seconds: u64) -> String {
+fn age_text(seconds: u64) -> String {
     match seconds {
         ..120 => format!("{seconds}s"),
         120..7_200 => format!("{}m", seconds / 60),

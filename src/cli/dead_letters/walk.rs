@@ -28,7 +28,7 @@ use crate::{
 pub(super) struct Walk<'a> {
     queue: DeadQueue,
     filter: &'a Filter,
-    interrupted: CancellationToken,
+    interrupted: &'a CancellationToken,
     /// Request ids of the filter that were not found yet.
     missing: Vec<String>,
 }
@@ -37,7 +37,7 @@ impl<'a> Walk<'a> {
     pub(super) fn new(
         queue: DeadQueue,
         filter: &'a Filter,
-        interrupted: CancellationToken,
+        interrupted: &'a CancellationToken,
     ) -> Self {
         Self { queue, filter, interrupted, missing: filter.request_ids.clone() }
     }
