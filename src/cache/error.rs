@@ -35,6 +35,7 @@ pub(super) fn describe(error: &RedisError) -> String {
         _ if error.is_connection_refusal() => "connection refused".to_owned(),
         ErrorKind::AuthenticationFailed => "user or password refused".to_owned(),
         ErrorKind::Io => describe_io(error),
+        ErrorKind::Parse => "it broke off its answer, or is not Redis: check the port".to_owned(),
         kind => format!("{kind:?}"),
     }
 }
