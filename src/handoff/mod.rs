@@ -57,8 +57,8 @@ pub(crate) struct Obtained {
 }
 
 impl Handoff {
-    /// Once `draining` is cancelled, a request finishes the call it is in; every other wait ends with
-    /// [`Failure::Interrupted`].
+    /// Once `draining` is cancelled, a request finishes the call it is in. One that sleeps or waits at the
+    /// gate ends with [`Failure::Interrupted`].
     pub(crate) fn new(
         platform: Arc<PlatformClient>,
         cache: Cache,

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::process::Processor;
@@ -34,13 +37,16 @@ pub(super) struct Connected {
     pub(super) session: BrokerSession,
     /// The deliveries in flight.
     pub(super) in_flight: TaskTracker,
+    /// When the prefetch window last changed.
+    pub(super) grown_at: Instant,
     /// Cancelled when the deliveries can no longer be settled: RabbitMQ redelivers them.
     lost: CancellationToken,
 }
 
 impl Connected {
     pub(super) fn new(session: BrokerSession) -> Self {
-        Self { session, in_flight: TaskTracker::new(), lost: CancellationToken::new() }
+        let lost = CancellationToken::new();
+        Self { session, in_flight: TaskTracker::new(), grown_at: Instant::now(), lost }
     }
 
     /// Serves a delivery in its own task, which keeps the slot until it ends.

@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     connected::{Connected, Context, Slot, all_settled},
@@ -41,11 +41,14 @@ pub(super) async fn consume(
             Err(end) => return end,
         };
         let idle_after = window.idle_after();
+        let one_at_a_time = window.is_one_at_a_time();
         let in_flight = &connected.in_flight;
         let idle = async {
-            // A slow delivery in flight is no idle queue.
-            let _ = timeout(SETTLE_LIMIT, all_settled(in_flight)).await;
-            sleep(idle_after.unwrap_or_default()).await;
+            // One at a time, RabbitMQ sends nothing while a delivery is in flight.
+            let settled =
+                !one_at_a_time || timeout(SETTLE_LIMIT, all_settled(in_flight)).await.is_ok();
+            sleep(if settled { idle_after.unwrap_or_default() } else { Duration::ZERO }).await;
+            settled
         };
         let next = tokio::select! {
             delivery = heartbeat.while_waiting(connected.session.consumer.next()) => {
@@ -60,7 +63,9 @@ pub(super) async fn consume(
                 connected.spawn(delivery, slot, context);
                 next
             }
-            () = idle, if idle_after.is_some() => window.on_idle(),
+            settled = idle, if idle_after.is_some() => {
+                if settled { window.on_idle() } else { window.on_slow_delivery() }
+            }
             fault = &mut fault => return End::Fault(fault),
             () = context.shutdown.cancelled() => return End::Shutdown,
         };
@@ -74,7 +79,7 @@ pub(super) async fn consume(
             }
             match until_end(context, connected.session.consumer.set_prefetch(to), &mut fault).await
             {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => connected.grown_at = Instant::now(),
                 Ok(Err(fault)) => return End::Fault(fault),
                 Err(end) => return end,
             }
@@ -92,18 +97,14 @@ pub(super) async fn serve_alone(
 ) {
     let mut fault = pin!(connected.session.wait_for_fault());
     connected.session.consumer.stop().await;
-    let limited = || timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
-    tokio::select! {
-        _ = limited() => {}
-        () = context.shutdown.cancelled() => {}
-        _ = &mut fault => {}
+    let settled = timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
+    if let Err(End::Fault(_)) = until_end(context, settled, &mut fault).await {
+        // RabbitMQ redelivers the suspect: serving it here would be in vain.
+        return suspect.requeue();
     }
     connected.spawn(suspect, slot, context);
-    tokio::select! {
-        _ = limited() => {}
-        () = context.shutdown.cancelled() => {}
-        _ = fault => {}
-    }
+    let settled = timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
+    let _ = until_end(context, settled, &mut fault).await;
 }
 
 /// Waits for `future`, unless consuming ends first.

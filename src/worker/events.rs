@@ -101,8 +101,9 @@ impl Events {
                 log::failed_event_unroutable(request_id);
                 Ok(false)
             }
-            Err(PublishError::Disconnected) => Err(PublishError::Disconnected),
-            Err(error) if self.grace_over.is_cancelled() => Err(error),
+            Err(error) if error == PublishError::Disconnected || self.grace_over.is_cancelled() => {
+                Err(error)
+            }
             Err(error) => {
                 log::failed_event_refused(request_id, &error);
                 Ok(false)

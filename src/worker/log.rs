@@ -38,6 +38,7 @@ impl ConnectionLog {
     /// Logs a failed attempt to connect, unless the last attempt failed in the same way.
     pub(super) fn not_connected(&mut self, error: BrokerError) {
         if self.connect_error.as_ref() != Some(&error) {
+            // Another error counts as a new outage, so that it is logged.
             self.not_consuming.report_up();
         }
         if self.not_consuming.report_down() {
@@ -55,7 +56,7 @@ impl ConnectionLog {
         }
     }
 
-    /// Logs the prefetch window, if it has changed.
+    /// Logs whether messages are fetched one at a time, if that has changed.
     pub(super) fn consuming(&mut self, queue: &str, window: &PrefetchWindow) {
         let one_at_a_time = window.is_one_at_a_time();
         if self.one_at_a_time.replace(one_at_a_time) != Some(one_at_a_time) {

@@ -11,8 +11,8 @@
 //!   that a worker merely returned.
 //! - **Full**: a suspect is served alone, on a connection that then ends.
 //! - **One at a time**: entered after a delivery broke the connection. The culprit is one of at most a
-//!   full window of messages, so after that many deliveries the window grows again. An idle queue ends
-//!   this phase at once.
+//!   full window of messages, so after that many deliveries the window grows again; earlier if the
+//!   queue is idle, or if a delivery takes long, which a poison message does not.
 
 use std::time::Duration;
 
@@ -77,8 +77,8 @@ impl PrefetchWindow {
         matches!(self.phase, Phase::OneAtATime { .. })
     }
 
-    /// How long the queue must be idle, with no delivery in flight, before [`Self::on_idle`]. `None`: idle
-    /// time is ignored in this phase.
+    /// How long the queue must bring nothing, although it could, before [`Self::on_idle`]. `None`: idle time
+    /// is ignored in this phase.
     pub(super) fn idle_after(&self) -> Option<Duration> {
         match self.phase {
             Phase::Growing { size: 1, received: 0 } => Some(IDLE),
@@ -91,6 +91,13 @@ impl PrefetchWindow {
     pub(super) fn on_idle(&mut self) -> Next {
         self.phase = Phase::Full { trusted: false };
         if self.max == 1 { Next::Keep } else { Next::Grow { to: self.max, when_settled: false } }
+    }
+
+    /// One at a time, a delivery is still in flight after several seconds: it waits for the platform, and
+    /// must not hold up the others. The window starts over, and does not count that delivery.
+    pub(super) fn on_slow_delivery(&mut self) -> Next {
+        self.phase = Phase::initial(self.max);
+        Next::Grow { to: 1, when_settled: false }
     }
 
     /// A delivery arrived; RabbitMQ has redelivered it `redeliveries` times.
@@ -200,6 +207,16 @@ mod tests {
         assert_eq!(window.idle_after(), Some(IDLE_AFTER_BREAK));
         assert_eq!(window.on_idle(), grow(3, false));
         assert!(!window.is_one_at_a_time());
+    }
+
+    #[test]
+    fn slow_delivery_lets_one_more_in_at_a_time() {
+        let mut window = PrefetchWindow::new(64);
+        window.on_poison();
+        assert_eq!(window.on_delivery(0), Next::Keep);
+        assert_eq!(window.on_slow_delivery(), grow(1, false));
+        assert!(!window.is_one_at_a_time());
+        assert_eq!(window.on_delivery(SUSPECT), grow(2, true));
     }
 
     #[test]

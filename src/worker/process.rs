@@ -33,8 +33,8 @@ pub(super) struct Processor {
 }
 
 impl Processor {
-    /// Processes a delivery and settles it. `connection_lost` is cancelled once RabbitMQ
-    /// redelivers it elsewhere; requests that wait for the platform are then given up.
+    /// Processes a delivery and settles it. `connection_lost` is cancelled once the delivery
+    /// can no longer be settled here; a request that waits at the gate is then given up.
     pub(super) async fn process(
         &self,
         delivery: &Delivery,
@@ -65,53 +65,54 @@ impl Processor {
             decode_request(delivery.body(), self.max_message_bytes, workflow);
         metadata.decoded(id);
 
-        let settlement = match &request {
+        let served = match &request {
             Ok(request) => self.serve(request, &metadata, publisher, connection_lost).await,
-            Err(invalid) => dead_letter(ReasonCode::InvalidRequest, invalid.message.clone()),
+            Err(invalid) => Err(failed(ReasonCode::InvalidRequest, invalid.message.clone())),
         };
-        let settlement = match settlement {
+        let settlement = match served {
+            Ok(settlement) => settlement,
             // Boxed to keep this future small: failures are rare.
-            Settlement::DeadLetter(reason) => {
+            Err(reason) => {
                 Box::pin(self.publish_failed(reason, &request, &metadata, publisher)).await
             }
-            settlement => settlement,
         };
         let settled =
             settle(delivery, &settlement, metadata.tried(), publisher, &self.grace_over).await;
         self.record(&settlement, settled, metadata, started);
     }
 
-    /// Serves a valid request, and decides how its delivery is settled.
+    /// Serves a valid request, and decides how its delivery is settled. `Err`: the request has failed for
+    /// good, and `handoff.failed` must report it.
     async fn serve<'q>(
         &self,
         request: &Request,
         metadata: &Metadata,
         publisher: &'q Publisher,
         connection_lost: &CancellationToken,
-    ) -> Settlement<'q> {
+    ) -> Result<Settlement<'q>, FailedReason> {
         let Metadata { request_id, span, attempts, .. } = metadata;
         let hold_until = Instant::now() + self.hold_limit;
         let job = Job { request, request_id, span, hold_until, connection_lost };
         let serving = pin!(self.obtain_and_publish(&job, metadata, publisher));
         let served = tokio::select! {
             served = AssertUnwindSafe(serving).catch_unwind() => served.unwrap_or_else(panicked),
-            () = self.grace_over.cancelled() => return Settlement::Requeue,
+            () = self.grace_over.cancelled() => return Ok(Settlement::Requeue),
         };
         match served {
-            Ok(reused) => Settlement::Done { reused },
-            Err(Failure::Interrupted) => Settlement::Requeue,
-            Err(Failure::Postponed) => Settlement::Postpone,
-            Err(Failure::Expired) => dead_letter(
-                ReasonCode::RequestExpired,
-                "the request's `expiresAt` has passed".to_owned(),
-            ),
-            Err(Failure::Rejected(cause)) => dead_letter(ReasonCode::PlatformRejected, cause),
+            Ok(reused) => Ok(Settlement::Done { reused }),
+            Err(Failure::Interrupted) => Ok(Settlement::Requeue),
+            Err(Failure::Postponed) => Ok(Settlement::Postpone),
+            Err(Failure::Expired) => {
+                let message = "the request's `expiresAt` has passed".to_owned();
+                Err(failed(ReasonCode::RequestExpired, message))
+            }
+            Err(Failure::Rejected(cause)) => Err(failed(ReasonCode::PlatformRejected, cause)),
             Err(Failure::Transient(cause)) => match publisher.topology().retry_queue(*attempts) {
-                Some(queue) => Settlement::Retry { queue, cause },
-                None => dead_letter(
-                    ReasonCode::RetriesExhausted,
-                    format!("the last of {attempts} attempts failed: {cause}"),
-                ),
+                Some(queue) => Ok(Settlement::Retry { queue, cause }),
+                None => {
+                    let message = format!("the last of {attempts} attempts failed: {cause}");
+                    Err(failed(ReasonCode::RetriesExhausted, message))
+                }
             },
         }
     }
@@ -136,19 +137,19 @@ impl Processor {
     }
 
     /// Publishes `handoff.failed`, then decides how to settle the delivery.
-    async fn publish_failed<'q>(
+    async fn publish_failed(
         &self,
         reason: FailedReason,
         request: &Result<Request, InvalidRequest>,
         metadata: &Metadata,
         publisher: &Publisher,
-    ) -> Settlement<'q> {
+    ) -> Settlement<'static> {
         match self.events.failed(&reason, request, metadata, publisher).await {
             // Replaying an expired request is pointless. It is dead-lettered only if no queue took its
             // event, so that it leaves a trace.
             Ok(true) if reason.code == ReasonCode::RequestExpired => Settlement::Discard(reason),
             Ok(_taken) => Settlement::DeadLetter(reason),
-            Err(_disconnected) => Settlement::Requeue,
+            Err(_disconnected_or_grace_over) => Settlement::Requeue,
         }
     }
 
@@ -160,10 +161,9 @@ impl Processor {
         mut metadata: Metadata,
         started: Instant,
     ) {
-        if settled == Settled::Requeued {
-            return log::requeued(&metadata);
-        }
         let (outcome, reason, error) = match settlement {
+            _ if settled == Settled::Requeued => return log::requeued(&metadata),
+            Settlement::Requeue => return log::requeued(&metadata),
             Settlement::Done { reused: false } => (Outcome::Ready, None, None),
             Settlement::Done { reused: true } => (Outcome::Reused, None, None),
             Settlement::Retry { cause, .. } => (Outcome::Retried, None, Some(cause)),
@@ -171,7 +171,6 @@ impl Processor {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
             }
             Settlement::Postpone => return log::postponed(&metadata),
-            Settlement::Requeue => return,
         };
         let duration = started.elapsed();
         self.metrics.requests.settled(outcome, duration);
@@ -192,9 +191,8 @@ impl Processor {
     }
 }
 
-/// Dead-letters a request that cannot be served; `handoff.failed` is published first.
-fn dead_letter(code: ReasonCode, message: String) -> Settlement<'static> {
-    Settlement::DeadLetter(FailedReason { code, message })
+fn failed(code: ReasonCode, message: String) -> FailedReason {
+    FailedReason { code, message }
 }
 
 /// A panic is a failed attempt of its request. The payload may contain a secret, so it is left out.

@@ -40,10 +40,9 @@ impl MainLoop {
         let mut frame_max = FrameMax::Small;
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
-        let mut connections: u64 = 0;
+        let mut reconnecting = false;
         while let Some(mut connected) = self.connect(frame_max, &mut log).await {
-            connections += 1;
-            if connections > 1 {
+            if std::mem::replace(&mut reconnecting, true) {
                 self.context.processor.metrics.broker.reconnected();
                 window.on_reconnect();
             }
@@ -65,13 +64,12 @@ impl MainLoop {
                 }
                 End::Fault(fault) => {
                     log.lost(&fault);
-                    let short_lived = connected_at.elapsed() < MIN_UPTIME;
                     if fault.is_frame_too_large() && frame_max == FrameMax::Small {
                         frame_max = FrameMax::Server;
-                    } else if is_caused_by_delivery(&fault, short_lived, &connected) {
+                    } else if is_caused_by_delivery(&fault, &connected) {
                         window.on_poison();
                     }
-                    if !short_lived {
+                    if connected_at.elapsed() >= MIN_UPTIME {
                         short_lived_backoff.reset();
                     } else if !fault.is_undecodable() {
                         // Not for an undecodable message: each delivery brings it closer to its
@@ -159,7 +157,8 @@ impl MainLoop {
                 session.close().await;
             }
         };
-        let close = async { tokio::join!(close, retiring.wait(), processor.traces.shut_down()) };
+        let retired = timeout(CLOSE_LIMIT, retiring.wait());
+        let close = async { tokio::join!(close, retired, processor.traces.shut_down()) };
         let _ = timeout_at(exit_at, close).await;
         tracing::info!("stopped");
     }
@@ -171,8 +170,8 @@ fn reconnect_backoff() -> Backoff {
 }
 
 /// Whether a delivery probably broke the connection: it could not be decoded, or the connection was lost
-/// at once with deliveries in flight.
-fn is_caused_by_delivery(fault: &BrokerError, short_lived: bool, connected: &Connected) -> bool {
-    fault.is_undecodable()
-        || (fault.is_connection_lost() && short_lived && !connected.in_flight.is_empty())
+/// with deliveries in flight, right after more were fetched.
+fn is_caused_by_delivery(fault: &BrokerError, connected: &Connected) -> bool {
+    let just_fetched = connected.grown_at.elapsed() < MIN_UPTIME && !connected.in_flight.is_empty();
+    fault.is_undecodable() || (fault.is_connection_lost() && just_fetched)
 }

@@ -165,6 +165,27 @@ async fn undecodable_message_harms_no_other_request() {
 }
 
 #[tokio::test]
+async fn connection_lost_while_a_suspect_waits_its_turn_is_survived() {
+    let (latch, script) = hold_calls(|call| call.user_is("slow"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    let proxy = env.proxy("AMQP_URL").await;
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
+    env.publish_request("slow", "slow").await;
+    env.platform.wait_for_calls(2).await;
+    // RabbitMQ passes a producer's count on: this message looks as if it was redelivered often.
+    let suspect = headers(&[("x-delivery-count", AMQPValue::LongLongInt(12))]);
+    env.rabbitmq.publish(json!({ "userId": "suspect" }).to_string(), suspect).await;
+    wait_until("the suspect waits", async || worker.get("/readyz").await.0 == 503).await;
+    proxy.close_connections();
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
+    latch.open();
+    let events = env.rabbitmq.next_events(2).await;
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn long_request_id_is_copied_whole() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
