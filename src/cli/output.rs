@@ -7,7 +7,6 @@ use std::{
 
 use fast_qr::QRBuilder;
 use indicatif::{ProgressBar, ProgressStyle};
-
 use serde_json::Value;
 
 use super::errors::CliError;

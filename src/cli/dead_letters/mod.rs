@@ -93,8 +93,7 @@ struct DropArgs {
 
 pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
     let (flags, filter) = match &args.action {
-        Action::List(args) => (&args.settings, &args.filter),
-        Action::Show(args) => (&args.settings, &args.filter),
+        Action::List(args) | Action::Show(args) => (&args.settings, &args.filter),
         Action::Replay(args) => (&args.settings, &args.filter),
         Action::Drop(args) => (&args.settings, &args.filter),
     };
