@@ -6,10 +6,10 @@ use crate::{
     telemetry::log_limit::{LogLimit, Outage},
 };
 
-const PUBLISH_NOT_CONFIRMED: &str = "publish not confirmed; retrying";
-const PUBLISHING_BLOCKED: &str = "publishing blocked by RabbitMQ (memory or disk alarm); waiting";
+const PUBLISH_NOT_CONFIRMED: &str = "publish not confirmed: retrying";
+const PUBLISHING_BLOCKED: &str = "publishing blocked by RabbitMQ (memory or disk alarm): waiting";
 const HEADERS_TOO_LARGE: &str =
-    "headers too large for one frame; dropped the largest from the copy";
+    "headers too large for one frame: dropped the largest from the copy";
 
 static PUBLISH_NOT_CONFIRMED_LIMIT: LogLimit = LogLimit::new(PUBLISH_NOT_CONFIRMED, 1);
 pub(super) static PUBLISHING_BLOCKED_LIMIT: LogLimit = LogLimit::new(PUBLISHING_BLOCKED, 3);
@@ -29,7 +29,7 @@ pub(super) fn headers_too_large(request_id: Option<&RequestId>, dropped: usize) 
 }
 
 pub(super) fn topology_check_failed(error: &BrokerError) {
-    tracing::warn!(%error, "topology check failed; still consuming");
+    tracing::warn!(%error, "topology check failed: still consuming");
 }
 
 pub(super) fn prefetch_raised(prefetch: u16) {
@@ -44,6 +44,6 @@ pub(super) fn publishing_blocked(outage: &mut Outage) {
 
 pub(super) fn publishing_unblocked(outage: &mut Outage) {
     if outage.report_up() {
-        tracing::info!("publishing unblocked by RabbitMQ; resumed");
+        tracing::info!("publishing unblocked by RabbitMQ: resumed");
     }
 }

@@ -31,7 +31,7 @@ pub(crate) enum Claim {
     Lease(Lease),
     /// Another request holds the lease.
     Held {
-        /// The newest stamp of the link there is, which is not fresh enough; empty if there is none.
+        /// The newest stamp of the current link, which is not fresh enough; empty without a link.
         newest: Stamp,
     },
 }

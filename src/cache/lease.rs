@@ -28,7 +28,7 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Overwrite<'a> {
     Any,
-    /// No link: the new one is stored only where there is none.
+    /// No link: the new one is stored only if no link exists.
     Never,
     /// The link whose newest stamp is this one.
     Only(&'a Stamp),

@@ -2,7 +2,7 @@
 //!
 //! Read from top to bottom. [`Handoff::obtain`] lets one of several concurrent requests for the same user
 //! and workflow do the work (single-flight). `claim_or_make` claims the link in Redis: it gets the cached
-//! link or, if there is none, the lease, which is the exclusive right to make one. `make_and_store` makes
+//! link or, without one, the lease, which is the exclusive right to make one. `make_and_store` makes
 //! a session under the lease and stores it; `make_without_cache` makes one while Redis is unavailable.
 //! `make` calls the platform for a token and, with it, for a session. The worker publishes the event.
 //!

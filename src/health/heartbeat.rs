@@ -63,7 +63,7 @@ impl Heartbeat {
 pub(super) fn watch(age: impl Fn() -> Option<Duration> + Send + 'static) -> io::Result<()> {
     watch_with(age, STUCK_AFTER, WATCH_EVERY, |stuck_for| match stuck_for {
         Some(age) => {
-            tracing::error!(stuck_s = age.as_secs(), "request loop stuck; restart this worker");
+            tracing::error!(stuck_s = age.as_secs(), "request loop stuck: restart this worker");
         }
         None => tracing::warn!("request loop running again"),
     })

@@ -45,7 +45,7 @@ impl Health {
     pub(crate) fn watch(self: &Arc<Self>) {
         let health = Arc::downgrade(self);
         if let Err(error) = heartbeat::watch(move || Some(health.upgrade()?.heartbeat.age())) {
-            tracing::warn!(%error, "watchdog not started; a stuck request loop will not be logged");
+            tracing::warn!(%error, "watchdog not started: a stuck request loop will not be logged");
         }
     }
 

@@ -36,7 +36,7 @@ def dropped(given, kept, path=""):
 
 def by_schema(manifest):
     model = MODELS.get(manifest["kind"])
-    if model is None:
+    if not model:
         try:
             kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         except kubernetes_validate.ValidationError as error:

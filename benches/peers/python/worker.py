@@ -38,7 +38,7 @@ class Worker:
         request = json.loads(message.body)
         key = f"python:{request['userId']}"
         found = await self.cache.get(key)
-        if found is None:
+        if not found:
             link = await self.link(request)
             await self.cache.set(key, link, ex=3600)
         else:

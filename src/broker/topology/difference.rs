@@ -25,11 +25,14 @@ enum ArgumentValue {
     Other(String),
 }
 
+/// What RabbitMQ writes for an argument that is not set.
+const ABSENT: &str = "none";
+
 impl Difference {
     /// Parses RabbitMQ's text.
     ///
-    /// `… inequivalent arg 'x' for queue 'q' in vhost '/': received the value 'a' of type 'longstr'
-    /// but current is none`
+    /// `… inequivalent arg 'x' for queue 'q' in vhost '/': received none but current is the value 'a' of
+    /// type 'longstr'`
     pub(super) fn parse(refusal: &str) -> Self {
         let parse = || {
             let (_, rest) = refusal.split_once("inequivalent arg '")?;
@@ -69,7 +72,7 @@ impl Difference {
 impl ArgumentValue {
     fn parse(text: &str) -> Self {
         let text = text.trim_end_matches('.');
-        if text == "none" {
+        if text == ABSENT {
             return Self::Unset;
         }
         let typed =
@@ -119,7 +122,8 @@ mod tests {
     #[test]
     fn actual_value_is_parsed_and_adopted() {
         let mut table = FieldTable::default();
-        let text = difference("received the value '' of type 'longstr' but current is none");
+        let text =
+            difference(&format!("received the value '' of type 'longstr' but current is {ABSENT}"));
         assert_eq!(text.to_string(), "x-a is unset, not \"\"");
         table.insert("x-a".into(), AMQPValue::LongString("".into()));
         assert!(text.adopt(&mut table));

@@ -12,7 +12,7 @@ use tracing_subscriber::{
 use super::log_limit::LogLimit;
 use crate::config::{LogFormat, LogSettings};
 
-const PANICKED: &str = "panicked; message withheld because it may contain a secret";
+const PANICKED: &str = "panicked: message withheld because it may contain a secret";
 static PANICS: LogLimit = LogLimit::new(PANICKED, 10);
 
 /// Sends log lines and panics to stderr from here on.

@@ -149,7 +149,7 @@ impl sdk::SpanExporter for BlockingExporter {
             Err(error) if !was_failing => {
                 // Not the error itself: its text may contain the URL and the collector's answer.
                 let status = status(&error.to_string());
-                tracing::warn!(status, "trace export failed; dropping spans until it succeeds");
+                tracing::warn!(status, "trace export failed: dropping spans until it succeeds");
             }
             Ok(()) if was_failing => tracing::info!("trace export recovered"),
             _ => {}

@@ -29,7 +29,7 @@ impl Traces {
         match Exporter::from_env() {
             Ok(exporter) => Self(exporter.map(Arc::new)),
             Err(error) => {
-                tracing::warn!(error, "invalid OTLP settings; running without traces");
+                tracing::warn!(error, "invalid OTLP settings: running without traces");
                 Self(None)
             }
         }

@@ -5,8 +5,8 @@ pub const SERVING_HTTP: &str = "serving /livez, /readyz and /metrics";
 pub const SHUTTING_DOWN: &str = "shutting down";
 pub const STOPPED: &str = "stopped";
 pub const SECOND_SIGNAL: &str = "handoff: stopped at once by a second signal";
-pub const TRACES_DISABLED: &str = "invalid OTLP settings; running without traces";
-pub const SPANS_DROPPED: &str = "trace export failed; dropping spans until it succeeds";
+pub const TRACES_DISABLED: &str = "invalid OTLP settings: running without traces";
+pub const SPANS_DROPPED: &str = "trace export failed: dropping spans until it succeeds";
 
 // Consuming, and one line for each request.
 pub const CONSUMING: &str = "consuming";
@@ -23,11 +23,11 @@ pub const HANDED_BACK: &str = "request requeued: it will be redelivered";
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
 pub const CONSUMER_FORGOTTEN: &str =
     "RabbitMQ lost the consumer: the queue has messages and no consumer";
-pub const TOPOLOGY_DIFFERS: &str = "topology check failed; still consuming";
+pub const TOPOLOGY_DIFFERS: &str = "topology check failed: still consuming";
 pub const PUBLISHING_BLOCKED: &str =
-    "publishing blocked by RabbitMQ (memory or disk alarm); waiting";
-pub const PUBLISHING_UNBLOCKED: &str = "publishing unblocked by RabbitMQ; resumed";
-pub const COPY_NOT_TAKEN: &str = "publish not confirmed; retrying";
+    "publishing blocked by RabbitMQ (memory or disk alarm): waiting";
+pub const PUBLISHING_UNBLOCKED: &str = "publishing unblocked by RabbitMQ: resumed";
+pub const COPY_NOT_TAKEN: &str = "publish not confirmed: retrying";
 pub const FAILED_EVENT_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 
 // The platform and the gate before it.
