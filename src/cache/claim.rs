@@ -22,7 +22,7 @@ pub(crate) enum Freshness {
     NewerThan(Stamp),
 }
 
-/// What Redis answers to a claim.
+/// Redis' reply to a claim.
 #[derive(Debug)]
 pub(crate) enum Claim {
     /// A live link that is fresh enough.
@@ -36,7 +36,7 @@ pub(crate) enum Claim {
     },
 }
 
-/// A claim that Redis did not answer. Redis may have granted it all the same.
+/// A claim that Redis did not answer. Redis may have granted it anyway.
 #[derive(Debug)]
 pub(crate) struct UnansweredClaim {
     holder: Holder,
@@ -82,7 +82,7 @@ impl Cache {
             let error = match reply.as_deref().map(ClaimReply::parse) {
                 Ok(Some(ClaimReply::Link { stamps, value })) => {
                     let Some(session) = self.open_session(keys, value) else {
-                        // Unreadable, or about to end: claim again as if this link were not there.
+                        // Unreadable, or about to expire: claim again as if this link were not there.
                         freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
                         continue;
                     };

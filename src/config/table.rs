@@ -51,7 +51,7 @@ settings! {
     IDV_API_KEY: Setting<SecretString> = (Platform, "KEY").secret()
         .required("the platform's API key, or HANDOFF_IDV_API_KEY_FILE", values::api_key);
 
-    /// Workflow for requests that name none
+    /// Default workflow, for requests that specify none
     IDV_WORKFLOW_ID: OptionalSetting<String> = (Worker, "ID").optional(values::workflow_id);
 
     /// Lifetime to request for each token, in whole seconds
@@ -89,24 +89,24 @@ settings! {
     /// Maximum number of requests in flight; also the prefetch count
     CONCURRENCY: Setting<u16> = (Worker, "N").default("64", values::concurrency);
 
-    /// Maximum time for retries in process, per delivery
+    /// Maximum time for in-process retries, per delivery
     RETRY_BUDGET: Setting<Duration> = (Worker, "DURATION").default("10s", parse_duration);
 
     /// Delays of the retry queues, in order
     RETRY_DELAYS: Setting<Vec<RetryDelay>> = (Broker, "LIST")
         .default("10s,1m,5m,15m", values::retry_delays);
 
-    /// Minimum remaining life of a link that is reused; less than --idv-token-ttl
+    /// Minimum remaining lifetime for a link to be reused; less than --idv-token-ttl
     LINK_MIN_LIFE: Setting<Duration> = (Worker, "DURATION").default("10m", parse_duration);
 
-    /// Seals the values in Redis: base64 of 32 bytes; of several keys, the first seals and all open
+    /// Keys that encrypt the values in Redis, base64 of 32 bytes each: the first encrypts, all decrypt
     CACHE_KEY: OptionalSetting<Vec<SecretBox<[u8; 32]>>> = (Worker, "LIST").secret()
         .optional(values::seal_keys);
 
     /// Prefix of every Redis key
     KEY_PREFIX: Setting<String> = (Worker, "TEXT").default("handoff", values::key_prefix);
 
-    /// Maximum size of a request body
+    /// Maximum size of a request body, in bytes
     MAX_MESSAGE_BYTES: Setting<usize> = (Worker, "N").default("65536", values::message_bytes);
 
     /// Address that serves /livez, /readyz and /metrics

@@ -19,7 +19,7 @@ const NO_CACHE: &str = "requests are served without Redis: each request creates 
 /// A request waits for Redis twice, each time for at most 250 ms.
 const SLOW: Tolerance =
     Tolerance { hint: Duration::from_millis(50), finding: Duration::from_millis(250) };
-/// Readers of dates notice a larger skew.
+/// Links and requests expire at absolute times, which a larger skew shifts noticeably.
 const TOLERANCE: Tolerance =
     Tolerance { hint: Duration::from_secs(2), finding: Duration::from_secs(30) };
 
@@ -45,8 +45,8 @@ pub(super) async fn examine(
     let info = survey.info.map_err(|why| {
         let what = format!("version, role and memory: Redis refuses INFO ({why})");
         Check::hint("not seen", what)
-            .cost("a Redis that evicts links stays unnoticed")
-            .remedy("look as another user at redis_version, role, maxmemory and maxmemory_policy")
+            .cost("the worker's user cannot see whether Redis evicts links")
+            .remedy("as a user with permission, check redis_version, role, maxmemory and maxmemory_policy")
             .command("redis-cli INFO")
     })?;
     checks.extend([version(&info), role(&info), eviction(&info), memory(&info)]);

@@ -51,14 +51,14 @@ pub(crate) struct Obtained {
     pub(crate) session: Arc<Session>,
     /// The session was made for another request, or by an earlier try of this one.
     pub(crate) reused: bool,
-    /// The link was not available before this moment, so a renewal that was already waiting then may use
-    /// it. `None`: the link was in the cache when the request claimed it.
+    /// The link appeared no earlier than this, so a renewal that joined before may use it. `None`: the link
+    /// was in the cache when the request claimed it.
     not_before: Option<Instant>,
 }
 
 impl Handoff {
-    /// Once `draining` is cancelled, a request finishes the call it is in. One that sleeps or waits at the
-    /// gate ends with [`Failure::Interrupted`].
+    /// `draining` is cancelled when the worker starts to drain. A request then finishes the call it is in;
+    /// one that sleeps or waits at the gate ends with [`Failure::Interrupted`].
     pub(crate) fn new(
         platform: Arc<PlatformClient>,
         cache: Cache,
@@ -119,7 +119,7 @@ impl Handoff {
         self.calls.cache.keys(&job.request.user_id, &job.request.workflow_id)
     }
 
-    /// Returns the cached link, or takes the lease and makes a new one. One worker at a time has the lease.
+    /// Returns the cached link, or takes the lease and makes a new one. One worker at a time holds the lease.
     async fn claim_or_make(
         &self,
         job: &Job<'_>,
@@ -252,8 +252,8 @@ impl Handoff {
             match made {
                 Ok(id) => return Ok(Session { token, id }),
                 Err(Stopped::TokenStale) => {}
-                // A refused token is replaced once. `TokenUsed` does not end the request: a call has failed
-                // each time before, so the retry budget bounds it.
+                // A refused token is replaced once. `TokenUsed` is not counted: it only follows a failed
+                // call, so the retry budget bounds it.
                 Err(stopped)
                     if matches!(stopped, Stopped::TokenUsed)
                         || (stopped.blames_token() && !replaced) =>
@@ -277,7 +277,7 @@ impl Obtained {
     }
 }
 
-/// Runs `background` until `work` is done, then drops it.
+/// Runs `background` alongside `work`, and cancels it when `work` is done.
 ///
 /// Takes pinned futures: passed by value, each would be stored twice in the caller's future.
 pub(crate) async fn with_background<T>(

@@ -60,8 +60,8 @@ impl ConnectionLog {
     pub(super) fn consuming(&mut self, queue: &str, window: &PrefetchWindow) {
         let one_at_a_time = window.is_one_at_a_time();
         if self.one_at_a_time.replace(one_at_a_time) != Some(one_at_a_time) {
-            let prefetch = if one_at_a_time { "one at a time" } else { "normal" };
-            tracing::info!(queue, prefetch, "consuming");
+            let prefetch_mode = if one_at_a_time { "one at a time" } else { "normal" };
+            tracing::info!(queue, prefetch_mode, "consuming");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a delivery carries beside its body: ids, trace context, attempts.
+//! What a delivery carries besides its body: ids, trace context, attempts.
 
 use std::time::SystemTime;
 
@@ -40,7 +40,7 @@ impl Metadata {
     }
 
     /// Completes the metadata once the body is decoded: a CloudEvent's own id wins.
-    pub(super) fn decoded(&mut self, id: Option<RequestId>) {
+    pub(super) fn set_decoded_id(&mut self, id: Option<RequestId>) {
         if let Some(id) = id {
             self.request_id = id;
         }

@@ -34,7 +34,7 @@ pub(super) struct Processor {
 
 impl Processor {
     /// Processes a delivery and settles it. `connection_lost` is cancelled once the delivery
-    /// can no longer be settled here; a request that waits at the gate is then given up.
+    /// can no longer be settled on this connection; a request that waits at the gate then gives up.
     pub(super) async fn process(
         &self,
         delivery: &Delivery,
@@ -44,9 +44,9 @@ impl Processor {
         let _in_flight = self.metrics.requests.in_flight();
         let processed = pin!(self.process_inner(delivery, publisher, connection_lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
-            // `serve` catches panics in serving a request. This one came from outside it, so a retry
-            // copy may not be possible. RabbitMQ 4.3 and later count `reject` towards the delivery limit
-            // but not `nack`: a message that always panics is dead-lettered in the end.
+            // `serve` catches panics in serving a request. This one came from elsewhere, so publishing a
+            // copy might panic, too. Every RabbitMQ counts `reject` towards the delivery limit (`nack` no
+            // longer counts since 4.3): a message that always panics is dead-lettered in the end.
             delivery.reject();
         }
     }
@@ -63,7 +63,7 @@ impl Processor {
         let workflow = self.default_workflow.as_deref();
         let Decoded { id, request } =
             decode_request(delivery.body(), self.max_message_bytes, workflow);
-        metadata.decoded(id);
+        metadata.set_decoded_id(id);
 
         let served = match &request {
             Ok(request) => self.serve(request, &metadata, publisher, connection_lost).await,
@@ -127,8 +127,8 @@ impl Processor {
         let obtained = self.handoff.obtain(job).await?;
         let publish = pin!(self.events.ready(job.request, &obtained, metadata, publisher));
         if job.request.renew && obtained.reused {
-            // Concurrent with the publish, so that a reused link waits for one round trip to Redis only:
-            // the claim.
+            // Alongside the publish, so that a reused link waits for one round trip to Redis only: the
+            // claim. Best effort: the publish does not wait for the stamp.
             with_background(publish, pin!(self.handoff.stamp_renewal(job))).await?;
         } else {
             publish.await?;
@@ -145,8 +145,8 @@ impl Processor {
         publisher: &Publisher,
     ) -> Settlement<'static> {
         match self.events.failed(&reason, request, metadata, publisher).await {
-            // Replaying an expired request is pointless. It is dead-lettered only if no queue took its
-            // event, so that it leaves a trace.
+            // Replaying an expired request is pointless, so it is discarded if a queue took its event.
+            // Otherwise it is dead-lettered, so that it does not vanish silently.
             Ok(true) if reason.code == ReasonCode::RequestExpired => Settlement::Discard(reason),
             Ok(_taken) => Settlement::DeadLetter(reason),
             Err(_disconnected_or_grace_over) => Settlement::Requeue,

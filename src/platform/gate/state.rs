@@ -29,7 +29,7 @@ const SLOW_START_WINDOW: u32 = 4;
 const SLOW_START_GROWTH: u32 = 2;
 /// Successes that end slow start: after them, calls are unlimited.
 const SLOW_START_SUCCESSES: u32 = 4;
-/// Time without a call after which the next one begins a new slow start.
+/// With no call in flight, time since the last success after which the next call begins a slow start.
 const SLOW_START_IDLE: Duration = Duration::from_millis(100);
 /// A platform that answers nothing for this long is slow rather than down: calls are unlimited.
 const SILENCE_LIMIT: Duration = Duration::from_millis(500);
@@ -54,7 +54,7 @@ pub(super) struct GateState {
     /// Successes since slow start began.
     successes: u32,
     last_success: Option<Instant>,
-    /// When calls in flight last got an answer, or else when the first of them began.
+    /// When a call last ended, if others are still in flight; or else when the first of these began.
     silent_since: Option<Instant>,
     paused_clock: PausedClock,
 }
@@ -87,8 +87,8 @@ impl GateState {
 
     /// How long a failed call that began at `began` may still prove to be part of an outage.
     ///
-    /// Long if other requests fail too, or have calls in flight; short if there are none, since some
-    /// may be about to start; zero if a later call succeeded.
+    /// Long if other requests fail as well. Otherwise zero if any call has succeeded since, long if calls
+    /// are in flight, and short if there are none, since some may be about to start.
     pub(super) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
         let others_fail = self.streaks[call as usize].callers.len() > 1;
         let no_success_since = self.last_success.is_none_or(|last| last < began);
@@ -106,7 +106,7 @@ impl GateState {
         self.paused_clock.advance(self.open_cause(), self.retry_after_until, now)
     }
 
-    /// Decides what a caller that wants to call must do.
+    /// Decides what a caller must do next.
     pub(super) fn decide(&self, caller: Caller, call: Call, now: Instant) -> Decision {
         let own = self.last_deferred.filter(|(last, _)| *last == caller).map(|(_, until)| until);
         if let Some(until) = self.retry_after_until.max(own).filter(|until| *until > now) {
@@ -122,7 +122,7 @@ impl GateState {
         }
     }
 
-    /// Records the start of a call that was decided to `Proceed` or to `Probe`.
+    /// Records the start of a call that was allowed, by `Proceed` or `Probe`.
     pub(super) fn start_call(&mut self, caller: Caller, decision: Decision, now: Instant) {
         if self.is_idle(now) {
             self.successes = 0;
@@ -243,7 +243,7 @@ impl GateState {
                 breaker.end_failed_probe(caller);
                 None
             }
-            // If the platform was down, it answers again, but refuses the key.
+            // Even if the platform was down, it responds again, and refuses the token call.
             _ => Some(self.open(Cause::Refused, now)),
         }
     }

@@ -11,7 +11,7 @@ pub const SPANS_DROPPED: &str = "trace export failed: dropping spans until it su
 // Consuming, and one line for each request.
 pub const CONSUMING: &str = "consuming";
 /// The field of `CONSUMING` with the prefetch window's state, and two of its values.
-pub const WINDOW: &str = "prefetch";
+pub const WINDOW: &str = "prefetch_mode";
 pub const WINDOW_FULL: &str = "normal";
 pub const WINDOW_ONE_AT_A_TIME: &str = "one at a time";
 pub const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
