@@ -13,7 +13,7 @@ use super::{
     admission::Action,
     app::App,
     backend::Backend,
-    call::{ApiCall, Endpoint},
+    call::{ApiCall, ClosedConnection, Endpoint},
     faults::Answer,
     log,
     record::CallRecord,
@@ -38,7 +38,7 @@ pub(super) async fn answer(app: &App, call: &ApiCall) -> Response {
             () = app.stopping.cancelled() => {}
         }
     }
-    respond(answer, call)
+    respond(answer)
 }
 
 fn process(app: &App, call: &ApiCall) -> (Answer, Duration) {
@@ -108,7 +108,7 @@ fn serve(
     Answer::Response { status: status.as_u16(), retry_after: None, body: Some(body.to_string()) }
 }
 
-fn respond(answer: Answer, call: &ApiCall) -> Response {
+fn respond(answer: Answer) -> Response {
     const DEFAULT_BODY: &str =
         r#"{"message":"this answer is a fault that was set on the sandbox"}"#;
     let (status, body, header) = match answer {
@@ -118,8 +118,9 @@ fn respond(answer: Answer, call: &ApiCall) -> Response {
         }
         Answer::Redirect(to) => (302, Body::empty(), Some((header::LOCATION, to))),
         Answer::Close => {
-            call.close_connection();
-            return Response::default();
+            let mut response = Response::default();
+            response.extensions_mut().insert(ClosedConnection);
+            return response;
         }
     };
     let mut response = Response::new(body);

@@ -1,23 +1,24 @@
 //! The state that all handlers share.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{backend::Backend, options::Options, record::Recorder, stats::Stats};
+use crate::units::millis;
 
 /// The state that all handlers share.
 pub(super) struct App {
     pub(super) options: Options,
     pub(super) stopping: CancellationToken,
     started: Instant,
-    /// Makes fingerprints meaningless outside this run.
-    salt: Uuid,
+    /// The keys of fingerprints, random so that they mean nothing outside this run.
+    fingerprint_keys: [RandomState; 2],
     in_flight: AtomicUsize,
     max_in_flight: AtomicUsize,
     backend: Mutex<Backend>,
@@ -30,7 +31,7 @@ impl App {
             options,
             stopping,
             started: Instant::now(),
-            salt: Uuid::new_v4(),
+            fingerprint_keys: [RandomState::new(), RandomState::new()],
             in_flight: AtomicUsize::new(0),
             max_in_flight: AtomicUsize::new(0),
         }
@@ -42,9 +43,11 @@ impl App {
     }
 
     pub(super) fn stats(&self) -> Stats {
-        let max_in_flight = self.max_in_flight.load(Ordering::Relaxed);
-        let uptime_ms = self.millis_at(Instant::now());
-        Stats::new(&self.backend().recorder.counts, max_in_flight, uptime_ms)
+        Stats {
+            max_concurrent_calls: self.max_in_flight.load(Ordering::Relaxed),
+            uptime_ms: self.millis_at(Instant::now()),
+            ..self.backend().recorder.stats()
+        }
     }
 
     /// Forgets the recorded calls and the counts.
@@ -55,12 +58,13 @@ impl App {
 
     /// Milliseconds from the start of the sandbox to `at`.
     pub(super) fn millis_at(&self, at: Instant) -> u64 {
-        u64::try_from(at.duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+        millis(at.duration_since(self.started))
     }
 
     /// Identifies a secret without revealing it.
     pub(super) fn fingerprint(&self, secret: &[u8]) -> String {
-        Uuid::new_v5(&self.salt, secret).simple().to_string()
+        let [high, low] = self.fingerprint_keys.each_ref().map(|key| key.hash_one(secret));
+        format!("{high:016x}{low:016x}")
     }
 
     /// Counts a call as in flight until the guard is dropped.

@@ -7,15 +7,13 @@ use axum::{
     extract::Request,
     http::{HeaderMap, request::Parts},
 };
-use serde::{Deserialize, Serialize};
-
-use super::connection::CloseHandle;
+use serde::Serialize;
 
 /// Longest accepted body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
 /// One of the endpoints of the platform's API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Endpoint {
     /// `POST /api/device/ephemeral`: issues a token.
@@ -35,6 +33,11 @@ impl Endpoint {
     }
 }
 
+/// An extension of a response: the connection is closed instead of sending it.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the connection is closed without an answer")]
+pub(super) struct ClosedConnection;
+
 /// A call to the platform's API, as it arrived.
 #[derive(Debug)]
 pub struct ApiCall {
@@ -43,18 +46,13 @@ pub struct ApiCall {
     pub(super) parts: Parts,
     /// `None`: longer than [`MAX_BODY`].
     pub(super) body: Option<Bytes>,
-    connection: CloseHandle,
 }
 
 impl ApiCall {
-    pub(super) async fn read(
-        endpoint: Endpoint,
-        request: Request,
-        connection: CloseHandle,
-    ) -> Self {
+    pub(super) async fn read(endpoint: Endpoint, request: Request) -> Self {
         let (parts, body) = request.into_parts();
         let body = to_bytes(body, MAX_BODY).await.ok();
-        Self { endpoint, arrived_at: Instant::now(), parts, body, connection }
+        Self { endpoint, arrived_at: Instant::now(), parts, body }
     }
 
     /// The endpoint that was called.
@@ -85,10 +83,5 @@ impl ApiCall {
     /// The body; empty if it was longer than 64 KiB.
     pub fn body(&self) -> &[u8] {
         self.body.as_deref().unwrap_or_default()
-    }
-
-    /// Closes the connection; the caller receives no answer, whatever is returned for the call.
-    pub fn close_connection(&self) {
-        self.connection.close();
     }
 }

@@ -22,8 +22,8 @@ pub(super) async fn serve(app: &App, method: &Method, path: &str, body: Body) ->
     Some(match (path, method) {
         ("stats", &Method::GET) => pretty(StatusCode::OK, &app.stats()),
         ("calls", &Method::GET) => {
-            let calls = app.backend().recorder.calls();
-            json(StatusCode::OK, serde_json::to_vec(&calls))
+            let calls = serde_json::to_vec(&app.backend().recorder.calls());
+            json(StatusCode::OK, calls)
         }
         ("calls", &Method::DELETE) => {
             app.reset_records();

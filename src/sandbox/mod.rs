@@ -18,7 +18,6 @@ mod backend;
 mod call;
 mod connection;
 mod control;
-mod fault_json;
 mod faults;
 mod generate;
 mod hook;

@@ -6,10 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, value::RawValue};
 
-use super::call::Endpoint;
+use super::{
+    call::Endpoint,
+    stats::{SessionCount, Stats},
+};
 
 /// How many calls are kept.
 const MAX_CALLS: usize = 10_000;
@@ -24,7 +27,7 @@ const MAX_DISTINCT: usize = 1_000_000;
 ///
 /// It holds no secret: API keys and tokens appear as fingerprints. Equal secrets have equal
 /// fingerprints within one run of the sandbox, and only there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CallRecord {
     /// When the call arrived, in milliseconds since the sandbox started.
@@ -55,7 +58,14 @@ pub(super) struct CallRecord {
     /// The locale of a session.
     pub(super) locale: Option<String>,
     /// The metadata of a session as it was sent, `externalUserId` included.
-    pub(super) metadata: Option<Value>,
+    #[serde(serialize_with = "parsed")]
+    pub(super) metadata: Option<Box<RawValue>>,
+}
+
+/// Parses the metadata. Done when calls are listed, as few calls ever are.
+fn parsed<S: Serializer>(json: &Option<Box<RawValue>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let json: Option<Value> = json.as_ref().and_then(|json| serde_json::from_str(json.get()).ok());
+    json.serialize(serializer)
 }
 
 impl CallRecord {
@@ -84,22 +94,10 @@ pub(super) struct Recorder {
     /// Each with the length of its headers and body.
     calls: VecDeque<(CallRecord, usize)>,
     bytes: usize,
-    pub(super) counts: Counts,
-}
-
-/// Counts since the start or the last reset.
-#[derive(Default)]
-pub(super) struct Counts {
-    pub(super) token: HashMap<Option<u16>, u64>,
-    pub(super) session: HashMap<Option<u16>, u64>,
-    pub(super) tokens_issued: u64,
-    pub(super) sessions_made: u64,
-    /// By user and workflow; at most [`MAX_DISTINCT`] pairs.
-    pub(super) sessions: HashMap<(Arc<str>, Arc<str>), u64>,
-    pub(super) pages_opened: u64,
-    pub(super) first_call_ms: Option<u64>,
-    pub(super) last_call_ms: Option<u64>,
-    pub(super) repeated_idempotency_keys: u64,
+    /// The counts, except those that [`Recorder::stats`] and the app add.
+    pub(super) counts: Stats,
+    /// The sessions of each user and workflow; at most [`MAX_DISTINCT`] pairs.
+    sessions: HashMap<(Arc<str>, Arc<str>), u64>,
     /// Hashes, so that a million keys of any length take 8 MiB plus overhead.
     idempotency_keys: HashSet<u64>,
 }
@@ -107,7 +105,7 @@ pub(super) struct Counts {
 impl Recorder {
     /// Adds a call with `bytes` of headers and body, and drops the oldest ones that exceed a limit.
     pub(super) fn add(&mut self, call: CallRecord, bytes: usize) {
-        self.counts.add(&call);
+        self.count(&call);
         self.calls.push_back((call, bytes));
         self.bytes += bytes;
         while self.calls.len() > MAX_CALLS || self.bytes > MAX_BYTES {
@@ -118,25 +116,18 @@ impl Recorder {
         }
     }
 
-    /// The recorded calls, oldest first.
-    pub(super) fn calls(&self) -> Vec<CallRecord> {
-        self.calls.iter().map(|(call, _)| call.clone()).collect()
-    }
-}
-
-impl Counts {
-    fn add(&mut self, call: &CallRecord) {
-        let by_status = match call.endpoint {
-            Endpoint::Token => &mut self.token,
-            Endpoint::Session => &mut self.session,
+    fn count(&mut self, call: &CallRecord) {
+        let calls = match call.endpoint {
+            Endpoint::Token => &mut self.counts.token_calls,
+            Endpoint::Session => &mut self.counts.session_calls,
         };
-        *by_status.entry(call.status).or_default() += 1;
-        self.first_call_ms.get_or_insert(call.at_ms);
-        self.last_call_ms = Some(call.at_ms);
+        calls.add(call.status);
+        self.counts.first_call_ms.get_or_insert(call.at_ms);
+        self.counts.last_call_ms = Some(call.at_ms);
         if let Some(key) = &call.idempotency_key {
             let key = self.idempotency_keys.hasher().hash_one(key);
             if self.idempotency_keys.contains(&key) {
-                self.repeated_idempotency_keys += 1;
+                self.counts.repeated_idempotency_keys += 1;
             } else if self.idempotency_keys.len() < MAX_DISTINCT {
                 self.idempotency_keys.insert(key);
             }
@@ -144,7 +135,7 @@ impl Counts {
     }
 
     pub(super) fn add_session(&mut self, user: &Arc<str>, workflow: &Arc<str>) {
-        self.sessions_made += 1;
+        self.counts.sessions_made += 1;
         let has_room = self.sessions.len() < MAX_DISTINCT;
         let pair = (Arc::clone(user), Arc::clone(workflow));
         match self.sessions.get_mut(&pair) {
@@ -152,6 +143,26 @@ impl Counts {
             None if has_room => drop(self.sessions.insert(pair, 1)),
             None => {}
         }
+    }
+
+    /// The recorded calls, oldest first.
+    pub(super) fn calls(&self) -> Vec<&CallRecord> {
+        self.calls.iter().map(|(call, _)| call).collect()
+    }
+
+    /// The counts, with the sessions of each user.
+    pub(super) fn stats(&self) -> Stats {
+        let mut stats = self.counts.clone();
+        for ((user, workflow), &sessions) in &self.sessions {
+            *stats.sessions_by_user.entry(user.to_string()).or_default() += sessions;
+            stats.sessions_by_user_and_workflow.push(SessionCount {
+                user_id: user.to_string(),
+                workflow_id: workflow.to_string(),
+                sessions,
+            });
+        }
+        stats.sessions_by_user_and_workflow.sort_unstable();
+        stats
     }
 }
 
@@ -172,7 +183,7 @@ mod tests {
         let calls = recorder.calls();
         assert_eq!(calls.len(), MAX_CALLS);
         assert_eq!(calls.first().map(|call| call.at_ms), Some(3));
-        assert_eq!(recorder.counts.token[&Some(200)], 10_003);
+        assert_eq!(recorder.stats().token_calls.by_status[&200], 10_003);
     }
 
     #[test]

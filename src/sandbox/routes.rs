@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    extract::Request,
     http::{Method, StatusCode},
     response::Response,
 };
@@ -12,35 +12,29 @@ use super::{
     api,
     app::App,
     call::{ApiCall, Endpoint},
-    connection::CloseHandle,
     control,
     hook::{Hook, Simulation},
     pages,
 };
 
 /// What every request needs: the shared state, and the hook if there is one.
-#[derive(Clone)]
 pub(super) struct Service {
     pub(super) app: Arc<App>,
     pub(super) hook: Option<Hook>,
 }
 
-/// Serves a request.
-///
-/// A `match` on the path is shorter than a router here: there are few paths, and their common
-/// prefix is known only at run time.
-pub(super) async fn dispatch(
-    State(service): State<Service>,
-    ConnectInfo(connection): ConnectInfo<CloseHandle>,
-    request: Request,
-) -> Response {
-    match service.endpoint(&request) {
-        Some(endpoint) => service.serve_call(endpoint, request, connection).await,
-        None => serve_other(&service.app, request).await,
-    }
-}
-
 impl Service {
+    /// Serves a request.
+    ///
+    /// A `match` on the path is shorter than a router here: there are few paths, and their common
+    /// prefix is known only at run time.
+    pub(super) async fn serve(&self, request: Request) -> Response {
+        match self.endpoint(&request) {
+            Some(endpoint) => self.serve_call(endpoint, request).await,
+            None => serve_other(&self.app, request).await,
+        }
+    }
+
     /// The endpoint that a request calls, if any. A hook receives calls below any prefix, so that
     /// a test can identify callers by their base URL.
     fn endpoint(&self, request: &Request) -> Option<Endpoint> {
@@ -54,16 +48,11 @@ impl Service {
         })
     }
 
-    async fn serve_call(
-        &self,
-        endpoint: Endpoint,
-        request: Request,
-        connection: CloseHandle,
-    ) -> Response {
+    async fn serve_call(&self, endpoint: Endpoint, request: Request) -> Response {
         let _in_flight = self.app.call_in_flight();
-        let call = ApiCall::read(endpoint, request, connection).await;
+        let call = ApiCall::read(endpoint, request).await;
         match &self.hook {
-            Some(hook) => hook(call, Simulation::new(Arc::clone(&self.app))).await,
+            Some(hook) => hook(call, Simulation(Arc::clone(&self.app))).await,
             None => api::answer(&self.app, &call).await,
         }
     }

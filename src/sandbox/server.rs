@@ -1,13 +1,13 @@
 //! Starts and stops the server, and controls it from code.
 
 use std::{
-    fmt, io,
+    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use axum::{handler::Handler, response::Response};
+use axum::response::Response;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -17,11 +17,11 @@ use tokio_util::{
 use super::{
     app::App,
     call::ApiCall,
-    connection::{ClosableListener, CloseHandle},
-    hook::{self, Hook, Simulation},
+    connection,
+    hook::{Hook, Simulation},
     log,
     options::Options,
-    routes::{self, Service},
+    routes::Service,
     stats::Stats,
 };
 
@@ -72,7 +72,8 @@ impl Sandbox {
     where
         F: Future<Output = Response> + Send + 'static,
     {
-        Self::serve(listener, options, Some(hook::boxed(hook)))
+        let hook: Hook = Arc::new(move |call, simulation| Box::pin(hook(call, simulation)));
+        Self::serve(listener, options, Some(hook))
     }
 
     fn serve(listener: TcpListener, options: Options, hook: Option<Hook>) -> io::Result<Self> {
@@ -80,14 +81,9 @@ impl Sandbox {
         let addr = listener.local_addr()?;
         let stopping = CancellationToken::new();
         let app = Arc::new(App::new(options, stopping.clone()));
-        let service = routes::dispatch.with_state(Service { app: Arc::clone(&app), hook });
-        let server = axum::serve(
-            ClosableListener(listener),
-            service.into_make_service_with_connect_info::<CloseHandle>(),
-        );
+        let service = Arc::new(Service { app: Arc::clone(&app), hook });
         let tasks = TaskTracker::new();
-        tasks
-            .spawn(server.with_graceful_shutdown(stopping.clone().cancelled_owned()).into_future());
+        tasks.spawn(connection::accept_all(listener, service, tasks.clone(), stopping.clone()));
         tasks.close();
         let server = Server { addr, tasks, _stop: stopping.drop_guard() };
         Ok(Self { app, server: Arc::new(server) })
@@ -133,11 +129,5 @@ impl Sandbox {
         if timeout(GRACE, self.server.tasks.wait()).await.is_err() {
             log::grace_period_over(GRACE);
         }
-    }
-}
-
-impl fmt::Debug for Sandbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sandbox").field("url", &self.url()).finish_non_exhaustive()
     }
 }

@@ -1,10 +1,8 @@
-//! Counts of what happened, as they are published.
+//! Counts of what happened.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-
-use super::record::Counts;
 
 /// Counts since the start or the last reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,42 +60,13 @@ pub struct SessionCount {
     pub sessions: u64,
 }
 
-impl Stats {
-    pub(super) fn new(counts: &Counts, max_concurrent_calls: usize, uptime_ms: u64) -> Self {
-        let mut by_user = BTreeMap::new();
-        let mut pairs = Vec::with_capacity(counts.sessions.len());
-        for ((user, workflow), &sessions) in &counts.sessions {
-            *by_user.entry(user.to_string()).or_default() += sessions;
-            pairs.push(SessionCount {
-                user_id: user.to_string(),
-                workflow_id: workflow.to_string(),
-                sessions,
-            });
-        }
-        pairs.sort_unstable();
-        Self {
-            token_calls: CallCounts::new(&counts.token),
-            session_calls: CallCounts::new(&counts.session),
-            tokens_issued: counts.tokens_issued,
-            sessions_made: counts.sessions_made,
-            sessions_by_user: by_user,
-            sessions_by_user_and_workflow: pairs,
-            pages_opened: counts.pages_opened,
-            first_call_ms: counts.first_call_ms,
-            last_call_ms: counts.last_call_ms,
-            max_concurrent_calls,
-            repeated_idempotency_keys: counts.repeated_idempotency_keys,
-            uptime_ms,
-        }
-    }
-}
-
 impl CallCounts {
-    fn new(counts: &HashMap<Option<u16>, u64>) -> Self {
-        Self {
-            total: counts.values().sum(),
-            by_status: counts.iter().filter_map(|(&s, &n)| s.map(|status| (status, n))).collect(),
-            closed: counts.get(&None).copied().unwrap_or_default(),
+    /// Counts a call by the status of its answer; `None`: the connection was closed instead.
+    pub(super) fn add(&mut self, status: Option<u16>) {
+        self.total += 1;
+        match status {
+            Some(status) => *self.by_status.entry(status).or_default() += 1,
+            None => self.closed += 1,
         }
     }
 }
@@ -117,9 +86,9 @@ mod tests {
             recorder.add(CallRecord { status, ..CallRecord::new(Endpoint::Session, at) }, 0);
         }
         for (user, workflow) in [("bob", "w"), ("ann", "w"), ("ann", "v"), ("ann", "w")] {
-            recorder.counts.add_session(&user.into(), &workflow.into());
+            recorder.add_session(&user.into(), &workflow.into());
         }
-        let stats = Stats::new(&recorder.counts, 3, 9);
+        let stats = recorder.stats();
         assert_eq!(stats.token_calls, CallCounts::default());
         assert_eq!(stats.session_calls.total, 4);
         assert_eq!(stats.session_calls.by_status, BTreeMap::from([(200, 2), (503, 1)]));
@@ -142,7 +111,7 @@ mod tests {
     fn stats_survive_a_json_round_trip() {
         let mut recorder = Recorder::default();
         recorder.add(CallRecord { status: Some(401), ..CallRecord::new(Endpoint::Token, 1) }, 0);
-        let stats = Stats::new(&recorder.counts, 1, 2);
+        let stats = recorder.stats();
         let json = serde_json::to_value(&stats).unwrap();
         assert_eq!(json["tokenCalls"]["byStatus"]["401"], 1);
         assert_eq!(serde_json::from_value::<Stats>(json).unwrap(), stats);

@@ -52,10 +52,10 @@ impl Admission {
     ) -> Decision {
         let fault = self.faults.take(endpoint).unwrap_or_default();
         let latency = fault
-            .latency
+            .latency()
             .unwrap_or_else(|| options.latency + options.jitter.mul_f64(rng.random::<f64>()));
-        let action = match fault.answer {
-            Some(answer) if fault.carry_out => Action::ServeThenAnswer(answer),
+        let action = match fault.answer() {
+            Some(answer) if fault.is_carried_out() => Action::ServeThenAnswer(answer),
             Some(answer) => Action::Answer(answer),
             None if rng.random::<f64>() < options.failure_rate => {
                 Action::Answer(response(503, None))

@@ -11,23 +11,14 @@ use super::{
     options::Options,
     record::Recorder,
     request::{Refusal, SessionRequest},
-    tokens::{Opened, SessionError, StoredSession, Tokens},
+    tokens::{NOT_LIVE, Opened, StoredSession, Tokens},
 };
 
 const WRONG_KEY: Refusal =
     Refusal::new(StatusCode::UNAUTHORIZED, "Authorization must be the API key");
-const NOT_LIVE: Refusal =
-    Refusal::new(StatusCode::UNAUTHORIZED, "Authorization must be a live token");
-const USED: Refusal =
-    Refusal::new(StatusCode::UNAUTHORIZED, "this token has already been used for a session");
-const OTHER_REQUEST: Refusal = Refusal::new(
-    StatusCode::UNPROCESSABLE_ENTITY,
-    "this Idempotency-Key was used with another user or workflow",
-);
 
 /// The state that API calls change.
 pub(super) struct Backend {
-    api_key: String,
     pub(super) rng: StdRng,
     pub(super) admission: Admission,
     pub(super) tokens: Tokens,
@@ -37,7 +28,6 @@ pub(super) struct Backend {
 impl Backend {
     pub(super) fn new(options: &Options) -> Self {
         Self {
-            api_key: options.api_key.clone(),
             rng: options.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64),
             admission: Admission::default(),
             tokens: Tokens::new(),
@@ -52,7 +42,7 @@ impl Backend {
         ttl: Result<Duration, Refusal>,
         now: Instant,
     ) -> Result<String, Refusal> {
-        if authorization != self.api_key.as_bytes() {
+        if authorization != options.api_key.as_bytes() {
             return Err(WRONG_KEY);
         }
         let expires_at = now + ttl?;
@@ -70,26 +60,20 @@ impl Backend {
         request: Result<SessionRequest, Refusal>,
         idempotency_key: Option<&str>,
         now: Instant,
-    ) -> Result<StoredSession, Refusal> {
-        let token = str::from_utf8(authorization).map_err(|_| NOT_LIVE)?;
+    ) -> Result<&StoredSession, Refusal> {
         // Checked before the request, so that an unauthorized caller learns nothing about it.
-        if !self.tokens.is_live(token, now) {
-            return Err(NOT_LIVE);
-        }
+        let token = str::from_utf8(authorization).map_err(|_| NOT_LIVE)?;
+        let token = self.tokens.live(token, now)?;
         let SessionRequest { user, workflow, locale } = request?;
         let id = generate::session_id(&mut self.rng).into();
         let idempotency_key = idempotency_key.map(Into::into);
         let session = StoredSession { id, user, workflow, locale, idempotency_key };
-        let honour = options.honour_idempotency_key;
-        match self.tokens.open(token, session, honour, now) {
-            Ok(Opened::New(session)) => {
-                self.recorder.counts.add_session(&session.user, &session.workflow);
+        match token.open(session, options.honour_idempotency_key)? {
+            Opened::New(session) => {
+                self.recorder.add_session(&session.user, &session.workflow);
                 Ok(session)
             }
-            Ok(Opened::Repeated(session)) => Ok(session),
-            Err(SessionError::NotLive) => Err(NOT_LIVE),
-            Err(SessionError::Used) => Err(USED),
-            Err(SessionError::OtherRequest) => Err(OTHER_REQUEST),
+            Opened::Repeated(session) => Ok(session),
         }
     }
 }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::sandbox::options::TokenAlphabet;
+use crate::sandbox::{
+    options::TokenAlphabet,
+    tokens::{OTHER_REQUEST, USED},
+};
 
 const MINUTE: Result<Duration, Refusal> = Ok(Duration::from_secs(60));
 
@@ -30,7 +33,7 @@ fn a_session_requires_the_exact_token() {
     let now = Instant::now();
     let token = backend.issue_token(&options, b"sandbox-key", MINUTE, now).unwrap();
     let mut open =
-        |token: &[u8], request| backend.make_session(&options, token, request, None, now);
+        |token: &[u8], request| backend.make_session(&options, token, request, None, now).cloned();
     assert_eq!(open(b"sandbox-key", request()), Err(NOT_LIVE));
     assert_eq!(open(b"\xff", request()), Err(NOT_LIVE));
     assert_eq!(open(b"tr-unknown", Err(USED)), Err(NOT_LIVE));

@@ -1,41 +1,30 @@
-//! Fills HTML templates. Values are escaped unless they are marked as markup.
+//! Fills HTML templates.
 
-use std::borrow::Cow;
-
-/// A value to insert into a template.
-pub(super) enum Value<'a> {
-    /// Escaped.
-    Text(Cow<'a, str>),
-    /// Inserted verbatim. Must not contain input.
-    Markup(Cow<'a, str>),
-}
-
-impl<'a> Value<'a> {
-    pub(super) fn text(text: impl Into<Cow<'a, str>>) -> Self {
-        Self::Text(text.into())
-    }
-
-    pub(super) fn markup(markup: impl Into<Cow<'a, str>>) -> Self {
-        Self::Markup(markup.into())
-    }
-}
-
-/// Replaces the placeholders of a template, written `{{name}}`.
+/// Replaces the placeholders of a template.
 ///
-/// Placeholders in values are not replaced. A placeholder without a value becomes empty.
-pub(super) fn fill(template: &str, values: &[(&str, Value<'_>)]) -> String {
+/// `{{name}}` becomes the escaped value, and `{{{name}}}` the value as it is, which must not
+/// contain input. Placeholders in values are not replaced. A placeholder without a value becomes
+/// empty.
+pub(super) fn fill(template: &str, values: &[(&str, &str)]) -> String {
+    let value = |name| {
+        let value = values.iter().find(|(known, _)| *known == name);
+        debug_assert!(value.is_some(), "no value for {name}");
+        value.map(|(_, value)| *value).unwrap_or_default()
+    };
     let mut page = String::with_capacity(template.len() * 2);
     let mut rest = template;
     while let Some((before, after)) = rest.split_once("{{")
         && let Some((name, after)) = after.split_once("}}")
     {
         page.push_str(before);
-        match values.iter().find(|(known, _)| *known == name).map(|(_, value)| value) {
-            Some(Value::Text(text)) => escape(text, &mut page),
-            Some(Value::Markup(markup)) => page.push_str(markup),
-            None => debug_assert!(false, "no value for {name}"),
-        }
         rest = after;
+        match name.strip_prefix('{') {
+            None => escape(value(name), &mut page),
+            Some(name) => {
+                page.push_str(value(name));
+                rest = after.strip_prefix('}').unwrap_or(after);
+            }
+        }
     }
     page.push_str(rest);
     page
@@ -61,7 +50,7 @@ mod tests {
 
     #[test]
     fn text_cannot_become_markup() {
-        let value = Value::text("<script>alert('&\"')</script>");
+        let value = "<script>alert('&\"')</script>";
         assert_eq!(
             fill("<p title=\"{{a}}\">", &[("a", value)]),
             "<p title=\"&lt;script&gt;alert(&#39;&amp;&quot;&#39;)&lt;/script&gt;\">"
@@ -70,7 +59,7 @@ mod tests {
 
     #[test]
     fn values_are_not_templates() {
-        let values = [("a", Value::text("{{b}}")), ("b", Value::markup("<b>{{a}}</b>"))];
-        assert_eq!(fill("{{a}} {{b}} {{", &values), "{{b}} <b>{{a}}</b> {{");
+        let values = [("a", "{{b}}"), ("b", "<b>{{a}}</b>")];
+        assert_eq!(fill("{{a}} {{{b}}} {{", &values), "{{b}} <b>{{a}}</b> {{");
     }
 }

@@ -14,10 +14,7 @@ use axum::{
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use self::{
-    html::{Value, fill},
-    texts::ErrorPage,
-};
+use self::{html::fill, texts::ErrorPage};
 use super::{app::App, inner_link::InnerLink, options::Options, query, tokens::StoredSession};
 
 const LAYOUT: &str = include_str!("layout.html");
@@ -40,10 +37,10 @@ pub(super) fn index(options: &Options, headers: &HeaderMap) -> Response {
     let content = fill(
         INDEX,
         &[
-            ("base", Value::text(base.trim_end_matches('/'))),
-            ("key", Value::text(key)),
-            ("prefix", Value::text(&options.path_prefix)),
-            ("allow-http", Value::markup(if needs_no_setting { "" } else { texts::ALLOW_HTTP })),
+            ("base", base.trim_end_matches('/')),
+            ("key", key),
+            ("prefix", &options.path_prefix),
+            ("allow-http", if needs_no_setting { "" } else { texts::ALLOW_HTTP }),
         ],
     );
     page(StatusCode::OK, "Sandbox platform", "index", &content)
@@ -65,18 +62,13 @@ pub(super) fn capture(query: Option<&str>, headers: &HeaderMap) -> Response {
     };
     let other_host = match host(headers) {
         Some(host) if !host.eq_ignore_ascii_case(link.host) => {
-            fill(texts::OTHER_HOST, &[("host", Value::text(link.host))])
+            fill(texts::OTHER_HOST, &[("host", link.host)])
         }
         _ => String::new(),
     };
     let content = fill(
         CAPTURE,
-        &[
-            ("qr", Value::markup(qr)),
-            ("url", Value::text(link.url)),
-            ("host", Value::text(link.host)),
-            ("other-host", Value::markup(other_host)),
-        ],
+        &[("qr", &qr), ("url", link.url), ("host", link.host), ("other-host", &other_host)],
     );
     page(StatusCode::OK, "Verify your identity", "capture", &content)
 }
@@ -105,13 +97,13 @@ fn session_page(session: &StoredSession, left: Duration) -> Response {
     let content = fill(
         MOBILE,
         &[
-            ("user", Value::text(&*session.user)),
-            ("workflow", Value::text(&*session.workflow)),
-            ("session", Value::text(&*session.id)),
-            ("locale", Value::text(session.locale.as_deref().unwrap_or("not given"))),
-            ("expires-at", Value::text(texts::time_of_day(expires_at))),
-            ("expires-at-rfc3339", Value::text(expires_at.format(&Rfc3339).unwrap_or_default())),
-            ("left", Value::text(texts::duration(left))),
+            ("user", &session.user),
+            ("workflow", &session.workflow),
+            ("session", &session.id),
+            ("locale", session.locale.as_deref().unwrap_or("not given")),
+            ("expires-at", &texts::time_of_day(expires_at)),
+            ("expires-at-rfc3339", &expires_at.format(&Rfc3339).unwrap_or_default()),
+            ("left", &texts::duration(left)),
         ],
     );
     page(StatusCode::OK, "Your link works", "mobile", &content)
@@ -125,25 +117,18 @@ fn error_page(error: ErrorPage) -> Response {
     let content = fill(
         ERROR,
         &[
-            ("status", Value::text(error.status.as_str())),
-            ("title", Value::text(error.title)),
-            ("problem", Value::text(error.problem)),
-            ("remedy", Value::text(error.remedy)),
+            ("status", error.status.as_str()),
+            ("title", error.title),
+            ("problem", &error.problem),
+            ("remedy", error.remedy),
         ],
     );
     page(error.status, error.title, "error", &content)
 }
 
 fn page(status: StatusCode, title: &str, kind: &str, content: &str) -> Response {
-    let page = fill(
-        LAYOUT,
-        &[
-            ("title", Value::text(title)),
-            ("kind", Value::text(kind)),
-            ("style", Value::markup(STYLE)),
-            ("content", Value::markup(content)),
-        ],
-    );
+    let page =
+        fill(LAYOUT, &[("title", title), ("kind", kind), ("style", STYLE), ("content", content)]);
     let mut response = Response::new(page.into());
     *response.status_mut() = status;
     for (name, value) in [

@@ -76,8 +76,10 @@ fn sandbox_with_session(user: &str) -> (App, String, String) {
         workflow: "onboarding & <b>".into(),
         locale: Some("de".into()),
     };
-    let session = app.backend().make_session(&options, token.as_bytes(), Ok(request), None, now);
+    let mut backend = app.backend();
+    let session = backend.make_session(&options, token.as_bytes(), Ok(request), None, now);
     let id = session.unwrap().id.to_string();
+    drop(backend);
     let query = format!("authorization={token}&sessionId={id}");
     (app, query, id)
 }

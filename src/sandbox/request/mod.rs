@@ -89,7 +89,7 @@ fn user(call: &ApiCall, record: &mut CallRecord) -> Result<String, Refusal> {
         .map_err(|error| if error.is_data() { WRONG_METADATA } else { NOT_JSON })?;
     let metadata = body.metadata.get();
     record.locale = body.locale;
-    record.metadata = serde_json::from_str(metadata).ok();
+    record.metadata = Some(body.metadata.to_owned());
     if !metadata.starts_with('{') {
         return Err(WRONG_METADATA);
     }

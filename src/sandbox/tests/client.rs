@@ -85,7 +85,7 @@ pub(super) async fn token(sandbox: &Sandbox) -> String {
 }
 
 pub(super) fn calls(sandbox: &Sandbox) -> Vec<CallRecord> {
-    sandbox.app.backend().recorder.calls()
+    sandbox.app.backend().recorder.calls().into_iter().cloned().collect()
 }
 
 pub(super) fn set_faults(sandbox: &Sandbox, faults: Faults) {

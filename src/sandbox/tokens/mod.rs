@@ -6,11 +6,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::http::StatusCode;
+
+use super::request::Refusal;
+
 /// How many tokens are kept. Beyond it, the one that expires first is dropped.
 const MAX_TOKENS: usize = 1_000_000;
 
 /// How long an expired token is kept, so that its page can say that it expired.
 const EXPIRED_KEPT: Duration = Duration::from_secs(600);
+
+pub(super) const NOT_LIVE: Refusal =
+    Refusal::new(StatusCode::UNAUTHORIZED, "Authorization must be a live token");
+pub(super) const USED: Refusal =
+    Refusal::new(StatusCode::UNAUTHORIZED, "this token has already been used for a session");
+pub(super) const OTHER_REQUEST: Refusal = Refusal::new(
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "this Idempotency-Key was used with another user or workflow",
+);
 
 pub(super) struct Tokens {
     tokens: HashMap<Arc<str>, StoredToken>,
@@ -18,7 +31,7 @@ pub(super) struct Tokens {
     max_tokens: usize,
 }
 
-struct StoredToken {
+pub(super) struct StoredToken {
     expires_at: Instant,
     session: Option<StoredSession>,
 }
@@ -34,21 +47,10 @@ pub(super) struct StoredSession {
 
 /// A session that a call opened.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Opened {
-    New(StoredSession),
+pub(super) enum Opened<'a> {
+    New(&'a StoredSession),
     /// The session of an earlier call with the same idempotency key.
-    Repeated(StoredSession),
-}
-
-/// Why a token opens no session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SessionError {
-    /// Unknown or expired.
-    NotLive,
-    /// The token has opened its session.
-    Used,
-    /// The idempotency key was used with another user or workflow.
-    OtherRequest,
+    Repeated(&'a StoredSession),
 }
 
 /// Why a link opens no session.
@@ -77,42 +79,9 @@ impl Tokens {
         self.tokens.insert(token, StoredToken { expires_at, session: None });
     }
 
-    /// Whether a token was issued and has not expired.
-    pub(super) fn is_live(&self, token: &str, now: Instant) -> bool {
-        let token = self.tokens.get(token);
-        token.is_some_and(|it| now < it.expires_at)
-    }
-
-    /// Opens the one session of a live token.
-    ///
-    /// With `honour_idempotency_key` it may be the session of an earlier call, so only the id in
-    /// the result counts.
-    pub(super) fn open(
-        &mut self,
-        token: &str,
-        session: StoredSession,
-        honour_idempotency_key: bool,
-        now: Instant,
-    ) -> Result<Opened, SessionError> {
-        if !self.is_live(token, now) {
-            return Err(SessionError::NotLive);
-        }
-        let Some(token) = self.tokens.get_mut(token) else {
-            return Err(SessionError::NotLive);
-        };
-        let Some(existing) = &token.session else {
-            return Ok(Opened::New(token.session.insert(session).clone()));
-        };
-        let repeated = honour_idempotency_key
-            && session.idempotency_key.is_some()
-            && session.idempotency_key == existing.idempotency_key;
-        if !repeated {
-            return Err(SessionError::Used);
-        }
-        if existing.user != session.user || existing.workflow != session.workflow {
-            return Err(SessionError::OtherRequest);
-        }
-        Ok(Opened::Repeated(existing.clone()))
+    /// Returns a token that was issued and has not expired.
+    pub(super) fn live(&mut self, token: &str, now: Instant) -> Result<&mut StoredToken, Refusal> {
+        self.tokens.get_mut(token).filter(|it| now < it.expires_at).ok_or(NOT_LIVE)
     }
 
     /// Returns the session that a link opens, and when the link expires.
@@ -138,6 +107,33 @@ impl Tokens {
         }
         self.by_expiry =
             self.tokens.iter().map(|(name, token)| (token.expires_at, Arc::clone(name))).collect();
+    }
+}
+
+impl StoredToken {
+    /// Opens the one session of a token.
+    ///
+    /// With `honour_idempotency_key` it may be the session of an earlier call, so only the id in
+    /// the result counts.
+    pub(super) fn open(
+        &mut self,
+        session: StoredSession,
+        honour_idempotency_key: bool,
+    ) -> Result<Opened<'_>, Refusal> {
+        let existing = match &mut self.session {
+            empty @ None => return Ok(Opened::New(empty.insert(session))),
+            Some(existing) => existing,
+        };
+        let repeated = honour_idempotency_key
+            && session.idempotency_key.is_some()
+            && session.idempotency_key == existing.idempotency_key;
+        if !repeated {
+            return Err(USED);
+        }
+        if existing.user != session.user || existing.workflow != session.workflow {
+            return Err(OTHER_REQUEST);
+        }
+        Ok(Opened::Repeated(existing))
     }
 }
 
