@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
+use serde::Serialize;
 use serde_json::json;
 
 use super::{
@@ -20,10 +21,34 @@ use super::{
     request::{self, Refusal, SessionRequest},
 };
 
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
 /// The parsed request of a call.
 enum Parsed {
     Token(Result<Duration, Refusal>),
     Session(Result<SessionRequest, Refusal>),
+}
+
+/// The answer to a token call.
+#[derive(Serialize)]
+struct TokenBody<'a> {
+    authorization: &'a str,
+}
+
+/// The answer to a session call.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SessionBody<'a> {
+    id: &'a str,
+    status: u8,
+    workflow_id: &'a str,
+}
+
+fn to_json(body: &impl Serialize) -> String {
+    // Only maps with other keys than strings fail.
+    serde_json::to_string(body).unwrap_or_default()
 }
 
 /// Answers a call.
@@ -47,9 +72,9 @@ fn process(app: &App, call: &ApiCall) -> (Answer, Duration) {
     let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let mut record = CallRecord::new(call.endpoint, app.millis_at(call.arrived_at));
     record.authorization = authorization.map(|secret| app.fingerprint(secret));
-    record.idempotency_key = text(headers, "idempotency-key");
-    record.traceparent = text(headers, "traceparent");
-    record.tracestate = text(headers, "tracestate");
+    record.idempotency_key = text(headers, &IDEMPOTENCY_KEY);
+    record.traceparent = text(headers, &TRACEPARENT);
+    record.tracestate = text(headers, &TRACESTATE);
     let parsed = match call.endpoint {
         Endpoint::Token => Parsed::Token(request::token(call, &mut record)),
         Endpoint::Session => Parsed::Session(request::session(call, &mut record)),
@@ -90,22 +115,22 @@ fn serve(
         Parsed::Token(ttl) => {
             backend.issue_token(&app.options, authorization, ttl, now).map(|token| {
                 record.issued = Some(app.fingerprint(token.as_bytes()));
-                json!({ "authorization": token })
+                to_json(&TokenBody { authorization: &token })
             })
         }
         Parsed::Session(session) => {
             let key = record.idempotency_key.as_deref();
             backend.make_session(&app.options, authorization, session, key, now).map(|session| {
                 record.session_id = Some(session.id.to_string());
-                json!({ "id": session.id, "status": 0, "workflowId": *session.workflow })
+                to_json(&SessionBody { id: &session.id, status: 0, workflow_id: &session.workflow })
             })
         }
     };
     let (status, body) = match body {
         Ok(body) => (StatusCode::OK, body),
-        Err(Refusal { status, message }) => (status, json!({ "message": message })),
+        Err(Refusal { status, message }) => (status, to_json(&json!({ "message": message }))),
     };
-    Answer::Response { status: status.as_u16(), retry_after: None, body: Some(body.to_string()) }
+    Answer::Response { status: status.as_u16(), retry_after: None, body: Some(body) }
 }
 
 fn respond(answer: Answer) -> Response {
@@ -141,7 +166,7 @@ fn respond(answer: Answer) -> Response {
 }
 
 /// The value of a header, if it is UTF-8.
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     let value = headers.get(name)?;
     str::from_utf8(value.as_bytes()).ok().map(str::to_owned)
 }

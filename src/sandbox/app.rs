@@ -9,7 +9,12 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-use super::{backend::Backend, options::Options, record::Recorder, stats::Stats};
+use super::{
+    backend::Backend,
+    options::Options,
+    record::{Fingerprint, Recorder},
+    stats::Stats,
+};
 use crate::units::millis;
 
 /// The state that all handlers share.
@@ -62,9 +67,8 @@ impl App {
     }
 
     /// Identifies a secret without revealing it.
-    pub(super) fn fingerprint(&self, secret: &[u8]) -> String {
-        let [high, low] = self.fingerprint_keys.each_ref().map(|key| key.hash_one(secret));
-        format!("{high:016x}{low:016x}")
+    pub(super) fn fingerprint(&self, secret: &[u8]) -> Fingerprint {
+        Fingerprint(self.fingerprint_keys.each_ref().map(|key| key.hash_one(secret)))
     }
 
     /// Counts a call as in flight until the guard is dropped.

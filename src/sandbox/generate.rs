@@ -1,6 +1,11 @@
 //! Generates tokens and session ids.
 
-use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
+use rand::{
+    RngExt,
+    distr::{Alphanumeric, SampleString},
+    rngs::StdRng,
+    seq::SliceRandom,
+};
 
 use super::options::TokenAlphabet;
 
@@ -31,21 +36,19 @@ const HOSTILE: [&str; 20] = [
     "🙂",
 ];
 
-const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-
 /// Generates a token, with at least 190 random bits.
 pub(super) fn token(alphabet: TokenAlphabet, rng: &mut StdRng) -> String {
     let mut token = "tr-".to_owned();
     match alphabet {
-        TokenAlphabet::Plain => alphanumeric(40, rng, &mut token),
+        TokenAlphabet::Plain => Alphanumeric.append_string(rng, &mut token, 40),
         TokenAlphabet::Hostile => {
             let mut pieces = HOSTILE;
             pieces.shuffle(rng);
             for piece in pieces {
-                alphanumeric(2, rng, &mut token);
+                Alphanumeric.append_string(rng, &mut token, 2);
                 token.push_str(piece);
             }
-            alphanumeric(2, rng, &mut token);
+            Alphanumeric.append_string(rng, &mut token, 2);
         }
     }
     token
@@ -55,13 +58,6 @@ pub(super) fn token(alphabet: TokenAlphabet, rng: &mut StdRng) -> String {
 pub(super) fn session_id(rng: &mut StdRng) -> String {
     let id: u128 = rng.random();
     format!("{:024x}", id >> 32)
-}
-
-fn alphanumeric(count: usize, rng: &mut StdRng, text: &mut String) {
-    for _ in 0..count {
-        let index = rng.random_range(..ALPHANUMERIC.len());
-        text.push(char::from(ALPHANUMERIC[index]));
-    }
 }
 
 #[cfg(test)]

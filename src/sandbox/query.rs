@@ -39,6 +39,9 @@ pub(super) fn parameter<'a>(
 
 /// `decodeURIComponent`; `None` where that throws.
 fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
     let escapes = text.split('%').skip(1);
     let well_formed = escapes.map(str::as_bytes).all(|rest| {
         matches!(rest, [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())

@@ -38,9 +38,9 @@ pub(super) struct CallRecord {
     /// The status of the answer; `None` if the connection was closed instead.
     pub(super) status: Option<u16>,
     /// Fingerprint of the `Authorization` header.
-    pub(super) authorization: Option<String>,
+    pub(super) authorization: Option<Fingerprint>,
     /// Fingerprint of the token that was issued.
-    pub(super) issued: Option<String>,
+    pub(super) issued: Option<Fingerprint>,
     /// Id of the session that was made, or that a repeated call returned.
     pub(super) session_id: Option<String>,
     /// The `Idempotency-Key` header.
@@ -60,6 +60,17 @@ pub(super) struct CallRecord {
     /// The metadata of a session as it was sent, `externalUserId` included.
     #[serde(serialize_with = "parsed")]
     pub(super) metadata: Option<Box<RawValue>>,
+}
+
+/// Stands for a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint(pub(super) [u64; 2]);
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let [high, low] = self.0;
+        serializer.collect_str(&format_args!("{high:016x}{low:016x}"))
+    }
 }
 
 /// Parses the metadata. Done when calls are listed, as few calls ever are.
