@@ -33,14 +33,14 @@ enum Parsed {
 
 /// The answer to a token call.
 #[derive(Serialize)]
-struct TokenBody<'a> {
+struct TokenAnswer<'a> {
     authorization: &'a str,
 }
 
 /// The answer to a session call.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct SessionBody<'a> {
+struct SessionAnswer<'a> {
     id: &'a str,
     status: u8,
     workflow_id: &'a str,
@@ -115,14 +115,18 @@ fn serve(
         Parsed::Token(ttl) => {
             backend.issue_token(&app.options, authorization, ttl, now).map(|token| {
                 record.issued = Some(app.fingerprint(token.as_bytes()));
-                to_json(&TokenBody { authorization: &token })
+                to_json(&TokenAnswer { authorization: &token })
             })
         }
         Parsed::Session(session) => {
             let key = record.idempotency_key.as_deref();
             backend.make_session(&app.options, authorization, session, key, now).map(|session| {
                 record.session_id = Some(session.id.to_string());
-                to_json(&SessionBody { id: &session.id, status: 0, workflow_id: &session.workflow })
+                to_json(&SessionAnswer {
+                    id: &session.id,
+                    status: 0,
+                    workflow_id: &session.workflow,
+                })
             })
         }
     };

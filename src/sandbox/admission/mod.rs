@@ -15,18 +15,18 @@ use crate::config::RateLimit;
 #[derive(Default)]
 pub(super) struct Admission {
     pub(super) faults: Faults,
-    window: Option<Window>,
+    window: Option<RateWindow>,
 }
 
 /// A window of the rate limit.
-struct Window {
+struct RateWindow {
     opened: Instant,
     admitted: u32,
 }
 
 /// How a call is treated.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Decision {
+pub(super) struct Treatment {
     pub(super) latency: Duration,
     pub(super) action: Action,
 }
@@ -49,7 +49,7 @@ impl Admission {
         options: &Options,
         rng: &mut StdRng,
         now: Instant,
-    ) -> Decision {
+    ) -> Treatment {
         let fault = self.faults.take(endpoint).unwrap_or_default();
         let latency = fault
             .latency()
@@ -65,7 +65,7 @@ impl Admission {
                 None => Action::Serve,
             },
         };
-        Decision { latency, action }
+        Treatment { latency, action }
     }
 
     /// Counts a call against the limit. `Err`: seconds after which to retry.
@@ -73,7 +73,7 @@ impl Admission {
         let window = self
             .window
             .take_if(|window| now.duration_since(window.opened) < limit.per)
-            .unwrap_or(Window { opened: now, admitted: 0 });
+            .unwrap_or(RateWindow { opened: now, admitted: 0 });
         let window = self.window.insert(window);
         if window.admitted < limit.count {
             window.admitted += 1;

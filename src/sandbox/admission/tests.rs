@@ -5,7 +5,7 @@ use crate::sandbox::faults::Fault;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn decide(admission: &mut Admission, options: &Options, now: Instant) -> Decision {
+fn decide(admission: &mut Admission, options: &Options, now: Instant) -> Treatment {
     admission.decide(Endpoint::Token, options, &mut StdRng::seed_from_u64(1), now)
 }
 
@@ -20,7 +20,7 @@ fn limit_reached(retry_after_s: u64) -> Action {
 #[test]
 fn a_call_is_served_by_default() {
     let decision = decide(&mut Admission::default(), &Options::default(), Instant::now());
-    assert_eq!(decision, Decision { latency: Duration::ZERO, action: Action::Serve });
+    assert_eq!(decision, Treatment { latency: Duration::ZERO, action: Action::Serve });
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_fault_precedes_the_rate_limit_and_does_not_count_against_it() {
     admission.faults = Faults::token(Fault::close().after(SECOND).carried_out().times(1));
     assert_eq!(
         decide(&mut admission, &options, now),
-        Decision { latency: SECOND, action: Action::ServeThenAnswer(Answer::Close) }
+        Treatment { latency: SECOND, action: Action::ServeThenAnswer(Answer::Close) }
     );
     assert_eq!(decide(&mut admission, &options, now).action, Action::Serve);
     assert_eq!(decide(&mut admission, &options, now).action, limit_reached(1));
@@ -84,5 +84,5 @@ fn a_fault_precedes_the_rate_limit_and_does_not_count_against_it() {
 fn a_slow_call_is_still_served() {
     let mut admission = Admission { faults: Faults::token(Fault::slow(SECOND)), window: None };
     let decision = decide(&mut admission, &Options::default(), Instant::now());
-    assert_eq!(decision, Decision { latency: SECOND, action: Action::Serve });
+    assert_eq!(decision, Treatment { latency: SECOND, action: Action::Serve });
 }

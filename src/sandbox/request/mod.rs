@@ -37,12 +37,12 @@ pub(super) struct SessionRequest {
 /// Parses a token call and returns the token's lifetime. Invalid values are recorded, too.
 pub(super) fn token(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
     #[derive(Deserialize)]
-    struct Body {
+    struct TokenBody {
         ttl: u64,
     }
     const WRONG_TTL: Refusal =
         Refusal::new(StatusCode::BAD_REQUEST, "ttl must be a whole number of seconds, 1 to 86400");
-    let Body { ttl } = serde_json::from_slice(json_object(call)?)
+    let TokenBody { ttl } = serde_json::from_slice(json_object(call)?)
         .map_err(|error| if error.is_data() { WRONG_TTL } else { NOT_JSON })?;
     record.ttl = Some(ttl);
     match ttl {
@@ -70,14 +70,14 @@ pub(super) fn session(call: &ApiCall, record: &mut CallRecord) -> Result<Session
 
 fn user(call: &ApiCall, record: &mut CallRecord) -> Result<String, Refusal> {
     #[derive(Deserialize)]
-    struct Body<'a> {
+    struct SessionBody<'a> {
         #[serde(borrow)]
         metadata: &'a RawValue,
         locale: Option<String>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Metadata {
+    struct SessionMetadata {
         external_user_id: String,
     }
     const WRONG_METADATA: Refusal = Refusal::new(
@@ -85,7 +85,7 @@ fn user(call: &ApiCall, record: &mut CallRecord) -> Result<String, Refusal> {
         "metadata must be an object with exactly one externalUserId, a non-empty string; \
          locale must be a string if present",
     );
-    let body: Body<'_> = serde_json::from_slice(json_object(call)?)
+    let body: SessionBody<'_> = serde_json::from_slice(json_object(call)?)
         .map_err(|error| if error.is_data() { WRONG_METADATA } else { NOT_JSON })?;
     let metadata = body.metadata.get();
     record.locale = body.locale;
@@ -94,7 +94,7 @@ fn user(call: &ApiCall, record: &mut CallRecord) -> Result<String, Refusal> {
         return Err(WRONG_METADATA);
     }
     // Parsed separately, as serde rejects a duplicate field of a struct, but not of a `Value`.
-    let metadata: Metadata = serde_json::from_str(metadata).map_err(|_| WRONG_METADATA)?;
+    let metadata: SessionMetadata = serde_json::from_str(metadata).map_err(|_| WRONG_METADATA)?;
     record.external_user_id = Some(metadata.external_user_id.clone());
     if metadata.external_user_id.is_empty() {
         return Err(WRONG_METADATA);
