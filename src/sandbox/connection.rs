@@ -1,6 +1,7 @@
 //! Accepts connections and serves them.
 //!
-//! On hyper: short of a panic, a handler of axum 0.8 cannot close a connection without an answer.
+//! It uses hyper directly: short of a panic, a handler of axum 0.8 cannot close a connection without
+//! an answer (not reported upstream).
 
 use std::{pin::pin, sync::Arc};
 
