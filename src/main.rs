@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Each command configures itself, starts logging, runs, and drains on SIGTERM.
+    // A command reads its settings, starts logging and runs; `run` drains on SIGTERM.
     let result = runtime.block_on(cli.run());
     // Does not wait for background tasks: everything that matters has finished.
     runtime.shutdown_background();

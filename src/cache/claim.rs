@@ -18,8 +18,8 @@ pub(crate) enum Freshness {
     Any,
     /// The link made for this very request, or a later one. A renewal asks for this.
     SinceRequest,
-    /// A link stored after the one whose newest stamp is this.
-    NewerThan(Stamp),
+    /// Any link but the one whose newest stamp is this.
+    OtherThan(Stamp),
 }
 
 /// Redis' reply to a claim.
@@ -70,7 +70,7 @@ impl Cache {
             let (mode, reference) = match &freshness {
                 Freshness::Any => ("any", stamp),
                 Freshness::SinceRequest => ("own", stamp),
-                Freshness::NewerThan(known) => ("other", known),
+                Freshness::OtherThan(known) => ("other", known),
             };
             let id = uuid::Uuid::new_v4().simple().to_string();
             let mut script = scripts::CLAIM.key(&keys.link);
@@ -83,7 +83,7 @@ impl Cache {
                 Ok(Some(ClaimReply::Link { stamps, value })) => {
                     let Some(session) = self.open_session(keys, value) else {
                         // Unreadable, or about to expire: claim again as if this link were not there.
-                        freshness = Freshness::NewerThan(Stamp::from_redis(stamps));
+                        freshness = Freshness::OtherThan(Stamp::from_redis(stamps));
                         continue;
                     };
                     self.0.metrics.cache.looked_up(Lookup::Hit);

@@ -15,7 +15,8 @@ pub enum CacheError {
     /// The operation was sent, and Redis may or may not have executed it.
     #[error("Redis did not answer in time")]
     Timeout,
-    /// Redis refused, or the connection failed. Holds the kind of error only, no key and no value.
+    /// Redis refused or sent an unexpected reply, the connection failed, or a value could not be sealed.
+    /// Holds the kind of error only, no key and no value.
     #[error("Redis failed: {0}")]
     Failed(String),
     /// The settings check the URL first, so a started worker never returns this.

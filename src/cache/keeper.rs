@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// Each change is logged once; flapping is rate-limited.
-static UNAVAILABLE: LogLimit = LogLimit::new("Redis unavailable", 3);
+static UNAVAILABLE_LIMIT: LogLimit = LogLimit::new(UNAVAILABLE, 3);
+const UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
 
 /// Limit of connecting, with name resolution and TLS; also of a PING that checks a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -124,7 +125,14 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(pool: Deadpool, state: Arc<ConnectionState>, metrics: Arc<Metrics>) -> Self {
         let backoff = Backoff::between(SHORTEST_DELAY, LONGEST_DELAY);
-        Self { pool, state, metrics, backoff, outage: Outage::new(&UNAVAILABLE), unusable: false }
+        Self {
+            pool,
+            state,
+            metrics,
+            backoff,
+            outage: Outage::new(&UNAVAILABLE_LIMIT),
+            unusable: false,
+        }
     }
 
     /// Connects, offers the connection until it fails, and starts over. Never returns.
@@ -200,7 +208,7 @@ impl Keeper {
 
     fn log_unavailable(&mut self, error: &str) {
         if self.outage.report_down() {
-            tracing::warn!(error, "Redis unavailable: serving requests without the cache");
+            tracing::warn!(error, "{UNAVAILABLE}");
         }
     }
 

@@ -3,8 +3,8 @@
 //! **Redis is optional at run time.** Every operation may fail at any time, and without Redis every
 //! request is still served, at the cost of extra sessions.
 //!
-//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper`. The other files (keys,
-//! scripts, values, errors) import none of these.
+//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper`. `rate_bucket` and
+//! `survey` use some of these; the other files (keys, scripts, values, errors) import none.
 
 mod claim;
 mod deferred;

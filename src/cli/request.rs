@@ -164,11 +164,14 @@ async fn publish_and_wait(
         }
     }
     progress.finish_and_clear();
-    Err(CliError::Failed(match failed {
-        0 => return Ok(()),
-        1 if total == 1 => "the request failed: see its event".to_owned(),
-        _ => format!("{failed} of {total} requests failed: see their events"),
-    }))
+    match failed {
+        0 => Ok(()),
+        1 if total == 1 => Err(CliError::Failed("the request failed: see its event".to_owned())),
+        _ => {
+            let message = format!("{failed} of {total} requests failed: see their events");
+            Err(CliError::Failed(message))
+        }
+    }
 }
 
 async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Result<(), CliError> {

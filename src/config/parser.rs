@@ -70,7 +70,10 @@ impl<'a> Parser<'a> {
     }
 
     fn parse<T>(&mut self, text: &Text, parse: fn(&str) -> ParseResult<T>) -> Option<T> {
-        parse(&text.value).map_err(|why| self.error(&text.variable, why)).ok()
+        let content = if text.file.is_some() { "the file's content " } else { "" };
+        parse(&text.value)
+            .map_err(|why| self.error(&text.variable, format_args!("{content}{why}")))
+            .ok()
     }
 
     /// The text of a setting or its default; `Some(None)` where it has neither.

@@ -53,7 +53,7 @@ pub struct RateLimit {
 pub struct ApiKey {
     /// The key as it is sent.
     pub value: SecretString,
-    /// The file to read again when the platform refuses the key.
+    /// The file to read again before each probe of the token call.
     pub file: Option<PathBuf>,
 }
 

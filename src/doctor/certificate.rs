@@ -10,34 +10,46 @@ use crate::message::format_date_time;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Leaves time to notice, and to get another certificate.
-const MIN_VALIDITY: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+const MIN_VALIDITY_DAYS: u64 = 14;
 
-/// The earliest end of validity among the certificates that a server presented.
-///
-/// The handshake has succeeded, so a certificate that has expired already is not on the trusted
-/// path: servers keep presenting old cross-signed intermediates.
-pub(super) fn valid_until(
-    certificates: &[CertificateDer<'_>],
-    now: SystemTime,
-) -> Option<SystemTime> {
-    let ends = certificates.iter().filter_map(|der| {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        Some(SystemTime::from(certificate.validity().not_after.to_datetime()))
-    });
-    ends.filter(|end| *end > now).min()
+/// When the certificates that a server presents expire.
+pub(super) struct Expiry {
+    /// The server's own certificate.
+    server: SystemTime,
+    /// The first of the other certificates. It may not be needed: servers also present certificates
+    /// of authorities for clients with older trust stores.
+    authority: Option<SystemTime>,
 }
 
-/// Checks the validity of a server's certificates.
-pub(super) fn check(valid_until: SystemTime, now: SystemTime) -> Check {
-    let left = valid_until.duration_since(now).unwrap_or_default();
-    let days = left.as_secs() / DAY.as_secs();
-    let date = format_date_time(valid_until);
-    if left < MIN_VALIDITY {
-        Check::finding("certificate", format!("expires in {days} days, on {date}"))
-            .cost("after that, every connection fails")
-            .remedy("renew it, and find out why it was not renewed automatically")
-    } else {
-        Check::ok("certificate", format!("valid for another {days} days, until {date}"))
+impl Expiry {
+    pub(super) fn of(presented: &[CertificateDer<'_>]) -> Option<Self> {
+        let not_after = |der: &CertificateDer<'_>| {
+            let (_, certificate) = X509Certificate::from_der(der).ok()?;
+            Some(SystemTime::from(certificate.validity().not_after.to_datetime()))
+        };
+        let (server, authorities) = presented.split_first()?;
+        let authority = authorities.iter().filter_map(not_after).min();
+        Some(Self { server: not_after(server)?, authority })
+    }
+
+    pub(super) fn check(&self, now: SystemTime) -> Check {
+        let days =
+            |end: SystemTime| end.duration_since(now).unwrap_or_default().as_secs() / DAY.as_secs();
+        let soon = |end: &SystemTime| days(*end) < MIN_VALIDITY_DAYS;
+        let (left, date) = (days(self.server), format_date_time(self.server));
+        if soon(&self.server) {
+            return Check::finding("certificate", format!("expires in {left} days, on {date}"))
+                .cost("after that, every connection fails")
+                .remedy("renew it, and find out why it was not renewed automatically");
+        }
+        if let Some(end) = self.authority.filter(soon) {
+            let date = format_date_time(end);
+            let what = format!("a certificate of an authority in its chain expires on {date}");
+            return Check::hint("certificate", what)
+                .cost("if this machine needs that certificate, every connection fails after that")
+                .remedy("update the chain that the server presents");
+        }
+        Check::ok("certificate", format!("valid for another {left} days, until {date}"))
     }
 }
 
@@ -46,6 +58,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
     use super::*;
+    use crate::doctor::check::Verdict;
 
     fn certificate(year: i32) -> CertificateDer<'static> {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -54,11 +67,12 @@ mod tests {
     }
 
     #[test]
-    fn first_certificate_to_expire_counts() {
+    fn only_the_servers_own_certificate_is_a_finding() {
         let now = SystemTime::UNIX_EPOCH + 50 * 365 * DAY; // 2019-12-20
-        let chain = [certificate(2031), certificate(2030), certificate(2019)];
-        let until = valid_until(&chain, now).unwrap();
-        assert_eq!(format_date_time(until), "2030-01-01T00:00:00Z");
-        assert_eq!(valid_until(&[b"no certificate"[..].into()], now), None);
+        let verdict = |chain: &[CertificateDer<'_>]| Expiry::of(chain).unwrap().check(now).verdict;
+        assert_eq!(verdict(&[certificate(2020), certificate(2030)]), Verdict::Finding);
+        assert_eq!(verdict(&[certificate(2030), certificate(2020)]), Verdict::Hint);
+        assert_eq!(verdict(&[certificate(2030), certificate(2031)]), Verdict::Ok);
+        assert!(Expiry::of(&[b"no certificate"[..].into()]).is_none());
     }
 }

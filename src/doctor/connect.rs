@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use url::Url;
 
-use super::{certificate, check::Check, format::span};
+use super::{certificate::Expiry, check::Check, format::span};
 use crate::tls::{self, NO_AUTHORITY};
 
 /// Time limit of all three steps together.
@@ -43,16 +43,16 @@ pub(super) async fn connect(
         }
         let stream = handshake(host, tcp).await?;
         let presented = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let valid_until = certificate::valid_until(presented, SystemTime::now());
-        Ok((Box::new(stream) as Box<dyn Stream>, valid_until))
+        let expiry = Expiry::of(presented);
+        Ok((Box::new(stream) as Box<dyn Stream>, expiry))
     };
     let connected = timeout(LIMIT, connecting).await;
-    let (stream, valid_until) =
+    let (stream, expiry) =
         connected.unwrap_or_else(|_| Err("no answer in time".to_owned())).map_err(|why| {
             Check::finding("connection", format!("cannot connect to {server}: {why}"))
         })?;
     checks.push(Check::ok("connection", format!("connected in {}", span(start.elapsed()))));
-    checks.extend(valid_until.map(|until| certificate::check(until, SystemTime::now())));
+    checks.extend(expiry.map(|expiry| expiry.check(SystemTime::now())));
     Ok(stream)
 }
 

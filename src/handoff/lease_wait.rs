@@ -1,4 +1,4 @@
-//! Measures how long a request waits for a lease that another worker holds.
+//! Measures how long a request waits for a lease that another request holds.
 
 use std::time::Instant;
 

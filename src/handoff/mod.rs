@@ -147,7 +147,7 @@ impl Handoff {
                     lease_wait.end();
                     // If another worker takes the lease over, its link is used.
                     freshness = if job.request.renew {
-                        Freshness::NewerThan(lease.newest.clone())
+                        Freshness::OtherThan(lease.newest.clone())
                     } else {
                         Freshness::Any
                     };
@@ -158,7 +158,7 @@ impl Handoff {
                 Ok(Claim::Held { newest }) => {
                     // Any link that replaces the current one is new enough for a renewal.
                     if freshness == Freshness::SinceRequest {
-                        freshness = Freshness::NewerThan(newest);
+                        freshness = Freshness::OtherThan(newest);
                     }
                     not_before = Some(claimed_at);
                     lease_wait.begin();

@@ -37,7 +37,7 @@ impl LogLimit {
 
     /// Returns whether to log the message now; counts it as suppressed otherwise.
     pub(crate) fn permit(&'static self) -> bool {
-        if self.permit_ongoing() {
+        if self.try_permit() {
             return true;
         }
         let mut window = self.window.lock();
@@ -47,6 +47,8 @@ impl LogLimit {
             && let (Some(end), Ok(runtime)) = (window.end, Handle::try_current())
         {
             window.summary_scheduled = true;
+            // If `spawn` panics, the panic hook asks a limit, too.
+            drop(window);
             runtime.spawn(async move {
                 sleep_until(end).await;
                 self.log_summary();
@@ -55,8 +57,8 @@ impl LogLimit {
         false
     }
 
-    /// As [`Self::permit`], for an occurrence that was counted before.
-    fn permit_ongoing(&self) -> bool {
+    /// Returns whether to log the message now, and counts nothing.
+    fn try_permit(&self) -> bool {
         let now = Instant::now();
         let mut window = self.window.lock();
         if window.end.is_none_or(|end| end <= now) {
@@ -106,7 +108,7 @@ impl Outage {
     pub(crate) fn report_down(&mut self) -> bool {
         let permitted = match self.state {
             State::Up => self.limit.permit(),
-            State::DownSuppressed => self.limit.permit_ongoing(),
+            State::DownSuppressed => self.limit.try_permit(),
             State::DownLogged => return false,
         };
         self.state = if permitted { State::DownLogged } else { State::DownSuppressed };

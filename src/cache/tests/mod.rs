@@ -41,7 +41,7 @@ fn link_keeps_the_stamps_of_the_last_sixteen_requests() {
         let fault = None;
         for made in 0..18 {
             let request = made % 3;
-            let freshness = Freshness::NewerThan((made + 2) % 3);
+            let freshness = Freshness::OtherThan((made + 2) % 3);
             world.apply(Step::Claim { worker, person, request, freshness, fault }).await;
             let store = Step::Store { worker, short_lived: false, replace: false, fault };
             world.apply(store).await;

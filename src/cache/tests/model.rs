@@ -21,7 +21,7 @@ pub(super) struct Link {
 pub(super) enum Freshness {
     Any,
     SinceRequest,
-    NewerThan(usize),
+    OtherThan(usize),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Person {
             let is_fresh = match freshness {
                 Freshness::Any => true,
                 Freshness::SinceRequest => link.made_for.contains(&request),
-                Freshness::NewerThan(known) => newest != Some(known),
+                Freshness::OtherThan(known) => newest != Some(known),
             };
             if is_fresh {
                 return Answer::Link(link.session);

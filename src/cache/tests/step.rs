@@ -80,7 +80,7 @@ fn freshness() -> impl Strategy<Value = Freshness> {
     prop_oneof![
         Just(Freshness::Any),
         Just(Freshness::SinceRequest),
-        (0..REQUESTS).prop_map(Freshness::NewerThan),
+        (0..REQUESTS).prop_map(Freshness::OtherThan),
     ]
 }
 

@@ -53,8 +53,8 @@ pub(super) enum Change {
     Opened(Cause),
     /// A probe succeeded, so the breaker closed.
     Closed,
-    /// Every probe of a single request failed: the platform may well serve the others, so the breaker
-    /// closed.
+    /// One request failed several probes in a row while no other waited: the platform may well serve the
+    /// others, so the breaker closed.
     ClosedForOthers,
 }
 

@@ -265,7 +265,7 @@ impl CallPermit<'_> {
             log::retry_after(result);
         }
         self.gate.log.lock().report(change, answer.as_ref().err());
-        if change.is_some() || self.gate.waiting.load(Ordering::Relaxed) > 0 {
+        if change.is_some() || pause_began || self.gate.waiting.load(Ordering::Relaxed) > 0 {
             self.gate.wake_waiting();
         }
         let during_pause = during_pause && result != CallResult::Success;

@@ -48,10 +48,11 @@ impl Exporter {
         if env_is("OTEL_SDK_DISABLED", "true") || env_is("OTEL_TRACES_EXPORTER", "none") {
             return Ok(None);
         }
-        let endpoint = Url::parse(&endpoint)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https"))
-        .ok_or("OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT): must be an http:// or https:// URL")?;
+        const NO_URL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT): \
+                              must be an http:// or https:// URL";
+        let endpoint = Url::parse(&endpoint).ok();
+        let endpoint =
+            endpoint.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or(NO_URL)?;
         if setting("PROTOCOL").is_some_and(|protocol| protocol != "http/protobuf") {
             return Err(
                 "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, the only supported protocol",

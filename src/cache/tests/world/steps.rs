@@ -83,7 +83,7 @@ impl World {
         let asked = match freshness {
             model::Freshness::Any => Freshness::Any,
             model::Freshness::SinceRequest => Freshness::SinceRequest,
-            model::Freshness::NewerThan(known) => Freshness::NewerThan(self.stamp(person, known)),
+            model::Freshness::OtherThan(known) => Freshness::OtherThan(self.stamp(person, known)),
         };
         self.inject(worker, fault);
         let answer = self.workers[worker].cache.claim(&keys, &stamp, &asked).await;
