@@ -70,6 +70,8 @@ async fn closed_channel_is_reopened_and_its_delivery_served_again() {
     let mut env = TestEnv::start().await;
     let proxy = env.proxy("AMQP_URL").await;
     let worker = env.start_worker().await;
+    // Raising the prefetch replaces the consumer. If the channel closed meanwhile, that would hide why.
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
     // Rewrites the `basic.ack` of delivery tag 1 to tag 99, which RabbitMQ has never delivered.
     proxy.rewrite_requests(b"\0\x3c\0\x50\0\0\0\0\0\0\0\x01", b"\0\x3c\0\x50\0\0\0\0\0\0\0\x63");
     env.publish_request("r-1", "ann").await;

@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties, Consumer,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer,
     message::Delivery,
     options::*,
     types::{AMQPValue, FieldTable, ShortString},
@@ -145,10 +145,13 @@ impl RabbitMq {
 
     /// Publishes a request body, and waits for RabbitMQ's confirm.
     pub async fn publish(&self, body: impl AsRef<[u8]>, properties: BasicProperties) {
-        self.publish_to(&self.request_exchange, REQUEST_KEY, body.as_ref(), properties).await;
+        let body = body.as_ref();
+        let confirm = self.publish_to(&self.request_exchange, REQUEST_KEY, body, properties).await;
+        assert_routed(&confirm);
     }
 
-    /// Publishes to the exchange for events, as a worker does.
+    /// Publishes to the exchange for events, and waits for RabbitMQ's answer. That may be a nack: RabbitMQ 4
+    /// sends one for a bound queue that is deleted at this moment.
     pub async fn publish_event(&self, routing_key: &str, body: String) {
         let properties = BasicProperties::default();
         self.publish_to(&self.event_exchange, routing_key, body.as_bytes(), properties).await;
@@ -160,16 +163,14 @@ impl RabbitMq {
         key: &str,
         body: &[u8],
         properties: BasicProperties,
-    ) {
+    ) -> Confirmation {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let confirm = self
-            .channel
+        self.channel
             .basic_publish(exchange.into(), key.into(), options, body, properties)
             .await
             .unwrap()
             .await
-            .unwrap();
-        assert!(confirm.is_ack() && confirm.take_message().is_none(), "it was not routed");
+            .unwrap()
     }
 
     /// Publishes a request with this id.
@@ -239,7 +240,8 @@ impl RabbitMq {
 
     /// Publishes to a queue directly, as an operator does who moves dead letters back.
     pub async fn publish_to_queue(&self, queue: &str, message: &Message) {
-        self.publish_to("", queue, &message.body, message.properties.clone()).await;
+        let confirm = self.publish_to("", queue, &message.body, message.properties.clone()).await;
+        assert_routed(&confirm);
     }
 
     /// How many messages a queue holds that no consumer has.
@@ -294,4 +296,8 @@ impl RabbitMq {
         let channel = self.open_channel().await;
         channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
     }
+}
+
+fn assert_routed(confirm: &Confirmation) {
+    assert!(matches!(confirm, Confirmation::Ack(None)), "not routed, or refused: {confirm:?}");
 }
