@@ -150,7 +150,8 @@ mod tests {
     proptest! {
         #[test]
         fn delays_grow_and_stay_within_bounds(first in 1u64..1_000, max in 1u64..60_000) {
-            let (first, max) = (Duration::from_millis(first), Duration::from_millis(max));
+            let first = Duration::from_millis(first);
+            let max = Duration::from_millis(max);
             let mut backoff = Backoff::between(first, max);
             for n in 0..40 {
                 let delay = backoff.next_delay();

@@ -47,7 +47,8 @@ pub(crate) type EventTimes = HashMap<String, Instant>;
 impl Load {
     pub(crate) async fn connect(url: &str) -> Result<Self> {
         let connect = || Connection::connect(url, ConnectionProperties::default());
-        let (publisher, consumer) = (connect().await?, connect().await?);
+        let publisher = connect().await?;
+        let consumer = connect().await?;
         let publishing = publisher.create_channel().await?;
         publishing.confirm_select(ConfirmSelectOptions::default()).await?;
         let channel = consumer.create_channel().await?;
@@ -65,7 +66,8 @@ impl Load {
         let unacked = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let events = channel.basic_consume(events, "".into(), unacked, none()).await?;
         let requests = Requests { queue, channel: publishing };
-        let (events, connections) = (Events(events), [publisher, consumer]);
+        let events = Events(events);
+        let connections = [publisher, consumer];
         Ok(Self { url: url.to_owned(), exchange, requests, events, connections })
     }
 
@@ -100,7 +102,8 @@ impl Requests {
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
             .with_correlation_id(id.into());
-        let (exchange, queue) = ("".into(), self.queue.as_str().into());
+        let exchange = "".into();
+        let queue = self.queue.as_str().into();
         let options = BasicPublishOptions::default();
         let body = body.as_bytes();
         Ok(self.channel.basic_publish(exchange, queue, options, body, properties).await?)

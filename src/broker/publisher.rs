@@ -238,7 +238,8 @@ impl Publisher {
         let _permit = self.0.channel_permits.acquire().await;
         let publish = async {
             let channel = self.channel().await?;
-            let (exchange, routing_key) = (short_string(exchange), short_string(routing_key));
+            let exchange = short_string(exchange);
+            let routing_key = short_string(routing_key);
             let publish = channel.basic_publish(exchange, routing_key, MANDATORY, body, properties);
             let confirm = publish.await?.await?;
             Ok((channel, confirm))

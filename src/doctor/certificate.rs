@@ -36,7 +36,8 @@ impl Expiry {
         let days =
             |end: SystemTime| end.duration_since(now).unwrap_or_default().as_secs() / DAY.as_secs();
         let soon = |end: &SystemTime| days(*end) < MIN_VALIDITY_DAYS;
-        let (left, date) = (days(self.server), format_date_time(self.server));
+        let left = days(self.server);
+        let date = format_date_time(self.server);
         if soon(&self.server) {
             return Check::finding("certificate", format!("expires in {left} days, on {date}"))
                 .cost("after that, every connection fails")

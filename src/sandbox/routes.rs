@@ -69,7 +69,8 @@ async fn serve_other(app: &App, request: Request) -> Response {
         method => method,
     };
     if let Some(path) = path.strip_prefix("/sandbox/") {
-        let (path, method) = (path.to_owned(), method.clone());
+        let path = path.to_owned();
+        let method = method.clone();
         let response = control::serve(app, &method, &path, request.into_body()).await;
         return response.unwrap_or_else(|| {
             control::error(StatusCode::NOT_FOUND, "the sandbox has no such path and method")

@@ -149,7 +149,8 @@ impl Clients {
         quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let durable = QueueDeclareOptions { durable: true, ..Default::default() };
         channel.queue_declare(EVENT_QUEUE.into(), durable, quorum).await?;
-        let (exchange, key) = (EVENT_EXCHANGE.into(), "handoff.*".into());
+        let exchange = EVENT_EXCHANGE.into();
+        let key = "handoff.*".into();
         channel
             .queue_bind(EVENT_QUEUE.into(), exchange, key, Default::default(), no_args())
             .await?;

@@ -85,12 +85,14 @@ impl TopologySurvey {
         let mut objects = Vec::new();
         for (name, _) in self.topology.exchanges() {
             let state = self.exchange(name).await?;
-            let (name, kind) = (name.to_owned(), ObjectKind::Exchange);
+            let name = name.to_owned();
+            let kind = ObjectKind::Exchange;
             objects.push(SurveyedObject { name, kind, state, counts: None });
         }
         for queue in &self.topology.queues {
             let (state, counts) = self.queue(queue).await?;
-            let (name, kind) = (queue.name.clone(), ObjectKind::Queue);
+            let name = queue.name.clone();
+            let kind = ObjectKind::Queue;
             objects.push(SurveyedObject { name, kind, state, counts });
         }
         Ok(objects)

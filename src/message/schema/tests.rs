@@ -197,7 +197,8 @@ fn every_event_matches_its_schema_and_no_other() {
                 EventBody::Failed { request_id: "r", user_id, workflow_id, reason, attempts: 1 }
             })
         });
-    let (as_ready, as_failed) = (validator(&super::ready()), validator(&super::failed()));
+    let as_ready = validator(&super::ready());
+    let as_failed = validator(&super::failed());
     for body in std::iter::once(ready).chain(failed) {
         let event = Event::new(&body, now);
         let is_ready = event.kind == READY;

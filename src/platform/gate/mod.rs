@@ -203,7 +203,8 @@ impl<'a> Ticket<'a> {
 
     /// Waits until a call may be made.
     pub(crate) async fn acquire(&mut self, call: Call) -> CallPermit<'a> {
-        let (gate, caller) = (self.gate, self.caller);
+        let gate = self.gate;
+        let caller = self.caller;
         loop {
             if !gate.decide(caller, call).allows_call() {
                 // Waiting requests hold no permits: they would all use them at once when the pause ends.

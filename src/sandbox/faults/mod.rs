@@ -165,7 +165,8 @@ impl Fault {
         if let Some(to) = &self.redirect {
             return Some(Answer::Redirect(to.clone()));
         }
-        let (retry_after, body) = (self.retry_after.clone(), self.body.clone());
+        let retry_after = self.retry_after.clone();
+        let body = self.body.clone();
         self.status.map(|status| Answer::Response { status, retry_after, body })
     }
 

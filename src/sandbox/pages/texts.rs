@@ -105,7 +105,8 @@ impl ErrorPage {
 
 /// Formats a time for people: `14:05 UTC, 3 March 2031`.
 pub(super) fn time_of_day(time: OffsetDateTime) -> String {
-    let (hour, minute) = (time.hour(), time.minute());
+    let hour = time.hour();
+    let minute = time.minute();
     let (day, month, year) = (time.day(), time.month(), time.year());
     format!("{hour:02}:{minute:02} UTC, {day} {month} {year}")
 }

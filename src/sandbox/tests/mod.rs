@@ -111,7 +111,8 @@ async fn a_body_over_64_kib_is_refused() {
     let headers = [("authorization", KEY), ("content-type", "application/json")];
     let post = |length: usize| {
         let body = format!("{{\"ttl\":60}}{}", " ".repeat(length - 10));
-        let (sandbox, headers) = (&sandbox, &headers);
+        let sandbox = &sandbox;
+        let headers = &headers;
         async move { send(sandbox, "POST /api/device/ephemeral", headers, &body).await.status }
     };
     assert_eq!(post(64 * 1024).await, Some(200));
@@ -140,7 +141,8 @@ async fn stopping_ends_simulated_latency() {
 #[tokio::test]
 async fn dropping_the_last_handle_stops_the_sandbox() {
     let sandbox = start(Options::default()).await;
-    let (addr, copy) = (sandbox.addr(), sandbox.clone());
+    let addr = sandbox.addr();
+    let copy = sandbox.clone();
     drop(sandbox);
     assert_eq!(post_token(&copy).await.status, Some(200));
     drop(copy);
