@@ -30,7 +30,7 @@ pub(crate) enum Claim {
     /// The lease: no other request makes a session until it ends.
     Lease(Lease),
     /// Another request holds the lease.
-    Held {
+    LeaseTaken {
         /// The newest stamp of the current link, which is not fresh enough; empty without a link.
         newest: Stamp,
     },
@@ -100,7 +100,9 @@ impl Cache {
                         lost,
                     }));
                 }
-                Ok(Some(ClaimReply::Held { newest })) => return Ok(Claim::Held { newest }),
+                Ok(Some(ClaimReply::LeaseTaken { newest })) => {
+                    return Ok(Claim::LeaseTaken { newest });
+                }
                 Ok(None) => {
                     self.0.metrics.cache.failed();
                     CacheError::Failed("unexpected reply from the claim script".to_owned())

@@ -29,7 +29,7 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) enum Overwrite<'a> {
     Any,
     /// No link: the new one is stored only if no link exists.
-    Never,
+    IfAbsent,
     /// The link whose newest stamp is this one.
     Only(&'a Stamp),
 }
@@ -65,7 +65,7 @@ impl Holder {
         let until = cache.reusable_until(&session.token);
         let overwrite = match overwrite {
             Overwrite::Any => "any",
-            Overwrite::Never => "",
+            Overwrite::IfAbsent => "",
             Overwrite::Only(newest) => newest.as_str(),
         };
         let script =

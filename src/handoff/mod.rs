@@ -6,8 +6,9 @@
 //! a session under the lease and stores it; `make_without_cache` makes one while Redis is unavailable.
 //! `make` calls the platform for a token and, with it, for a session. The worker publishes the event.
 //!
-//! Each cached link carries stamps, hashes of the request ids of the last sixteen requests that got it.
-//! A redelivered renewal that finds its own stamp reuses that link instead of making another.
+//! Each cached link carries up to sixteen stamps, which are hashes of request ids: of the request it was
+//! made for, of the renewals that reused it, and of the links before it. A redelivered renewal that finds
+//! its own stamp accepts the link instead of making another.
 
 mod calls;
 mod job;
@@ -51,8 +52,8 @@ pub(crate) struct Obtained {
     pub(crate) session: Arc<Session>,
     /// The session was made for another request, or by an earlier try of this one.
     pub(crate) reused: bool,
-    /// The link appeared no earlier than this, so a renewal that joined before may use it. `None`: the link
-    /// was in the cache when the request claimed it.
+    /// The link appeared no earlier than this, so a renewal that joined before may use it. `None`: unknown,
+    /// as for a link that was in the cache already.
     not_before: Option<Instant>,
 }
 
@@ -89,11 +90,12 @@ impl Handoff {
                 Joined::Follower(follower) => match job.within_deadline(follower.result()).await? {
                     // A renewal may use a link that appeared while it waited, but no older one.
                     Some(Ok(obtained))
-                        if !job.request.renew || obtained.not_before >= Some(joined_at) =>
+                        if !job.request.renew
+                            || obtained.not_before.is_some_and(|moment| moment >= joined_at) =>
                     {
                         return Ok(Obtained { reused: true, ..obtained });
                     }
-                    // The leader spent its budget. A request that joined later may have some left.
+                    // The leader spent its budget; this request may have some left.
                     Some(Err(failure @ Failure::Transient(_))) => {
                         match budget.schedule.next_delay() {
                             Some(delay) => self.calls.pause(job, delay).await?,
@@ -145,18 +147,16 @@ impl Handoff {
                 }
                 Ok(Claim::Lease(lease)) => {
                     lease_wait.end();
-                    // If another worker takes the lease over, its link is used.
-                    freshness = if job.request.renew {
-                        Freshness::OtherThan(lease.newest.clone())
-                    } else {
-                        Freshness::Any
-                    };
+                    // Should the lease be lost, a renewal accepts any link but the one it has seen.
+                    if job.request.renew {
+                        freshness = Freshness::OtherThan(lease.newest.clone());
+                    }
                     if let Some(session) = self.make_and_store(job, &lease, budget).await? {
                         return Ok(Obtained::new(session));
                     }
                 }
-                Ok(Claim::Held { newest }) => {
-                    // Any link that replaces the current one is new enough for a renewal.
+                Ok(Claim::LeaseTaken { newest }) => {
+                    // A renewal then accepts any link that replaces the current one.
                     if freshness == Freshness::SinceRequest {
                         freshness = Freshness::OtherThan(newest);
                     }
@@ -175,7 +175,7 @@ impl Handoff {
         }
     }
 
-    /// Makes a session under the lease. `None`: another worker has taken the lease over; claim again.
+    /// Makes a session under the lease. `None`: Redis reports the lease lost; claim again.
     async fn make_and_store(
         &self,
         job: &Job<'_>,
@@ -207,7 +207,8 @@ impl Handoff {
         }
     }
 
-    /// Makes a session without a lease while Redis is unavailable. `None`: Redis is back; claim again.
+    /// Makes a session without a lease while Redis is unavailable. `None`: Redis is back
+    /// before the token call; claim again.
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
@@ -218,7 +219,8 @@ impl Handoff {
         match self.make(job, None, budget).await {
             Ok(session) => {
                 // If this fails, too, the cache stores the link once Redis is back.
-                let overwrite = if job.request.renew { Overwrite::Any } else { Overwrite::Never };
+                let overwrite =
+                    if job.request.renew { Overwrite::Any } else { Overwrite::IfAbsent };
                 let _ = unanswered.store(&session, overwrite).await;
                 Ok(Some(session))
             }
@@ -252,8 +254,8 @@ impl Handoff {
             match made {
                 Ok(id) => return Ok(Session { token, id }),
                 Err(Stopped::TokenStale) => {}
-                // A refused token is replaced once. `TokenUsed` is not counted: it only follows a failed
-                // call, so the retry budget bounds it.
+                // A refused token is replaced once. After `TokenUsed` it is always replaced: a call has
+                // failed before, so the retry budget or the deadline bounds it.
                 Err(stopped)
                     if matches!(stopped, Stopped::TokenUsed)
                         || (stopped.blames_token() && !replaced) =>

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{events::Events, log, metadata::Metadata};
 use crate::{
-    broker::{Delivery, Publisher, Settled, Settlement, settle},
+    broker::{Delivery, Publisher, Settled, Settlement, Topology, settle},
     handoff::{Failure, Handoff, Job, with_background},
     message::{Decoded, FailedReason, InvalidRequest, ReasonCode, Request, decode_request},
     telemetry::{
@@ -44,9 +44,9 @@ impl Processor {
         let _in_flight = self.metrics.requests.in_flight();
         let processed = pin!(self.process_inner(delivery, publisher, connection_lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
-            // `serve` catches panics in serving a request. This one came from elsewhere, so publishing a
-            // copy might panic, too. Every RabbitMQ counts `reject` towards the delivery limit (`nack` no
-            // longer counts since 4.3): a message that always panics is dead-lettered in the end.
+            // This panic did not come from serving the request, which is caught below, so publishing a copy
+            // might panic, too. `reject` requeues the message, and counts towards the delivery limit in
+            // every RabbitMQ (`nack` does not since 4.3): in the end it is dead-lettered.
             delivery.reject();
         }
     }
@@ -65,11 +65,15 @@ impl Processor {
             decode_request(delivery.body(), self.max_message_bytes, workflow);
         metadata.set_decoded_id(id);
 
-        let served = match &request {
-            Ok(request) => self.serve(request, &metadata, publisher, connection_lost).await,
+        let decided = match &request {
+            Ok(request) => {
+                let served =
+                    self.obtain_and_publish(request, &metadata, publisher, connection_lost).await;
+                decide(served, metadata.attempts, publisher.topology())
+            }
             Err(invalid) => Err(failed(ReasonCode::InvalidRequest, invalid.message.clone())),
         };
-        let settlement = match served {
+        let settlement = match decided {
             Ok(settlement) => settlement,
             // Boxed to keep this future small: failures are rare.
             Err(reason) => {
@@ -81,59 +85,34 @@ impl Processor {
         self.record(&settlement, settled, metadata, started);
     }
 
-    /// Serves a valid request, and decides how its delivery is settled. `Err`: the request has failed for
-    /// good, and `handoff.failed` must report it.
-    async fn serve<'q>(
-        &self,
-        request: &Request,
-        metadata: &Metadata,
-        publisher: &'q Publisher,
-        connection_lost: &CancellationToken,
-    ) -> Result<Settlement<'q>, FailedReason> {
-        let Metadata { request_id, span, attempts, .. } = metadata;
-        let hold_until = Instant::now() + self.hold_limit;
-        let job = Job { request, request_id, span, hold_until, connection_lost };
-        let serving = pin!(self.obtain_and_publish(&job, metadata, publisher));
-        let served = tokio::select! {
-            served = AssertUnwindSafe(serving).catch_unwind() => served.unwrap_or_else(panicked),
-            () = self.grace_over.cancelled() => return Ok(Settlement::Requeue),
-        };
-        match served {
-            Ok(reused) => Ok(Settlement::Done { reused }),
-            Err(Failure::Interrupted) => Ok(Settlement::Requeue),
-            Err(Failure::Postponed) => Ok(Settlement::Postpone),
-            Err(Failure::Expired) => {
-                let message = "the request's `expiresAt` has passed".to_owned();
-                Err(failed(ReasonCode::RequestExpired, message))
-            }
-            Err(Failure::Rejected(cause)) => Err(failed(ReasonCode::PlatformRejected, cause)),
-            Err(Failure::Transient(cause)) => match publisher.topology().retry_queue(*attempts) {
-                Some(queue) => Ok(Settlement::Retry { queue, cause }),
-                None => {
-                    let message = format!("the last of {attempts} attempts failed: {cause}");
-                    Err(failed(ReasonCode::RetriesExhausted, message))
-                }
-            },
-        }
-    }
-
     /// Obtains the session and publishes `handoff.ready`. Returns whether the link is reused.
     async fn obtain_and_publish(
         &self,
-        job: &Job<'_>,
+        request: &Request,
         metadata: &Metadata,
         publisher: &Publisher,
+        connection_lost: &CancellationToken,
     ) -> Result<bool, Failure> {
-        let obtained = self.handoff.obtain(job).await?;
-        let publish = pin!(self.events.ready(job.request, &obtained, metadata, publisher));
-        if job.request.renew && obtained.reused {
-            // Alongside the publish, so that a reused link waits for one round trip to Redis only: the
-            // claim. Best effort: the publish does not wait for the stamp.
-            with_background(publish, pin!(self.handoff.stamp_renewal(job))).await?;
-        } else {
-            publish.await?;
+        let Metadata { request_id, span, .. } = metadata;
+        let hold_until = Instant::now() + self.hold_limit;
+        let job = Job { request, request_id, span, hold_until, connection_lost };
+        let serving = pin!(async {
+            let obtained = self.handoff.obtain(&job).await?;
+            let publish = pin!(self.events.ready(request, &obtained, metadata, publisher));
+            if request.renew && obtained.reused {
+                // Stamps the link while publishing: the request then waits for Redis only once, for the
+                // claim. Best effort: the stamp is dropped if the publish ends first.
+                with_background(publish, pin!(self.handoff.stamp_renewal(&job))).await?;
+            } else {
+                publish.await?;
+            }
+            Ok(obtained.reused)
+        });
+        tokio::select! {
+            served = AssertUnwindSafe(serving).catch_unwind() => served.unwrap_or_else(panicked),
+            // A lease that the request holds runs out within seconds.
+            () = self.grace_over.cancelled() => Err(Failure::Interrupted),
         }
-        Ok(obtained.reused)
     }
 
     /// Publishes `handoff.failed`, then decides how to settle the delivery.
@@ -163,6 +142,7 @@ impl Processor {
     ) {
         let (outcome, reason, error) = match settlement {
             _ if settled == Settled::Requeued => return log::requeued(&metadata),
+            // Always `Requeued`, too.
             Settlement::Requeue => return log::requeued(&metadata),
             Settlement::Done { reused: false } => (Outcome::Ready, None, None),
             Settlement::Done { reused: true } => (Outcome::Reused, None, None),
@@ -188,6 +168,32 @@ impl Processor {
             trace_id = metadata.span.trace_id(),
             "request finished"
         );
+    }
+}
+
+/// Decides how a delivery is settled. `Err`: the request has failed for good, and `handoff.failed` must
+/// report it first.
+fn decide(
+    served: Result<bool, Failure>,
+    attempts: u32,
+    topology: &Topology,
+) -> Result<Settlement<'_>, FailedReason> {
+    match served {
+        Ok(reused) => Ok(Settlement::Done { reused }),
+        Err(Failure::Interrupted) => Ok(Settlement::Requeue),
+        Err(Failure::Postponed) => Ok(Settlement::Postpone),
+        Err(Failure::Expired) => {
+            let message = "the request's `expiresAt` has passed".to_owned();
+            Err(failed(ReasonCode::RequestExpired, message))
+        }
+        Err(Failure::Rejected(cause)) => Err(failed(ReasonCode::PlatformRejected, cause)),
+        Err(Failure::Transient(cause)) => match topology.retry_queue(attempts) {
+            Some(queue) => Ok(Settlement::Retry { queue, cause }),
+            None => {
+                let message = format!("the last of {attempts} attempts failed: {cause}");
+                Err(failed(ReasonCode::RetriesExhausted, message))
+            }
+        },
     }
 }
 

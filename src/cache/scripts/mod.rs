@@ -69,7 +69,7 @@ pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()
 pub(super) enum ClaimReply<'a> {
     Link { stamps: &'a [u8], value: &'a [u8] },
     Lease { newest: Stamp, token: &'a [u8] },
-    Held { newest: Stamp },
+    LeaseTaken { newest: Stamp },
 }
 
 impl<'a> ClaimReply<'a> {
@@ -81,7 +81,7 @@ impl<'a> ClaimReply<'a> {
                 let (newest, token) = split_at_bar(rest)?;
                 Self::Lease { newest: Stamp::from_redis(newest), token }
             }
-            (b"held", newest) => Self::Held { newest: Stamp::from_redis(newest) },
+            (b"held", newest) => Self::LeaseTaken { newest: Stamp::from_redis(newest) },
             (stamps, value) => Self::Link { stamps, value },
         })
     }
@@ -114,7 +114,7 @@ mod tests {
         ));
         assert!(matches!(
             ClaimReply::parse(b"held|ab"),
-            Some(ClaimReply::Held { newest }) if newest == stamp(b"ab")
+            Some(ClaimReply::LeaseTaken { newest }) if newest == stamp(b"ab")
         ));
         for other in [&b""[..], b"OK", b"lease", b"lease|ab", b"held"] {
             assert!(ClaimReply::parse(other).is_none());

@@ -28,7 +28,7 @@ pub(super) enum Freshness {
 pub(super) enum Answer {
     Link(usize),
     Lease { token: Option<usize>, newest: Option<usize> },
-    Held { newest: Option<usize> },
+    LeaseTaken { newest: Option<usize> },
 }
 
 /// A call that stores a link.
@@ -68,7 +68,7 @@ impl Person {
             }
         }
         if self.lease.is_some() {
-            return Answer::Held { newest };
+            return Answer::LeaseTaken { newest };
         }
         self.lease = Some(claim);
         Answer::Lease { token: self.token, newest }

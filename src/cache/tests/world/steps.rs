@@ -118,7 +118,10 @@ impl World {
                 attempt.newest = expected;
                 self.workers[worker].attempt = Some((attempt, Right::Lease(Arc::new(lease))));
             }
-            (Ok(Claim::Held { newest: known }), Some(Answer::Held { newest: expected })) => {
+            (
+                Ok(Claim::LeaseTaken { newest: known }),
+                Some(Answer::LeaseTaken { newest: expected }),
+            ) => {
                 assert_eq!(known, newest(expected));
             }
             (answer, expected) => panic!("{answer:?} instead of {expected:?}"),
@@ -149,7 +152,7 @@ impl World {
         let stored = match right {
             Right::Lease(lease) => lease.store(&made).await,
             Right::Unanswered(claim) if replace => claim.store(&made, Overwrite::Any).await,
-            Right::Unanswered(claim) => claim.store(&made, Overwrite::Never).await,
+            Right::Unanswered(claim) => claim.store(&made, Overwrite::IfAbsent).await,
         };
         let call = StoreCall { claim, request, session, overwrite, short_lived };
         let expected = (fault != Some(Fault::ScriptLost)).then(|| self.model_store(attempt, &call));
