@@ -242,14 +242,14 @@ impl Handoff {
         };
         let mut replaced = false;
         loop {
-            let made = {
-                let call = pin!(self.calls.session(job, &token, lease, budget));
-                match lease {
-                    // Saves the token for the next holder of the lease, in case this worker is killed
-                    // during the session call. Best effort: the call does not wait for Redis.
-                    Some(lease) => with_background(call, pin!(lease.save_token(&token))).await,
-                    None => call.await,
+            let made = match lease {
+                // Saves the token for the next holder of the lease, in case this worker is killed during
+                // the session call. Best effort: the call does not wait for Redis.
+                Some(held) => {
+                    let call = pin!(self.calls.session(job, &token, lease, budget));
+                    with_background(call, pin!(held.save_token(&token))).await
                 }
+                None => self.calls.session(job, &token, lease, budget).await,
             };
             match made {
                 Ok(id) => return Ok(Session { token, id }),

@@ -98,13 +98,13 @@ impl Processor {
         let job = Job { request, request_id, span, hold_until, connection_lost };
         let serving = pin!(async {
             let obtained = self.handoff.obtain(&job).await?;
-            let publish = pin!(self.events.ready(request, &obtained, metadata, publisher));
             if request.renew && obtained.reused {
                 // Stamps the link while publishing: the request then waits for Redis only once, for the
                 // claim. Best effort: the stamp is dropped if the publish ends first.
+                let publish = pin!(self.events.ready(request, &obtained, metadata, publisher));
                 with_background(publish, pin!(self.handoff.stamp_renewal(&job))).await?;
             } else {
-                publish.await?;
+                self.events.ready(request, &obtained, metadata, publisher).await?;
             }
             Ok(obtained.reused)
         });
