@@ -49,9 +49,9 @@ const PERSISTENT: u8 = 2;
 
 /// The publishing channels of one connection.
 #[derive(Clone)]
-pub struct Publisher(Arc<Inner>);
+pub struct Publisher(Arc<PublisherInner>);
 
-struct Inner {
+struct PublisherInner {
     connection: Arc<Connection>,
     topology: Arc<Topology>,
     events: tokio::sync::Mutex<Option<Pipeline>>,
@@ -68,7 +68,7 @@ impl Publisher {
         concurrency: u16,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(PublisherInner {
             connection,
             topology,
             events: tokio::sync::Mutex::default(),

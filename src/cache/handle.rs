@@ -24,9 +24,9 @@ use crate::{
 
 /// Redis, as the worker uses it. Cheap to clone.
 #[derive(Clone)]
-pub struct Cache(pub(super) Arc<Inner>);
+pub struct Cache(pub(super) Arc<CacheInner>);
 
-pub(super) struct Inner {
+pub(super) struct CacheInner {
     pub(super) pool: Pool,
     pub(super) seal: Seal,
     pub(super) prefix: String,
@@ -42,7 +42,7 @@ impl Cache {
     pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
         let pool = Pool::new(&settings.url, Arc::clone(&metrics))
             .map_err(|error| CacheError::Url(format!("{:?}", error.kind())))?;
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(CacheInner {
             pool,
             seal: Seal::new(&settings.seal_keys),
             prefix: settings.key_prefix.clone(),

@@ -26,13 +26,13 @@ pub(super) struct Pool {
     pub(super) state: Arc<ConnectionState>,
     _keeper: AbortOnDropHandle<()>,
     #[cfg(test)]
-    pub(super) fault: parking_lot::Mutex<Option<Fault>>,
+    pub(super) fault: parking_lot::Mutex<Option<InjectedFault>>,
 }
 
 /// How a test makes the next operation fail.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum InjectedFault {
     /// The script never reaches Redis.
     ScriptLost,
     /// Redis runs the script, and its answer is lost.
@@ -77,7 +77,7 @@ impl Pool {
         let fault = self.fault.lock().take();
         #[cfg(test)]
         if let Some(fault) = fault {
-            if fault == Fault::AnswerLost {
+            if fault == InjectedFault::AnswerLost {
                 let answer = script.invoke_async::<deadpool_redis::redis::Value>(&mut connection);
                 answer.await.unwrap();
             }

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 /// The work in flight, by key.
 pub(super) struct SingleFlight<T> {
-    in_flight: Arc<Mutex<InFlight<T>>>,
+    in_flight: Arc<Mutex<Flights<T>>>,
 }
 
-type InFlight<T> = HashMap<String, watch::Receiver<Option<T>>>;
+type Flights<T> = HashMap<String, watch::Receiver<Option<T>>>;
 
 /// The caller's part among concurrent requests for one key.
 pub(super) enum Joined<T> {
@@ -23,7 +23,7 @@ pub(super) enum Joined<T> {
 
 /// The request that does the work. Dropped without a result, by a panic say, it releases its followers.
 pub(super) struct Leader<T> {
-    in_flight: Arc<Mutex<InFlight<T>>>,
+    in_flight: Arc<Mutex<Flights<T>>>,
     key: String,
     result: watch::Sender<Option<T>>,
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    admission::Action,
+    admission::AdmissionAction,
     app::App,
     backend::Backend,
     call::{ApiCall, ClosedConnection, Endpoint},
@@ -84,12 +84,12 @@ fn process(app: &App, call: &ApiCall) -> (Answer, Duration) {
     let decision = backend.admission.decide(call.endpoint, &app.options, &mut backend.rng, now);
     let authorization = authorization.unwrap_or_default();
     let answer = match decision.action {
-        Action::Serve => serve(app, backend, authorization, parsed, &mut record, now),
-        Action::ServeThenAnswer(answer) => {
+        AdmissionAction::Serve => serve(app, backend, authorization, parsed, &mut record, now),
+        AdmissionAction::ServeThenAnswer(answer) => {
             serve(app, backend, authorization, parsed, &mut record, now);
             answer
         }
-        Action::Answer(answer) => answer,
+        AdmissionAction::Answer(answer) => answer,
     };
     record.status = match &answer {
         Answer::Response { status, .. } => Some(*status),

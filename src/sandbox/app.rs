@@ -72,16 +72,16 @@ impl App {
     }
 
     /// Counts a call as in flight until the guard is dropped.
-    pub(super) fn call_in_flight(&self) -> InFlightGuard<'_> {
+    pub(super) fn call_in_flight(&self) -> OpenCallGuard<'_> {
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.max_in_flight.fetch_max(in_flight, Ordering::Relaxed);
-        InFlightGuard(&self.in_flight)
+        OpenCallGuard(&self.in_flight)
     }
 }
 
-pub(super) struct InFlightGuard<'a>(&'a AtomicUsize);
+pub(super) struct OpenCallGuard<'a>(&'a AtomicUsize);
 
-impl Drop for InFlightGuard<'_> {
+impl Drop for OpenCallGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

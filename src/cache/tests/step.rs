@@ -3,7 +3,7 @@
 use proptest::{prelude::*, sample::Index};
 
 use super::model::Freshness;
-use crate::cache::pool::Fault;
+use crate::cache::pool::InjectedFault;
 
 pub(super) const WORKERS: usize = 3;
 pub(super) const PEOPLE: usize = 2;
@@ -18,33 +18,33 @@ pub(super) enum Step {
         person: usize,
         request: usize,
         freshness: Freshness,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     SaveToken {
         worker: usize,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     Extend {
         worker: usize,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     Store {
         worker: usize,
         short_lived: bool,
         replace: bool,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     Release {
         worker: usize,
         drop_token: bool,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     /// A request is served with the stored link.
     AddStamp {
         worker: usize,
         person: usize,
         request: usize,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     },
     /// A new worker replaces one that died.
     Crash {
@@ -68,11 +68,11 @@ pub(super) enum Step {
     },
 }
 
-fn fault() -> impl Strategy<Value = Option<Fault>> {
+fn fault() -> impl Strategy<Value = Option<InjectedFault>> {
     prop_oneof![
         6 => Just(None),
-        1 => Just(Some(Fault::ScriptLost)),
-        1 => Just(Some(Fault::AnswerLost)),
+        1 => Just(Some(InjectedFault::ScriptLost)),
+        1 => Just(Some(InjectedFault::AnswerLost)),
     ]
 }
 

@@ -28,11 +28,11 @@ struct RateWindow {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Treatment {
     pub(super) latency: Duration,
-    pub(super) action: Action,
+    pub(super) action: AdmissionAction,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum AdmissionAction {
     /// Process the call.
     Serve,
     /// Process the call, but return this answer.
@@ -55,14 +55,14 @@ impl Admission {
             .latency()
             .unwrap_or_else(|| options.latency + options.jitter.mul_f64(rng.random::<f64>()));
         let action = match fault.answer() {
-            Some(answer) if fault.is_carried_out() => Action::ServeThenAnswer(answer),
-            Some(answer) => Action::Answer(answer),
+            Some(answer) if fault.is_carried_out() => AdmissionAction::ServeThenAnswer(answer),
+            Some(answer) => AdmissionAction::Answer(answer),
             None if rng.random::<f64>() < options.failure_rate => {
-                Action::Answer(response(503, None))
+                AdmissionAction::Answer(response(503, None))
             }
             None => match options.rate_limit.and_then(|limit| self.admit(limit, now).err()) {
-                Some(retry_after_s) => Action::Answer(response(429, Some(retry_after_s))),
-                None => Action::Serve,
+                Some(retry_after_s) => AdmissionAction::Answer(response(429, Some(retry_after_s))),
+                None => AdmissionAction::Serve,
             },
         };
         Treatment { latency, action }

@@ -13,14 +13,14 @@ fn limited(count: u32, per: Duration) -> Options {
     Options { rate_limit: Some(RateLimit { count, per }), ..Options::default() }
 }
 
-fn limit_reached(retry_after_s: u64) -> Action {
-    Action::Answer(response(429, Some(retry_after_s)))
+fn limit_reached(retry_after_s: u64) -> AdmissionAction {
+    AdmissionAction::Answer(response(429, Some(retry_after_s)))
 }
 
 #[test]
 fn a_call_is_served_by_default() {
     let decision = decide(&mut Admission::default(), &Options::default(), Instant::now());
-    assert_eq!(decision, Treatment { latency: Duration::ZERO, action: Action::Serve });
+    assert_eq!(decision, Treatment { latency: Duration::ZERO, action: AdmissionAction::Serve });
 }
 
 #[test]
@@ -29,13 +29,13 @@ fn the_rate_limit_says_when_to_retry() {
     let options = limited(2, 10 * SECOND);
     let start = Instant::now();
     let mut action = |at| decide(&mut admission, &options, start + at).action;
-    assert_eq!(action(Duration::ZERO), Action::Serve);
-    assert_eq!(action(SECOND), Action::Serve);
+    assert_eq!(action(Duration::ZERO), AdmissionAction::Serve);
+    assert_eq!(action(SECOND), AdmissionAction::Serve);
     assert_eq!(action(SECOND), limit_reached(9));
     assert_eq!(action(SECOND * 3 / 2), limit_reached(9));
     assert_eq!(action(SECOND * 10 - Duration::from_millis(1)), limit_reached(1));
-    assert_eq!(action(SECOND * 10), Action::Serve);
-    assert_eq!(action(SECOND * 19), Action::Serve);
+    assert_eq!(action(SECOND * 10), AdmissionAction::Serve);
+    assert_eq!(action(SECOND * 19), AdmissionAction::Serve);
     assert_eq!(action(SECOND * 19), limit_reached(1));
 }
 
@@ -47,7 +47,7 @@ fn calls_fail_at_the_failure_rate() {
         let options = Options { failure_rate, ..Options::default() };
         let mut decide =
             || admission.decide(Endpoint::Session, &options, &mut rng, Instant::now()).action;
-        (0..1000).filter(|_| decide() == Action::Answer(response(503, None))).count()
+        (0..1000).filter(|_| decide() == AdmissionAction::Answer(response(503, None))).count()
     };
     assert_eq!(failures(0.0), 0);
     assert!((200..300).contains(&failures(0.25)));
@@ -74,9 +74,9 @@ fn a_fault_precedes_the_rate_limit_and_does_not_count_against_it() {
     admission.faults = Faults::token(Fault::close().after(SECOND).carried_out().times(1));
     assert_eq!(
         decide(&mut admission, &options, now),
-        Treatment { latency: SECOND, action: Action::ServeThenAnswer(Answer::Close) }
+        Treatment { latency: SECOND, action: AdmissionAction::ServeThenAnswer(Answer::Close) }
     );
-    assert_eq!(decide(&mut admission, &options, now).action, Action::Serve);
+    assert_eq!(decide(&mut admission, &options, now).action, AdmissionAction::Serve);
     assert_eq!(decide(&mut admission, &options, now).action, limit_reached(1));
 }
 
@@ -84,5 +84,5 @@ fn a_fault_precedes_the_rate_limit_and_does_not_count_against_it() {
 fn a_slow_call_is_still_served() {
     let mut admission = Admission { faults: Faults::token(Fault::slow(SECOND)), window: None };
     let decision = decide(&mut admission, &Options::default(), Instant::now());
-    assert_eq!(decision, Treatment { latency: SECOND, action: Action::Serve });
+    assert_eq!(decision, Treatment { latency: SECOND, action: AdmissionAction::Serve });
 }

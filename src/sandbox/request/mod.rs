@@ -37,12 +37,12 @@ pub(super) struct SessionRequest {
 /// Parses a token call and returns the token's lifetime. Invalid values are recorded, too.
 pub(super) fn token(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
     #[derive(Deserialize)]
-    struct TokenBody {
+    struct TokenCallBody {
         ttl: u64,
     }
     const WRONG_TTL: Refusal =
         Refusal::new(StatusCode::BAD_REQUEST, "ttl must be a whole number of seconds, 1 to 86400");
-    let TokenBody { ttl } = serde_json::from_slice(json_object(call)?)
+    let TokenCallBody { ttl } = serde_json::from_slice(json_object(call)?)
         .map_err(|error| if error.is_data() { WRONG_TTL } else { NOT_JSON })?;
     record.ttl = Some(ttl);
     match ttl {
@@ -70,7 +70,7 @@ pub(super) fn session(call: &ApiCall, record: &mut CallRecord) -> Result<Session
 
 fn user(call: &ApiCall, record: &mut CallRecord) -> Result<String, Refusal> {
     #[derive(Deserialize)]
-    struct SessionBody<'a> {
+    struct SessionCallBody<'a> {
         #[serde(borrow)]
         metadata: &'a RawValue,
         locale: Option<String>,
@@ -85,7 +85,7 @@ fn user(call: &ApiCall, record: &mut CallRecord) -> Result<String, Refusal> {
         "metadata must be an object with exactly one externalUserId, a non-empty string; \
          locale must be a string if present",
     );
-    let body: SessionBody<'_> = serde_json::from_slice(json_object(call)?)
+    let body: SessionCallBody<'_> = serde_json::from_slice(json_object(call)?)
         .map_err(|error| if error.is_data() { WRONG_METADATA } else { NOT_JSON })?;
     let metadata = body.metadata.get();
     record.locale = body.locale;

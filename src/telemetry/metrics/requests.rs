@@ -41,9 +41,9 @@ impl RequestMetrics {
     }
 
     /// Counts a delivery as in flight until the guard is dropped.
-    pub(crate) fn in_flight(&self) -> InFlight {
+    pub(crate) fn in_flight(&self) -> InFlightGuard {
         self.in_flight.inc();
-        InFlight(self.in_flight.clone())
+        InFlightGuard(self.in_flight.clone())
     }
 
     /// Counts a settled delivery.
@@ -60,9 +60,9 @@ impl RequestMetrics {
 
 /// Counts a delivery as in flight until it is dropped.
 #[derive(Debug)]
-pub(crate) struct InFlight(Gauge);
+pub(crate) struct InFlightGuard(Gauge);
 
-impl Drop for InFlight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

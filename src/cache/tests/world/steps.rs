@@ -9,7 +9,7 @@ use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, Right, World};
 use crate::{
     cache::{
         Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome,
-        pool::Fault,
+        pool::InjectedFault,
         tests::{
             model::{self, Answer, StoreCall},
             step::{PEOPLE, Step},
@@ -76,7 +76,7 @@ impl World {
         person: usize,
         request: usize,
         freshness: model::Freshness,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     ) {
         let keys = self.keys(person);
         let stamp = self.stamp(person, request);
@@ -89,7 +89,7 @@ impl World {
         let answer = self.workers[worker].cache.claim(&keys, &stamp, &asked).await;
         let claim = self.next_number();
         let token = self.next_number();
-        let expected = (fault != Some(Fault::ScriptLost))
+        let expected = (fault != Some(InjectedFault::ScriptLost))
             .then(|| self.people[person].claim(claim, request, freshness));
         let mut attempt = Attempt { claim, person, request, token, newest: None };
         let newest = |number: Option<usize>| {
@@ -133,7 +133,7 @@ impl World {
         worker: usize,
         short_lived: bool,
         replace: bool,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     ) {
         let Some((attempt, right)) = self.workers[worker].attempt.take() else { return };
         let Attempt { claim, request, person, token, newest } = attempt;
@@ -155,7 +155,8 @@ impl World {
             Right::Unanswered(claim) => claim.store(&made, Overwrite::IfAbsent).await,
         };
         let call = StoreCall { claim, request, session, overwrite, short_lived };
-        let expected = (fault != Some(Fault::ScriptLost)).then(|| self.model_store(attempt, &call));
+        let expected =
+            (fault != Some(InjectedFault::ScriptLost)).then(|| self.model_store(attempt, &call));
         match stored {
             Ok(outcome) => assert_eq!(Some(outcome == StoreOutcome::Stored), expected),
             Err(_) => {
@@ -190,13 +191,13 @@ impl World {
         worker: usize,
         person: usize,
         request: usize,
-        fault: Option<Fault>,
+        fault: Option<InjectedFault>,
     ) {
         let keys = self.keys(person);
         let stamp = self.stamp(person, request);
         self.inject(worker, fault);
         self.workers[worker].cache.add_stamp(&keys, &stamp).await;
-        if fault != Some(Fault::ScriptLost) && self.people[person].add_stamp(request) {
+        if fault != Some(InjectedFault::ScriptLost) && self.people[person].add_stamp(request) {
             self.record_first_link(person, request);
         }
     }
@@ -215,12 +216,12 @@ impl World {
     }
 
     /// Makes a call on the worker's lease, if it has one.
-    async fn lease_call(&mut self, worker: usize, call: LeaseCall, fault: Option<Fault>) {
+    async fn lease_call(&mut self, worker: usize, call: LeaseCall, fault: Option<InjectedFault>) {
         let Some((attempt, Right::Lease(lease))) = &self.workers[worker].attempt else { return };
         let attempt = *attempt;
         let lease = Arc::clone(lease);
         self.inject(worker, fault);
-        if fault == Some(Fault::ScriptLost) {
+        if fault == Some(InjectedFault::ScriptLost) {
             self.send(attempt, &lease, call).await;
             self.delayed.push((attempt, lease, call));
         } else {
@@ -261,7 +262,7 @@ impl World {
     }
 
     /// Makes the worker's next operation meet the fault, if there is one.
-    fn inject(&self, worker: usize, fault: Option<Fault>) {
+    fn inject(&self, worker: usize, fault: Option<InjectedFault>) {
         if fault.is_some() {
             *self.workers[worker].cache.0.pool.fault.lock() = fault;
         }
