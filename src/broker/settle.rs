@@ -61,28 +61,31 @@ pub(crate) async fn settle(
     publisher: &Publisher,
     stop: &CancellationToken,
 ) -> Settled {
-    let frame_max = publisher.frame_max();
-    let without_current = Tried { attempts: tried.attempts.saturating_sub(1), ..tried };
+    let copy = |tried| retry_copy(delivery.properties(), tried, publisher.frame_max());
     let (kind, queue, properties) = match settlement {
         Settlement::Done { .. } | Settlement::Discard(_) => return ack(delivery),
         Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
             delivery.requeue();
             return Settled::Requeued;
         }
-        Settlement::Retry { queue, .. } => {
-            (PublishKind::Retry, *queue, retry_copy(delivery.properties(), tried, frame_max))
-        }
+        Settlement::Retry { queue, .. } => (PublishKind::Retry, *queue, copy(tried)),
         // Up to RabbitMQ 4.2, a nack counts towards the delivery limit. A delivery that has come
         // back often is therefore replaced by a copy, whose count starts at zero.
         Settlement::Requeue | Settlement::Postpone => (
             PublishKind::Postponed,
             publisher.topology().request_queue(),
-            retry_copy(delivery.properties(), without_current, frame_max),
+            copy(Tried { attempts: tried.attempts.saturating_sub(1), ..tried }),
         ),
         Settlement::DeadLetter(reason) => (
             PublishKind::DeadLetter,
             publisher.topology().dead_queue(),
-            dead_letter(delivery.properties(), tried, reason, SystemTime::now(), frame_max),
+            dead_letter(
+                delivery.properties(),
+                tried,
+                reason,
+                SystemTime::now(),
+                publisher.frame_max(),
+            ),
         ),
     };
     // Boxed to keep the caller's future small; copies are rare.

@@ -1,10 +1,10 @@
 //! One connection and its deliveries, and what all connections share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -13,6 +13,10 @@ use crate::{
     broker::{BrokerSession, Delivery},
     health::Health,
 };
+
+/// How long to wait for deliveries in flight to settle before going on without them. Requests that wait
+/// for the platform take longer; they are not poison.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What all connections share.
 pub(super) struct Context {
@@ -79,9 +83,11 @@ impl Connected {
     }
 }
 
-/// Waits until all deliveries are settled. More may arrive afterwards.
-pub(super) async fn all_settled(in_flight: &TaskTracker) {
+/// Waits until all deliveries are settled, at most for [`SETTLE_LIMIT`]. Returns whether they are. More may
+/// arrive afterwards.
+pub(super) async fn settled_in_time(in_flight: &TaskTracker) -> bool {
     in_flight.close();
-    in_flight.wait().await;
+    let settled = timeout(SETTLE_LIMIT, in_flight.wait()).await.is_ok();
     in_flight.reopen();
+    settled
 }

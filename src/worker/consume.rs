@@ -1,19 +1,15 @@
 //! Consumes from one connection until the connection fails or the worker shuts down.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    connected::{Connected, Context, Slot, all_settled},
+    connected::{Connected, Context, Slot, settled_in_time},
     log::ConnectionLog,
     prefetch::{Next, PrefetchWindow},
 };
 use crate::broker::{BrokerError, Delivery};
-
-/// How long to wait for deliveries in flight to settle before going on without them. Requests that wait
-/// for the platform take longer; they are not poison.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why consuming ended.
 pub(super) enum End {
@@ -45,10 +41,11 @@ pub(super) async fn consume(
         let in_flight = &connected.in_flight;
         let idle = async {
             // One at a time, RabbitMQ sends nothing while a delivery is in flight.
-            let settled =
-                !one_at_a_time || timeout(SETTLE_LIMIT, all_settled(in_flight)).await.is_ok();
-            sleep(if settled { idle_after.unwrap_or_default() } else { Duration::ZERO }).await;
-            settled
+            if one_at_a_time && !settled_in_time(in_flight).await {
+                return false;
+            }
+            sleep(idle_after.unwrap_or_default()).await;
+            true
         };
         let next = tokio::select! {
             delivery = heartbeat.while_waiting(connected.session.consumer.next()) => {
@@ -63,16 +60,15 @@ pub(super) async fn consume(
                 connected.spawn(delivery, slot, context);
                 next
             }
-            settled = idle, if idle_after.is_some() => {
-                if settled { window.on_idle() } else { window.on_slow_delivery() }
+            is_idle = idle, if idle_after.is_some() => {
+                if is_idle { window.on_idle() } else { window.on_slow_delivery() }
             }
             fault = &mut fault => return End::Fault(fault),
             () = context.shutdown.cancelled() => return End::Shutdown,
         };
         if let Next::Grow { to, when_settled } = next {
             if when_settled {
-                let settled = timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
-                let settled = heartbeat.while_waiting(settled);
+                let settled = heartbeat.while_waiting(settled_in_time(&connected.in_flight));
                 if let Err(end) = until_end(context, settled, &mut fault).await {
                     return end;
                 }
@@ -97,14 +93,13 @@ pub(super) async fn serve_alone(
 ) {
     let mut fault = pin!(connected.session.wait_for_fault());
     connected.session.consumer.stop().await;
-    let settled = timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
+    let settled = settled_in_time(&connected.in_flight);
     if let Err(End::Fault(_)) = until_end(context, settled, &mut fault).await {
         // RabbitMQ redelivers the suspect: serving it here would be in vain.
         return suspect.requeue();
     }
     connected.spawn(suspect, slot, context);
-    let settled = timeout(SETTLE_LIMIT, all_settled(&connected.in_flight));
-    let _ = until_end(context, settled, &mut fault).await;
+    let _ = until_end(context, settled_in_time(&connected.in_flight), &mut fault).await;
 }
 
 /// Waits for `future`, unless consuming ends first.
