@@ -1,6 +1,6 @@
 //! What a failed platform call means for the next try; the only place that interprets a status.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use reqwest::StatusCode;
 
@@ -33,12 +33,21 @@ pub(crate) enum CallError {
 /// What happened to a call that a retry may fix, with the delay that the platform asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransientCause {
-    /// No connection, or it was lost.
+    /// No connection could be made.
     Connection,
+    /// The connection was lost before any byte of an answer. Servers and proxies also close connections in
+    /// the ordinary course: while idle, for a restart, after a number of calls.
+    Closed {
+        /// Whether the platform may have received the call.
+        sent: bool,
+    },
     /// No TLS connection; says why.
     Tls(&'static str),
     /// No complete answer in time.
-    Timeout,
+    Timeout {
+        /// Whether the platform may have received the call.
+        sent: bool,
+    },
     /// Status 429: the platform works, but wants fewer calls.
     RateLimited { retry_after: Option<Duration> },
     /// A 5xx status, 408 or 425. Only 503 carries a `retry_after`.
@@ -63,14 +72,31 @@ impl TransientCause {
         match self {
             Self::RateLimited { .. } => Some(StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable { status, .. } | Self::Redirected(status) => Some(*status),
-            Self::Connection | Self::Tls(_) | Self::Timeout | Self::BrokenAnswer(_) => None,
+            Self::Connection
+            | Self::Closed { .. }
+            | Self::Tls(_)
+            | Self::Timeout { .. }
+            | Self::BrokenAnswer(_) => None,
+        }
+    }
+
+    /// Whether the platform may have received the call, and may still be processing it.
+    #[allow(dead_code, reason = "the retries of session calls need it")]
+    pub(crate) fn may_have_reached_platform(&self) -> bool {
+        match self {
+            Self::Connection | Self::Tls(_) => false,
+            Self::Closed { sent } | Self::Timeout { sent } => *sent,
+            Self::RateLimited { .. }
+            | Self::Unavailable { .. }
+            | Self::Redirected(_)
+            | Self::BrokenAnswer(_) => true,
         }
     }
 
     fn label(&self) -> &'static str {
         match self {
-            Self::Connection | Self::Tls(_) => "connection_error",
-            Self::Timeout => "timeout",
+            Self::Connection | Self::Closed { .. } | Self::Tls(_) => "connection_error",
+            Self::Timeout { .. } => "timeout",
             Self::RateLimited { .. } => "rate_limited",
             Self::Unavailable { .. } => "unavailable",
             Self::Redirected(_) => "redirected",
@@ -84,13 +110,14 @@ impl TransientCause {
             format!("the platform answered the {call} call with status {}", status.as_u16())
         };
         match self {
-            Self::Connection => {
-                format!("the {call} call could not connect to the platform, or lost the connection")
+            Self::Connection => format!("the {call} call could not connect to the platform"),
+            Self::Closed { .. } => {
+                format!("the platform closed the connection before it answered the {call} call")
             }
             Self::Tls(problem) => {
                 format!("the {call} call could not connect to the platform: {problem}")
             }
-            Self::Timeout => format!("the platform did not answer the {call} call in time"),
+            Self::Timeout { .. } => format!("the platform did not answer the {call} call in time"),
             Self::RateLimited { .. } => answered(StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable { status, .. } | Self::Redirected(status) => answered(*status),
             Self::BrokenAnswer(what) => {
@@ -131,13 +158,19 @@ impl CallError {
     pub(super) fn from_transport(call: Call, error: &reqwest::Error) -> Self {
         debug_assert!(!error.is_builder(), "the {} request is invalid", call.as_str());
         let cause = if error.is_timeout() {
-            TransientCause::Timeout
+            TransientCause::Timeout { sent: !error.is_connect() }
         } else if error.is_decode() {
             // reqwest 0.13.5 makes every error while it reads a body a decode error, timeouts included
             // (seanmonstar/reqwest#2839).
             TransientCause::BrokenAnswer("a body that cannot be read")
+        } else if let Some(problem) = tls::explain(error) {
+            TransientCause::Tls(problem)
+        } else if error.is_connect() {
+            TransientCause::Connection
+        } else if source::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+            TransientCause::BrokenAnswer("an answer that is not HTTP")
         } else {
-            tls::explain(error).map_or(TransientCause::Connection, TransientCause::Tls)
+            TransientCause::Closed { sent: !was_never_sent(error) }
         };
         Self::Transient { call, cause }
     }
@@ -161,6 +194,30 @@ impl CallError {
             Self::Refused(_) => "refused",
         }
     }
+}
+
+/// Whether a call that lost its connection was certainly not processed.
+fn was_never_sent(error: &reqwest::Error) -> bool {
+    // Set for a request that waited for a connection when that ended.
+    source::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
+        || source::<h2::Error>(error).is_some_and(|error| {
+            // RFC 9113, section 8.7: streams above the last id of a GOAWAY, and refused streams, were not
+            // processed. h2 0.4 reports a GOAWAY only to streams above its last id.
+            error.is_remote()
+                && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        })
+}
+
+/// The first error of this type in a chain of sources.
+fn source<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
 }
 
 #[cfg(test)]

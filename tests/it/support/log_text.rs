@@ -41,8 +41,7 @@ pub const CALL_RETRIED: &str = "platform call failed: retrying";
 pub const API_KEY_FILE_INVALID: &str = "API key file is invalid: keeping the previous API key";
 /// The field `error` of `API_KEY_FILE_INVALID` for an empty file.
 pub const API_KEY_FILE_EMPTY: &str = "HANDOFF_IDV_API_KEY_FILE: names a file that is empty";
-pub const TOKEN_CALL_UNCONNECTED: &str =
-    "the token call could not connect to the platform, or lost the connection";
+pub const TOKEN_CALL_UNCONNECTED: &str = "the token call could not connect to the platform";
 
 // Redis.
 pub const REDIS_UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";

@@ -12,7 +12,8 @@ use crate::{
 };
 
 const REFUSED: CallError = CallError::Refused(reqwest::StatusCode::UNAUTHORIZED);
-const TIMEOUT: CallError = CallError::Transient { call: Session, cause: TransientCause::Timeout };
+const TIMEOUT: CallError =
+    CallError::Transient { call: Session, cause: TransientCause::Timeout { sent: true } };
 
 fn gate() -> Gate {
     Gate::new(None, Metrics::new())
