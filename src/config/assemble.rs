@@ -6,6 +6,7 @@ use url::Url;
 
 use super::{
     parser::{ConfigErrors, Parser},
+    proxy::Route,
     raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
     setting::Spec,
     settings::{
@@ -87,7 +88,9 @@ fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Plat
         let public_url = public_url.as_ref().and_then(Option::as_ref);
         check_encrypted(parser, &table::IDV_PUBLIC_URL.spec, public_url);
     }
+    let route = url.as_ref().and_then(|url| route(parser, url));
     assemble!(PlatformSettings {
+        route,
         public_url: public_url.and_then(|public_url| public_url.or(url.clone())),
         url,
         api_key: parser
@@ -97,6 +100,11 @@ fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Plat
         timeout: parser.value(&table::IDV_TIMEOUT),
         rate_limit: parser.optional(&table::IDV_RATE_LIMIT),
     })
+}
+
+/// The route to the platform. An invalid proxy is an error, not a direct connection.
+fn route(parser: &mut Parser<'_>, url: &Url) -> Option<Route> {
+    Route::from_env(url).map_err(|(variable, why)| parser.error(variable, why)).ok()
 }
 
 fn check_encrypted(parser: &mut Parser<'_>, spec: &Spec, url: Option<&Url>) {

@@ -5,6 +5,7 @@
 
 mod assemble;
 mod parser;
+mod proxy;
 mod raw;
 mod secret_file;
 mod setting;
@@ -15,17 +16,19 @@ mod values;
 
 pub use self::{
     parser::ConfigErrors,
+    proxy::{Direct, Proxy, ProxyScheme, Route},
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
     settings::{
         ApiKey, BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
         Settings, WorkerSettings,
     },
 };
-#[cfg(test)]
-pub(crate) use self::{raw::RawSettings, setting::Spec};
 pub(crate) use self::{
+    proxy::ignored_variables,
     raw::{DEMO_LOG, DEMO_WORKFLOW},
     secret_file::read_api_key,
     units::{parse_duration, parse_rate},
     values::{is_header_value, is_loopback},
 };
+#[cfg(test)]
+pub(crate) use self::{raw::RawSettings, setting::Spec};

@@ -97,7 +97,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn error(&mut self, variable: &str, why: impl fmt::Display) {
+    /// Records an error in a variable.
+    pub(super) fn error(&mut self, variable: &str, why: impl fmt::Display) {
         self.errors.push(format!("{variable}: {why}"));
     }
 }

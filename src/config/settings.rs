@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
+use super::proxy::Route;
 use crate::retry::RetryDelay;
 
 /// All settings of `handoff run`.
@@ -27,6 +28,8 @@ pub struct Settings {
 pub struct PlatformSettings {
     /// Base URL of the two calls; a path prefix is kept.
     pub url: Url,
+    /// How to reach it: directly or through a proxy.
+    pub route: Route,
     /// Base URL of the links that people open; a path prefix is kept.
     pub public_url: Url,
     /// The API key.

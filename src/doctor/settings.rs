@@ -9,7 +9,7 @@ use super::{
     check::Check,
     format::{quoted, span},
 };
-use crate::config::{Settings, is_loopback};
+use crate::config::{Settings, ignored_variables, is_loopback};
 
 /// Time to publish and settle, after a request's two calls.
 const SETTLING: Duration = Duration::from_secs(2);
@@ -21,6 +21,7 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     checks.extend([seal(settings), workflow(settings), grace(settings)]);
     checks.extend(rate(settings));
     checks.extend(delays(settings));
+    checks.extend(proxy_variables(settings));
 }
 
 fn encryption(settings: &Settings) -> Vec<Check> {
@@ -140,6 +141,14 @@ fn delays(settings: &Settings) -> Option<Check> {
         Check::hint("delays", "HANDOFF_RETRY_DELAYS are not in ascending order")
             .cost("the longer the platform is down, the more often it is called")
             .remedy("sort the delays from short to long")
+    })
+}
+
+fn proxy_variables(settings: &Settings) -> impl Iterator<Item = Check> {
+    ignored_variables(&settings.platform.route).into_iter().map(|(name, why)| {
+        Check::hint("proxy", format!("{name} {why}"))
+            .cost("the platform is reached through another proxy than you expect, or without one")
+            .remedy(format!("correct or unset {name}"))
     })
 }
 

@@ -21,7 +21,7 @@ use super::{
     rate_limit::RateLimiter,
 };
 use crate::{
-    config::{PlatformSettings, is_header_value, is_loopback},
+    config::{PlatformSettings, Proxy, is_header_value},
     hash,
     message::{Request, RequestId, TraceContext},
     retry::parse_retry_after,
@@ -51,6 +51,7 @@ struct TokenBody {
 /// Calls the platform. Each call needs a permit of the gate.
 pub struct PlatformClient {
     http: Client,
+    proxy: Option<Proxy>,
     token_url: Url,
     session_url: Url,
     server: ServerAddress,
@@ -87,9 +88,14 @@ impl PlatformClient {
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .pool_idle_timeout(Duration::from_secs(20))
             .tcp_nodelay(true);
-        if bypasses_proxy(&settings.url) {
-            http = http.no_proxy();
-        }
+        // reqwest's own reading of the environment ignores a proxy that it cannot parse.
+        http = match settings.route.proxy() {
+            Some(proxy) => {
+                let proxy = reqwest::Proxy::all(proxy.url().expose_secret());
+                http.proxy(proxy.map_err(|_| ClientBuildError::Proxy)?)
+            }
+            None => http.no_proxy(),
+        };
         if settings.url.scheme() == "http" {
             // Without TLS, a host without a certificate store must not fail.
             http = http.tls_certs_only([]);
@@ -99,6 +105,7 @@ impl PlatformClient {
         })?;
         Ok(Self {
             http,
+            proxy: settings.route.proxy().cloned(),
             token_url: join(&settings.url, TOKEN_ROUTE),
             session_url: join(&settings.url, SESSION_ROUTE),
             server: ServerAddress::of(&settings.url),
@@ -163,7 +170,9 @@ impl PlatformClient {
                 let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
                 (read_answer(Call::Token, &mut response).await.map(drop), date)
             }
-            Err(error) => (Err(CallError::from_transport(Call::Token, &error)), None),
+            Err(error) => {
+                (Err(CallError::from_transport(Call::Token, &error, self.proxy.as_ref())), None)
+            }
         }
     }
 
@@ -239,7 +248,7 @@ impl PlatformClient {
                     span.set_status(response.status().as_u16());
                     read_answer(call, &mut response).await
                 }
-                Err(error) => Err(CallError::from_transport(call, &error)),
+                Err(error) => Err(CallError::from_transport(call, &error, self.proxy.as_ref())),
             };
             let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
             self.metrics.platform.called(call, outcome, start.elapsed());
@@ -278,7 +287,7 @@ fn header(response: &Response, name: HeaderName) -> Option<&str> {
 /// Reads a body in chunks, so that an endless one fails before it fills memory.
 async fn read_body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError> {
     let mut body = Vec::new();
-    let transport = |error| CallError::from_transport(call, &error);
+    let transport = |error| CallError::from_transport(call, &error, None);
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
         if body.len() + chunk.len() > MAX_BODY {
             return Err(CallError::broken_answer(call, "a body of more than 64 KiB"));
@@ -299,17 +308,15 @@ fn join(base: &Url, route: &str) -> Url {
     url
 }
 
-/// A proxy could not reach a platform on this machine, and would see the API key of plain http calls.
-fn bypasses_proxy(url: &Url) -> bool {
-    url.scheme() == "http" || is_loopback(url)
-}
-
 /// Why the client could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientBuildError {
     /// The API key is not a valid header value.
     #[error("cannot call the platform: the API key cannot be sent as a header")]
     ApiKey,
+    /// The proxy has no valid URL. The settings check it first.
+    #[error("cannot call the platform: the proxy's URL is invalid")]
+    Proxy,
     /// TLS cannot be set up; says why.
     #[error("cannot call the platform: {0}")]
     Tls(&'static str),

@@ -4,7 +4,8 @@ use std::{error::Error, time::Duration};
 
 use reqwest::StatusCode;
 
-use crate::{session::Call, tls};
+use super::proxy::ProxyProblem;
+use crate::{config::Proxy, session::Call, tls};
 
 /// Why a call failed, and whether to try again.
 ///
@@ -43,6 +44,8 @@ pub(crate) enum TransientCause {
     },
     /// No TLS connection; says why.
     Tls(&'static str),
+    /// The proxy made no connection to the platform.
+    Proxy { name: &'static str, problem: ProxyProblem },
     /// No complete answer in time.
     Timeout {
         /// Whether the platform may have received the call.
@@ -75,6 +78,7 @@ impl TransientCause {
             Self::Connection
             | Self::Closed { .. }
             | Self::Tls(_)
+            | Self::Proxy { .. }
             | Self::Timeout { .. }
             | Self::BrokenAnswer(_) => None,
         }
@@ -84,7 +88,7 @@ impl TransientCause {
     #[allow(dead_code, reason = "the retries of session calls need it")]
     pub(crate) fn may_have_reached_platform(&self) -> bool {
         match self {
-            Self::Connection | Self::Tls(_) => false,
+            Self::Connection | Self::Tls(_) | Self::Proxy { .. } => false,
             Self::Closed { sent } | Self::Timeout { sent } => *sent,
             Self::RateLimited { .. }
             | Self::Unavailable { .. }
@@ -95,8 +99,10 @@ impl TransientCause {
 
     fn label(&self) -> &'static str {
         match self {
-            Self::Connection | Self::Closed { .. } | Self::Tls(_) => "connection_error",
-            Self::Timeout { .. } => "timeout",
+            Self::Timeout { .. } | Self::Proxy { problem: ProxyProblem::TimedOut, .. } => "timeout",
+            Self::Connection | Self::Closed { .. } | Self::Tls(_) | Self::Proxy { .. } => {
+                "connection_error"
+            }
             Self::RateLimited { .. } => "rate_limited",
             Self::Unavailable { .. } => "unavailable",
             Self::Redirected(_) => "redirected",
@@ -116,6 +122,11 @@ impl TransientCause {
             }
             Self::Tls(problem) => {
                 format!("the {call} call could not connect to the platform: {problem}")
+            }
+            Self::Proxy { name, problem } => {
+                format!(
+                    "the {call} call could not connect to the platform: the proxy {name} {problem}"
+                )
             }
             Self::Timeout { .. } => format!("the platform did not answer the {call} call in time"),
             Self::RateLimited { .. } => answered(StatusCode::TOO_MANY_REQUESTS),
@@ -155,9 +166,17 @@ impl CallError {
         Self::Transient { call, cause: TransientCause::BrokenAnswer(what) }
     }
 
-    pub(super) fn from_transport(call: Call, error: &reqwest::Error) -> Self {
+    /// Interprets an error of reqwest. `proxy` is the proxy that the call went through.
+    pub(super) fn from_transport(
+        call: Call,
+        error: &reqwest::Error,
+        proxy: Option<&Proxy>,
+    ) -> Self {
         debug_assert!(!error.is_builder(), "the {} request is invalid", call.as_str());
-        let cause = if error.is_timeout() {
+        let problem = proxy.and_then(|proxy| Some((proxy, ProxyProblem::find(error, proxy)?)));
+        let cause = if let Some((proxy, problem)) = problem {
+            TransientCause::Proxy { name: proxy.name, problem }
+        } else if error.is_timeout() {
             TransientCause::Timeout { sent: !error.is_connect() }
         } else if error.is_decode() {
             // reqwest 0.13.5 makes every error while it reads a body a decode error, timeouts included

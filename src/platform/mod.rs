@@ -6,6 +6,7 @@ mod error;
 mod gate;
 mod key;
 mod link;
+mod proxy;
 mod rate_limit;
 
 pub use self::{
