@@ -9,9 +9,11 @@ mod clock;
 mod connect;
 mod format;
 mod platform;
+mod proxy;
 mod rabbitmq;
 mod redis;
 mod settings;
+mod stream;
 mod topology;
 
 use std::time::Duration;

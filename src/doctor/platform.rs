@@ -1,9 +1,6 @@
 //! The platform: whether it can be reached, and on request whether it accepts the API key.
 
-use std::{
-    env,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 
@@ -13,8 +10,8 @@ use super::{
     connect::connect,
 };
 use crate::{
-    config::{PlatformSettings, is_loopback},
-    platform::PlatformClient,
+    config::{Direct, PlatformSettings, Route},
+    platform::{CallError, PlatformClient},
     telemetry::metrics::Metrics,
 };
 
@@ -36,17 +33,20 @@ pub(super) async fn examine(
     probe: Probe,
     checks: &mut Vec<Check>,
 ) -> Result<(), Check> {
-    if uses_proxy(settings) {
-        let what = "the platform is reached through a proxy, which is tested only with --probe";
-        checks.push(Check::hint("connection", what).command("handoff doctor --probe"));
-    } else {
-        connect("the platform", &settings.url, 443, checks).await.map_err(|finding| {
-            finding.cost("requests are held until the platform can be reached").remedy(
-                "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether this machine \
-                 needs a proxy (HTTPS_PROXY)",
-            )
-        })?;
+    if let Some(check) = bypassed_proxy(&settings.route) {
+        checks.push(check);
     }
+    let proxy = settings.route.proxy();
+    connect("the platform", &settings.url, 443, proxy, checks).await.map_err(|finding| {
+        let finding = finding.cost("requests are held until the platform can be reached");
+        if finding.remedy.is_some() {
+            return finding;
+        }
+        finding.remedy(
+            "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether this machine \
+             needs a proxy (HTTPS_PROXY)",
+        )
+    })?;
     if probe == Probe::Token {
         return request_token(settings, checks).await;
     }
@@ -55,12 +55,15 @@ pub(super) async fn examine(
     Ok(())
 }
 
-/// Whether the environment names a proxy that the worker would use.
-fn uses_proxy(settings: &PlatformSettings) -> bool {
-    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    settings.url.scheme() == "https"
-        && !is_loopback(&settings.url)
-        && ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(is_set)
+/// Says why the worker does not use the proxy that the environment names.
+fn bypassed_proxy(route: &Route) -> Option<Check> {
+    let why = match route {
+        Route::Proxied(_) | Route::Direct(Direct::NoneSet) => return None,
+        Route::Direct(Direct::Excluded) => "NO_PROXY contains its host",
+        Route::Direct(Direct::Loopback) => "it is on this machine",
+        Route::Direct(Direct::PlainHttp) => "its URL is plain http",
+    };
+    Some(Check::ok("proxy", format!("the platform is reached without the proxy: {why}")))
 }
 
 async fn request_token(settings: &PlatformSettings, checks: &mut Vec<Check>) -> Result<(), Check> {
@@ -70,11 +73,17 @@ async fn request_token(settings: &PlatformSettings, checks: &mut Vec<Check>) -> 
     let now = SystemTime::now();
     checks.push(match answer {
         Ok(()) => Check::ok("key", "the platform accepts it"),
-        Err(error) => Check::finding("key", error.to_string())
-            .cost("requests are held until the platform accepts the key")
-            .remedy(
-                "give the key the permission `Ephemeral Devices: Write`; test the key and the URL with curl",
-            ),
+        Err(error) => {
+            let remedy = match &error {
+                CallError::Refused(_) => {
+                    "give the key the permission `Ephemeral Devices: Write`; test the key and the URL with curl"
+                }
+                _ => "the key is not at fault: fix what the error names, then test the key again",
+            };
+            Check::finding("key", error.to_string())
+                .cost("requests are held until the platform accepts the key")
+                .remedy(remedy)
+        }
     });
     checks.extend(date.map(|date| {
         let ahead = OffsetDateTime::from(date) - OffsetDateTime::from(now);

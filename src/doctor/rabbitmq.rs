@@ -28,7 +28,7 @@ const LONG_BACKLOG: u32 = 100;
 pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Result<(), Check> {
     let Ok(url) = Url::parse(settings.broker.url.expose_secret()) else { return Ok(()) };
     let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
-    let connecting = connect("RabbitMQ", &url, default_port, checks);
+    let connecting = connect("RabbitMQ", &url, default_port, None, checks);
     let stream = connecting.await.map_err(|finding| {
         finding.cost("no request is served until RabbitMQ can be reached").remedy(
             "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and that no \

@@ -28,7 +28,7 @@ pub(super) async fn examine(
     checks: &mut Vec<Check>,
 ) -> Result<(), Check> {
     let Ok(url) = Url::parse(settings.url.expose_secret()) else { return Ok(()) };
-    connect("Redis", &url, 6379, checks).await.map_err(|finding| {
+    connect("Redis", &url, 6379, None, checks).await.map_err(|finding| {
         finding.cost(NO_CACHE).remedy(
             "check that Redis is running, that host and port in HANDOFF_REDIS_URL are right, and that no \
              firewall blocks the connection",
