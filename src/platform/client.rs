@@ -87,6 +87,8 @@ impl PlatformClient {
             // not.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .pool_idle_timeout(Duration::from_secs(20))
+            // A proxy that does not answer is named only if connecting has a time limit of its own.
+            .connect_timeout((settings.timeout / 2).min(Duration::from_secs(3)))
             .tcp_nodelay(true);
         // reqwest's own reading of the environment ignores a proxy that it cannot parse.
         http = match settings.route.proxy() {

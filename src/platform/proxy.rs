@@ -41,8 +41,9 @@ impl fmt::Display for ProxyProblem {
                 "refused its user or password: check them in its URL, where they are percent-encoded"
             }
             Self::Refused => {
-                "refused to connect to the platform: check that its rules allow the platform's host and \
-                 port, and that it can reach the platform; `handoff doctor` shows its status"
+                "did not connect to the platform (no status 200): check the scheme of its URL, that its rules \
+                 allow the platform's host and port, and that it can reach the platform; `handoff doctor` \
+                 shows its status"
             }
             Self::SocksReply(reply) => {
                 return write!(

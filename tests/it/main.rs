@@ -32,6 +32,7 @@ mod links;
 mod logs;
 mod metrics;
 mod platform_faults;
+mod proxies;
 mod publishing;
 mod rate;
 mod redis_faults;

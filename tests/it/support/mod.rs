@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod collector;
+pub mod forward_proxy;
 pub mod log_text;
 pub mod node;
 pub mod platform;
@@ -18,6 +19,7 @@ pub mod worker;
 
 pub use browser::Browser;
 pub use collector::Collector;
+pub use forward_proxy::{ForwardProxy, ProxyAnswer, ProxyKind};
 pub use node::Node;
 pub use platform::{Answer, Latch};
 pub use proxy::{Flow, Proxy};

@@ -98,6 +98,19 @@ fn pem(tag: &str, der: &[u8]) -> String {
     format!("-----BEGIN {tag}-----\n{}\n-----END {tag}-----\n", BASE64_STANDARD.encode(der))
 }
 
+/// Accepts TLS connections as this identity.
+pub fn acceptor(identity: &Identity) -> TlsAcceptor {
+    let chain = vec![CertificateDer::from(identity.certificate.clone())];
+    let key = PrivateKeyDer::try_from(identity.key.clone()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 /// Terminates TLS in front of a server that speaks none. Stops when it is dropped.
 pub struct TlsProxy {
     addr: SocketAddr,
@@ -109,17 +122,9 @@ impl TlsProxy {
     pub async fn to(url: &str, identity: &Identity) -> Self {
         let url = url::Url::parse(url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
-        let chain = vec![CertificateDer::from(identity.certificate.clone())];
-        let key = PrivateKeyDer::try_from(identity.key.clone()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(identity);
         let listening = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {

@@ -52,7 +52,9 @@ pub type Settings = BTreeMap<String, String>;
 pub fn command(arguments: &[&str], settings: &Settings) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handoff"));
     command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HANDOFF_")) {
+    let is_own =
+        |name: &str| name.starts_with("HANDOFF_") || name.to_ascii_uppercase().ends_with("_PROXY");
+    for (name, _) in std::env::vars().filter(|(name, _)| is_own(name)) {
         command.env_remove(name);
     }
     command.envs(settings);
