@@ -2,7 +2,14 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
+use reqwest::{
+    StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap},
+};
 use serde_json::value::RawValue;
+
+/// UTF-8's byte order mark, which a parser of JSON may ignore (RFC 8259, section 8.1).
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads the token from a token call's answer: any non-empty text.
 pub(crate) fn parse_token(body: &[u8]) -> Result<String, &'static str> {
@@ -21,8 +28,81 @@ pub(crate) fn parse_session_id(body: &[u8]) -> Result<String, &'static str> {
 }
 
 fn object(body: &[u8]) -> Result<HashMap<Cow<'_, str>, &RawValue>, &'static str> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     // Raw values: deeply nested ones cost no more than skipping them.
     serde_json::from_slice(body).map_err(|_| "a body that is not a JSON object")
+}
+
+/// Says what a body is instead of the JSON object that was expected; `None` if it is one.
+pub(super) fn explain(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Option<&'static str> {
+    if object(body).is_ok() {
+        return None;
+    }
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if body.trim_ascii().is_empty() {
+        let is_no_content = status == StatusCode::NO_CONTENT;
+        return Some(if is_no_content { "status 204 and no body" } else { "an empty body" });
+    }
+    if let Some(compressed) = compressed(header(CONTENT_ENCODING), body) {
+        return Some(compressed);
+    }
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii_start();
+    // A NUL is invalid in JSON, and every second byte of ASCII text in UTF-16.
+    let is_utf16 = |body: &[u8]| body.iter().take(2).any(|byte| *byte == 0);
+    if body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff") || is_utf16(body) {
+        return Some("a body in UTF-16 or UTF-32 instead of UTF-8");
+    }
+    let media_type = header(CONTENT_TYPE).to_ascii_lowercase();
+    if media_type.contains("html") || body.starts_with(b"<") {
+        return Some(
+            "an HTML or XML page instead of JSON (a login page, or a proxy's page?): check HANDOFF_IDV_URL",
+        );
+    }
+    if std::str::from_utf8(body).is_err() {
+        return Some(if media_type.contains("charset=") && !media_type.contains("utf-8") {
+            "a body in the charset that its Content-Type names instead of UTF-8"
+        } else {
+            "a body that is not UTF-8"
+        });
+    }
+    Some(match (body.first(), serde_json::from_slice::<&RawValue>(body)) {
+        (Some(b'['), Ok(_)) => "a JSON array instead of an object",
+        (Some(b'"'), Ok(_)) => "a JSON string instead of an object",
+        (_, Ok(_)) => "a JSON number or literal instead of an object",
+        (Some(b'{'), Err(_)) => "a JSON object that is malformed or cut off",
+        (_, Err(_)) if media_type.contains("json") => {
+            "a body that is not JSON, as Content-Type says"
+        }
+        (_, Err(_)) => "a body that is not JSON, nor declared to be (Content-Type)",
+    })
+}
+
+/// Names the compression of a body, by its header or its first bytes. The calls ask for none.
+fn compressed(encoding: &str, body: &[u8]) -> Option<&'static str> {
+    macro_rules! text {
+        ($name:literal) => {
+            concat!(
+                "a body compressed with ",
+                $name,
+                " (Content-Encoding), which the call does not accept: turn compression off in the platform, \
+                 or in the proxy in front of it"
+            )
+        };
+    }
+    Some(match encoding.trim().to_ascii_lowercase().as_str() {
+        "gzip" | "x-gzip" => text!("gzip"),
+        "br" => text!("brotli"),
+        "deflate" => text!("deflate"),
+        "zstd" => text!("zstd"),
+        "" | "identity" if body.starts_with(b"\x1f\x8b") => text!("gzip, without a header"),
+        "" | "identity" if body.starts_with(b"\x28\xb5\x2f\xfd") => text!("zstd, without a header"),
+        "" | "identity" => return None,
+        _ => text!("an encoding that is not known here"),
+    })
 }
 
 fn text(raw: &RawValue) -> Option<String> {
@@ -53,6 +133,13 @@ mod tests {
             assert!(parse_token(wrong.as_bytes()).is_err(), "{wrong}");
         }
         assert!(parse_token(b"{\"authorization\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn byte_order_mark_is_skipped() {
+        assert_eq!(parse_token(b"\xef\xbb\xbf{\"authorization\":\"t\"}"), Ok("t".into()));
+        assert_eq!(parse_session_id(b"\xef\xbb\xbf {\"id\":7}"), Ok("7".into()));
+        assert!(parse_token(b"\xef\xbb\xbf\xef\xbb\xbf{\"authorization\":\"t\"}").is_err());
     }
 
     #[test]

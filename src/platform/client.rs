@@ -5,7 +5,9 @@ use std::{fmt, sync::Arc};
 
 use reqwest::{
     Client, Response,
-    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{
+        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER,
+    },
     redirect,
 };
 use secrecy::ExposeSecret;
@@ -225,6 +227,8 @@ impl PlatformClient {
             .timeout(self.timeout)
             .header(AUTHORIZATION, authorization)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            // Without it, any encoding of the answer is acceptable (RFC 9110, section 12.5.3).
+            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
             .body(body)
     }
 
@@ -279,7 +283,10 @@ async fn read_answer(call: Call, response: &mut Response) -> Result<String, Call
         }),
         Call::Session => answer::parse_session_id(&body),
     };
-    value.map_err(|what| CallError::broken_answer(call, what))
+    value.map_err(|what| {
+        let why = answer::explain(response.status(), response.headers(), &body);
+        CallError::broken_answer(call, why.unwrap_or(what))
+    })
 }
 
 fn header(response: &Response, name: HeaderName) -> Option<&str> {

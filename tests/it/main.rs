@@ -31,6 +31,7 @@ mod invalid_requests;
 mod links;
 mod logs;
 mod metrics;
+mod odd_answers;
 mod platform_faults;
 mod proxies;
 mod publishing;
