@@ -6,10 +6,13 @@ use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{
-    check::Check,
+    check::{Check, Verdict},
     format::{quoted, span},
 };
-use crate::config::{Settings, ignored_variables, is_loopback};
+use crate::{
+    config::{Settings, ignored_variables, is_loopback},
+    tls,
+};
 
 /// Time to publish and settle, after a request's two calls.
 const SETTLING: Duration = Duration::from_secs(2);
@@ -22,6 +25,7 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     checks.extend(rate(settings));
     checks.extend(delays(settings));
     checks.extend(proxy_variables(settings));
+    checks.extend(authorities(settings));
 }
 
 fn encryption(settings: &Settings) -> Vec<Check> {
@@ -144,6 +148,25 @@ fn delays(settings: &Settings) -> Option<Check> {
     })
 }
 
+/// Checks the files that name other certificate authorities than the system's.
+fn authorities(settings: &Settings) -> impl Iterator<Item = Check> {
+    let urls = [
+        settings.platform.url.as_str(),
+        settings.broker.url.expose_secret(),
+        settings.cache.url.expose_secret(),
+    ];
+    let is_tls =
+        |url: &&str| ["https:", "amqps:", "rediss:"].iter().any(|scheme| url.starts_with(scheme));
+    let verdict = if urls.iter().any(is_tls) { Verdict::Finding } else { Verdict::Hint };
+    tls::authority_problems().into_iter().map(move |problem| {
+        Check::new("authorities", verdict, problem)
+            .cost("certificates of the authorities in it are refused")
+            .remedy(
+                "correct the variable or what it names; its certificates must be PEM, and readable",
+            )
+    })
+}
+
 fn proxy_variables(settings: &Settings) -> impl Iterator<Item = Check> {
     ignored_variables(&settings.platform.route).into_iter().map(|(name, why)| {
         Check::hint("proxy", format!("{name} {why}"))
@@ -155,15 +178,12 @@ fn proxy_variables(settings: &Settings) -> impl Iterator<Item = Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{
-            RawSettings, RunFlags, Spec,
-            table::{
-                AMQP_URL, CACHE_KEY, IDV_ALLOW_HTTP, IDV_API_KEY, IDV_RATE_LIMIT, IDV_URL,
-                IDV_WORKFLOW_ID, REDIS_URL, RETRY_DELAYS, SHUTDOWN_GRACE,
-            },
+    use crate::config::{
+        RawSettings, RunFlags, Spec,
+        table::{
+            AMQP_URL, CACHE_KEY, IDV_ALLOW_HTTP, IDV_API_KEY, IDV_RATE_LIMIT, IDV_URL,
+            IDV_WORKFLOW_ID, REDIS_URL, RETRY_DELAYS, SHUTDOWN_GRACE,
         },
-        doctor::check::Verdict,
     };
 
     /// A setting and its value.

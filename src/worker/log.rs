@@ -5,16 +5,26 @@ use crate::{
     broker::{BrokerError, PublishError},
     message::RequestId,
     telemetry::log_limit::{LogLimit, Outage},
+    tls,
 };
 
 const LOST: &str = "connection lost: reconnecting to RabbitMQ";
 const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
 const FAILED_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 const FAILED_REFUSED: &str = "handoff.failed not confirmed: dead-lettering without it";
+const AUTHORITIES_UNREADABLE: &str =
+    "certificate authorities cannot be read: TLS connections that need them will fail";
 static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
 static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
 static UNROUTABLE_LIMIT: LogLimit = LogLimit::new(FAILED_UNROUTABLE, 1);
 static REFUSED_LIMIT: LogLimit = LogLimit::new(FAILED_REFUSED, 1);
+
+/// Logs certificate authorities that the environment names and that cannot be read.
+pub(super) fn authorities() {
+    for error in tls::authority_problems() {
+        tracing::warn!(error, "{AUTHORITIES_UNREADABLE}");
+    }
+}
 
 /// Logs the life of connections: lost, reconnected, consuming.
 pub(super) struct ConnectionLog {

@@ -49,6 +49,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
+    log::authorities();
     let metrics = Metrics::new();
     let cache = Cache::new(&settings.cache, Arc::clone(&metrics))?;
     let limit = settings.platform.rate_limit;

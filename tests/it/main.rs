@@ -17,6 +17,7 @@ mod support;
 mod broker_faults;
 mod browser;
 mod cache;
+mod certificates;
 mod commands;
 mod configuration;
 mod crash;

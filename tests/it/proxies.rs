@@ -232,6 +232,11 @@ async fn proxy_that_cannot_be_reached_is_named_with_the_reason() {
             &["connection refused"],
         ),
         ("http://no-such-proxy.invalid:3128", &["the host was not found"], &["not found"]),
+        (
+            "https://127.0.0.1:0",
+            &["its certificate", "SSL_CERT_FILE"],
+            &["its certificate", "SSL_CERT_FILE"],
+        ),
     ];
     join_all(cases.map(async |(url, logged, found)| {
         let mut set = Set::new(HOST).await;

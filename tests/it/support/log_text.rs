@@ -2,6 +2,8 @@
 
 // The life of the process.
 pub const SERVING_HTTP: &str = "serving /livez, /readyz and /metrics";
+pub const AUTHORITIES_UNREADABLE: &str =
+    "certificate authorities cannot be read: TLS connections that need them will fail";
 pub const SHUTTING_DOWN: &str = "shutting down";
 pub const STOPPED: &str = "stopped";
 pub const SECOND_SIGNAL: &str = "handoff: stopped at once by a second signal";

@@ -19,7 +19,8 @@ use tokio_rustls::{
     rustls::{
         ServerConfig,
         crypto::aws_lc_rs,
-        pki_types::{CertificateDer, PrivateKeyDer},
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        sign::{CertifiedKey, SingleCertAndKey},
     },
 };
 
@@ -35,6 +36,8 @@ pub struct Authority {
 /// A certificate and its key, as DER.
 pub struct Identity {
     pub certificate: Vec<u8>,
+    /// The intermediate certificates that the server presents with it.
+    pub chain: Vec<Vec<u8>>,
     pub key: Vec<u8>,
 }
 
@@ -70,12 +73,38 @@ impl Authority {
 
     /// Issues one that is valid for `duration`.
     pub fn issue_valid_for(&self, names: &[&str], duration: Duration) -> Identity {
+        let not_after = SystemTime::now() + duration;
+        self.issue_with(names, |params| params.not_after = not_after.into())
+    }
+
+    /// Issues one with changed parameters.
+    pub fn issue_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Identity {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(names).unwrap();
-        params.not_after = (SystemTime::now() + duration).into();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Identity { certificate: certificate.der().to_vec(), key: key.serialize_der() }
+        Identity {
+            certificate: certificate.der().to_vec(),
+            chain: vec![],
+            key: key.serialize_der(),
+        }
+    }
+
+    /// Issues one by an intermediate authority whose certificate is valid until `not_after`.
+    pub fn issue_by_intermediate(&self, names: &[&str], not_after: SystemTime) -> Identity {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "handoff tests: intermediate");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = not_after.into();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
+        let intermediate = Self { issuer: Issuer::new(params, key), dir: PathBuf::new() };
+        Identity { chain: vec![certificate], ..intermediate.issue(names) }
     }
 }
 
@@ -86,6 +115,26 @@ impl Drop for Authority {
 }
 
 impl Identity {
+    /// The certificate that `openssl req -x509` makes by default: its own issuer, and CA:TRUE.
+    pub fn self_signed_authority(names: &[&str]) -> Self {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().to_vec();
+        Self { certificate, chain: vec![], key: key.serialize_der() }
+    }
+
+    /// One of `support/certificates`, by the name of its file. All have the same key.
+    pub fn stored(pem: &str) -> Self {
+        let key = include_bytes!("certificates/key.pem");
+        let PrivateKeyDer::Pkcs8(key) = PrivateKeyDer::from_pem_slice(key).unwrap() else {
+            panic!("the key is PKCS #8");
+        };
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+        Self { certificate, chain: vec![], key: key.secret_pkcs8_der().to_vec() }
+    }
+
     /// As PEM: the certificate and the key.
     pub fn pem(&self) -> (TempFile, TempFile) {
         let file = |tag, der: &[u8]| TempFile::new(&pem(tag, der));
@@ -100,14 +149,17 @@ fn pem(tag: &str, der: &[u8]) -> String {
 
 /// Accepts TLS connections as this identity.
 pub fn acceptor(identity: &Identity) -> TlsAcceptor {
-    let chain = vec![CertificateDer::from(identity.certificate.clone())];
+    let chain = [&identity.certificate].into_iter().chain(&identity.chain);
+    let chain = chain.map(|certificate| CertificateDer::from(certificate.clone())).collect();
     let key = PrivateKeyDer::try_from(identity.key.clone()).unwrap();
+    let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    // Unlike `with_single_cert`, this takes certificates that rustls itself would refuse.
+    let identity = SingleCertAndKey::from(CertifiedKey::new(chain, key));
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
+        .with_cert_resolver(Arc::new(identity));
     TlsAcceptor::from(Arc::new(config))
 }
 

@@ -4,9 +4,14 @@
 //! rustls, so its error is searched for in the chain of sources. All of them trust the system's
 //! certificate authorities, or those in `SSL_CERT_FILE` and `SSL_CERT_DIR` instead.
 
+mod authorities;
+mod certificate;
+
 use std::{error::Error, io, sync::Arc};
 
-use rustls::{CertificateError, Error as TlsError};
+use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
+
+pub(crate) use self::authorities::problems as authority_problems;
 
 /// There is no certificate authority, so no certificate can be trusted.
 pub(crate) const NO_AUTHORITY: &str = "no certificate authority is known: install the system's \
@@ -48,23 +53,32 @@ pub(crate) fn explain_io(error: &io::Error) -> String {
 
 fn explain_tls(error: &TlsError) -> &'static str {
     match error {
-        TlsError::InvalidCertificate(why) => match why {
-            CertificateError::UnknownIssuer => {
-                "its certificate comes from an authority that is not trusted here: name a file with that \
-                 authority's certificate in SSL_CERT_FILE, or add it to the system's"
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "its certificate is for another name: use a host in the URL that the certificate names"
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired"
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet: check this machine's clock"
-            }
-            _ => "its certificate is invalid",
-        },
+        TlsError::InvalidCertificate(why) => certificate::explain(why),
+        TlsError::NoCertificatesPresented => {
+            "the server presents no certificate: configure it with one"
+        }
         TlsError::InvalidMessage(_) => "the server does not speak TLS: check the port",
+        TlsError::AlertReceived(AlertDescription::ProtocolVersion)
+        | TlsError::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => {
+            "the server speaks neither TLS 1.2 nor TLS 1.3, only older versions, which are insecure: update \
+             it, or configure it for TLS 1.2 or later"
+        }
+        TlsError::AlertReceived(
+            AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity,
+        )
+        | TlsError::PeerIncompatible(_) => {
+            "the server has no TLS cipher suite in common with rustls (with TLS 1.2: ECDHE with AES-GCM or \
+             ChaCha20), or it requires a client certificate: check its TLS settings"
+        }
+        TlsError::AlertReceived(AlertDescription::UnrecognisedName) => {
+            "the server has no certificate for the host in the URL: use a host that it knows"
+        }
+        TlsError::AlertReceived(AlertDescription::InternalError) => {
+            "the server failed in the TLS handshake: see its log, and check its certificate and key"
+        }
         TlsError::AlertReceived(_) => {
             "the server refused the TLS handshake: does it require a client certificate?"
         }
@@ -76,6 +90,8 @@ fn explain_tls(error: &TlsError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use rustls::CertificateError;
+
     use super::*;
 
     #[test]
