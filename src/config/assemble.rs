@@ -5,6 +5,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::{
+    host::is_loopback,
     parser::{ConfigErrors, Parser},
     proxy::Route,
     raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
@@ -14,7 +15,7 @@ use super::{
         WorkerSettings,
     },
     table,
-    values::{MAX_NAME, is_loopback},
+    values::MAX_NAME,
 };
 use crate::retry::RetryDelay;
 

@@ -4,6 +4,7 @@
 //! anything connects. `docs/reference.md`, section "Settings", describes each setting.
 
 mod assemble;
+mod host;
 mod parser;
 mod proxy;
 mod raw;
@@ -14,6 +15,14 @@ pub(crate) mod table;
 mod units;
 mod values;
 
+pub(crate) use self::{
+    host::is_loopback,
+    proxy::ignored_variables,
+    raw::{DEMO_LOG, DEMO_WORKFLOW},
+    secret_file::read_api_key,
+    units::{parse_duration, parse_rate},
+    values::is_header_value,
+};
 pub use self::{
     parser::ConfigErrors,
     proxy::{Direct, Proxy, ProxyScheme, Route},
@@ -22,13 +31,6 @@ pub use self::{
         ApiKey, BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
         Settings, WorkerSettings,
     },
-};
-pub(crate) use self::{
-    proxy::ignored_variables,
-    raw::{DEMO_LOG, DEMO_WORKFLOW},
-    secret_file::read_api_key,
-    units::{parse_duration, parse_rate},
-    values::{is_header_value, is_loopback},
 };
 #[cfg(test)]
 pub(crate) use self::{raw::RawSettings, setting::Spec};

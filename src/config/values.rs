@@ -7,7 +7,7 @@ use deadpool_redis::redis::IntoConnectionInfo;
 use lapin::uri::AMQPUri;
 use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     setting::ParseResult,
@@ -68,16 +68,6 @@ pub(super) fn api_key(text: &str) -> ParseResult<SecretString> {
         "holds a control character, or a space at its start or end: HTTP headers cannot send it";
     ensure(is_header_value(text), UNSENDABLE)?;
     Ok(text.into())
-}
-
-/// Whether a URL leads to this machine, whatever the resolver says.
-pub(crate) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }
 
 pub(super) fn base_url(text: &str) -> ParseResult<Url> {

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use self::no_proxy::NoProxy;
-use super::values::is_loopback;
+use super::host::is_loopback;
 
 /// The variables that name the proxy of `https` URLs; the first that is set counts.
 const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];

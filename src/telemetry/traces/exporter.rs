@@ -16,10 +16,11 @@ use opentelemetry_sdk::{
     trace::{self as sdk, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData},
 };
 use reqwest::{Certificate, Client, Identity, redirect};
+use secrecy::ExposeSecret;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
-use crate::config::is_loopback;
+use crate::config::Route;
 
 /// Timeout of an export unless `OTEL_EXPORTER_OTLP_TIMEOUT` sets another.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,13 +93,22 @@ fn client(endpoint: &Url, timeout: Duration) -> Result<Client, &'static str> {
         "OTEL_EXPORTER_OTLP_CERTIFICATE: must name a readable file of PEM certificates";
     const IDENTITY: &str = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and …_CLIENT_KEY: must name \
                             readable PEM files of a certificate and its key";
+    const PROXY: &str =
+        "HTTPS_PROXY or ALL_PROXY: must be a proxy URL such as http://proxy.example.com:3128";
     let mut client = Client::builder().redirect(redirect::Policy::none()).timeout(timeout);
     if endpoint.scheme() == "http" {
         // Without TLS there is no certificate to verify: do not load the system's.
-        client = client.no_proxy().tls_certs_only([]);
-    } else if is_loopback(endpoint) {
-        client = client.no_proxy();
+        client = client.tls_certs_only([]);
     }
+    // As for the platform: reqwest's own reading of the environment ignores an invalid proxy.
+    let route = Route::from_env(endpoint).map_err(|_| PROXY)?;
+    client = match route.proxy() {
+        Some(proxy) => {
+            let proxy = reqwest::Proxy::all(proxy.url().expose_secret());
+            client.proxy(proxy.map_err(|_| PROXY)?)
+        }
+        None => client.no_proxy(),
+    };
     if let Some(file) = setting("CERTIFICATE") {
         let pem = fs::read(file).map_err(|_| AUTHORITIES)?;
         let authorities = Certificate::from_pem_bundle(&pem).map_err(|_| AUTHORITIES)?;
