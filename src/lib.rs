@@ -19,7 +19,7 @@
 //! | [`session`], `retry`, `hash` | hold types and functions that several of the modules above share |
 //! | [`config`] | parses settings from flags and environment variables |
 //! | [`telemetry`], `health` | export logs, metrics and traces; serve the probes |
-//! | `tls` | explains TLS errors |
+//! | `tls`, `printable` | explain TLS errors; make texts of other programs safe for terminals |
 //!
 //! These modules serve commands other than `handoff run`:
 //!
@@ -48,6 +48,7 @@ pub(crate) mod hash;
 pub(crate) mod health;
 pub mod message;
 pub mod platform;
+pub(crate) mod printable;
 pub(crate) mod retry;
 pub mod sandbox;
 pub(crate) mod schema;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::printable::escape;
+
 /// The part of the set-up that a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,6 +97,17 @@ impl Check {
 
     pub(super) fn finding(name: &'static str, what: impl Into<String>) -> Self {
         Self::new(name, Verdict::Finding, what)
+    }
+
+    /// The same without what a terminal would execute: servers' texts are in some checks.
+    pub(super) fn escaped(self) -> Self {
+        Self {
+            what: escape(&self.what),
+            cost: self.cost.as_deref().map(escape),
+            remedy: self.remedy.as_deref().map(escape),
+            commands: self.commands.iter().map(|command| escape(command)).collect(),
+            ..self
+        }
     }
 
     pub(super) fn cost(mut self, cost: impl Into<String>) -> Self {

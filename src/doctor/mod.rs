@@ -58,6 +58,5 @@ async fn examine_area(
         Err(Check::finding("time", what).cost("the remaining checks did not run"))
     });
     checks.extend(end.err());
-    checks.iter_mut().for_each(|check| check.area = area);
-    checks
+    checks.into_iter().map(|check| Check { area, ..check.escaped() }).collect()
 }

@@ -293,3 +293,14 @@ async fn proxy_url_that_cannot_be_used_stops_the_start_by_name() {
     set.set("NO_PROXY", HOST);
     Worker::start(&set.env.settings).wait_for_log(log_text::CONSUMING).await;
 }
+
+#[tokio::test]
+async fn proxy_of_the_trace_collector_that_cannot_be_used_is_named() {
+    let mut env = TestEnv::start().await;
+    let collector = "https://collector.test:4318";
+    env.settings.insert("OTEL_EXPORTER_OTLP_ENDPOINT".into(), collector.into());
+    env.settings.insert("ALL_PROXY".into(), "socks9://must-not-leak".into());
+    let worker = env.start_worker().await;
+    let line = worker.wait_for_log(log_text::TRACES_DISABLED).await.to_string();
+    assert!(line.contains("ALL_PROXY: must be a proxy URL") && !line.contains("leak"), "{line}");
+}

@@ -2,10 +2,10 @@
 
 use std::process::{Output, Stdio};
 
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 use crate::support::{
-    within_timeout,
+    TestEnv, within_timeout,
     worker::{Settings, command},
 };
 
@@ -145,4 +145,47 @@ async fn error_names_the_cause_and_a_remedy() {
         }
         assert!(!output.status.success());
     }
+}
+
+/// The first frame of an AMQP server with this product, `connection.start`.
+fn connection_start(product: &str) -> Vec<u8> {
+    let long =
+        |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+    let field = |name: &str, value: &str| {
+        [&[u8::try_from(name.len()).unwrap()], name.as_bytes(), b"S", &long(value.as_bytes())]
+            .concat()
+    };
+    let properties = [field("product", product), field("version", "1.0")].concat();
+    let class_and_method = [0, 10, 0, 10, 0, 9];
+    let payload =
+        [&class_and_method[..], &long(&properties), &long(b"PLAIN"), &long(b"en_US")].concat();
+    [&[1, 0, 0], &long(&payload)[..], &[0xCE]].concat()
+}
+
+#[tokio::test]
+async fn text_of_a_server_cannot_control_the_terminal() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let start = connection_start("Ev\u{1b}[2Jil\u{9b}31m\u{7f}\u{202e}MQ\n");
+            let _ = client.write_all(&start).await;
+        }
+    });
+    let mut env = TestEnv::start().await;
+    env.set("AMQP_URL", &format!("amqp://{addr}"));
+    let check = async |flags: &[&str]| {
+        let output = command(flags, &env.settings).output();
+        let output = within_timeout("its exit", output).await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let is_raw = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!text.contains(is_raw), "{text:?}");
+        let escaped = r"Ev\u{1b}[2Jil\u{9b}31m\u{7f}\u{202e}MQ\u{a}";
+        let escaped =
+            if flags.len() == 2 { escaped.replace('\\', r"\\") } else { escaped.to_owned() };
+        assert!(text.contains(&escaped), "{text}");
+    };
+    tokio::join!(check(&["doctor"]), check(&["doctor", "--json"]));
+    server.abort();
 }

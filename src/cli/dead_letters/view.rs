@@ -11,6 +11,7 @@ use crate::{
     broker::DeadLetter,
     cli::{errors::CliError, output::object},
     message::format_date_time,
+    printable::escape,
 };
 
 /// A dead letter in a list. Holds no personal data.
@@ -42,7 +43,7 @@ impl Row {
     }
 
     fn cells(&self) -> [String; 5] {
-        let text = |text: &Option<String>| text.as_deref().map_or("-".to_owned(), printable);
+        let text = |text: &Option<String>| text.as_deref().map_or("-".to_owned(), escape);
         [
             text(&self.request_id),
             text(&self.reason),
@@ -122,11 +123,6 @@ fn value_json(value: &AMQPValue) -> Value {
     }
 }
 
-/// Replaces control characters, which a terminal would execute.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 fn age_text(seconds: u64) -> String {
     match seconds {
         ..120 => format!("{seconds}s"),
@@ -170,13 +166,11 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_replaced() {
+    fn control_characters_are_escaped() {
         let table = table(&[row("\u{1b}[2Jorder\n-1", Some("two\r\nlines"))]);
         assert_eq!(
             table.lines().nth(1),
-            Some(
-                "\u{fffd}[2Jorder\u{fffd}-1  platform_rejected  1         2h   two\u{fffd}\u{fffd}lines"
-            )
+            Some(r"\u{1b}[2Jorder\u{a}-1  platform_rejected  1         2h   two\u{d}\u{a}lines")
         );
     }
 }
