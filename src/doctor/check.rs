@@ -120,6 +120,11 @@ impl Check {
         self
     }
 
+    /// Sets a remedy unless there is a more exact one.
+    pub(super) fn or_remedy(self, remedy: &str) -> Self {
+        if self.remedy.is_some() { self } else { self.remedy(remedy) }
+    }
+
     pub(super) fn command(mut self, command: impl Into<String>) -> Self {
         self.commands.push(command.into());
         self

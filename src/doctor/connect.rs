@@ -9,7 +9,7 @@ use super::{
     check::Check,
     format::span,
     proxy,
-    stream::{Stream, open, secure},
+    stream::{Failure, Stream, open, secure},
 };
 use crate::config::Proxy;
 
@@ -31,14 +31,22 @@ pub(super) async fn connect(
     let is_tls = matches!(url.scheme(), "https" | "amqps" | "rediss");
     let start = Instant::now();
     let finding = |why| Check::finding("connection", format!("cannot connect to {server}: {why}"));
+    let failed = |failure| {
+        match failure {
+        Failure::Network(why) => finding(why),
+        Failure::Tls(why) => finding(why).remedy(
+            "the network is well: correct the certificate, or the TLS settings, that the finding is about",
+        ),
+    }
+    };
     let connecting = async {
         let Some(proxy) = proxy else {
-            return open(host, port, is_tls).await.map_err(finding);
+            return open(host, port, is_tls).await.map_err(failed);
         };
         let stream = proxy::connect(proxy, url).await?;
         let what = format!("{} connects to {server}", proxy.name);
         checks.push(Check::ok("proxy", what));
-        secure(host, stream, is_tls).await.map_err(finding)
+        secure(host, stream, is_tls).await.map_err(failed)
     };
     let connected = timeout(LIMIT, connecting).await;
     let (stream, expiry) = connected.unwrap_or_else(|_| {

@@ -9,6 +9,7 @@ mod clock;
 mod connect;
 mod format;
 mod platform;
+mod presented;
 mod proxy;
 mod rabbitmq;
 mod redis;

@@ -38,13 +38,9 @@ pub(super) async fn examine(
     }
     let proxy = settings.route.proxy();
     connect("the platform", &settings.url, 443, proxy, checks).await.map_err(|finding| {
-        let finding = finding.cost("requests are held until the platform can be reached");
-        if finding.remedy.is_some() {
-            return finding;
-        }
-        finding.remedy(
-            "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether this machine \
-             needs a proxy (HTTPS_PROXY)",
+        finding.cost("requests are held until the platform can be reached").or_remedy(
+            "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether this machine needs \
+             a proxy (HTTPS_PROXY)",
         )
     })?;
     if probe == Probe::Token {

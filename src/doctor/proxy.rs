@@ -14,7 +14,7 @@ use url::{Host, Url};
 
 use super::{
     check::Check,
-    stream::{Stream, open},
+    stream::{Failure, Stream, open},
 };
 use crate::config::{Proxy, ProxyScheme};
 
@@ -48,15 +48,19 @@ async fn through(proxy: &Proxy, url: &Url) -> Result<Box<dyn Stream>, Refusal> {
         host => host.to_string(),
     };
     let is_tls = proxy.scheme == ProxyScheme::Https;
-    let opened = open(&host, proxy.port, is_tls).await.map_err(|why| {
-        refusal(
+    let opened = open(&host, proxy.port, is_tls).await.map_err(|failure| match failure {
+        Failure::Network(why) => refusal(
             format!("cannot be reached: {why}"),
             format!(
-                "check scheme, host and port in {}, that the proxy is running, and that no firewall blocks the \
+                "check host and port in {}, that the proxy is running, and that no firewall blocks the \
                  connection",
                 proxy.variable
             ),
-        )
+        ),
+        Failure::Tls(why) => refusal(
+            format!("cannot be reached over TLS: {why}"),
+            format!("check scheme and port in {}, and the proxy's certificate", proxy.variable),
+        ),
     });
     let mut stream = opened?.0;
     match proxy.scheme {
@@ -90,14 +94,19 @@ async fn http_connect(proxy: &Proxy, url: &Url, stream: &mut dyn Stream) -> Resu
     let head = String::from_utf8_lossy(&head);
     match head.split_whitespace().nth(1).and_then(|status| status.parse::<u16>().ok()) {
         Some(200) => Ok(()),
-        Some(status) => Err(refused_connect(proxy, &target, status)),
+        Some(status) => Err(refused_connect(proxy, &target, status, &head)),
         None => Err(not_a_proxy(proxy)),
     }
 }
 
-fn refused_connect(proxy: &Proxy, target: &str, status: u16) -> Refusal {
+fn refused_connect(proxy: &Proxy, target: &str, status: u16, head: &str) -> Refusal {
     let what = format!("answers CONNECT {target} with status {status}");
     match status {
+        407 if !offers_basic(head) => refusal(
+            what,
+            "let the proxy accept Basic authentication, the only kind that the worker has, or this machine's \
+             address",
+        ),
         407 => refusal(what, credentials_remedy(proxy)),
         500..=599 => refusal(
             what,
@@ -108,6 +117,16 @@ fn refused_connect(proxy: &Proxy, target: &str, status: u16) -> Refusal {
             "let the proxy's rules allow CONNECT to this host and port, or list the host in NO_PROXY",
         ),
     }
+}
+
+/// Whether an answer with status 407 offers Basic authentication, or does not say what it offers.
+fn offers_basic(head: &str) -> bool {
+    let headers = head.lines().filter_map(|line| line.split_once(':'));
+    let mut offers = headers
+        .filter(|(name, _)| name.eq_ignore_ascii_case("proxy-authenticate"))
+        .map(|(_, offer)| offer.to_ascii_lowercase())
+        .peekable();
+    offers.peek().is_none() || offers.any(|offer| offer.contains("basic"))
 }
 
 /// The dialogue of RFC 1928, with passwords by RFC 1929.
@@ -235,4 +254,19 @@ fn not_a_proxy(proxy: &Proxy) -> Refusal {
     let scheme = proxy.scheme.as_str();
     let what = format!("does not answer as a proxy of the scheme {scheme} does");
     refusal(what, format!("check scheme and port in {}", proxy.variable))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxy_without_basic_authentication_is_recognized() {
+        let head = |offer: &str| format!("HTTP/1.1 407 No\r\n{offer}\r\n");
+        assert!(offers_basic(&head("")));
+        assert!(offers_basic(&head(
+            "Proxy-Authenticate: Negotiate\r\nproxy-authenticate: Basic realm=\"x\"\r\n"
+        )));
+        assert!(!offers_basic(&head("Proxy-Authenticate: NTLM\r\n")));
+    }
 }

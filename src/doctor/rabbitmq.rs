@@ -30,7 +30,7 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Res
     let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
     let connecting = connect("RabbitMQ", &url, default_port, None, checks);
     let stream = connecting.await.map_err(|finding| {
-        finding.cost("no request is served until RabbitMQ can be reached").remedy(
+        finding.cost("no request is served until RabbitMQ can be reached").or_remedy(
             "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and that no \
              firewall blocks the connection",
         )

@@ -23,8 +23,13 @@ const SERVERS: [(&str, &str); 3] =
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Puts a front before each server, and asserts that the worker's log and the doctor's findings about
-/// each contain `words`.
-async fn assert_refused(port: impl AsyncFn(&str) -> u16, authorities: &str, words: &[&str]) {
+/// each contain `words`; the doctor's also `found`.
+async fn assert_refused(
+    port: impl AsyncFn(&str) -> u16,
+    authorities: &str,
+    words: &[&str],
+    found: &[&str],
+) {
     let mut env = TestEnv::start().await;
     env.settings.insert("SSL_CERT_FILE".into(), authorities.to_owned());
     env.settings.insert("SSL_CERT_DIR".into(), String::new());
@@ -59,8 +64,8 @@ async fn assert_refused(port: impl AsyncFn(&str) -> u16, authorities: &str, word
             .filter(|check| check["area"] == area && check["name"] == "connection")
             .map(|check| check.to_string());
         let check = checks.next().unwrap_or_else(|| panic!("{area}: {report}"));
-        assert!(check.contains("finding"), "{check}");
-        assert_contains(&check, words);
+        assert!(check.contains("finding") && !check.contains("firewall"), "{check}");
+        assert_contains(&check, &[words, found].concat());
     }
 }
 
@@ -153,7 +158,7 @@ async fn refused_certificate_is_explained_for_each_server() {
             fronts.lock().unwrap().push(front);
             port
         };
-        assert_refused(port, authorities, words).await;
+        assert_refused(port, authorities, words, &["It presents `", " issued by "]).await;
     }))
     .await;
 }
@@ -187,7 +192,7 @@ async fn server_without_tls_1_2_is_explained() {
     join_all([ALERT, HELLO].map(async |answer| {
         let (port, listening) = old_server(answer).await;
         let words = ["neither TLS 1.2 nor TLS 1.3", "update it"];
-        assert_refused(async |_: &str| port, &authority.certificate_file(), &words).await;
+        assert_refused(async |_: &str| port, &authority.certificate_file(), &words, &[]).await;
         listening.abort();
     }))
     .await;
