@@ -70,8 +70,9 @@ fn explain_tls(error: &TlsError) -> &'static str {
             AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity,
         )
         | TlsError::PeerIncompatible(_) => {
-            "the server has no TLS cipher suite in common with rustls (with TLS 1.2: ECDHE with AES-GCM or \
-             ChaCha20), or it requires a client certificate: check its TLS settings"
+            "the server has no TLS cipher suite or kind of key in common with rustls (TLS 1.2: ECDHE with \
+             AES-GCM or ChaCha20; keys: ECDSA with P-256 or P-384, Ed25519, RSA), or it requires a client \
+             certificate: check its TLS settings"
         }
         TlsError::AlertReceived(AlertDescription::UnrecognisedName) => {
             "the server has no certificate for the host in the URL: use a host that it knows"

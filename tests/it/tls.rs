@@ -1,7 +1,7 @@
 //! TLS to RabbitMQ, Redis and the platform, with certificates of a private authority.
 
 use crate::support::{
-    Authority, Node, TestEnv, TlsProxy, Worker, log_text,
+    Authority, Node, TempFile, TestEnv, TlsProxy, Worker, log_text,
     platform::API_KEY,
     redis,
     tls::{Identity, tls_url},
@@ -143,6 +143,15 @@ async fn missing_trust_store_is_reported_by_name() {
     let error = logged_error(&worker, "REDIS_URL").await;
     assert!(error.contains("SSL_CERT_FILE"), "{error}");
     env.set("REDIS_URL", &redis).start_worker().await;
+    // With TLS to RabbitMQ, whatever makes the store unusable.
+    let _front = add_tls(&mut env, "AMQP_URL", &Authority::new().issue(&["127.0.0.1"])).await;
+    let empty = TempFile::new("");
+    for file in ["/no/such/file", "/root", empty.path()] {
+        trust(&mut env, file, "");
+        let worker = Worker::start(&env.settings);
+        let error = logged_error(&worker, "AMQP_URL").await;
+        assert!(error.contains("SSL_CERT_FILE"), "{file}: {error}");
+    }
 }
 
 fn free_port() -> u16 {
