@@ -8,7 +8,7 @@ use lapin::{
 };
 use thiserror::Error;
 
-use crate::tls;
+use crate::{printable::escape, tls};
 
 /// An operation on RabbitMQ that failed, or a connection that was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -131,9 +131,9 @@ pub(super) fn cause(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => match error.kind() {
             AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
-                format!("{} (does the virtual host exist?)", error.get_message())
+                format!("{} (does the virtual host exist?)", escape(error.get_message().as_str()))
             }
-            _ => error.get_message().to_string(),
+            _ => escape(error.get_message().as_str()),
         },
         ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut => {
             "RabbitMQ did not answer in time".to_owned()

@@ -4,7 +4,7 @@ use std::{error::Error, io};
 
 use deadpool_redis::redis::{ErrorKind, RedisError};
 
-use crate::tls;
+use crate::{printable::escape, tls};
 
 /// Why a Redis operation gave no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,8 +28,11 @@ pub enum CacheError {
 ///
 /// The error's own text is left out: Redis quotes arguments in it, which may be secrets.
 pub(super) fn describe(error: &RedisError) -> String {
-    if let Some(text) = tls::explain(error).or(error.code()) {
+    if let Some(text) = tls::explain(error) {
         return text.to_owned();
+    }
+    if let Some(code) = error.code() {
+        return escape(code);
     }
     match error.kind() {
         _ if error.is_timeout() => "no answer in time".to_owned(),

@@ -57,7 +57,8 @@ pub(super) fn explain(
         return Some("a body in UTF-16 or UTF-32 instead of UTF-8");
     }
     let media_type = header(CONTENT_TYPE).to_ascii_lowercase();
-    if media_type.contains("html") || body.starts_with(b"<") {
+    let looks_like_json = body.starts_with(b"{") || body.starts_with(b"[");
+    if body.starts_with(b"<") || (media_type.contains("html") && !looks_like_json) {
         return Some(
             "an HTML or XML page instead of JSON (a login page, or a proxy's page?): check HANDOFF_IDV_URL",
         );
