@@ -30,15 +30,7 @@ pub(super) async fn connect(
     let port = url.port_or_known_default().unwrap_or(default_port);
     let is_tls = matches!(url.scheme(), "https" | "amqps" | "rediss");
     let start = Instant::now();
-    let finding = |why| Check::finding("connection", format!("cannot connect to {server}: {why}"));
-    let failed = |failure| {
-        match failure {
-        Failure::Network(why) => finding(why),
-        Failure::Tls(why) => finding(why).remedy(
-            "the network is well: correct the certificate, or the TLS settings, that the finding is about",
-        ),
-    }
-    };
+    let failed = |failure| finding(server, failure);
     let connecting = async {
         let Some(proxy) = proxy else {
             return open(host, port, is_tls).await.map_err(failed);
@@ -62,10 +54,21 @@ pub(super) async fn connect(
                     proxy.variable
                 ))
             }
-            _ => finding("no answer in time".to_owned()),
+            _ => failed(Failure::Network("no answer in time".to_owned())),
         })
     })?;
     checks.push(Check::ok("connection", format!("connected in {}", span(start.elapsed()))));
     checks.extend(expiry.map(|expiry| expiry.check(SystemTime::now())));
     Ok(stream)
+}
+
+fn finding(server: &str, failure: Failure) -> Check {
+    let finding =
+        |why: &str| Check::finding("connection", format!("cannot connect to {server}: {why}"));
+    match failure {
+        Failure::Network(why) => finding(&why),
+        Failure::Tls(why) => finding(&why).remedy(
+            "the network connection works: correct the certificate or TLS settings that the finding names",
+        ),
+    }
 }
