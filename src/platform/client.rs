@@ -4,11 +4,10 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{fmt, sync::Arc};
 
 use reqwest::{
-    Client, Response,
+    RequestBuilder,
     header::{
         ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER,
     },
-    redirect,
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -16,7 +15,8 @@ use url::Url;
 
 use super::{
     answer,
-    error::CallError,
+    connections::{ConnectionSettings, Connections, Reply, Reuse, TransportError},
+    error::{CallError, TransientCause},
     gate::{CallPermit, FailedCall, Gate},
     key::ReloadableKey,
     link::encode_component,
@@ -32,7 +32,6 @@ use crate::{
         metrics::Metrics,
         traces::{ServerAddress, Span},
     },
-    tls,
 };
 
 const TOKEN_ROUTE: &str = "/api/device/ephemeral";
@@ -52,7 +51,7 @@ struct TokenBody {
 
 /// Calls the platform. Each call needs a permit of the gate.
 pub struct PlatformClient {
-    http: Client,
+    connections: Connections,
     proxy: Option<Proxy>,
     token_url: Url,
     session_url: Url,
@@ -60,7 +59,7 @@ pub struct PlatformClient {
     key: ReloadableKey,
     gate: Gate,
     token_ttl: Duration,
-    timeout: Duration,
+    has_rate_limit: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -80,43 +79,27 @@ impl PlatformClient {
         rate_limiter: Option<RateLimiter>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ClientBuildError> {
-        let mut http = Client::builder()
-            .user_agent(concat!("handoff/", env!("CARGO_PKG_VERSION")))
-            // Following a redirect would send the API key or personal data to another host.
-            .redirect(redirect::Policy::none())
-            // Only `handoff::calls` decides on retries. With `never()` alone, reqwest 0.13.5 would still
-            // copy each request in case of a retry (not reported upstream); with a maximum of 0 it does
-            // not.
-            .retry(reqwest::retry::never().max_retries_per_request(0))
-            .pool_idle_timeout(Duration::from_secs(20))
-            // A proxy that does not answer is named only if connecting has a time limit of its own.
-            .connect_timeout((settings.timeout / 2).min(Duration::from_secs(3)))
-            .tcp_nodelay(true);
+        let proxy = settings.route.proxy();
         // reqwest's own reading of the environment ignores a proxy that it cannot parse.
-        http = match settings.route.proxy() {
-            Some(proxy) => {
-                let proxy = reqwest::Proxy::all(proxy.url().expose_secret());
-                http.proxy(proxy.map_err(|_| ClientBuildError::Proxy)?)
-            }
-            None => http.no_proxy(),
+        let connections = ConnectionSettings {
+            url: &settings.url,
+            timeout: settings.timeout,
+            proxy: proxy
+                .map(|proxy| reqwest::Proxy::all(proxy.url().expose_secret()))
+                .transpose()
+                .map_err(|_| ClientBuildError::Proxy)?,
+            resolver: None,
         };
-        if settings.url.scheme() == "http" {
-            // Without TLS, a host without a certificate store must not fail.
-            http = http.tls_certs_only([]);
-        }
-        let http = http.build().map_err(|error| {
-            ClientBuildError::Tls(tls::explain(&error).unwrap_or("TLS cannot be set up"))
-        })?;
         Ok(Self {
-            http,
-            proxy: settings.route.proxy().cloned(),
+            connections: Connections::new(connections).map_err(ClientBuildError::Tls)?,
+            proxy: proxy.cloned(),
             token_url: join(&settings.url, TOKEN_ROUTE),
             session_url: join(&settings.url, SESSION_ROUTE),
             server: ServerAddress::of(&settings.url),
             key: ReloadableKey::new(&settings.api_key).ok_or(ClientBuildError::ApiKey)?,
+            has_rate_limit: rate_limiter.is_some(),
             gate: Gate::new(rate_limiter, Arc::clone(&metrics)),
             token_ttl: settings.token_ttl,
-            timeout: settings.timeout,
             metrics,
         })
     }
@@ -153,13 +136,16 @@ impl PlatformClient {
         }
         // Taken before the call, so that the token never ends earlier than `expires_at`.
         let requested_at = SystemTime::now();
-        let request = self.post(
-            self.token_url.clone(),
-            self.key.header(),
-            &TokenBody { ttl: self.token_ttl.as_secs() },
-        );
-        let span = span.call(Call::Token, TOKEN_ROUTE, &self.server);
-        let token = permit.report(self.call(Call::Token, request, span).await)?;
+        let request = || {
+            let body = TokenBody { ttl: self.token_ttl.as_secs() };
+            self.post(self.token_url.clone(), self.key.header(), &body)
+        };
+        let child = || span.call(Call::Token, TOKEN_ROUTE, &self.server);
+        let mut answer = self.call(Call::Token, request(), child(), Reuse::Allowed).await;
+        if self.was_ordinary_close(&permit, &answer) {
+            answer = self.call(Call::Token, request(), child(), Reuse::Avoided).await;
+        }
+        let token = permit.report(answer)?;
         Ok(Token { value: token.into(), expires_at: requested_at + self.token_ttl })
     }
 
@@ -168,11 +154,11 @@ impl PlatformClient {
     /// Also returns the platform's time, if its answer has a valid `Date` header.
     pub(crate) async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
         let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
-        match request.send().await {
-            Ok(mut response) => {
-                let date = header(&response, DATE);
+        match self.connections.send(request, Reuse::Allowed).await {
+            Ok(mut reply) => {
+                let date = reply.header(DATE);
                 let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (read_answer(Call::Token, &mut response).await.map(drop), date)
+                (read_answer(Call::Token, &mut reply).await.map(drop), date)
             }
             Err(error) => {
                 (Err(CallError::from_transport(Call::Token, &error, self.proxy.as_ref())), None)
@@ -192,6 +178,36 @@ impl PlatformClient {
         token: &Token,
         span: &Span<'_>,
     ) -> Result<String, FailedCall> {
+        let send = |reuse| {
+            let http = self.session_request(request, request_id, token)?;
+            let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
+            Some(self.call(Call::Session, http, span, reuse))
+        };
+        let Some(sent) = send(Reuse::Allowed) else {
+            return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
+        };
+        let mut answer = sent.await;
+        if self.was_ordinary_close(&permit, &answer)
+            && let Some(sent) = send(Reuse::Avoided)
+        {
+            // Sent again with the same token and key, as `handoff::calls` would a moment later.
+            let again = sent.await;
+            // The lost call may have reached the platform, which may refuse another with the same token or
+            // key. That says nothing about the request, so the loss is what happened.
+            if !matches!(again, Err(CallError::Rejected(_) | CallError::Unauthorized)) {
+                answer = again;
+            }
+        }
+        permit.report(answer)
+    }
+
+    /// Returns `None` if the token is not a valid header value.
+    fn session_request(
+        &self,
+        request: &Request,
+        request_id: &RequestId,
+        token: &Token,
+    ) -> Option<RequestBuilder> {
         #[derive(Serialize)]
         struct SessionBody<'a, M> {
             metadata: M,
@@ -201,30 +217,38 @@ impl PlatformClient {
         let mut url = self.session_url.clone();
         let workflow = encode_component(&request.workflow_id);
         url.set_query(Some(&format!("workflowId={workflow}")));
-        let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
-        else {
-            return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
-        };
+        let token_bytes = token.value.expose_secret().as_bytes();
+        let mut authorization = HeaderValue::from_bytes(token_bytes).ok()?;
         authorization.set_sensitive(true);
         let body = SessionBody { metadata: request.metadata(), locale: request.locale.as_deref() };
-        let http = self
-            .post(url, authorization, &body)
-            .header(IDEMPOTENCY_KEY, idempotency_key(request_id, token));
-        let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
-        permit.report(self.call(Call::Session, http, span).await)
+        let key = idempotency_key(request_id, token);
+        Some(self.post(url, authorization, &body).header(IDEMPOTENCY_KEY, key))
     }
 
-    fn post(
+    /// Whether a call failed only because the platform had closed the connection since an earlier answer,
+    /// as servers and proxies do in the ordinary course.
+    ///
+    /// A probe is one call, and with a rate limit each call needs a permit.
+    fn was_ordinary_close<T>(
         &self,
-        url: Url,
-        authorization: HeaderValue,
-        body: &impl Serialize,
-    ) -> reqwest::RequestBuilder {
+        permit: &CallPermit<'_>,
+        answer: &Result<T, CallError>,
+    ) -> bool {
+        let was_closed = matches!(
+            answer,
+            Err(CallError::Transient { cause: TransientCause::Closed { .. }, .. })
+        );
+        was_closed
+            && !permit.is_probe()
+            && !self.has_rate_limit
+            && self.connections.may_have_been_reused()
+    }
+
+    fn post(&self, url: Url, authorization: HeaderValue, body: &impl Serialize) -> RequestBuilder {
         // Cannot fail: the bodies are maps with text keys, text and numbers.
         let body = serde_json::to_vec(body).unwrap_or_default();
-        self.http
+        self.connections
             .post(url)
-            .timeout(self.timeout)
             .header(AUTHORIZATION, authorization)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             // Without it, any encoding of the answer is acceptable (RFC 9110, section 12.5.3).
@@ -239,20 +263,21 @@ impl PlatformClient {
     fn call<'a>(
         &'a self,
         call: Call,
-        mut request: reqwest::RequestBuilder,
+        mut request: RequestBuilder,
         mut span: Span<'a>,
+        reuse: Reuse,
     ) -> impl Future<Output = Result<String, CallError>> + 'a {
         request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
             request = request.header(TRACESTATE, state);
         }
         let start = Instant::now();
-        let sent = request.send();
+        let sent = self.connections.send(request, reuse);
         async move {
             let answer = match sent.await {
-                Ok(mut response) => {
-                    span.set_status(response.status().as_u16());
-                    read_answer(call, &mut response).await
+                Ok(mut reply) => {
+                    span.set_status(reply.status().as_u16());
+                    read_answer(call, &mut reply).await
                 }
                 Err(error) => Err(CallError::from_transport(call, &error, self.proxy.as_ref())),
             };
@@ -269,14 +294,14 @@ impl PlatformClient {
     }
 }
 
-async fn read_answer(call: Call, response: &mut Response) -> Result<String, CallError> {
-    let status = response.status();
+async fn read_answer(call: Call, reply: &mut Reply<'_>) -> Result<String, CallError> {
+    let status = reply.status();
     if !status.is_success() {
-        let retry_after = header(response, RETRY_AFTER);
+        let retry_after = reply.header(RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| parse_retry_after(value, SystemTime::now()));
         return Err(CallError::from_status(call, status, retry_after));
     }
-    let body = read_body(call, response).await?;
+    let body = read_body(call, reply).await?;
     let value = match call {
         Call::Token => answer::parse_token(&body).and_then(|token| {
             if is_header_value(&token) { Ok(token) } else { Err(TOKEN_NOT_SENDABLE) }
@@ -284,20 +309,16 @@ async fn read_answer(call: Call, response: &mut Response) -> Result<String, Call
         Call::Session => answer::parse_session_id(&body),
     };
     value.map_err(|what| {
-        let why = answer::explain(response.status(), response.headers(), &body);
+        let why = answer::explain(status, reply.headers(), &body);
         CallError::broken_answer(call, why.unwrap_or(what))
     })
 }
 
-fn header(response: &Response, name: HeaderName) -> Option<&str> {
-    response.headers().get(name)?.to_str().ok()
-}
-
 /// Reads a body in chunks, so that an endless one fails before it fills memory.
-async fn read_body(call: Call, response: &mut Response) -> Result<Vec<u8>, CallError> {
+async fn read_body(call: Call, reply: &mut Reply<'_>) -> Result<Vec<u8>, CallError> {
     let mut body = Vec::new();
-    let transport = |error| CallError::from_transport(call, &error, None);
-    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+    let transport = |error: TransportError| CallError::from_transport(call, &error, None);
+    while let Some(chunk) = reply.chunk().await.map_err(transport)? {
         if body.len() + chunk.len() > MAX_BODY {
             return Err(CallError::broken_answer(call, "a body of more than 64 KiB"));
         }

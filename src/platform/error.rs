@@ -1,10 +1,10 @@
 //! What a failed platform call means for the next try; the only place that interprets a status.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 
-use super::proxy::ProxyProblem;
+use super::{connections::TransportError, proxy::ProxyProblem};
 use crate::{config::Proxy, session::Call, tls};
 
 /// Why a call failed, and whether to try again.
@@ -169,27 +169,27 @@ impl CallError {
     /// Interprets an error of reqwest. `proxy` is the proxy that the call went through.
     pub(super) fn from_transport(
         call: Call,
-        error: &reqwest::Error,
+        error: &TransportError,
         proxy: Option<&Proxy>,
     ) -> Self {
-        debug_assert!(!error.is_builder(), "the {} request is invalid", call.as_str());
-        let problem = proxy.and_then(|proxy| Some((proxy, ProxyProblem::find(error, proxy)?)));
-        let cause = if let Some((proxy, problem)) = problem {
-            TransientCause::Proxy { name: proxy.name, problem }
+        let sent = error.may_have_arrived();
+        let problem = proxy.zip(error.cause());
+        let problem = problem
+            .and_then(|(proxy, cause)| Some((proxy.name, ProxyProblem::find(cause, proxy)?)));
+        let cause = if let Some((name, problem)) = problem {
+            TransientCause::Proxy { name, problem }
         } else if error.is_timeout() {
-            TransientCause::Timeout { sent: !error.is_connect() }
-        } else if error.is_decode() {
-            // reqwest 0.13.5 makes every error while it reads a body a decode error, timeouts included
-            // (seanmonstar/reqwest#2839).
+            TransientCause::Timeout { sent }
+        } else if error.is_body() {
             TransientCause::BrokenAnswer("a body that cannot be read")
-        } else if let Some(problem) = tls::explain(error) {
+        } else if let Some(problem) = error.cause().and_then(|cause| tls::explain(cause)) {
             TransientCause::Tls(problem)
         } else if error.is_connect() {
             TransientCause::Connection
-        } else if source::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+        } else if error.is_not_http() {
             TransientCause::BrokenAnswer("an answer that is not HTTP")
         } else {
-            TransientCause::Closed { sent: !was_never_sent(error) }
+            TransientCause::Closed { sent }
         };
         Self::Transient { call, cause }
     }
@@ -213,30 +213,6 @@ impl CallError {
             Self::Refused(_) => "refused",
         }
     }
-}
-
-/// Whether a call that lost its connection was certainly not processed.
-fn was_never_sent(error: &reqwest::Error) -> bool {
-    // Set for a request that waited for a connection when that ended.
-    source::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
-        || source::<h2::Error>(error).is_some_and(|error| {
-            // RFC 9113, section 8.7: streams above the last id of a GOAWAY, and refused streams, were not
-            // processed. h2 0.4 reports a GOAWAY only to streams above its last id.
-            error.is_remote()
-                && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-        })
-}
-
-/// The first error of this type in a chain of sources.
-fn source<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

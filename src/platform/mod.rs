@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 mod client;
+mod connections;
 mod error;
 mod gate;
 mod key;

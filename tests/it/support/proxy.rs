@@ -42,9 +42,14 @@ struct Shared {
 impl Proxy {
     /// Starts a proxy to the server of a URL.
     pub async fn to(url: &str) -> Self {
+        Self::at("127.0.0.1:0", url).await
+    }
+
+    /// The same at an address.
+    pub async fn at(addr: &str, url: &str) -> Self {
         let url = url::Url::parse(url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             requests: watch::Sender::new(Flow::Forwarded),

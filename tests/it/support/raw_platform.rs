@@ -16,6 +16,8 @@ use super::wait::within_timeout;
 pub enum RawAnswer {
     /// A good token or session.
     Valid,
+    /// The same, without announcing that the connection is closed after it.
+    ValidWithSilentClose,
     /// Nothing; the connection stays open.
     Silent,
     /// A good answer, one byte every 100 ms.
@@ -119,6 +121,23 @@ async fn serve_connection(
     let answer = *answer.borrow();
     match answer {
         RawAnswer::Valid => stream.write_all(valid.as_bytes()).await?,
+        RawAnswer::ValidWithSilentClose => {
+            // An unread body would make the close a reset.
+            let length = |head: &[u8]| {
+                let head = std::str::from_utf8(head).unwrap().to_ascii_lowercase();
+                let length = head.split_once("content-length: ").unwrap().1;
+                length.split_once('\r').unwrap().0.parse::<usize>().unwrap()
+            };
+            let end = request.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+            let whole = end + length(&request[..end]);
+            while request.len() < whole {
+                stream.read_buf(&mut request).await?;
+            }
+            let silent = valid.replace("connection: close\r\n", "");
+            stream.write_all(silent.as_bytes()).await?;
+            // Long enough for the client to use the connection again.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         RawAnswer::Silent => std::future::pending().await,
         RawAnswer::SlowBytes => {
             for byte in valid.bytes() {

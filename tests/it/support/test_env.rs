@@ -12,6 +12,7 @@ use super::{
     rabbitmq::RabbitMq,
     redis::{self, RedisEntry},
     test_run::required_env,
+    tls::Authority,
     worker::{Settings, Worker},
 };
 
@@ -134,6 +135,12 @@ impl TestEnv {
     /// The value of a setting, named without its `HANDOFF_`.
     pub fn setting(&self, name: &str) -> &str {
         &self.settings[&format!("HANDOFF_{name}")]
+    }
+
+    /// Has workers trust this authority's certificates alone.
+    pub fn trust(&mut self, authority: &Authority) {
+        self.settings.insert("SSL_CERT_FILE".into(), authority.certificate_file());
+        self.settings.insert("SSL_CERT_DIR".into(), String::new());
     }
 
     /// Puts a proxy in front of the server whose URL a setting holds.

@@ -149,17 +149,23 @@ fn pem(tag: &str, der: &[u8]) -> String {
 
 /// Accepts TLS connections as this identity.
 pub fn acceptor(identity: &Identity) -> TlsAcceptor {
+    acceptor_for(identity, &[])
+}
+
+/// The same, and speaks one of these protocols.
+pub fn acceptor_for(identity: &Identity, protocols: &[&str]) -> TlsAcceptor {
     let chain = [&identity.certificate].into_iter().chain(&identity.chain);
     let chain = chain.map(|certificate| CertificateDer::from(certificate.clone())).collect();
     let key = PrivateKeyDer::try_from(identity.key.clone()).unwrap();
     let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
     // Unlike `with_single_cert`, this takes certificates that rustls itself would refuse.
     let identity = SingleCertAndKey::from(CertifiedKey::new(chain, key));
-    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(identity));
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().into()).collect();
     TlsAcceptor::from(Arc::new(config))
 }
 

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    log_text,
+    TempFile, log_text,
     wait::{TIMEOUT, wait_until, within_timeout},
 };
 
@@ -51,14 +51,19 @@ pub type Settings = BTreeMap<String, String>;
 /// A command of the binary with these settings, and with none of the test run's own.
 pub fn command(arguments: &[&str], settings: &Settings) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handoff"));
-    command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
+    command.args(arguments);
+    set_up(&mut command, settings);
+    command
+}
+
+fn set_up(command: &mut Command, settings: &Settings) {
+    command.kill_on_drop(true).stdin(Stdio::null());
     let is_own =
         |name: &str| name.starts_with("HANDOFF_") || name.to_ascii_uppercase().ends_with("_PROXY");
     for (name, _) in std::env::vars().filter(|(name, _)| is_own(name)) {
         command.env_remove(name);
     }
     command.envs(settings);
-    command
 }
 
 /// Sends a process a signal.
@@ -76,7 +81,29 @@ impl Worker {
 
     /// The same, with flags.
     pub fn start_with(flags: &[&str], settings: &Settings) -> Self {
-        let mut child = command(&[&["run"], flags].concat(), settings)
+        Self::start_command(command(&[&["run"], flags].concat(), settings))
+    }
+
+    /// Starts a worker whose host has these lines in `/etc/hosts`. Returns `None` where the system does not
+    /// permit that to this user.
+    pub fn start_with_hosts(hosts: &TempFile, settings: &Settings) -> Option<Self> {
+        let unshare = |arguments: &[&str]| {
+            let mut command = std::process::Command::new("unshare");
+            command.args(["--map-root-user", "--mount", "--"]).args(arguments);
+            command
+        };
+        if !unshare(&["true"]).status().is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let script = "mount --bind \"$0\" /etc/hosts && exec \"$1\" run";
+        let binary = env!("CARGO_BIN_EXE_handoff");
+        let mut command = Command::from(unshare(&["sh", "-c", script, hosts.path(), binary]));
+        set_up(&mut command, settings);
+        Some(Self::start_command(command))
+    }
+
+    fn start_command(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -221,6 +248,12 @@ impl Worker {
         let released = tokio::time::timeout(TIMEOUT, released).await;
         assert!(released.is_ok(), "{now:?} after {before:?}");
         assert!(now.memory_kib < before.memory_kib + 16 * 1024, "{now:?} after {before:?}");
+    }
+
+    /// Waits until it has at most this many sockets to a server.
+    pub async fn wait_for_sockets(&self, at_most: usize, server: SocketAddr) {
+        let what = format!("at most {at_most} sockets");
+        wait_until(&what, async || self.resources(server).sockets <= at_most).await;
     }
 
     /// Asserts that `/livez` reports a turn of the worker's loop within the last 5 s.

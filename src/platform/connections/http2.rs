@@ -1,0 +1,231 @@
+//! HTTP/2 connections, each for a few calls at a time.
+//!
+//! reqwest keeps one HTTP/2 connection per client and shows neither the connection nor how many streams the
+//! server permits on it: calls beyond that number wait inside hyper until they time out. Hence a client for
+//! every few calls, made on demand.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use reqwest::Client;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    body::{Progress, TrackedBody},
+    clients::{Clients, IDLE_TIMEOUT},
+    connects::ConnectWatch,
+};
+
+/// Calls in flight on one connection. Servers permit 100 streams or more, with few exceptions.
+const MAX_CALLS: usize = 8;
+
+/// How long a smaller limit that a server has shown is kept before more calls are tried again.
+const LIMIT_MEMORY: Duration = Duration::from_secs(60);
+
+/// A call that is not sent after this many of these, although its connection is up, waits for a stream. In
+/// steps, so that a moment in which the whole process stood still does not count.
+const STREAM_PATIENCE: (u32, Duration) = (4, Duration::from_millis(25));
+
+/// The platform's HTTP/2 connections.
+pub(super) struct Http2 {
+    clients: Clients,
+    state: Mutex<State>,
+}
+
+struct State {
+    connections: Vec<(Arc<Http2Connection>, Instant)>,
+    /// Calls in flight on one connection, and when a server has last shown that it permits fewer.
+    limit: usize,
+    lowered_at: Option<Instant>,
+}
+
+/// A client with one connection; it makes another one when that has ended.
+struct Http2Connection {
+    client: Client,
+    calls: AtomicUsize,
+    /// Those that have a stream.
+    sent: Arc<AtomicUsize>,
+    answers: AtomicUsize,
+    connecting: Connecting,
+}
+
+/// Counts the connections that are being made.
+#[derive(Clone, Default)]
+struct Connecting(Arc<AtomicUsize>);
+
+struct ConnectAttempt(Connecting);
+
+/// A place for one call on a connection, until dropped.
+pub(super) struct Http2Call<'a> {
+    http2: &'a Http2,
+    connection: Arc<Http2Connection>,
+    progress: Arc<Progress>,
+    answers_before: usize,
+}
+
+impl Http2 {
+    pub(super) fn new(clients: Clients) -> Self {
+        let state = State { connections: Vec::new(), limit: MAX_CALLS, lowered_at: None };
+        Self { clients, state: Mutex::new(state) }
+    }
+
+    /// Takes a place on a connection; on a new one, if all have as many calls as they may.
+    pub(super) fn start_call(&self) -> reqwest::Result<Http2Call<'_>> {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let limit = state.limit(now);
+        state.connections.retain(|(connection, used_at)| {
+            connection.calls() > 0 || now - *used_at < IDLE_TIMEOUT
+        });
+        // The first that has room, so that those at the end become idle.
+        let free = state.connections.iter_mut().find(|(connection, _)| connection.calls() < limit);
+        let connection = match free {
+            Some((connection, used_at)) => {
+                *used_at = now;
+                Arc::clone(connection)
+            }
+            None => {
+                let connection = Arc::new(Http2Connection::new(&self.clients)?);
+                state.connections.push((Arc::clone(&connection), now));
+                connection
+            }
+        };
+        connection.calls.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        Ok(Http2Call {
+            http2: self,
+            progress: Arc::new(Progress::new(Arc::clone(&connection.sent))),
+            answers_before: connection.answers.load(Ordering::Relaxed),
+            connection,
+        })
+    }
+}
+
+impl State {
+    fn limit(&mut self, now: Instant) -> usize {
+        if self.lowered_at.is_some_and(|at| now - at > LIMIT_MEMORY) {
+            self.limit = MAX_CALLS;
+            self.lowered_at = None;
+        }
+        self.limit
+    }
+}
+
+impl Http2Connection {
+    fn new(clients: &Clients) -> reqwest::Result<Self> {
+        let connecting = Connecting::default();
+        Ok(Self {
+            client: clients.http2(connecting.clone())?,
+            calls: AtomicUsize::new(0),
+            sent: Arc::default(),
+            answers: AtomicUsize::new(0),
+            connecting,
+        })
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+impl Http2Call<'_> {
+    pub(super) fn client(&self) -> &Client {
+        &self.connection.client
+    }
+
+    /// The call's body; it shows how far the call is.
+    pub(super) fn body(&self, bytes: hyper::body::Bytes) -> TrackedBody {
+        TrackedBody::new(bytes, Arc::clone(&self.progress))
+    }
+
+    /// Whether the platform may have received the call.
+    pub(super) fn is_sent(&self) -> bool {
+        self.progress.is_sent()
+    }
+
+    /// Whether the connection has brought an answer, to this call or an earlier one.
+    pub(super) fn has_brought_answers(&self) -> bool {
+        self.connection.answers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns once the call has been withdrawn, because the server permits no more streams.
+    pub(super) async fn withdrawn_for_lack_of_a_stream(&self) {
+        let (patience, step) = STREAM_PATIENCE;
+        let mut waited = 0;
+        while waited < patience {
+            sleep(step).await;
+            waited = if self.connection.connecting.is_one() { 0 } else { waited + 1 };
+            if self.is_sent() {
+                break;
+            }
+        }
+        if self.progress.withdraw() {
+            self.no_stream();
+        } else {
+            std::future::pending().await
+        }
+    }
+
+    /// The server permits no more streams than the other calls have.
+    pub(super) fn no_stream(&self) {
+        self.progress.end();
+        let permitted = self.connection.sent.load(Ordering::Relaxed).max(1);
+        let mut state = self.http2.state.lock();
+        state.limit = state.limit.min(permitted);
+        state.lowered_at = Some(Instant::now());
+    }
+
+    /// The platform has begun to answer the call.
+    pub(super) fn answered(&self) {
+        self.connection.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The call timed out. If none was answered on the connection in that time, it may swallow everything.
+    pub(super) fn timed_out(&self) {
+        if self.connection.answers.load(Ordering::Relaxed) == self.answers_before {
+            self.give_up_connection();
+        }
+    }
+
+    /// Has no further call use the connection. It ends with its last call.
+    pub(super) fn give_up_connection(&self) {
+        let mut state = self.http2.state.lock();
+        state.connections.retain(|(connection, _)| !Arc::ptr_eq(connection, &self.connection));
+    }
+}
+
+impl Drop for Http2Call<'_> {
+    fn drop(&mut self) {
+        self.progress.end();
+        self.connection.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connecting {
+    fn is_one(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl ConnectWatch for Connecting {
+    type Attempt = ConnectAttempt;
+
+    fn started(&self) -> ConnectAttempt {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        ConnectAttempt(self.clone())
+    }
+
+    fn connected(&self, _: bool) {}
+}
+
+impl Drop for ConnectAttempt {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

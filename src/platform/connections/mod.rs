@@ -1,0 +1,255 @@
+//! The connections to the platform: which one carries a call, and which call is sent again on another.
+//!
+//! Plain http uses one client. Over TLS the first call finds out which HTTP version the platform speaks;
+//! then HTTP/1.1 uses that same client, and HTTP/2 several (`http2`).
+
+mod body;
+mod clients;
+mod connects;
+mod http2;
+mod protocol;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::Either;
+use reqwest::{Client, Request, RequestBuilder, Version};
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use self::{
+    body::{Progress, TrackedBody},
+    clients::{Clients, IDLE_TIMEOUT},
+    http2::Http2,
+    protocol::{Protocol, ProtocolWatch},
+};
+pub(super) use self::{
+    clients::ConnectionSettings,
+    reply::{Reply, TransportError},
+};
+
+/// How often a call that the platform did not process is sent again, and how often one that waits for a
+/// stream is moved to another connection.
+const MAX_REPEATS: usize = 3;
+
+/// Sends calls to the platform.
+pub(super) struct Connections {
+    client: Client,
+    unpooled: Client,
+    tls: Option<Tls>,
+    timeout: Duration,
+    started: Instant,
+    /// When the last answer arrived, in milliseconds after `started`; 0: never.
+    last_answer: AtomicU64,
+}
+
+struct Tls {
+    protocol: ProtocolWatch,
+    http2: Http2,
+}
+
+/// Which connections a call may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// Any.
+    Allowed,
+    /// None that the platform may have closed since the last call on it.
+    Avoided,
+}
+
+impl Connections {
+    /// Prepares to connect.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up; says why.
+    pub(super) fn new(settings: ConnectionSettings<'_>) -> Result<Self, &'static str> {
+        let timeout = settings.timeout;
+        let clients = Clients::new(settings)?;
+        let protocol = clients.has_tls().then(ProtocolWatch::new);
+        let no_client = |_| "the HTTP client cannot be set up";
+        Ok(Self {
+            client: clients.any_version(protocol.clone()).map_err(no_client)?,
+            unpooled: clients.unpooled().map_err(no_client)?,
+            tls: protocol.map(|protocol| Tls { protocol, http2: Http2::new(clients) }),
+            timeout,
+            started: Instant::now(),
+            last_answer: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn post(&self, url: Url) -> RequestBuilder {
+        self.client.post(url).timeout(self.timeout)
+    }
+
+    /// Sends a call, and returns the head of its answer.
+    ///
+    /// Not an `async fn`: the future then does not hold the request, which reqwest has taken over.
+    pub(super) fn send(
+        &self,
+        request: RequestBuilder,
+        reuse: Reuse,
+    ) -> impl Future<Output = Result<Reply<'_>, TransportError>> {
+        let sending = match &self.tls {
+            None => {
+                let (_, request) = request.build_split();
+                let client = self.http1(reuse);
+                let sent = request.map(|request| client.execute(request));
+                Either::Left(async move {
+                    let response = sent.map_err(TransportError::new)?.await;
+                    response.map(|response| Reply::new(response, None)).map_err(TransportError::new)
+                })
+            }
+            // Boxed to keep the caller's future small; encryption costs far more.
+            Some(tls) => Either::Right(Box::pin(self.send_over_tls(tls, request, reuse))),
+        };
+        async move {
+            let reply = sending.await?;
+            let answered = self.started.elapsed().as_millis() as u64;
+            self.last_answer.store(answered.max(1), Ordering::Relaxed);
+            Ok(reply)
+        }
+    }
+
+    /// Whether a connection that was lost may have been one that carried an earlier answer.
+    ///
+    /// reqwest does not show whether a connection was a reused one.
+    pub(super) fn may_have_been_reused(&self) -> bool {
+        let answered = Duration::from_millis(self.last_answer.load(Ordering::Relaxed));
+        !answered.is_zero() && self.started.elapsed() - answered < IDLE_TIMEOUT
+    }
+
+    fn http1(&self, reuse: Reuse) -> &Client {
+        match reuse {
+            Reuse::Allowed => &self.client,
+            Reuse::Avoided => &self.unpooled,
+        }
+    }
+
+    async fn send_over_tls<'a>(
+        &'a self,
+        tls: &'a Tls,
+        request: RequestBuilder,
+        reuse: Reuse,
+    ) -> Result<Reply<'a>, TransportError> {
+        let deadline = Instant::now() + self.timeout;
+        let request = request.build().map_err(TransportError::new)?;
+        loop {
+            let asking = tls.protocol.ask();
+            let protocol = match &asking {
+                Some(_) => Protocol::Unknown,
+                None => timeout_at(deadline, tls.protocol.known())
+                    .await
+                    .map_err(|_| TransportError::not_started())?,
+            };
+            match protocol {
+                Protocol::Http2 => match tls.send_over_http2(&request, deadline).await {
+                    // The protocol is unknown now.
+                    Err(error) if error.is_http2_refused() => {}
+                    sent => return sent,
+                },
+                Protocol::Http1 => {
+                    return self.send_once(self.http1(reuse), request, deadline).await;
+                }
+                Protocol::Unknown | Protocol::Asking => {
+                    let reply = self.send_once(&self.client, request, deadline).await?;
+                    tls.protocol.set(reply.version() == Version::HTTP_2);
+                    return Ok(reply);
+                }
+            }
+        }
+    }
+
+    async fn send_once(
+        &self,
+        client: &Client,
+        mut request: Request,
+        deadline: Instant,
+    ) -> Result<Reply<'_>, TransportError> {
+        let progress = Arc::new(Progress::new(Arc::default()));
+        track(&mut request, deadline, |bytes| TrackedBody::new(bytes, Arc::clone(&progress)));
+        match client.execute(request).await {
+            Ok(response) => Ok(Reply::new(response, None)),
+            Err(error) => Err(TransportError::tracked(error, progress.is_sent())),
+        }
+    }
+}
+
+impl Tls {
+    /// Sends a call on one connection after another, as long as it certainly did not reach the platform.
+    async fn send_over_http2(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Reply<'_>, TransportError> {
+        let mut moves = 0;
+        let mut repeats = 0;
+        loop {
+            let call = self.http2.start_call().map_err(TransportError::new)?;
+            // Cannot fail: the body is in memory.
+            let Some(mut request) = request.try_clone() else {
+                return Err(TransportError::not_started());
+            };
+            track(&mut request, deadline, |bytes| call.body(bytes));
+            let sent = {
+                let mut sending = pin!(call.client().execute(request));
+                if moves < MAX_REPEATS {
+                    tokio::select! {
+                        biased;
+                        sent = &mut sending => Some(sent),
+                        () = call.withdrawn_for_lack_of_a_stream() => None,
+                    }
+                } else {
+                    Some(sending.await)
+                }
+            };
+            let error = match sent {
+                None => {
+                    moves += 1;
+                    continue;
+                }
+                Some(Ok(response)) => {
+                    call.answered();
+                    return Ok(Reply::new(response, Some(call)));
+                }
+                Some(Err(error)) => TransportError::tracked(error, call.is_sent()),
+            };
+            if error.is_timeout() {
+                call.timed_out();
+            } else if !error.is_connect() && !error.may_have_arrived() && repeats < MAX_REPEATS {
+                if error.is_refused_stream() {
+                    call.no_stream();
+                }
+                repeats += 1;
+                continue;
+            } else {
+                call.give_up_connection();
+                if error.is_connect() || !call.has_brought_answers() {
+                    // The platform may no longer speak HTTP/2.
+                    self.protocol.forget_http2();
+                }
+            }
+            return Err(error);
+        }
+    }
+}
+
+/// Has the call's body show how far the call is, and limits its time.
+fn track(
+    request: &mut Request,
+    deadline: Instant,
+    body: impl FnOnce(hyper::body::Bytes) -> TrackedBody,
+) {
+    let bytes = request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
+    let body = body(hyper::body::Bytes::copy_from_slice(bytes));
+    *request.body_mut() = Some(reqwest::Body::wrap(body));
+    *request.timeout_mut() = Some(deadline.saturating_duration_since(Instant::now()));
+}

@@ -1,0 +1,52 @@
+//! Connections that the platform closes in the ordinary course.
+
+use crate::support::{
+    Authority, TestEnv, Worker,
+    http2_front::{FrontOptions, Http2Front},
+    log_text,
+    raw_platform::{RawAnswer, RawPlatform},
+};
+
+/// Asserts that no pause began and no delivery failed, and returns how many calls lost their connection.
+async fn lost_calls(worker: &Worker) -> f64 {
+    assert!(worker.log_lines(log_text::BREAKER_OPEN).is_empty(), "{}", worker.output());
+    let retried = worker.metric_or_zero("handoff_requests_total{outcome=\"retried\"}").await;
+    assert_eq!(retried, 0.0);
+    let mut lost = 0.0;
+    for call in ["token", "session"] {
+        let series =
+            format!("handoff_platform_calls_total{{call=\"{call}\",outcome=\"connection_error\"}}");
+        lost += worker.metric_or_zero(&series).await;
+    }
+    lost
+}
+
+#[tokio::test]
+async fn server_that_closes_after_each_answer_without_notice_is_no_outage() {
+    let platform = RawPlatform::new(RawAnswer::ValidWithSilentClose).await;
+    let mut env = TestEnv::start().await;
+    env.set("IDV_URL", &platform.url);
+    let worker = env.start_worker().await;
+    env.publish_requests(0..200).await;
+    env.expect_all_ready(200).await;
+    let lost = lost_calls(&worker).await;
+    assert!(lost > 0.0, "the server closed too early or too late to meet a call");
+    // Each lost call is sent again at once, on a connection of its own.
+    assert!(worker.log_lines(log_text::CALL_RETRIED).is_empty(), "{}", worker.output());
+}
+
+#[tokio::test]
+async fn http2_server_that_says_goaway_after_100_calls_costs_no_call() {
+    let authority = Authority::new();
+    let mut env = TestEnv::start().await;
+    let options = FrontOptions { calls_per_connection: 100, ..FrontOptions::default() };
+    let front = Http2Front::to(&env.platform.url, &authority.issue(&["localhost"]), options).await;
+    env.set("IDV_URL", &front.url).set("CONCURRENCY", "256").trust(&authority);
+    let worker = env.start_worker().await;
+    env.publish_requests(0..1000).await;
+    env.expect_all_ready(1000).await;
+    assert_eq!(lost_calls(&worker).await, 0.0);
+    assert_eq!(env.platform.calls().len(), 2000);
+    // Twenty at least. A connection takes 8 calls at once, and each of 256 requests is in one call.
+    assert!(front.connections() < 20 + 256 / 8 + 10, "{}", front.connections());
+}

@@ -1,0 +1,6 @@
+//! A platform that is hard to reach: its network, its connections, its addresses.
+
+mod addresses;
+mod closes;
+mod http2;
+mod network;
