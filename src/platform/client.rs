@@ -282,12 +282,14 @@ impl PlatformClient {
                 Err(error) => Err(CallError::from_transport(call, &error, self.proxy.as_ref())),
             };
             let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
-            self.metrics.platform.called(call, outcome, start.elapsed());
-            if let Err(error) = &answer {
-                match error.status() {
+            let now = Instant::now();
+            self.metrics.platform.called(call, outcome, now - start);
+            match &answer {
+                Ok(_) => self.connections.answered(now),
+                Err(error) => match error.status() {
                     Some(status) => span.set_error(status.to_string()),
                     None => span.set_error(outcome),
-                }
+                },
             }
             answer
         }

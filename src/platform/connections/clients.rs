@@ -18,6 +18,15 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 const USER_AGENT: &str = concat!("handoff/", env!("CARGO_PKG_VERSION"));
 
+/// Which connections a call may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::platform) enum Reuse {
+    /// Any.
+    Allowed,
+    /// None that the platform may have closed since an earlier call on it.
+    Avoided,
+}
+
 /// How to reach the platform.
 pub(in crate::platform) struct ConnectionSettings<'a> {
     pub(in crate::platform) url: &'a Url,

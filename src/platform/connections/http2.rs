@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     body::{Progress, TrackedBody},
-    clients::{Clients, IDLE_TIMEOUT},
+    clients::{Clients, IDLE_TIMEOUT, Reuse},
     connects::ConnectWatch,
 };
 
@@ -76,7 +76,7 @@ impl Http2 {
     }
 
     /// Takes a place on a connection; on a new one, if all have as many calls as they may.
-    pub(super) fn start_call(&self) -> reqwest::Result<Http2Call<'_>> {
+    pub(super) fn start_call(&self, reuse: Reuse) -> reqwest::Result<Http2Call<'_>> {
         let now = Instant::now();
         let mut state = self.state.lock();
         let limit = state.limit(now);
@@ -84,7 +84,9 @@ impl Http2 {
             connection.calls() > 0 || now - *used_at < IDLE_TIMEOUT
         });
         // The first that has room, so that those at the end become idle.
-        let free = state.connections.iter_mut().find(|(connection, _)| connection.calls() < limit);
+        let free = state.connections.iter_mut().find(|(connection, _)| {
+            connection.calls() < limit && (reuse == Reuse::Allowed || !connection.has_answered())
+        });
         let connection = match free {
             Some((connection, used_at)) => {
                 *used_at = now;
@@ -132,6 +134,10 @@ impl Http2Connection {
     fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
+
+    fn has_answered(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl Http2Call<'_> {
@@ -151,7 +157,7 @@ impl Http2Call<'_> {
 
     /// Whether the connection has brought an answer, to this call or an earlier one.
     pub(super) fn has_brought_answers(&self) -> bool {
-        self.connection.answers.load(Ordering::Relaxed) > 0
+        self.connection.has_answered()
     }
 
     /// Returns once the call has been withdrawn, because the server permits no more streams.

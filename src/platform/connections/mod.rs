@@ -18,12 +18,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::Either;
 use reqwest::{Client, Request, RequestBuilder, Version};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant as TokioInstant, timeout_at};
 use url::Url;
 
 use self::{
@@ -33,7 +33,7 @@ use self::{
     protocol::{Protocol, ProtocolWatch},
 };
 pub(super) use self::{
-    clients::ConnectionSettings,
+    clients::{ConnectionSettings, Reuse},
     reply::{Reply, TransportError},
 };
 
@@ -48,22 +48,13 @@ pub(super) struct Connections {
     tls: Option<Tls>,
     timeout: Duration,
     started: Instant,
-    /// When the last answer arrived, in milliseconds after `started`; 0: never.
+    /// When the last good answer arrived, in milliseconds after `started`; 0: never.
     last_answer: AtomicU64,
 }
 
 struct Tls {
     protocol: ProtocolWatch,
     http2: Http2,
-}
-
-/// Which connections a call may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reuse {
-    /// Any.
-    Allowed,
-    /// None that the platform may have closed since the last call on it.
-    Avoided,
 }
 
 impl Connections {
@@ -98,7 +89,7 @@ impl Connections {
         request: RequestBuilder,
         reuse: Reuse,
     ) -> impl Future<Output = Result<Reply<'_>, TransportError>> {
-        let sending = match &self.tls {
+        match &self.tls {
             None => {
                 let (_, request) = request.build_split();
                 let client = self.http1(reuse);
@@ -110,13 +101,13 @@ impl Connections {
             }
             // Boxed to keep the caller's future small; encryption costs far more.
             Some(tls) => Either::Right(Box::pin(self.send_over_tls(tls, request, reuse))),
-        };
-        async move {
-            let reply = sending.await?;
-            let answered = self.started.elapsed().as_millis() as u64;
-            self.last_answer.store(answered.max(1), Ordering::Relaxed);
-            Ok(reply)
         }
+    }
+
+    /// A call was answered well.
+    pub(super) fn answered(&self, now: Instant) {
+        let answered = now.saturating_duration_since(self.started).as_millis() as u64;
+        self.last_answer.store(answered.max(1), Ordering::Relaxed);
     }
 
     /// Whether a connection that was lost may have been one that carried an earlier answer.
@@ -140,7 +131,7 @@ impl Connections {
         request: RequestBuilder,
         reuse: Reuse,
     ) -> Result<Reply<'a>, TransportError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = TokioInstant::now() + self.timeout;
         let request = request.build().map_err(TransportError::new)?;
         loop {
             let asking = tls.protocol.ask();
@@ -151,7 +142,7 @@ impl Connections {
                     .map_err(|_| TransportError::not_started())?,
             };
             match protocol {
-                Protocol::Http2 => match tls.send_over_http2(&request, deadline).await {
+                Protocol::Http2 => match tls.send_over_http2(&request, deadline, reuse).await {
                     // The protocol is unknown now.
                     Err(error) if error.is_http2_refused() => {}
                     sent => return sent,
@@ -172,7 +163,7 @@ impl Connections {
         &self,
         client: &Client,
         mut request: Request,
-        deadline: Instant,
+        deadline: TokioInstant,
     ) -> Result<Reply<'_>, TransportError> {
         let progress = Arc::new(Progress::new(Arc::default()));
         track(&mut request, deadline, |bytes| TrackedBody::new(bytes, Arc::clone(&progress)));
@@ -188,12 +179,13 @@ impl Tls {
     async fn send_over_http2(
         &self,
         request: &Request,
-        deadline: Instant,
+        deadline: TokioInstant,
+        reuse: Reuse,
     ) -> Result<Reply<'_>, TransportError> {
         let mut moves = 0;
         let mut repeats = 0;
         loop {
-            let call = self.http2.start_call().map_err(TransportError::new)?;
+            let call = self.http2.start_call(reuse).map_err(TransportError::new)?;
             // Cannot fail: the body is in memory.
             let Some(mut request) = request.try_clone() else {
                 return Err(TransportError::not_started());
@@ -245,11 +237,11 @@ impl Tls {
 /// Has the call's body show how far the call is, and limits its time.
 fn track(
     request: &mut Request,
-    deadline: Instant,
+    deadline: TokioInstant,
     body: impl FnOnce(hyper::body::Bytes) -> TrackedBody,
 ) {
     let bytes = request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
     let body = body(hyper::body::Bytes::copy_from_slice(bytes));
     *request.body_mut() = Some(reqwest::Body::wrap(body));
-    *request.timeout_mut() = Some(deadline.saturating_duration_since(Instant::now()));
+    *request.timeout_mut() = Some(deadline.saturating_duration_since(TokioInstant::now()));
 }

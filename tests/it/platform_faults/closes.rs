@@ -1,9 +1,12 @@
 //! Connections that the platform closes in the ordinary course.
 
+use std::time::Duration;
+
 use crate::support::{
-    Authority, TestEnv, Worker,
+    Authority, Proxy, TestEnv, Worker,
     http2_front::{FrontOptions, Http2Front},
     log_text,
+    platform::{Call, success},
     raw_platform::{RawAnswer, RawPlatform},
 };
 
@@ -49,4 +52,26 @@ async fn http2_server_that_says_goaway_after_100_calls_costs_no_call() {
     assert_eq!(env.platform.calls().len(), 2000);
     // Twenty at least. A connection takes 8 calls at once, and each of 256 requests is in one call.
     assert!(front.connections() < 20 + 256 / 8 + 10, "{}", front.connections());
+}
+
+#[tokio::test]
+async fn http2_connections_that_end_under_their_calls_are_no_outage() {
+    let slow = |call: &Call| success(call).after(Duration::from_millis(500));
+    let authority = Authority::new();
+    let mut env = TestEnv::builder().platform(slow).start().await;
+    let identity = authority.issue(&["localhost"]);
+    let front = Http2Front::to(&env.platform.url, &identity, FrontOptions::default()).await;
+    let proxy = Proxy::to(&front.url).await;
+    env.set("IDV_URL", &proxy.url(&front.url)).trust(&authority);
+    let worker = env.start_worker().await;
+    env.publish_requests(0..32).await;
+    env.expect_all_ready(32).await;
+    env.publish_requests(32..64).await;
+    // All 32 token calls are in flight.
+    env.platform.wait_for_calls(32 * 2 + 32).await;
+    proxy.close_connections();
+    env.expect_all_ready(32).await;
+    assert!(lost_calls(&worker).await >= 32.0);
+    // Each lost call is sent again at once, on new connections.
+    assert!(worker.log_lines(log_text::CALL_RETRIED).is_empty(), "{}", worker.output());
 }
