@@ -91,12 +91,18 @@ impl Connections {
     ) -> impl Future<Output = Result<Reply<'_>, TransportError>> {
         match &self.tls {
             None => {
-                let (_, request) = request.build_split();
-                let client = self.http1(reuse);
-                let sent = request.map(|request| client.execute(request));
+                let sent = match reuse {
+                    Reuse::Allowed => Either::Left(request.send()),
+                    Reuse::Avoided => {
+                        let sent = request.build().map(|request| self.unpooled.execute(request));
+                        Either::Right(async move { sent?.await })
+                    }
+                };
                 Either::Left(async move {
-                    let response = sent.map_err(TransportError::new)?.await;
-                    response.map(|response| Reply::new(response, None)).map_err(TransportError::new)
+                    match sent.await {
+                        Ok(response) => Ok(Reply::new(response, None)),
+                        Err(error) => Err(TransportError::new(error)),
+                    }
                 })
             }
             // Boxed to keep the caller's future small; encryption costs far more.
