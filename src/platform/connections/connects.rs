@@ -9,14 +9,14 @@ use hyper_util::client::legacy::connect::Connection;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// What is told of each connection that a client makes.
+/// Receives each connection that a client makes.
 pub(super) trait ConnectWatch: Clone + Send + Sync + 'static {
     /// Lives while the connection is being made.
     type Attempt: Send;
 
     fn started(&self) -> Self::Attempt;
 
-    /// TCP, a proxy and TLS are through.
+    /// TCP, the proxy and TLS are connected.
     fn connected(&self, is_http2: bool);
 }
 

@@ -1,4 +1,4 @@
-//! What comes of sending a call: the platform's answer as it arrives, or why none did.
+//! The result of sending a call: the head of the answer, or why there is none.
 
 use std::{error::Error, io};
 

@@ -88,7 +88,7 @@ async fn assert_300_people_are_served_quickly(options: FrontOptions) {
     assert_eq!(timeouts(&worker).await, 0.0, "{options:?}");
     assert!(worker.log_lines(log_text::BREAKER_OPEN).is_empty(), "{}", worker.output());
     assert_eq!(env.platform.calls().len(), 600, "no call arrived twice");
-    // At most one for each call in flight, and a few that were made in vain.
+    // At most one for each call in flight, and a few that were not needed.
     assert!(front.connections() <= 300, "{options:?}: {}", front.connections());
 }
 
