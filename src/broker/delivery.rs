@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     acks::Acks,
-    republish::{ATTEMPT, DELIVERY_COUNT, REQUEST_ID},
+    republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, REQUEST_ID},
 };
 
 /// Limit of writing an ack.
@@ -78,6 +78,11 @@ impl Delivery {
     /// Attempts made on earlier deliveries of this request.
     pub(crate) fn previous_attempts(&self) -> u32 {
         self.number(ATTEMPT)
+    }
+
+    /// How often the platform deferred this request alone, on earlier deliveries.
+    pub(crate) fn previous_deferrals(&self) -> u32 {
+        self.number(DEFERRED)
     }
 
     /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.

@@ -17,6 +17,8 @@ use crate::message::{FailedReason, RequestId, format_date_time};
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
 /// On each copy: the attempts made.
 pub(super) const ATTEMPT: &str = "x-handoff-attempt";
+/// On copies: how often the platform deferred the request alone.
+pub(super) const DEFERRED: &str = "x-handoff-deferred";
 /// On dead letters: the reason's code.
 pub(super) const REASON: &str = "x-handoff-reason";
 /// On dead letters: the reason's message.
@@ -58,6 +60,8 @@ pub(crate) struct Tried<'a> {
     pub(crate) request_id: &'a RequestId,
     /// Attempts made, the current one included.
     pub(crate) attempts: u32,
+    /// How often the platform deferred it alone.
+    pub(crate) deferrals: u32,
 }
 
 pub(super) fn retry_copy(
@@ -89,7 +93,7 @@ pub(super) fn replay_copy(
     frame_max: usize,
 ) -> BasicProperties {
     let headers = producer_headers(of, request_id, frame_max);
-    with_headers(of, without(&headers, ATTEMPT))
+    with_headers(of, without(&without(&headers, ATTEMPT), DEFERRED))
 }
 
 /// The properties of a copy that replaces its original in the same queue.
@@ -104,6 +108,9 @@ fn copy_headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> Fie
     let id = tried.request_id.as_str();
     headers.insert(REQUEST_ID.into(), long_string(&id[..id.floor_char_boundary(MAX_REQUEST_ID)]));
     headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(tried.attempts.into()));
+    if tried.deferrals > 0 {
+        headers.insert(DEFERRED.into(), AMQPValue::LongLongInt(tried.deferrals.into()));
+    }
     headers
 }
 

@@ -36,9 +36,9 @@ pub(crate) enum Settlement<'a> {
     DeadLetter(FailedReason),
     /// Return it to the request queue, for any worker to take. Spends no attempt.
     Requeue,
-    /// Publish a copy to the end of the request queue, then ack. Spends no attempt.
+    /// Publish a copy to the end of the request queue or to a retry queue, then ack. Spends no attempt.
     /// Unlike [`Self::Requeue`], this does not count towards the delivery limit.
-    Postpone,
+    Postpone { queue: &'a str },
 }
 
 /// Where a delivery is after [`settle`].
@@ -62,6 +62,7 @@ pub(crate) async fn settle(
     stop: &CancellationToken,
 ) -> Settled {
     let copy = |tried| retry_copy(delivery.properties(), tried, publisher.frame_max());
+    let untried = Tried { attempts: tried.attempts.saturating_sub(1), ..tried };
     let (kind, queue, properties) = match settlement {
         Settlement::Done { .. } | Settlement::Discard(_) => return ack(delivery),
         Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
@@ -71,11 +72,10 @@ pub(crate) async fn settle(
         Settlement::Retry { queue, .. } => (PublishKind::Retry, *queue, copy(tried)),
         // Up to RabbitMQ 4.2, a nack counts towards the delivery limit. A delivery that has come
         // back often is therefore replaced by a copy, whose count starts at zero.
-        Settlement::Requeue | Settlement::Postpone => (
-            PublishKind::Postponed,
-            publisher.topology().request_queue(),
-            copy(Tried { attempts: tried.attempts.saturating_sub(1), ..tried }),
-        ),
+        Settlement::Requeue => {
+            (PublishKind::Postponed, publisher.topology().request_queue(), copy(untried))
+        }
+        Settlement::Postpone { queue } => (PublishKind::Postponed, *queue, copy(untried)),
         Settlement::DeadLetter(reason) => (
             PublishKind::DeadLetter,
             publisher.topology().dead_queue(),

@@ -63,7 +63,7 @@ fn bypassed_proxy(route: &Route) -> Option<Check> {
 }
 
 async fn request_token(settings: &PlatformSettings, checks: &mut Vec<Check>) -> Result<(), Check> {
-    let platform = PlatformClient::new(settings, None, Metrics::new())
+    let platform = PlatformClient::new(settings, None, 1, Metrics::new())
         .map_err(|error| Check::finding("key", error.to_string()).cost("no request is served"))?;
     let (answer, date) = platform.probe().await;
     let now = SystemTime::now();

@@ -1,6 +1,9 @@
 //! The two platform calls, retried within the delivery's budget.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +14,10 @@ use super::{
 };
 use crate::{
     cache::{Cache, Lease},
-    platform::{CallError, CallPermit, FailedCall, PlatformClient, Ticket},
+    message::Request,
+    platform::{
+        CallError, CallPermit, FailedCall, FailureScope, Place, PlatformClient, Room, Ticket,
+    },
     retry::RetrySchedule,
     session::{Call, Token},
     telemetry::metrics::Metrics,
@@ -23,6 +29,14 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 /// How long a request still waits at the gate once the worker drains or its connection is lost.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a request that has not called yet stays before it makes room for others: the queue may be empty,
+/// so that it would come back at once.
+const MIN_STAY: Duration = Duration::from_secs(1);
+
+/// Every so many times that the platform defers a request alone, that counts as a failed attempt: the request
+/// would otherwise never end.
+const DEFERRALS_PER_ATTEMPT: u32 = 10;
+
 /// What one delivery may spend on all its platform calls.
 pub(super) struct CallBudget<'a> {
     /// Its place at the gate.
@@ -32,6 +46,8 @@ pub(super) struct CallBudget<'a> {
     started: Instant,
     /// How much of the time since then it waited at the gate.
     waited: Duration,
+    /// How long its last failed call took.
+    last_call: Duration,
 }
 
 /// Calls the platform through its gate.
@@ -62,12 +78,14 @@ pub(super) enum Stopped {
 impl Calls {
     /// Starts a retry budget, and takes a place at the gate.
     pub(super) fn budget(&self, job: &Job<'_>) -> CallBudget<'_> {
-        let ticket = self.platform.gate().ticket(job.request_id.as_str());
+        let Request { user_id, workflow_id, .. } = job.request;
+        let ticket = self.platform.gate().ticket(user_id, workflow_id);
         CallBudget {
             ticket,
             schedule: RetrySchedule::new(self.retry_budget),
             started: Instant::now(),
             waited: Duration::ZERO,
+            last_call: Duration::ZERO,
         }
     }
 
@@ -86,14 +104,16 @@ impl Calls {
             };
             if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
         };
-        self.retrying(job, budget, Call::Token, check, call).await
+        self.retrying(job, budget, Call::Token, false, check, call).await
     }
 
-    /// Makes a session with the token, and returns the session's id.
+    /// Makes a session with the token, and returns the session's id. `is_repeat`: an earlier delivery may have
+    /// tried so with the same token.
     pub(super) async fn session(
         &self,
         job: &Job<'_>,
         token: &Token,
+        is_repeat: bool,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
     ) -> Result<String, Stopped> {
@@ -108,16 +128,19 @@ impl Calls {
                 Ok(())
             }
         };
-        self.retrying(job, budget, Call::Session, check, call).await
+        self.retrying(job, budget, Call::Session, is_repeat, check, call).await
     }
 
     /// Retries a call within the budget. Time at the gate, and failures that are part of an outage, do not
     /// use the budget up: the call is repeated once the gate lets calls through again.
+    ///
+    /// `is_repeat`: the platform may be processing an earlier try already.
     async fn retrying<'a, T, F: Future<Output = Result<T, FailedCall>>>(
         &self,
         job: &Job<'_>,
         budget: &mut CallBudget<'a>,
         kind: Call,
+        mut is_repeat: bool,
         check: impl Fn(Duration, bool) -> Result<(), Stopped>,
         call: impl Fn(CallPermit<'a>) -> F,
     ) -> Result<T, Stopped> {
@@ -133,19 +156,37 @@ impl Calls {
                 budget.ticket.reserve(Call::Session);
             }
             let called_at = Instant::now();
-            let FailedCall { error, during_pause } = match call(permit).await {
+            let FailedCall { mut error, scope } = match call(permit).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
+            budget.last_call = called_at.elapsed();
             if retried && matches!(error, CallError::Unauthorized) {
                 return Err(Stopped::TokenUsed);
             }
+            if is_repeat {
+                error = error.of_repeated_call();
+            }
+            is_repeat |= error.may_have_reached_platform();
             retried = true;
-            // The gate never sets `during_pause` for an answer about the request itself.
-            if !during_pause && !matches!(error, CallError::Transient { .. }) {
+            let mut is_held = match scope {
+                FailureScope::Pause => true,
+                FailureScope::Deferred => {
+                    let deferrals = job.deferrals.fetch_add(1, Ordering::Relaxed) + 1;
+                    if deferrals.is_multiple_of(DEFERRALS_PER_ATTEMPT) {
+                        return Err(Stopped::Call(error));
+                    }
+                    true
+                }
+                FailureScope::Undecided | FailureScope::Request => false,
+            };
+            if !is_held && !matches!(error, CallError::Transient { .. }) {
                 return Err(Stopped::Call(error));
             }
-            let delay = if during_pause { None } else { budget.schedule.next_delay() };
+            let delay = if is_held { None } else { budget.schedule.next_delay() };
+            if delay.is_none() && scope == FailureScope::Undecided {
+                is_held = self.is_outage(kind, called_at).await;
+            }
             match delay {
                 Some(delay) => {
                     log::call_retried(job.request_id, &error, delay);
@@ -154,13 +195,15 @@ impl Calls {
                     match self.pause(job, delay).await {
                         Ok(()) => {}
                         // Out of time between two tries: the same as a spent budget.
-                        Err(Failure::Postponed) if !budget.was_mostly_held() => {
+                        Err(Failure::Postponed)
+                            if !budget.was_mostly_held() && !job.was_returned_often =>
+                        {
                             return Err(Stopped::Call(error));
                         }
                         Err(failure) => return Err(failure.into()),
                     }
                 }
-                None if during_pause || self.is_outage(kind, called_at).await => {
+                None if is_held => {
                     log::call_held(job.request_id, &error);
                     self.metrics.platform.retried(kind, error.label());
                     budget.exclude(called_at.elapsed());
@@ -185,10 +228,15 @@ impl Calls {
         kind: Call,
     ) -> Result<CallPermit<'a>, Failure> {
         job.check_deadline()?;
+        let place = budget.ticket.place();
+        // One that has not called may be back from making room a moment ago.
+        let min_stay = if budget.last_call.is_zero() { MIN_STAY } else { Duration::ZERO };
+        let turn_ends = budget.started + self.retry_budget + budget.last_call;
         tokio::select! {
             biased;
             permit = job.within_deadline(budget.ticket.acquire(kind)) => permit,
             () = self.out_of_patience(job) => Err(Failure::Interrupted),
+            failure = until_room_is_needed(job, place, min_stay, turn_ends) => Err(failure),
         }
     }
 
@@ -208,6 +256,19 @@ impl Calls {
             waited = job.within_deadline(sleep(delay)) => waited,
             () = self.draining.cancelled() => Err(Failure::Interrupted),
         }
+    }
+}
+
+/// Waits until a request that the gate holds must make room for those in the queue.
+async fn until_room_is_needed(
+    job: &Job<'_>,
+    place: Place<'_>,
+    min_stay: Duration,
+    turn_ends: Instant,
+) -> Failure {
+    match place.until_room_is_needed(|| job.holds_last_slot(), min_stay, turn_ends).await {
+        Room::Deferred(wait) => Failure::Deferred(wait),
+        Room::Postponed => Failure::Postponed,
     }
 }
 

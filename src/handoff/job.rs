@@ -1,8 +1,14 @@
 //! A request in progress, and why it may end without a session.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::AtomicU32,
+    time::{Duration, SystemTime},
+};
 
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,8 +26,14 @@ pub(crate) struct Job<'a> {
     /// The end of the time a request may wait for the platform; then it returns to RabbitMQ, before
     /// RabbitMQ's consumer time-out (30 minutes by default) closes the channel.
     pub(crate) hold_until: Instant,
+    /// RabbitMQ has redelivered it so often that it must not be held for long.
+    pub(crate) was_returned_often: bool,
     /// Cancelled when the delivery's connection is lost: RabbitMQ redelivers the request.
     pub(crate) connection_lost: &'a CancellationToken,
+    /// How often the platform deferred this request alone, over all its deliveries.
+    pub(crate) deferrals: &'a AtomicU32,
+    /// The places for requests in flight: without a free one, requests in the queue wait for this one.
+    pub(crate) slots: &'a Semaphore,
 }
 
 /// Why a request was not served by this delivery.
@@ -35,15 +47,23 @@ pub(crate) enum Failure {
     Expired,
     /// The worker drains, or has lost the delivery: RabbitMQ delivers the request again.
     Interrupted,
-    /// The request has waited for the platform until `hold_until`: it goes to the end of the queue, and
-    /// spends no attempt.
+    /// The request has waited for the platform until `hold_until`, or makes room for others in an outage: it
+    /// goes to the end of the queue, and spends no attempt.
     Postponed,
+    /// The platform wants no call for this request for this long, and others need its place: it goes
+    /// through a retry queue, and spends no attempt.
+    Deferred(Duration),
 }
 
 impl Job<'_> {
     /// What a cached link remembers of this request.
     pub(super) fn stamp(&self) -> Stamp {
         Stamp::of(self.request_id.as_str())
+    }
+
+    /// Returns whether requests may be waiting in the queue for this one's place.
+    pub(super) fn holds_last_slot(&self) -> bool {
+        self.slots.available_permits() == 0
     }
 
     /// Fails once the request has expired or must return to RabbitMQ.

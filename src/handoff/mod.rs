@@ -236,7 +236,10 @@ impl Handoff {
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
     ) -> Result<Session, Stopped> {
-        let mut token = match lease.and_then(|lease| lease.stored_token.clone()) {
+        let stored = lease.and_then(|lease| lease.stored_token.clone());
+        // The earlier holder may have called with it.
+        let mut is_repeat = stored.is_some();
+        let mut token = match stored {
             Some(token) => token,
             None => self.calls.token(job, lease, budget).await?,
         };
@@ -246,10 +249,10 @@ impl Handoff {
                 // Saves the token for the next holder of the lease, in case this worker is killed during
                 // the session call. Best effort: the call does not wait for Redis.
                 Some(held) => {
-                    let call = pin!(self.calls.session(job, &token, lease, budget));
+                    let call = pin!(self.calls.session(job, &token, is_repeat, lease, budget));
                     with_background(call, pin!(held.save_token(&token))).await
                 }
-                None => self.calls.session(job, &token, lease, budget).await,
+                None => self.calls.session(job, &token, is_repeat, lease, budget).await,
             };
             match made {
                 Ok(id) => return Ok(Session { token, id }),
@@ -269,6 +272,7 @@ impl Handoff {
                 Err(stopped) => return Err(stopped),
             }
             token = self.calls.token(job, lease, budget).await?;
+            is_repeat = false;
         }
     }
 }

@@ -70,13 +70,14 @@ impl fmt::Debug for PlatformClient {
 }
 
 impl PlatformClient {
-    /// Creates the client, without connecting.
+    /// Creates the client, without connecting. `slots`: how many requests may be in flight.
     ///
     /// # Errors
     /// If TLS cannot be set up, or the API key is not a valid header value.
     pub fn new(
         settings: &PlatformSettings,
         rate_limiter: Option<RateLimiter>,
+        slots: u16,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ClientBuildError> {
         let proxy = settings.route.proxy();
@@ -98,7 +99,7 @@ impl PlatformClient {
             server: ServerAddress::of(&settings.url),
             key: ReloadableKey::new(&settings.api_key).ok_or(ClientBuildError::ApiKey)?,
             has_rate_limit: rate_limiter.is_some(),
-            gate: Gate::new(rate_limiter, Arc::clone(&metrics)),
+            gate: Gate::new(rate_limiter, slots, Arc::clone(&metrics)),
             token_ttl: settings.token_ttl,
             metrics,
         })

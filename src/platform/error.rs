@@ -57,6 +57,8 @@ pub(crate) enum TransientCause {
     Unavailable { status: StatusCode, retry_after: Option<Duration> },
     /// A redirect of the session call, which the worker does not follow.
     Redirected(StatusCode),
+    /// Status 409 to a session call after an earlier try: the platform may still be processing that.
+    Conflict,
     /// An answer that breaks the platform's contract; says how.
     BrokenAnswer(&'static str),
 }
@@ -75,6 +77,7 @@ impl TransientCause {
         match self {
             Self::RateLimited { .. } => Some(StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable { status, .. } | Self::Redirected(status) => Some(*status),
+            Self::Conflict => Some(StatusCode::CONFLICT),
             Self::Connection
             | Self::Closed { .. }
             | Self::Tls(_)
@@ -85,14 +88,14 @@ impl TransientCause {
     }
 
     /// Whether the platform may have received the call, and may still be processing it.
-    #[allow(dead_code, reason = "the retries of session calls need it")]
-    pub(crate) fn may_have_reached_platform(&self) -> bool {
+    fn may_have_reached_platform(&self) -> bool {
         match self {
             Self::Connection | Self::Tls(_) | Self::Proxy { .. } => false,
             Self::Closed { sent } | Self::Timeout { sent } => *sent,
             Self::RateLimited { .. }
             | Self::Unavailable { .. }
             | Self::Redirected(_)
+            | Self::Conflict
             | Self::BrokenAnswer(_) => true,
         }
     }
@@ -106,6 +109,7 @@ impl TransientCause {
             Self::RateLimited { .. } => "rate_limited",
             Self::Unavailable { .. } => "unavailable",
             Self::Redirected(_) => "redirected",
+            Self::Conflict => "conflict",
             Self::BrokenAnswer(_) => "broken_answer",
         }
     }
@@ -131,6 +135,10 @@ impl TransientCause {
             Self::Timeout { .. } => format!("the platform did not answer the {call} call in time"),
             Self::RateLimited { .. } => answered(StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable { status, .. } | Self::Redirected(status) => answered(*status),
+            Self::Conflict => {
+                let answered = answered(StatusCode::CONFLICT);
+                format!("{answered}: it may still be processing an earlier try")
+            }
             Self::BrokenAnswer(what) => {
                 format!("the platform answered the {call} call with {what}")
             }
@@ -166,6 +174,18 @@ impl CallError {
         Self::Transient { call, cause: TransientCause::BrokenAnswer(what) }
     }
 
+    /// The error of a session call that repeats one which may have reached the platform.
+    ///
+    /// Both carry the same `Idempotency-Key`, so a 409 says that the platform still processes the earlier one.
+    pub(crate) fn of_repeated_call(self) -> Self {
+        match self {
+            Self::Rejected(StatusCode::CONFLICT) => {
+                Self::Transient { call: Call::Session, cause: TransientCause::Conflict }
+            }
+            other => other,
+        }
+    }
+
     /// Interprets an error of reqwest. `proxy` is the proxy that the call went through.
     pub(super) fn from_transport(
         call: Call,
@@ -192,6 +212,11 @@ impl CallError {
             TransientCause::Closed { sent }
         };
         Self::Transient { call, cause }
+    }
+
+    /// Whether the platform may be processing the call all the same.
+    pub(crate) fn may_have_reached_platform(&self) -> bool {
+        matches!(self, Self::Transient { cause, .. } if cause.may_have_reached_platform())
     }
 
     /// The HTTP status of the platform's answer, if the status is the error.

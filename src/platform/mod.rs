@@ -16,6 +16,6 @@ pub use self::{
 };
 pub(crate) use self::{
     error::CallError,
-    gate::{CallPermit, FailedCall, Ticket},
+    gate::{CallPermit, FailedCall, FailureScope, Place, Room, Ticket},
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };

@@ -31,6 +31,8 @@ pub(super) struct Context {
     pub(super) retiring: TaskTracker,
     pub(super) health: Arc<Health>,
     pub(super) shutdown: CancellationToken,
+    /// Cancelled at shutdown, once RabbitMQ delivers nothing more: requests that are held are returned.
+    pub(super) draining: CancellationToken,
 }
 
 /// A place among the requests in flight. The semaphore is never closed, so this is always `Ok`.

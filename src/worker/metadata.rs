@@ -1,9 +1,12 @@
 //! What a delivery carries besides its body: ids, trace context, attempts.
 
-use std::time::SystemTime;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::SystemTime,
+};
 
 use crate::{
-    broker::{Delivery, Tried},
+    broker::{Delivery, SUSPECT_REDELIVERIES, Tried},
     message::{RequestId, TraceContext},
     telemetry::traces::{Span, Traces},
 };
@@ -16,6 +19,10 @@ pub(super) struct Metadata {
     pub(super) span: Span<'static>,
     /// Deliveries tried, this one included.
     pub(super) attempts: u32,
+    /// How often the platform deferred this request alone. Grows while the request is served.
+    pub(super) deferrals: AtomicU32,
+    /// RabbitMQ has redelivered it so often that its delivery limit is near.
+    pub(super) was_returned_often: bool,
     /// When the producer published the request, to the second.
     pub(super) published_at: Option<SystemTime>,
 }
@@ -35,6 +42,8 @@ impl Metadata {
             correlation_id: delivery.correlation_id().map(str::to_owned),
             span: traces.delivery(trace, queue),
             attempts: delivery.previous_attempts().saturating_add(1),
+            deferrals: delivery.previous_deferrals().into(),
+            was_returned_often: delivery.redeliveries() >= SUSPECT_REDELIVERIES,
             published_at: delivery.published_at(),
         }
     }
@@ -54,6 +63,10 @@ impl Metadata {
 
     /// What a retry copy or a dead letter carries.
     pub(super) fn tried(&self) -> Tried<'_> {
-        Tried { request_id: &self.request_id, attempts: self.attempts }
+        Tried {
+            request_id: &self.request_id,
+            attempts: self.attempts,
+            deferrals: self.deferrals.load(Ordering::Relaxed),
+        }
     }
 }

@@ -57,7 +57,9 @@ pub async fn run(
     let limiter = limit.zip(replicas.clone()).map(|(limit, replicas)| {
         RateLimiter::new(limit, shared_bucket(RateBucket::new(cache.clone(), limit)), replicas)
     });
-    let platform = PlatformClient::new(&settings.platform, limiter, Arc::clone(&metrics))?;
+    let concurrency = settings.worker.concurrency;
+    let platform =
+        PlatformClient::new(&settings.platform, limiter, concurrency, Arc::clone(&metrics))?;
     let platform = Arc::new(platform);
     let health = Health::new(Arc::clone(&metrics));
     health.watch();
@@ -73,14 +75,16 @@ pub async fn run(
     cache.wait_connected(CACHE_WARM_UP).await;
 
     let retry_budget = settings.worker.retry_budget;
+    let slots = Arc::new(Semaphore::new(concurrency.into()));
     let grace_over = CancellationToken::new();
+    let draining = CancellationToken::new();
     let processor = Processor {
         handoff: Handoff::new(
             platform,
             cache,
             retry_budget,
             Arc::clone(&metrics),
-            shutdown.clone(),
+            draining.clone(),
         ),
         events: Events {
             public_url: settings.platform.public_url,
@@ -92,20 +96,22 @@ pub async fn run(
         max_message_bytes: settings.worker.max_message_bytes,
         default_workflow: settings.worker.workflow_id,
         hold_limit: settings.worker.hold_limit,
+        slots: Arc::clone(&slots),
         grace_over,
     };
     let main_loop = MainLoop {
         context: Context {
             processor: Arc::new(processor),
             queue: settings.broker.queue.clone(),
-            slots: Arc::new(Semaphore::new(settings.worker.concurrency.into())),
+            slots,
             tasks: TaskTracker::new(),
             retiring: TaskTracker::new(),
             health,
             shutdown,
+            draining,
         },
         broker: settings.broker,
-        concurrency: settings.worker.concurrency,
+        concurrency,
         grace: settings.worker.shutdown_grace,
         replicas,
     };

@@ -3,7 +3,7 @@
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{events::Events, log, metadata::Metadata};
@@ -18,6 +18,10 @@ use crate::{
     units::millis,
 };
 
+/// How long a request may be held that RabbitMQ has redelivered often: connections, consumers or workers
+/// that live only moments would bring it to the delivery limit.
+const SHORT_HOLD: Duration = Duration::from_secs(1);
+
 /// Processes deliveries.
 pub(super) struct Processor {
     pub(super) handoff: Handoff,
@@ -28,6 +32,8 @@ pub(super) struct Processor {
     pub(super) default_workflow: Option<String>,
     /// How long a request may wait for the platform before it goes to the end of the queue.
     pub(super) hold_limit: Duration,
+    /// One permit for each request in flight.
+    pub(super) slots: Arc<Semaphore>,
     /// Cancelled when the shutdown's grace period ends: requests in flight are requeued.
     pub(super) grace_over: CancellationToken,
 }
@@ -93,9 +99,21 @@ impl Processor {
         publisher: &Publisher,
         connection_lost: &CancellationToken,
     ) -> Result<bool, Failure> {
-        let Metadata { request_id, span, .. } = metadata;
-        let hold_until = Instant::now() + self.hold_limit;
-        let job = Job { request, request_id, span, hold_until, connection_lost };
+        let Metadata { request_id, span, deferrals, was_returned_often, .. } = metadata;
+        // A copy's count of redeliveries starts at zero.
+        let hold_limit =
+            if *was_returned_often { SHORT_HOLD.min(self.hold_limit) } else { self.hold_limit };
+        let hold_until = Instant::now() + hold_limit;
+        let job = Job {
+            request,
+            request_id,
+            span,
+            hold_until,
+            was_returned_often: *was_returned_often,
+            connection_lost,
+            deferrals,
+            slots: &self.slots,
+        };
         let serving = pin!(async {
             let obtained = self.handoff.obtain(&job).await?;
             if request.renew && obtained.reused {
@@ -150,7 +168,7 @@ impl Processor {
             Settlement::DeadLetter(reason) | Settlement::Discard(reason) => {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
             }
-            Settlement::Postpone => return log::postponed(&metadata),
+            Settlement::Postpone { .. } => return log::postponed(&metadata),
         };
         let duration = started.elapsed();
         self.metrics.requests.settled(outcome, duration);
@@ -181,7 +199,10 @@ fn decide(
     match served {
         Ok(reused) => Ok(Settlement::Done { reused }),
         Err(Failure::Interrupted) => Ok(Settlement::Requeue),
-        Err(Failure::Postponed) => Ok(Settlement::Postpone),
+        Err(Failure::Postponed) => Ok(Settlement::Postpone { queue: topology.request_queue() }),
+        Err(Failure::Deferred(wait)) => {
+            Ok(Settlement::Postpone { queue: topology.queue_to_wait_in(wait) })
+        }
         Err(Failure::Expired) => {
             let message = "the request's `expiresAt` has passed".to_owned();
             Err(failed(ReasonCode::RequestExpired, message))

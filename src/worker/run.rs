@@ -1,6 +1,6 @@
 //! The worker's main loop: connect, consume, reconnect, drain.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -19,6 +19,9 @@ use crate::{
 
 /// A connection that is lost sooner than this counts as a failed attempt to connect.
 const MIN_UPTIME: Duration = Duration::from_secs(1);
+/// How long requests go on until RabbitMQ has cancelled the consumer. It would deliver to it again what they
+/// return before, and count that towards the delivery limit.
+const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 /// Time reserved at the end of the grace period for closing the connections.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -128,7 +131,7 @@ impl MainLoop {
     /// Waits for the requests in flight, requeues those that do not finish within the grace period, and
     /// closes the connections.
     async fn drain(self, connected: Option<Connected>) {
-        let Context { processor, tasks, retiring, .. } = self.context;
+        let Context { processor, tasks, retiring, draining, .. } = self.context;
         tracing::info!(in_flight = tasks.len(), "shutting down");
         tasks.close();
         retiring.close();
@@ -140,8 +143,13 @@ impl MainLoop {
         let mut session = connected.map(|connected| connected.session);
         let stop = async {
             if let Some(session) = &mut session {
-                session.consumer.stop().await;
+                let mut stopping = pin!(session.consumer.stop());
+                if timeout(CANCEL_LIMIT, &mut stopping).await.is_err() {
+                    draining.cancel();
+                    stopping.await;
+                }
             }
+            draining.cancel();
         };
         let finish = async { tokio::join!(stop, tasks.wait()) };
         if timeout_at(requeue_at, finish).await.is_err() {

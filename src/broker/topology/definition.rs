@@ -1,5 +1,7 @@
 //! Names and arguments of the exchanges and queues.
 
+use std::time::Duration;
+
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::{broker::amqp::long_string, config::BrokerSettings};
@@ -40,6 +42,8 @@ pub struct Topology {
     pub(crate) request_exchange: String,
     pub(crate) event_exchange: String,
     pub(super) queues: Vec<QueueDeclaration>,
+    /// The delay of each retry queue, in the same order.
+    retry_delays: Vec<Duration>,
 }
 
 impl Topology {
@@ -69,6 +73,7 @@ impl Topology {
             request_exchange: settings.request_exchange.clone(),
             event_exchange: settings.event_exchange.clone(),
             queues,
+            retry_delays: settings.retry_delays.iter().map(|delay| delay.duration).collect(),
         }
     }
 
@@ -84,6 +89,13 @@ impl Topology {
     pub(crate) fn retry_queue(&self, attempts: u32) -> Option<&str> {
         let index = usize::try_from(attempts).ok()?.checked_sub(1)?;
         self.retry_queues().nth(index)
+    }
+
+    /// The queue that keeps a message for most of `wait`, but not longer.
+    pub(crate) fn queue_to_wait_in(&self, wait: Duration) -> &str {
+        let queues = self.retry_queues().zip(&self.retry_delays);
+        let found = queues.filter(|(_, delay)| **delay <= wait).max_by_key(|(_, delay)| **delay);
+        found.map_or(self.request_queue(), |(queue, _)| queue)
     }
 
     pub(crate) fn retry_queues(&self) -> impl Iterator<Item = &str> {

@@ -1,13 +1,15 @@
 //! The open circuit breaker: which calls probe the platform, and when.
 //!
-//! There is no separate half-open state. An open breaker admits one probe per interval, and a probe that
-//! gets no answer does not delay the next.
+//! An open breaker admits one probe per interval, and a probe that gets no answer does not delay the next.
+//! While session calls fail, callers that have not failed in this pause probe first, and sooner: the fault
+//! may be that of a workflow, a locale or a user. If no request is there to probe, a token call that
+//! succeeds makes the breaker half-open: the next request is the probe.
 
 use std::{collections::HashSet, ops::RangeInclusive, time::Duration};
 
 use tokio::time::Instant;
 
-use super::decision::{Caller, Cause, Decision, IDLE_CALLER};
+use super::decision::{Caller, Cause, Decision};
 use crate::session::Call;
 
 /// The interval between probes doubles from the start of this range to its end. Without jitter: people wait
@@ -15,8 +17,14 @@ use crate::session::Call;
 const DOWN: RangeInclusive<Duration> = Duration::from_millis(750)..=Duration::from_millis(2_900);
 /// Longer, because an operator has to fix a setting first.
 const REFUSED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+/// The interval of probes by workflows that have not failed in this pause.
+const OTHER_WORKFLOW: Duration = Duration::from_millis(200);
+/// The shortest interval of probes by callers that have not failed, of workflows that have. It grows with
+/// the age of the pause, by [`OTHER_CALLER_GROWTH`], because most likely this is an outage.
+const OTHER_CALLER: Duration = Duration::from_millis(250);
+const OTHER_CALLER_GROWTH: u32 = 12;
 
-/// How long the caller of the last failed probe lets other callers go first.
+/// How long a caller lets others go first that are more likely to succeed.
 const YIELD: Duration = Duration::from_millis(50);
 /// Failed probes in a row by one request that close the breaker. Other requests would have probed in
 /// between, so that none waits, and the fault may be that request's alone.
@@ -24,12 +32,29 @@ const LONE_FAILURES: u32 = 3;
 
 pub(super) struct OpenBreaker {
     pub(super) cause: Cause,
+    is_half_open: bool,
     interval: Duration,
     next_probe: Instant,
+    opened: Instant,
+    /// When the last probe began, or the breaker opened.
+    last_probe: Instant,
     /// The callers that probe. Usually one: an unanswered probe does not delay the next.
-    probes: HashSet<Caller>,
+    probes: HashSet<u64>,
     /// The caller of the last failed probe, and how many in a row were its own.
-    last_failed: Option<(Caller, u32)>,
+    last_failed: Option<(u64, u32)>,
+    /// The callers and the workflows that have failed in this pause.
+    failed: HashSet<u64>,
+    failed_workflows: HashSet<u64>,
+    /// A probe has failed since a request last made room for others.
+    is_room_to_make: bool,
+}
+
+/// How likely a caller's probe is to succeed, the likeliest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    OtherWorkflow,
+    OtherCaller,
+    Failed,
 }
 
 impl OpenBreaker {
@@ -37,10 +62,16 @@ impl OpenBreaker {
         let interval = *cause.probe_intervals().start();
         Self {
             cause,
+            is_half_open: false,
             interval,
             next_probe: now + interval,
+            opened: now,
+            last_probe: now,
             probes: HashSet::new(),
             last_failed: None,
+            failed: HashSet::new(),
+            failed_workflows: HashSet::new(),
+            is_room_to_make: true,
         }
     }
 
@@ -51,23 +82,81 @@ impl OpenBreaker {
         self.cause != Cause::Refused || call == Call::Token
     }
 
-    pub(super) fn decide(&self, caller: Caller, now: Instant) -> Decision {
-        if self.probes.contains(&caller) {
+    pub(super) fn is_half_open(&self) -> bool {
+        self.is_half_open
+    }
+
+    /// Returns whether a request probes.
+    pub(super) fn is_probed_by_request(&self) -> bool {
+        self.probes.iter().any(|id| *id != Caller::IDLE.id)
+    }
+
+    pub(super) fn rank(&self, caller: Caller) -> Rank {
+        if self.failed.contains(&caller.id) {
+            Rank::Failed
+        } else if self.failed_workflows.contains(&caller.workflow) {
+            Rank::OtherCaller
+        } else {
+            Rank::OtherWorkflow
+        }
+    }
+
+    /// `better_waits`: whether a caller of a better rank waits to probe.
+    pub(super) fn decide(&self, caller: Caller, better_waits: bool, now: Instant) -> Decision {
+        if self.probes.contains(&caller.id) {
             return Decision::Proceed;
         }
-        let failed_last = self.last_failed.is_some_and(|(last, _)| last == caller);
-        let next_probe = self.next_probe + if failed_last { YIELD } else { Duration::ZERO };
-        if next_probe <= now { Decision::Probe } else { Decision::WaitUntil(next_probe) }
+        let failed_last = self.last_failed.is_some_and(|(last, _)| last == caller.id);
+        let yields = if better_waits {
+            YIELD * 2
+        } else if failed_last {
+            YIELD
+        } else {
+            Duration::ZERO
+        };
+        let due = self.next_probe_of(caller) + yields;
+        if due <= now { Decision::Probe } else { Decision::WaitUntil(due) }
+    }
+
+    fn next_probe_of(&self, caller: Caller) -> Instant {
+        let probing = !self.probes.is_empty();
+        if self.is_half_open && !probing && caller != Caller::IDLE {
+            return self.last_probe;
+        }
+        // The token call is the same for all, so that no caller is likelier to succeed.
+        if probing || self.cause != Cause::Down(Call::Session) || caller == Caller::IDLE {
+            return self.next_probe;
+        }
+        let interval = match self.rank(caller) {
+            Rank::OtherWorkflow => OTHER_WORKFLOW,
+            Rank::OtherCaller => {
+                let age = self.last_probe - self.opened;
+                (age / OTHER_CALLER_GROWTH).max(OTHER_CALLER)
+            }
+            Rank::Failed => self.interval,
+        };
+        self.next_probe.min(self.last_probe + interval)
     }
 
     pub(super) fn start_probe(&mut self, caller: Caller, now: Instant) {
-        self.probes.insert(caller);
+        self.probes.insert(caller.id);
         self.interval = (self.interval * 2).min(*self.cause.probe_intervals().end());
         self.next_probe = now + self.interval;
+        self.last_probe = now;
     }
 
-    /// Records a failed call. Returns whether only this caller's probes fail.
-    pub(super) fn record_failure(&mut self, caller: Caller, now: Instant) -> bool {
+    /// Records that a call of this caller failed in the pause, or just before.
+    pub(super) fn record_failed(&mut self, caller: Caller, call: Call) {
+        if caller != Caller::IDLE {
+            self.failed.insert(caller.id);
+            if call == Call::Session {
+                self.failed_workflows.insert(caller.workflow);
+            }
+        }
+    }
+
+    /// Ends the caller's probe as failed, if it has one. Returns whether only this caller's probes fail.
+    pub(super) fn record_failed_probe(&mut self, caller: Caller, now: Instant) -> bool {
         if !self.end_failed_probe(caller) {
             return false;
         }
@@ -77,36 +166,50 @@ impl OpenBreaker {
             self.next_probe = now + self.interval;
             return false;
         }
-        let alone = self.last_failed.is_some_and(|(last, n)| last == caller && n >= LONE_FAILURES);
-        alone && caller != IDLE_CALLER
+        let alone =
+            self.last_failed.is_some_and(|(last, n)| last == caller.id && n >= LONE_FAILURES);
+        alone && caller != Caller::IDLE
     }
 
     /// Ends the caller's probe, if it has one, as failed. Returns whether it had one.
     pub(super) fn end_failed_probe(&mut self, caller: Caller) -> bool {
-        let was_probe = self.probes.remove(&caller);
+        let was_probe = self.probes.remove(&caller.id);
         if was_probe {
-            let before = self.last_failed.filter(|(last, _)| *last == caller).map_or(0, |(_, n)| n);
-            self.last_failed = Some((caller, before + 1));
+            self.is_room_to_make = true;
+            let before =
+                self.last_failed.filter(|(last, _)| *last == caller.id).map_or(0, |(_, n)| n);
+            self.last_failed = Some((caller.id, before + 1));
         }
         was_probe
+    }
+
+    /// Returns whether a request should make room for others, and assumes that it does.
+    pub(super) fn take_room_to_make(&mut self) -> bool {
+        std::mem::take(&mut self.is_room_to_make)
+    }
+
+    /// Opens a half-open breaker fully. Returns whether it was half-open.
+    pub(super) fn reopen(&mut self) -> bool {
+        std::mem::take(&mut self.is_half_open)
+    }
+
+    pub(super) fn half_open(&mut self) {
+        self.is_half_open = true;
     }
 
     /// Returns whether the success of this call closes the breaker.
     pub(super) fn is_closed_by(&self, caller: Caller, call: Call) -> bool {
         match self.cause {
             // A token call that was in flight when the key was refused proves nothing.
-            Cause::Refused => call == Call::Token && self.probes.contains(&caller),
-            // A session proves that token calls work, too. The idle probe makes no session, since no
-            // request waits for one: the next request finds out.
-            Cause::Down(failing) => {
-                call == failing || call == Call::Session || caller == IDLE_CALLER
-            }
+            Cause::Refused => call == Call::Token && self.probes.contains(&caller.id),
+            // A session proves that token calls work, too.
+            Cause::Down(failing) => call == failing || call == Call::Session,
         }
     }
 
     /// Ends the caller's probe without a result. Returns whether it had one.
     pub(super) fn release_probe(&mut self, caller: Caller) -> bool {
-        self.probes.remove(&caller)
+        self.probes.remove(&caller.id)
     }
 }
 

@@ -1,16 +1,37 @@
 //! The vocabulary of the gate's rules.
 
-use std::time::Duration;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use crate::session::Call;
 
-/// Identifies the request that makes a call; the same for each redelivery.
-pub(super) type Caller = u64;
+/// Whom a call is made for: the same for every request of one user and workflow.
+///
+/// Hashes. If two are equal by chance, the rules take two users or two workflows for one, which does no
+/// harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// The user and the workflow.
+    pub(super) id: u64,
+    pub(super) workflow: u64,
+}
 
-/// The caller of the probes that the worker sends while no request waits.
-pub(super) const IDLE_CALLER: Caller = 0;
+impl Caller {
+    /// The caller of the probes that the worker sends while it holds no request.
+    pub(super) const IDLE: Self = Self { id: 0, workflow: 0 };
+
+    pub(super) fn new(user_id: &str, workflow_id: &str) -> Self {
+        let mut hash = DefaultHasher::new();
+        workflow_id.hash(&mut hash);
+        let workflow = hash.finish();
+        user_id.hash(&mut hash);
+        Self { id: hash.finish().max(1), workflow }
+    }
+}
 
 /// How a call ended, as far as the rules distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +40,12 @@ pub(super) enum CallResult {
     Success,
     /// A transient failure without a `Retry-After`.
     Failure,
+    /// No answer in time.
+    Timeout,
+    /// No connection to the platform: the same for every request.
+    Unreachable,
+    /// The platform closed the connection, which servers do in normal operation, too.
+    Closed,
     /// The platform works, and wants no calls for this long (429).
     RateLimited(Duration),
     /// The platform fails, and wants no calls for this long (503).
@@ -46,11 +73,29 @@ impl Decision {
     }
 }
 
+/// What a failed call says about its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureScope {
+    /// Nothing: calls were paused when this one began or when it ended.
+    Pause,
+    /// The platform wants no calls for this request for a while, and serves others.
+    Deferred,
+    /// Nothing yet: it counts towards an outage, which later failures may prove.
+    Undecided,
+    /// The request is at fault: the platform serves others.
+    Request,
+}
+
 /// A change of the circuit breaker, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The breaker opened, or was open for another cause until now.
     Opened(Cause),
+    /// A token call succeeded while session calls fail and no request was there to probe: the next request
+    /// is the probe.
+    HalfOpened,
+    /// That probe failed.
+    Reopened,
     /// A probe succeeded, so the breaker closed.
     Closed,
     /// One request failed several probes in a row while no other waited: the platform may well serve the

@@ -8,12 +8,16 @@ use crate::{
 
 const RATE_LIMITED_TEXT: &str = "platform paused: rate limited";
 const UNAVAILABLE_TEXT: &str = "platform paused: unavailable, waiting for Retry-After";
+const HALF_OPEN_TEXT: &str = "token calls succeed: circuit breaker half-open";
+const REOPENED_TEXT: &str = "probe failed: circuit breaker open again";
 const ONE_REQUEST_FAILS_TEXT: &str = "only one request fails: circuit breaker closed";
 
 static OPEN: LogLimit =
     LogLimit::new("platform paused: circuit breaker open, or token call refused", 3);
 static RATE_LIMITED: LogLimit = LogLimit::new(RATE_LIMITED_TEXT, 3);
 static UNAVAILABLE: LogLimit = LogLimit::new(UNAVAILABLE_TEXT, 3);
+static HALF_OPEN: LogLimit = LogLimit::new(HALF_OPEN_TEXT, 3);
+static REOPENED: LogLimit = LogLimit::new(REOPENED_TEXT, 3);
 static ONE_REQUEST_FAILS: LogLimit = LogLimit::new(ONE_REQUEST_FAILS_TEXT, 3);
 
 /// Logs the state of the circuit breaker: each opening once, and its closing if the opening was logged.
@@ -39,6 +43,11 @@ impl BreakerLog {
                 self.cause = Some(cause);
                 self.report_open(error);
             }
+            Some(Change::HalfOpened) if HALF_OPEN.permit() => tracing::info!("{HALF_OPEN_TEXT}"),
+            Some(Change::Reopened) if REOPENED.permit() => {
+                tracing::info!(error, "{REOPENED_TEXT}");
+            }
+            Some(Change::HalfOpened | Change::Reopened) => {}
             Some(Change::Closed) => {
                 self.cause = None;
                 if self.outage.report_up() {

@@ -7,14 +7,17 @@
 
 mod breaker;
 mod decision;
+mod deferrals;
+mod evidence;
+mod held;
 mod log;
 mod paused_clock;
 mod state;
+mod streak;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,11 +28,12 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
+pub(crate) use self::decision::FailureScope;
 use self::{
-    decision::{CallResult, Caller, Decision, IDLE_CALLER},
+    decision::{CallResult, Caller, Decision},
     log::BreakerLog,
     state::GateState,
 };
@@ -38,6 +42,9 @@ use super::{
     rate_limit::{RateLimiter, RatePermit},
 };
 use crate::{session::Call, telemetry::metrics::Metrics};
+
+/// How often a request that waits looks whether it must make room for others.
+const ROOM_CHECK: Duration = Duration::from_secs(1);
 
 /// Decides which calls to the platform may be made, and when.
 pub(crate) struct Gate {
@@ -55,17 +62,31 @@ pub(crate) struct Gate {
 pub(crate) struct Ticket<'a> {
     gate: &'a Gate,
     caller: Caller,
+    arrived: Instant,
     rate_permit: Option<RatePermit>,
+}
+
+/// A request's place at the gate while it waits there.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    gate: &'a Gate,
+    caller: Caller,
+}
+
+/// Why a request makes room for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// The platform wants no calls for this request for this long.
+    Deferred(Duration),
+    /// It has failed in an outage, as have all others in flight.
+    Postponed,
 }
 
 /// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FailedCall {
     pub(crate) error: CallError,
-    /// Whether calls were paused when this one began or when it ended.
-    ///
-    /// If so, the failure says nothing about the request, and must not count against it.
-    pub(crate) during_pause: bool,
+    pub(crate) scope: FailureScope,
 }
 
 /// Permits one call. If dropped without a report, the call counts as neither success nor failure.
@@ -75,15 +96,21 @@ pub(crate) struct CallPermit<'a> {
     call: Call,
     is_probe: bool,
     /// Whether calls were paused when this one began, so that it belongs to a probe.
-    during_pause: bool,
+    began_in_pause: bool,
     reported: bool,
 }
 
 impl Gate {
     /// Creates a gate with a closed circuit breaker.
-    pub(super) fn new(rate_limiter: Option<RateLimiter>, metrics: Arc<Metrics>) -> Self {
+    ///
+    /// `slots`: how many requests may be in flight.
+    pub(super) fn new(
+        rate_limiter: Option<RateLimiter>,
+        slots: u16,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(GateState::new(slots)),
             rate_limiter,
             changed: watch::Sender::new(()),
             waiting: AtomicUsize::new(0),
@@ -92,23 +119,20 @@ impl Gate {
         }
     }
 
-    pub(crate) fn ticket(&self, request_id: &str) -> Ticket<'_> {
-        // If two requests have the same hash, the rules take them for one, which does no harm.
-        let mut hash = DefaultHasher::new();
-        request_id.hash(&mut hash);
-        self.ticket_for(hash.finish().max(IDLE_CALLER + 1))
+    pub(crate) fn ticket(&self, user_id: &str, workflow_id: &str) -> Ticket<'_> {
+        self.ticket_for(Caller::new(user_id, workflow_id))
     }
 
     /// A ticket for a probe that no request makes.
     pub(super) fn idle_ticket(&self) -> Ticket<'_> {
-        self.ticket_for(IDLE_CALLER)
+        self.ticket_for(Caller::IDLE)
     }
 
     fn ticket_for(&self, caller: Caller) -> Ticket<'_> {
-        Ticket { gate: self, caller, rate_permit: None }
+        Ticket { gate: self, caller, arrived: Instant::now(), rate_permit: None }
     }
 
-    /// Returns whether the circuit breaker is open. A `Retry-After` does not open it.
+    /// Returns whether the circuit breaker is open, not half-open. A `Retry-After` does not open it.
     pub(crate) fn is_breaker_open(&self) -> bool {
         self.state.lock().open_cause().is_some()
     }
@@ -136,19 +160,19 @@ impl Gate {
     ///
     /// If calls are paused within that time, the failure says nothing about the request.
     pub(crate) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
-        self.state.lock().outage_wait(call, began)
+        self.state.lock().outage_wait(call, began, Instant::now())
     }
 
     /// Waits until the circuit breaker is open and no request is there to probe.
     pub(super) async fn until_probe_needed(&self) {
-        let needed = || self.is_breaker_open() && self.waiting.load(Ordering::Relaxed) == 0;
+        let needed = || self.state.lock().needs_idle_probe();
         // Cannot fail: `self` holds the sender.
         let _ = self.changed.subscribe().wait_for(|()| needed()).await;
     }
 
     /// Waits until this call would be allowed.
-    async fn until_allowed(&self, caller: Caller, call: Call) {
-        let _waiting = (caller != IDLE_CALLER).then(|| Waiting::start(self));
+    async fn until_allowed(&self, caller: Caller, arrived: Instant, call: Call) {
+        let _waiting = (caller != Caller::IDLE).then(|| Waiting::start(self, caller, arrived));
         let mut changed = self.changed.subscribe();
         loop {
             let change = changed.changed();
@@ -171,19 +195,24 @@ impl Gate {
 }
 
 /// Counts a request as waiting at the gate until dropped.
-struct Waiting<'a>(&'a Gate);
+struct Waiting<'a> {
+    gate: &'a Gate,
+    caller: Caller,
+}
 
 impl<'a> Waiting<'a> {
-    fn start(gate: &'a Gate) -> Self {
+    fn start(gate: &'a Gate, caller: Caller, arrived: Instant) -> Self {
         gate.waiting.fetch_add(1, Ordering::Relaxed);
-        Self(gate)
+        gate.state.lock().start_waiting(caller, arrived, Instant::now());
+        Self { gate, caller }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.0.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.wake_waiting();
+        self.gate.state.lock().end_waiting(self.caller, Instant::now());
+        if self.gate.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.gate.wake_waiting();
         }
     }
 }
@@ -201,6 +230,10 @@ impl<'a> Ticket<'a> {
         self.rate_permit = None;
     }
 
+    pub(crate) fn place(&self) -> Place<'a> {
+        Place { gate: self.gate, caller: self.caller }
+    }
+
     /// Waits until a call may be made.
     pub(crate) async fn acquire(&mut self, call: Call) -> CallPermit<'a> {
         let gate = self.gate;
@@ -209,7 +242,7 @@ impl<'a> Ticket<'a> {
             if !gate.decide(caller, call).allows_call() {
                 // Waiting requests hold no permits: they would all use them at once when the pause ends.
                 self.cancel_reservation();
-                gate.until_allowed(caller, call).await;
+                gate.until_allowed(caller, self.arrived, call).await;
             }
             self.reserve(call);
             if let Some(permit) = &mut self.rate_permit {
@@ -222,15 +255,54 @@ impl<'a> Ticket<'a> {
             let now = Instant::now();
             let decision = state.decide(caller, call, now);
             if decision.allows_call() {
-                let during_pause = state.is_paused(call, now);
+                let began_in_pause = state.is_paused(call, now);
                 state.start_call(caller, decision, now);
                 if let Some(permit) = self.rate_permit.take() {
                     permit.consume();
                 }
                 let is_probe = decision == Decision::Probe;
-                return CallPermit { gate, caller, call, is_probe, during_pause, reported: false };
+                return CallPermit {
+                    gate,
+                    caller,
+                    call,
+                    is_probe,
+                    began_in_pause,
+                    reported: false,
+                };
             }
         }
+    }
+}
+
+impl Place<'_> {
+    /// Waits until the request should make room for those in the queue, `min_stay` at least. `is_needed`:
+    /// whether the worker has no room for others. In an outage, the request may stay until `turn_ends`.
+    pub(crate) async fn until_room_is_needed(
+        self,
+        is_needed: impl Fn() -> bool,
+        min_stay: Duration,
+        turn_ends: Instant,
+    ) -> Room {
+        sleep(min_stay).await;
+        let mut changed = self.gate.changed.subscribe();
+        loop {
+            if is_needed()
+                && let Some(room) = self.make_room(turn_ends)
+            {
+                return room;
+            }
+            // `changed` does not report that a slot is taken, or that time passes.
+            let _ = timeout(ROOM_CHECK, changed.changed()).await;
+        }
+    }
+
+    fn make_room(self, turn_ends: Instant) -> Option<Room> {
+        let mut state = self.gate.state.lock();
+        let now = Instant::now();
+        if let Some(until) = state.make_room_while_deferred(self.caller, now) {
+            return Some(Room::Deferred(until - now));
+        }
+        state.make_room(self.caller, now >= turn_ends).then_some(Room::Postponed)
     }
 }
 
@@ -253,24 +325,24 @@ impl CallPermit<'_> {
     pub(super) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, FailedCall> {
         self.reported = true;
         let result = call_result(&answer);
-        let (change, pause_began, during_pause) = {
+        let (change, scope, pause_began, is_paused) = {
             let mut state = self.gate.state.lock();
             let now = Instant::now();
             let was_running = state.is_retry_after_running(now);
-            let change = state.report(self.caller, self.call, result, now);
-            // A pause that has ended meanwhile counts, too.
-            let during_pause = self.during_pause || state.is_paused(self.call, now);
-            (change, !was_running && state.is_retry_after_running(now), during_pause)
+            let (change, scope) =
+                state.report(self.caller, self.call, result, self.began_in_pause, now);
+            let pause_began = !was_running && state.is_retry_after_running(now);
+            (change, scope, pause_began, state.is_paused(self.call, now))
         };
         if pause_began {
             log::retry_after(result);
         }
         self.gate.log.lock().report(change, answer.as_ref().err());
-        if change.is_some() || pause_began || self.gate.waiting.load(Ordering::Relaxed) > 0 {
+        // In a pause, the idle prober waits, too, which is not counted.
+        if change.is_some() || is_paused || self.gate.waiting.load(Ordering::Relaxed) > 0 {
             self.gate.wake_waiting();
         }
-        let during_pause = during_pause && result != CallResult::Success;
-        answer.map_err(|error| FailedCall { error, during_pause })
+        answer.map_err(|error| FailedCall { error, scope })
     }
 }
 
@@ -291,6 +363,14 @@ fn call_result<T>(answer: &Result<T, CallError>) -> CallResult {
             match (cause.retry_after().filter(|wait| !wait.is_zero()), cause) {
                 (Some(wait), TransientCause::RateLimited { .. }) => CallResult::RateLimited(wait),
                 (Some(wait), _) => CallResult::Unavailable(wait),
+                (None, TransientCause::Timeout { .. }) => CallResult::Timeout,
+                (None, TransientCause::Closed { .. }) => CallResult::Closed,
+                (
+                    None,
+                    TransientCause::Connection
+                    | TransientCause::Tls(_)
+                    | TransientCause::Proxy { .. },
+                ) => CallResult::Unreachable,
                 (None, _) => CallResult::Failure,
             }
         }

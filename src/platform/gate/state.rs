@@ -3,24 +3,24 @@
 //! The rules neither wait nor read a clock: callers pass the time in, so that property tests can run
 //! any schedule.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{
-    breaker::OpenBreaker,
-    decision::{CallResult, Caller, Cause, Change, Decision},
+    breaker::{OpenBreaker, Rank},
+    decision::{CallResult, Caller, Cause, Change, Decision, FailureScope},
+    deferrals::Deferrals,
+    evidence::{Evidence, Weight},
+    held::HeldRequests,
     paused_clock::PausedClock,
+    streak::{FAILURE_THRESHOLD, Streak},
 };
 use crate::{session::Call, telemetry::metrics::PausedFor};
 
-/// Failures in a row that open the circuit breaker …
-const FAILURE_THRESHOLD: u32 = 5;
-/// … if this many requests caused them: a single request may fail every time.
+/// Callers whose failures open the circuit breaker: a single request may fail every time. Fewer if the worker
+/// has fewer slots, since that many requests could never fail at once.
 const CALLER_THRESHOLD: usize = 3;
-/// A longer gap between failures starts a new streak: with that little traffic, one request may cause
-/// them all.
-const STREAK_GAP: Duration = Duration::from_secs(60);
 
 /// Calls in flight during slow start, before the first success: if the platform is down, no more calls
 /// than these are wasted.
@@ -34,22 +34,23 @@ const SLOW_START_IDLE: Duration = Duration::from_millis(100);
 /// A platform that answers nothing for this long is slow rather than down: calls are unlimited.
 const SILENCE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long a failed request waits to see whether this is an outage.
-const OUTAGE_WAIT: Duration = Duration::from_secs(1);
+/// How long a failed request waits to see whether this is an outage, at least and at most. In between, it
+/// waits for as long as its call took: calls that began later may be about to fail in the same way.
+const MIN_OUTAGE_WAIT: Duration = Duration::from_secs(1);
+const MAX_OUTAGE_WAIT: Duration = Duration::from_secs(10);
 
-/// A request that receives `Retry-After` twice in a row lets the others go first, for a tenth of that
-/// time and at least for this long.
-const MIN_YIELD: Duration = Duration::from_secs(1);
+/// How long no request must have been held before a token call probes session calls in its place: one that
+/// moves to the end of the queue is back within moments, and is the better probe.
+const HALF_OPEN_AFTER: Duration = Duration::from_secs(3);
 
-#[derive(Default)]
 pub(super) struct GateState {
-    /// No call before this time: the platform's latest `Retry-After`.
-    retry_after_until: Option<Instant>,
-    /// The caller that last received a `Retry-After`, and until when it waits.
-    last_deferred: Option<(Caller, Instant)>,
+    caller_threshold: usize,
+    deferrals: Deferrals,
     breaker: Option<OpenBreaker>,
     /// By call: the platform may serve one and fail the other.
     streaks: [Streak; 2],
+    evidence: Evidence,
+    held: HeldRequests,
     pub(super) in_flight: u32,
     /// Successes since slow start began.
     successes: u32,
@@ -59,24 +60,32 @@ pub(super) struct GateState {
     paused_clock: PausedClock,
 }
 
-/// Failures without a success in between.
-#[derive(Default)]
-struct Streak {
-    failures: u32,
-    /// The callers that failed, up to `CALLER_THRESHOLD` of them.
-    callers: HashSet<Caller>,
-    last: Option<Instant>,
-}
-
 impl GateState {
-    /// Returns why the circuit breaker is open, or `None` while it is closed.
-    pub(super) fn open_cause(&self) -> Option<Cause> {
-        self.breaker.as_ref().map(|breaker| breaker.cause)
+    /// `slots`: how many requests may be in flight.
+    pub(super) fn new(slots: u16) -> Self {
+        Self {
+            caller_threshold: CALLER_THRESHOLD.min(slots.into()),
+            deferrals: Deferrals::default(),
+            breaker: None,
+            streaks: Default::default(),
+            evidence: Evidence::default(),
+            held: HeldRequests::default(),
+            in_flight: 0,
+            successes: 0,
+            last_success: None,
+            silent_since: None,
+            paused_clock: PausedClock::default(),
+        }
     }
 
-    /// Returns whether a `Retry-After` of the platform is still running.
+    /// Returns why the circuit breaker is open, or `None` while it is closed or half-open.
+    pub(super) fn open_cause(&self) -> Option<Cause> {
+        self.breaker.as_ref().filter(|breaker| !breaker.is_half_open()).map(|breaker| breaker.cause)
+    }
+
+    /// Returns whether a `Retry-After` that holds all calls is still running.
     pub(super) fn is_retry_after_running(&self, now: Instant) -> bool {
-        self.retry_after_until.is_some_and(|until| until > now)
+        self.deferrals.is_running(now)
     }
 
     /// Returns whether this call is paused. A full slow-start window is not a pause.
@@ -85,38 +94,105 @@ impl GateState {
             || self.breaker.as_ref().is_some_and(|breaker| breaker.blocks(call))
     }
 
+    /// Returns whether an open breaker has no request to probe with.
+    pub(super) fn needs_idle_probe(&self) -> bool {
+        let probed =
+            |breaker: &OpenBreaker| breaker.is_half_open() || breaker.is_probed_by_request();
+        self.held.is_empty() && self.breaker.as_ref().is_some_and(|breaker| !probed(breaker))
+    }
+
     /// How long a failed call that began at `began` may still prove to be part of an outage.
     ///
-    /// Long if other requests fail as well. Otherwise zero if any call has succeeded since, long if calls
+    /// Long if other requests fail as well. Otherwise zero if any such call has succeeded since, long if calls
     /// are in flight, and short if there are none, since some may be about to start.
-    pub(super) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
-        let others_fail = self.streaks[call as usize].callers.len() > 1;
-        let no_success_since = self.last_success.is_none_or(|last| last < began);
-        if others_fail || (no_success_since && self.in_flight > 0) {
-            OUTAGE_WAIT
+    pub(super) fn outage_wait(&self, call: Call, began: Instant, now: Instant) -> Duration {
+        let others_fail = self.streaks[call as usize].counted(now).callers > 1;
+        // A token says nothing about session calls.
+        let last_success = match call {
+            Call::Token => self.last_success,
+            Call::Session => self.evidence.last_session(),
+        };
+        let no_success_since = last_success.is_none_or(|last| last < began);
+        if no_success_since && self.in_flight > 0 {
+            (now - began).clamp(MIN_OUTAGE_WAIT, MAX_OUTAGE_WAIT)
+        } else if others_fail {
+            MIN_OUTAGE_WAIT
         } else if no_success_since {
-            OUTAGE_WAIT / 4
+            MIN_OUTAGE_WAIT / 4
         } else {
             Duration::ZERO
         }
     }
 
+    /// Returns whether a request that fails in this pause makes room for one in the queue.
+    ///
+    /// The oldest one does for each probe that fails, once all have failed. With many slots, that may take
+    /// long, so each one does that `had_its_turn`, unless one of a workflow that has not failed is still to
+    /// probe.
+    pub(super) fn make_room(&mut self, caller: Caller, had_its_turn: bool) -> bool {
+        let Some(breaker) = &mut self.breaker else { return false };
+        if breaker.cause != Cause::Down(Call::Session)
+            || breaker.rank(caller) == Rank::OtherWorkflow
+            || self.held.is_ranked(Rank::OtherWorkflow)
+        {
+            return false;
+        }
+        let have_all_failed =
+            !self.held.is_ranked(Rank::OtherCaller) && !breaker.is_probed_by_request();
+        had_its_turn
+            || (have_all_failed && self.held.is_oldest(caller) && breaker.take_room_to_make())
+    }
+
+    /// Returns until when the platform wants no calls for this caller, if its request makes room for others.
+    pub(super) fn make_room_while_deferred(
+        &mut self,
+        caller: Caller,
+        now: Instant,
+    ) -> Option<Instant> {
+        let Self { deferrals, held, .. } = self;
+        let are_all_deferred =
+            self.in_flight == 0 && held.all(|other| deferrals.is_deferred(other));
+        let is_last = || are_all_deferred && held.is_newest(caller);
+        deferrals.make_room(caller, is_last, now)
+    }
+
     /// Brings the paused time up to date, and returns it.
     pub(super) fn advance_paused_clock(&mut self, now: Instant) -> PausedFor {
-        self.paused_clock.advance(self.open_cause(), self.retry_after_until, now)
+        self.paused_clock.advance(self.open_cause(), self.deferrals.all_until(), now)
+    }
+
+    /// Records that a request waits at the gate. A caller has one such request at a time.
+    pub(super) fn start_waiting(&mut self, caller: Caller, arrived: Instant, now: Instant) {
+        self.held.start_waiting(caller, arrived, self.breaker.as_ref(), now);
+    }
+
+    pub(super) fn end_waiting(&mut self, caller: Caller, now: Instant) {
+        self.held.end_waiting(caller, self.breaker.as_ref(), now);
     }
 
     /// Decides what a caller must do next.
     pub(super) fn decide(&self, caller: Caller, call: Call, now: Instant) -> Decision {
-        let own = self.last_deferred.filter(|(last, _)| *last == caller).map(|(_, until)| until);
-        if let Some(until) = self.retry_after_until.max(own).filter(|until| *until > now) {
+        let served_since = |then| self.evidence.was_other_served_since(caller, then, now);
+        let others_wait = || !self.held.all(|other| self.deferrals.is_deferred(other));
+        if let Some(until) = self.deferrals.wait_until(caller, served_since, others_wait, now) {
             return Decision::WaitUntil(until);
         }
         match &self.breaker {
-            Some(breaker) if breaker.blocks(call) => breaker.decide(caller, now),
+            Some(breaker) if breaker.blocks(call) => {
+                if caller == Caller::IDLE
+                    && breaker.cause == Cause::Down(Call::Session)
+                    && let Some(until) = self.held.attended_until(HALF_OPEN_AFTER, now)
+                {
+                    return Decision::WaitUntil(until);
+                }
+                let better_waits = self.held.is_better_ranked(breaker.rank(caller));
+                breaker.decide(caller, better_waits, now)
+            }
             _ if self.in_flight < self.window(now) => Decision::Proceed,
             _ => match self.silent_since {
-                Some(since) if self.failures() == 0 => Decision::WaitUntil(since + SILENCE_LIMIT),
+                Some(since) if self.failures(now) == 0 => {
+                    Decision::WaitUntil(since + SILENCE_LIMIT)
+                }
                 _ => Decision::Wait,
             },
         }
@@ -129,6 +205,7 @@ impl GateState {
         }
         self.in_flight += 1;
         self.silent_since.get_or_insert(now);
+        self.deferrals.record_call(caller, now);
         if let (Decision::Probe, Some(breaker)) = (decision, &mut self.breaker) {
             breaker.start_probe(caller, now);
         }
@@ -142,31 +219,54 @@ impl GateState {
         }
     }
 
-    /// Records the result of a call, and returns what it changed.
+    /// Records the result of a call. Returns what it changed, and what a failure says about the request.
+    /// `began_in_pause`: whether calls were paused when this one began.
     pub(super) fn report(
         &mut self,
         caller: Caller,
         call: Call,
         result: CallResult,
+        began_in_pause: bool,
         now: Instant,
-    ) -> Option<Change> {
+    ) -> (Option<Change>, FailureScope) {
         self.advance_paused_clock(now);
         self.end_call();
         self.silent_since = (self.in_flight > 0).then_some(now);
-        match result {
-            CallResult::Success => self.record_success(caller, call, now),
-            CallResult::RateLimited(wait) => {
-                self.record_retry_after(caller, wait, now);
-                self.release_probe(caller);
-                None
-            }
-            CallResult::Unavailable(wait) => {
-                self.record_retry_after(caller, wait, now);
-                self.record_failure(caller, call, now)
-            }
-            CallResult::Failure => self.record_failure(caller, call, now),
-            CallResult::Refused => self.record_refusal(caller, now),
+        if self.breaker.is_some() && caller != Caller::IDLE {
+            self.held.record_seen(now);
         }
+        match result {
+            CallResult::Success => {
+                return (self.record_success(caller, call, now), FailureScope::Request);
+            }
+            CallResult::RateLimited(wait) => {
+                let alone = self.record_retry_after(caller, wait, now);
+                self.release_probe(caller);
+                let scope = if alone { FailureScope::Deferred } else { FailureScope::Pause };
+                return (None, scope);
+            }
+            _ => {}
+        }
+        let alone = match result {
+            CallResult::Unavailable(wait) => self.record_retry_after(caller, wait, now),
+            _ => false,
+        };
+        let (change, counts) = if result == CallResult::Refused {
+            (self.record_refusal(caller, now), true)
+        } else {
+            self.record_failure(caller, call, result, now)
+        };
+        let scope = if alone {
+            FailureScope::Deferred
+        } else if began_in_pause || self.is_paused(call, now) {
+            // A pause that has ended meanwhile counts, too.
+            FailureScope::Pause
+        } else if counts {
+            FailureScope::Undecided
+        } else {
+            FailureScope::Request
+        };
+        (change, scope)
     }
 
     /// Ends the caller's probe, so that another may probe. Returns whether it had one.
@@ -178,7 +278,7 @@ impl GateState {
     fn window(&self, now: Instant) -> u32 {
         let successes = if self.is_idle(now) { 0 } else { self.successes };
         let slow = self.silent_since.is_some_and(|since| now - since >= SILENCE_LIMIT);
-        match self.failures() {
+        match self.failures(now) {
             _ if successes >= SLOW_START_SUCCESSES => u32::MAX,
             0 if slow => u32::MAX,
             0 => SLOW_START_WINDOW + SLOW_START_GROWTH * successes,
@@ -188,8 +288,8 @@ impl GateState {
     }
 
     /// The length of the longer streak.
-    fn failures(&self) -> u32 {
-        self.streaks.iter().map(|streak| streak.failures).max().unwrap_or_default()
+    fn failures(&self, now: Instant) -> u32 {
+        self.streaks.iter().map(|streak| streak.counted(now).failures).max().unwrap_or_default()
     }
 
     fn is_idle(&self, now: Instant) -> bool {
@@ -201,57 +301,108 @@ impl GateState {
         self.successes = self.successes.saturating_add(1);
         match call {
             // A session needs a token, so both calls work.
-            Call::Session => self.streaks = Default::default(),
+            Call::Session => {
+                self.streaks = Default::default();
+                self.evidence.record_session(caller, now);
+                self.deferrals.record_served(caller);
+            }
             Call::Token => self.streaks[call as usize] = Streak::default(),
         }
-        self.breaker.take_if(|breaker| breaker.is_closed_by(caller, call)).map(|_| Change::Closed)
+        let breaker = self.breaker.as_mut()?;
+        if breaker.is_closed_by(caller, call) {
+            self.breaker = None;
+            self.held.recount(None);
+            return Some(Change::Closed);
+        }
+        // An idle probe makes no session, so it proves nothing about session calls: only a request can.
+        if caller == Caller::IDLE && breaker.release_probe(caller) {
+            let attended = self.held.attended_until(HALF_OPEN_AFTER, now).is_some();
+            if !attended && !breaker.is_probed_by_request() {
+                breaker.half_open();
+                return Some(Change::HalfOpened);
+            }
+        }
+        None
     }
 
-    fn record_retry_after(&mut self, caller: Caller, wait: Duration, now: Instant) {
-        let until = now + wait;
-        // The platform may be limiting this request alone: if it was the last one to be deferred, let
-        // the others call before it does.
-        let again = self.last_deferred.is_some_and(|(last, _)| last == caller);
-        let yielding = if again { (wait / 10).max(MIN_YIELD) } else { Duration::ZERO };
-        self.last_deferred = Some((caller, until + yielding));
-        self.retry_after_until = self.retry_after_until.max(Some(until));
-        self.successes = 0;
+    /// Returns whether the `Retry-After` holds this caller alone.
+    fn record_retry_after(&mut self, caller: Caller, wait: Duration, now: Instant) -> bool {
+        let evidence = &self.evidence;
+        let served_since = |then| evidence.was_other_served_since(caller, then, now);
+        let alone = self.deferrals.record(caller, wait, served_since, now);
+        if !alone {
+            self.successes = 0;
+        }
+        alone
     }
 
-    fn record_failure(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+    /// Returns what changed, and whether the failure counts towards an outage.
+    fn record_failure(
+        &mut self,
+        caller: Caller,
+        call: Call,
+        result: CallResult,
+        now: Instant,
+    ) -> (Option<Change>, bool) {
+        let weight = self.evidence.record_failure(caller, call, result, now);
         if let Some(breaker) = &mut self.breaker {
+            breaker.record_failed(caller, call);
             // If only one request fails, the platform may serve the others.
-            let alone = breaker.record_failure(caller, now);
-            return self.breaker.take_if(|_| alone).map(|_| Change::ClosedForOthers);
+            let alone = breaker.record_failed_probe(caller, now);
+            let reopened = breaker.reopen();
+            let change = if alone {
+                self.breaker = None;
+                Some(Change::ClosedForOthers)
+            } else {
+                reopened.then_some(Change::Reopened)
+            };
+            self.held.recount(self.breaker.as_ref());
+            return (change, false);
         }
+        let is_excusable = match weight {
+            Weight::Never => return (None, false),
+            Weight::UnlessOthersAreServed => true,
+            Weight::Always => false,
+        };
+        let is_excused = |caller| self.evidence.is_other_workflow_well(caller, now);
         let streak = &mut self.streaks[call as usize];
-        if streak.last.is_some_and(|last| now - last > STREAK_GAP) {
-            *streak = Streak::default();
-        }
-        streak.last = Some(now);
-        streak.failures = streak.failures.saturating_add(1);
-        if streak.callers.len() < CALLER_THRESHOLD {
-            streak.callers.insert(caller);
-        }
-        let down = streak.failures >= FAILURE_THRESHOLD && streak.callers.len() >= CALLER_THRESHOLD;
-        down.then(|| self.open(Cause::Down(call), now))
+        streak.add(caller, result, is_excusable, is_excused, now);
+        let counted = streak.counted(now);
+        let counts = !(is_excusable && is_excused(caller));
+        let down =
+            counted.failures >= FAILURE_THRESHOLD && counted.callers >= self.caller_threshold;
+        (down.then(|| self.open(Cause::Down(call), caller, now)), counts)
     }
 
     fn record_refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
         match &mut self.breaker {
             Some(breaker) if breaker.cause == Cause::Refused => {
+                breaker.record_failed(caller, Call::Token);
                 breaker.end_failed_probe(caller);
+                self.held.recount(self.breaker.as_ref());
                 None
             }
             // Even if the platform was down, it responds again, and refuses the token call.
-            _ => Some(self.open(Cause::Refused, now)),
+            _ => Some(self.open(Cause::Refused, caller, now)),
         }
     }
 
-    fn open(&mut self, cause: Cause, now: Instant) -> Change {
-        self.streaks = Default::default();
+    /// Opens the breaker. `caller` is the one whose call failed last.
+    fn open(&mut self, cause: Cause, caller: Caller, now: Instant) -> Change {
+        let mut breaker = OpenBreaker::new(cause, now);
+        let streaks = std::mem::take(&mut self.streaks);
+        match cause {
+            Cause::Down(call) => {
+                for caller in streaks[call as usize].callers() {
+                    breaker.record_failed(caller, call);
+                }
+            }
+            Cause::Refused => breaker.record_failed(caller, Call::Token),
+        }
         self.successes = 0;
-        self.breaker = Some(OpenBreaker::new(cause, now));
+        self.breaker = Some(breaker);
+        self.held.record_seen(now);
+        self.held.recount(self.breaker.as_ref());
         Change::Opened(cause)
     }
 }

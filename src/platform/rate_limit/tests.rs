@@ -203,18 +203,18 @@ fn refilling_bucket() -> SharedBucket {
 #[tokio::test(start_paused = true)]
 async fn permits_are_not_saved_up_during_a_pause() {
     let limiter = RateLimiter::new(LIMIT, refilling_bucket(), Arc::new(ReplicaCount::default()));
-    let gate = Arc::new(Gate::new(Some(limiter), Metrics::new()));
+    let gate = Arc::new(Gate::new(Some(limiter), 64, Metrics::new()));
     let cause = TransientCause::Unavailable {
         status: reqwest::StatusCode::SERVICE_UNAVAILABLE,
         retry_after: Some(Duration::from_secs(60)),
     };
     let error = CallError::Transient { call: Call::Token, cause };
-    let _ = gate.ticket("first").acquire(Call::Token).await.report::<()>(Err(error));
+    let _ = gate.ticket("first", "w").acquire(Call::Token).await.report::<()>(Err(error));
     let calls: Vec<_> = (0..100)
         .map(|n| {
             let gate = Arc::clone(&gate);
             tokio::spawn(async move {
-                let mut ticket = gate.ticket(&n.to_string());
+                let mut ticket = gate.ticket(&n.to_string(), "w");
                 ticket.reserve(Call::Token);
                 let permit = ticket.acquire(Call::Token).await;
                 permit.report(Ok(())).unwrap();
@@ -237,14 +237,14 @@ async fn permits_are_not_saved_up_during_a_pause() {
 #[tokio::test(start_paused = true)]
 async fn waiting_requests_hold_no_permits() {
     let bucket = TestBucket::with(10);
-    let gate = Arc::new(Gate::new(Some(limiter(&bucket, 1)), Metrics::new()));
+    let gate = Arc::new(Gate::new(Some(limiter(&bucket, 1)), 64, Metrics::new()));
     let cause = TransientCause::RateLimited { retry_after: Some(Duration::from_secs(60)) };
     let error = CallError::Transient { call: Call::Token, cause };
-    let _ = gate.ticket("first").acquire(Call::Token).await.report::<()>(Err(error));
+    let _ = gate.ticket("first", "w").acquire(Call::Token).await.report::<()>(Err(error));
     for n in 0..5 {
         let gate = Arc::clone(&gate);
         tokio::spawn(async move {
-            let mut ticket = gate.ticket(&n.to_string());
+            let mut ticket = gate.ticket(&n.to_string(), "w");
             ticket.reserve(Call::Token);
             ticket.acquire(Call::Token).await.report(Ok(())).unwrap();
         });

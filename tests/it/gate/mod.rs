@@ -2,5 +2,13 @@
 
 mod breaker;
 mod checks;
+mod conflict;
+mod delivery_limit;
 mod held_requests;
+mod one_workflow;
+mod readiness;
 mod refusals;
+mod retry_after;
+mod rotation;
+mod session_outage;
+mod traffic;

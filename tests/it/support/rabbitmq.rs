@@ -226,6 +226,8 @@ impl RabbitMq {
                 .await
                 .unwrap();
             let delivery = consumer.next().await.unwrap().unwrap();
+            // Cancelled first: RabbitMQ would deliver the next message, and count its return.
+            channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await.unwrap();
             delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
             channel.close(200, "".into()).await.unwrap();
             delivery.into()

@@ -13,6 +13,39 @@ fn failures_in_a_row_of_several_requests_open_the_breaker() {
 }
 
 #[test]
+fn timeouts_count_for_more_than_other_failures() {
+    let mut gate = TestGate::new();
+    for caller in 1..=3 {
+        assert!(gate.try_start(caller, Session));
+    }
+    gate.later(6_000);
+    assert_eq!(gate.report(1, Session, CallResult::Timeout), None);
+    assert_eq!(gate.report(2, Session, CallResult::Timeout), None, "only two requests");
+    assert_eq!(
+        gate.report(3, Session, CallResult::Timeout),
+        Some(Change::Opened(Cause::Down(Session)))
+    );
+}
+
+#[test]
+fn streak_ends_by_itself() {
+    let mut gate = TestGate::new();
+    gate.call(1, Token, CallResult::Failure);
+    gate.later(59_000);
+    assert_eq!((2..=20).filter(|caller| gate.try_start(*caller, Token)).count(), 4);
+    let mut gate = TestGate::new();
+    for caller in 1..=4 {
+        gate.call(caller, Token, CallResult::Failure);
+    }
+    gate.later(66_000);
+    let began = gate.now;
+    assert_eq!((5..=20).filter(|caller| gate.try_start(*caller, Token)).count(), 4, "slow start");
+    assert_eq!(gate.state.outage_wait(Token, began, gate.now), Duration::from_secs(1));
+    gate.later(500);
+    assert!(gate.try_start(21, Token), "the platform is slow, not failing");
+}
+
+#[test]
 fn success_ends_a_streak() {
     let mut gate = TestGate::new();
     for caller in 1..=4 {
@@ -85,8 +118,8 @@ fn cancelled_probe_lets_another_caller_probe() {
     gate.later(750);
     assert!(gate.try_start(1, Token));
     gate.state.end_call();
-    assert!(gate.state.release_probe(1));
-    assert!(!gate.state.release_probe(1));
+    assert!(gate.state.release_probe(1.into()));
+    assert!(!gate.state.release_probe(1.into()));
     assert!(gate.later(3_000).try_start(2, Token));
 }
 
@@ -130,14 +163,14 @@ fn one_failing_request_does_not_keep_the_breaker_open() {
 }
 
 #[test]
-fn idle_token_call_closes_the_breaker() {
+fn idle_token_call_ends_an_outage_of_token_calls() {
     let mut gate = TestGate::new();
-    gate.open(Session);
+    gate.open(Token);
     for _ in 0..5 {
-        assert_eq!(gate.later(3_100).call(IDLE_CALLER, Token, CallResult::Failure), None);
+        assert_eq!(gate.later(3_100).call(Caller::IDLE, Token, CallResult::Failure), None);
     }
     assert_eq!(
-        gate.later(3_100).call(IDLE_CALLER, Token, CallResult::Success),
+        gate.later(3_100).call(Caller::IDLE, Token, CallResult::Success),
         Some(Change::Closed)
     );
 }
@@ -200,15 +233,19 @@ fn first_failures_wait_to_see_whether_this_is_an_outage() {
     let mut gate = TestGate::new();
     let began = gate.now;
     gate.call(1, Session, CallResult::Failure);
-    let short = gate.state.outage_wait(Session, began);
+    let short = gate.state.outage_wait(Session, began, gate.now);
     assert!(short > Duration::ZERO, "other calls may be about to start");
     assert!(gate.later(1).try_start(2, Session));
-    assert!(gate.state.outage_wait(Session, began) > short, "another call is in flight");
+    assert!(gate.state.outage_wait(Session, began, gate.now) > short, "another call is in flight");
     gate.later(1).report(2, Session, CallResult::Success);
     assert!(gate.try_start(3, Session));
-    assert_eq!(gate.state.outage_wait(Session, began), Duration::ZERO, "a later call succeeded");
+    assert_eq!(
+        gate.state.outage_wait(Session, began, gate.now),
+        Duration::ZERO,
+        "a later call succeeded"
+    );
     let began = gate.later(1).now;
     gate.report(3, Session, CallResult::Failure);
     gate.call(4, Session, CallResult::Failure);
-    assert!(gate.state.outage_wait(Session, began) > short, "other requests fail, too");
+    assert!(gate.state.outage_wait(Session, began, gate.now) > short, "other requests fail, too");
 }

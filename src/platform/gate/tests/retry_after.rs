@@ -12,7 +12,7 @@ fn no_call_is_made_before_retry_after_passes() {
         assert!(matches!(gate.decide(2, call), Decision::WaitUntil(_)));
     }
     // The longest one counts.
-    gate.state.start_call(3, Decision::Proceed, gate.now);
+    gate.state.start_call(3.into(), Decision::Proceed, gate.now);
     gate.report(3, Token, CallResult::RateLimited(Duration::from_secs(1)));
     assert!(!gate.later(19_000).try_start(2, Token));
     assert!(gate.later(1_000).try_start(2, Token));
@@ -40,17 +40,62 @@ fn failures_with_retry_after_open_the_breaker() {
 }
 
 #[test]
-fn caller_deferred_twice_in_a_row_yields_to_others() {
+fn deferred_caller_yields_to_others() {
     let mut gate = TestGate::new();
     let later = CallResult::RateLimited(Duration::from_secs(20));
     gate.call(1, Session, later);
-    gate.later(20_000).call(1, Session, later);
+    gate.later(5_000).wait(2);
+    gate.later(15_000);
+    assert!(!gate.try_start(1, Session), "another request waits: it goes first");
+    gate.stop_waiting(2);
+    assert!(gate.try_start(2, Session));
+    assert!(!gate.try_start(1, Session), "its answer is due");
+    gate.report(2, Session, CallResult::Success);
+    assert!(gate.try_start(1, Session));
+}
+
+#[test]
+fn yielding_ends_after_a_tenth_of_the_wait() {
+    let mut gate = TestGate::new();
+    gate.call(1, Session, CallResult::RateLimited(Duration::from_secs(20)));
     gate.later(20_000);
-    assert!(!gate.try_start(1, Session), "the others go first");
-    for caller in 2..100 {
-        gate.call(caller, Session, CallResult::Success);
+    assert!(gate.try_start(2, Session));
+    assert!(!gate.later(1_900).try_start(1, Session));
+    assert!(gate.later(100).try_start(1, Session));
+}
+
+#[test]
+fn repeated_retry_after_holds_one_caller_while_others_are_served() {
+    let mut gate = TestGate::new();
+    let later = CallResult::RateLimited(Duration::from_secs(20));
+    assert_eq!(gate.scope(1, Session, later), FailureScope::Pause, "the first holds all calls");
+    assert!(!gate.try_start(2, Token));
+    gate.later(20_000);
+    gate.call(2, Token, CallResult::Success);
+    gate.call(2, Session, CallResult::Success);
+    for _ in 0..3 {
+        assert_eq!(gate.scope(1, Session, later), FailureScope::Deferred);
+        assert!(!gate.state.is_paused(Session, gate.now));
+        assert!(!gate.try_start(1, Session));
+        gate.later(1).call(3, Session, CallResult::Success);
+        gate.later(20_000);
     }
-    assert!(gate.later(2_000).try_start(1, Session));
+    // Since then, nothing was served: the platform may be limiting everyone.
+    gate.scope(1, Session, later);
+    gate.later(20_000);
+    assert_eq!(gate.scope(1, Session, later), FailureScope::Pause);
+}
+
+#[test]
+fn unavailable_for_one_caller_alone_is_no_outage() {
+    let mut gate = TestGate::new();
+    let later = CallResult::Unavailable(Duration::from_secs(5));
+    gate.scope(1, Session, later);
+    for _ in 0..20 {
+        gate.later(5_000).call(2, Session, CallResult::Success);
+        assert_eq!(gate.scope(1, Session, later), FailureScope::Deferred);
+    }
+    assert_eq!(gate.state.open_cause(), None);
 }
 
 #[test]

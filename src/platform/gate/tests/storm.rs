@@ -1,11 +1,17 @@
 //! Many requests that start, wait, call, fail and are cancelled at random times.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::Gate;
+use super::super::{FailureScope, Gate};
 use crate::{
     config::RateLimit,
     platform::{
@@ -29,7 +35,7 @@ enum Platform {
 
 /// Makes both calls of a request. May be cancelled at any await.
 async fn serve(gate: &Gate, n: u64, platform: Platform, mut rng: StdRng) {
-    let mut ticket = gate.ticket(&n.to_string());
+    let mut ticket = gate.ticket(&n.to_string(), "w");
     for call in [Token, Session] {
         ticket.reserve(call);
         let permit = ticket.acquire(call).await;
@@ -49,10 +55,28 @@ async fn serve(gate: &Gate, n: u64, platform: Platform, mut rng: StdRng) {
     }
 }
 
+/// Does what the worker does while it holds no request.
+async fn probe_when_idle(gate: Arc<Gate>, platform: impl Fn() -> Result<(), CallError>) {
+    loop {
+        gate.until_probe_needed().await;
+        let mut ticket = gate.idle_ticket();
+        let permit = ticket.acquire(Token).await;
+        if permit.is_probe() {
+            sleep(Duration::from_millis(30)).await;
+            let _ = permit.report(platform());
+        }
+    }
+}
+
 async fn storm(seed: u64, rate_limiter: Option<RateLimiter>) {
-    let gate = Arc::new(Gate::new(rate_limiter, Metrics::new()));
+    let gate = Arc::new(Gate::new(rate_limiter, 64, Metrics::new()));
     let mut rng = StdRng::seed_from_u64(seed);
     let mut requests = tokio::task::JoinSet::new();
+    let idle_rng = parking_lot::Mutex::new(StdRng::seed_from_u64(seed));
+    let idle_answer = move || {
+        if idle_rng.lock().random_bool(0.5) { Ok(()) } else { Err(transient(None)) }
+    };
+    let idle_prober = tokio::spawn(probe_when_idle(Arc::clone(&gate), idle_answer));
     for n in 0..300 {
         sleep(Duration::from_millis(rng.random_range(0..200))).await;
         let gate = Arc::clone(&gate);
@@ -65,7 +89,7 @@ async fn storm(seed: u64, rate_limiter: Option<RateLimiter>) {
     while let Some(ended) = requests.join_next().await {
         ended.unwrap();
     }
-    assert_eq!(gate.waiting.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(gate.waiting.load(Ordering::Relaxed), 0);
     // The storm left nothing behind: once a probe succeeds, all new requests are served.
     let began = Instant::now();
     for n in 0..300 {
@@ -77,7 +101,8 @@ async fn storm(seed: u64, rate_limiter: Option<RateLimiter>) {
         ended.unwrap();
     }
     assert!(began.elapsed() < Duration::from_secs(40), "seed {seed}: {:?}", began.elapsed());
-    let mut ticket = gate.ticket("last");
+    idle_prober.abort();
+    let mut ticket = gate.ticket("last", "w");
     drop(ticket.acquire(Token).await);
     assert_eq!(gate.state.lock().in_flight, 0, "seed {seed}");
 }
@@ -96,5 +121,44 @@ async fn cancelled_requests_leave_nothing_behind() {
             }) as _
         });
         storm(seed, Some(RateLimiter::new(limit, bucket, Arc::new(ReplicaCount::default())))).await;
+    }
+}
+
+/// A request that calls again as soon as the gate allows it, and counts the failures that are its own.
+async fn retry_forever(gate: Arc<Gate>, n: u64, took: Duration, own: Arc<AtomicU32>) {
+    let mut ticket = gate.ticket(&n.to_string(), "w");
+    ticket.acquire(Token).await.report(Ok(())).unwrap();
+    loop {
+        let permit = ticket.acquire(Session).await;
+        let began = Instant::now();
+        sleep(took).await;
+        let cause = TransientCause::Timeout { sent: true };
+        let error = CallError::Transient { call: Session, cause };
+        let failed = permit.report::<()>(Err(error)).unwrap_err();
+        if failed.scope != FailureScope::Pause
+            && timeout(gate.outage_wait(Session, began), gate.until_paused()).await.is_err()
+        {
+            own.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_prober_does_not_end_an_outage_of_session_calls() {
+    for took in [Duration::from_millis(5), Duration::from_secs(6)] {
+        let gate = Arc::new(Gate::new(None, 64, Metrics::new()));
+        let own = Arc::new(AtomicU32::new(0));
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(probe_when_idle(Arc::clone(&gate), || Ok(())));
+        for n in 0..3 {
+            tasks.spawn(retry_forever(Arc::clone(&gate), n, took, Arc::clone(&own)));
+        }
+        gate.until_paused().await;
+        let end = Instant::now() + Duration::from_secs(130);
+        while Instant::now() < end {
+            sleep(Duration::from_millis(10)).await;
+            assert!(gate.is_breaker_open(), "{took:?}");
+        }
+        assert_eq!(own.load(Ordering::Relaxed), 0, "{took:?}");
     }
 }

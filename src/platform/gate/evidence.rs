@@ -1,0 +1,164 @@
+//! Which failed calls count towards an outage.
+//!
+//! A workflow, a locale or a user may fail every time while the platform serves everyone else. Its failures
+//! must not stop the others, so a failed session call does not count if
+//! - another workflow's session was made within the last minute, or
+//! - the same caller has failed before, another caller's session was made since, and then the caller failed
+//!   again. From then on its failures do not count while others are served at least every minute.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use super::decision::{CallResult, Caller};
+use crate::session::Call;
+
+/// How long an answer proves that the platform works.
+const PROOF: Duration = Duration::from_secs(60);
+/// Failures in a row of a workflow that was answered well: from then on, it proves nothing.
+/// Without this, a platform that goes down would seem to work for another minute.
+const DISPROOF: u8 = 3;
+/// Workflows disproved in a row, without a session in between, after which no other one proves anything
+/// either: two that worked until now have most likely not failed for reasons of their own.
+const DISPROVED_WORKFLOWS: u8 = 2;
+/// Limit of remembered workflows.
+const MAX_WORKFLOWS: usize = 16;
+/// Limit of remembered callers that failed.
+const MAX_FAILED: usize = 4_096;
+
+/// Whether a failed call may be part of an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// Yes, whatever else the platform answers.
+    Always,
+    /// Yes, unless another workflow is served: [`Evidence::is_other_workflow_well`].
+    UnlessOthersAreServed,
+    /// No.
+    Never,
+}
+
+/// The recent answers to session calls, as far as they tell an outage from a request's own fault.
+#[derive(Default)]
+pub(super) struct Evidence {
+    /// The workflows that were answered well, the latest first.
+    well: Vec<WellWorkflow>,
+    /// Workflows disproved since the latest session.
+    disproved: u8,
+    /// The latest session, and the latest one of another caller than that.
+    successes: [Option<(u64, Instant)>; 2],
+    /// The callers whose last call failed.
+    failed: HashMap<u64, FailedCaller>,
+}
+
+#[derive(Clone, Copy)]
+struct FailedCaller {
+    last: Instant,
+    /// It failed, another was served, and it failed again: the platform works, but not for this caller.
+    is_at_fault: bool,
+}
+
+struct WellWorkflow {
+    workflow: u64,
+    answered_at: Instant,
+    failures_since: u8,
+}
+
+impl Evidence {
+    /// Records that a session was made.
+    pub(super) fn record_session(&mut self, caller: Caller, now: Instant) {
+        self.disproved = 0;
+        if !self.failed.is_empty() {
+            self.failed.remove(&caller.id);
+        }
+        if self.successes[0].is_none_or(|(id, _)| id != caller.id) {
+            self.successes[1] = self.successes[0];
+        }
+        self.successes[0] = Some((caller.id, now));
+        let known = self.well.iter().position(|well| well.workflow == caller.workflow);
+        if let Some(place @ 1..) = known {
+            self.well[..=place].rotate_right(1);
+        } else if known.is_none() {
+            self.well.truncate(MAX_WORKFLOWS - 1);
+            let workflow = caller.workflow;
+            self.well.insert(0, WellWorkflow { workflow, answered_at: now, failures_since: 0 });
+        }
+        // Cannot fail: the workflow is the first one now.
+        if let Some(well) = self.well.first_mut() {
+            well.answered_at = now;
+            well.failures_since = 0;
+        }
+    }
+
+    /// Records a failed call. Returns whether it may count towards an outage.
+    pub(super) fn record_failure(
+        &mut self,
+        caller: Caller,
+        call: Call,
+        result: CallResult,
+        now: Instant,
+    ) -> Weight {
+        let before = self.failed.get(&caller.id).filter(|before| now - before.last <= PROOF);
+        let failed_before = before.is_some();
+        let is_at_fault = before.is_some_and(|before| {
+            let mut others = self.other_sessions(caller, now);
+            others.any(|at| before.is_at_fault || at > before.last)
+        });
+        self.record_failed_caller(caller, FailedCaller { last: now, is_at_fault });
+        // Servers close connections in normal operation. If the platform does nothing else, the caller's
+        // next call fails, too.
+        if result == CallResult::Closed && !failed_before {
+            return Weight::Never;
+        }
+        // Neither depends on the request.
+        if call == Call::Token || result == CallResult::Unreachable {
+            return Weight::Always;
+        }
+        if let Some(at) = self.well.iter().position(|well| well.workflow == caller.workflow) {
+            self.well[at].failures_since += 1;
+            if self.well[at].failures_since >= DISPROOF {
+                self.well.remove(at);
+                self.disproved += 1;
+                if self.disproved >= DISPROVED_WORKFLOWS {
+                    self.well.clear();
+                }
+            }
+        }
+        if is_at_fault { Weight::Never } else { Weight::UnlessOthersAreServed }
+    }
+
+    /// When the latest session was made.
+    pub(super) fn last_session(&self) -> Option<Instant> {
+        self.successes[0].map(|(_, at)| at)
+    }
+
+    /// Returns whether another caller's session was made after `then`.
+    pub(super) fn was_other_served_since(
+        &self,
+        caller: Caller,
+        then: Instant,
+        now: Instant,
+    ) -> bool {
+        self.other_sessions(caller, now).any(|at| at > then)
+    }
+
+    /// When sessions of other callers were made, as far as they prove anything.
+    fn other_sessions(&self, caller: Caller, now: Instant) -> impl Iterator<Item = Instant> {
+        let others = self.successes.iter().flatten().filter(move |(id, _)| *id != caller.id);
+        others.map(|(_, at)| *at).filter(move |at| now - *at <= PROOF)
+    }
+
+    pub(super) fn is_other_workflow_well(&self, caller: Caller, now: Instant) -> bool {
+        let mut others = self.well.iter().filter(|well| well.workflow != caller.workflow);
+        others.any(|well| now - well.answered_at <= PROOF)
+    }
+
+    fn record_failed_caller(&mut self, caller: Caller, failed: FailedCaller) {
+        if self.failed.len() >= MAX_FAILED && !self.failed.contains_key(&caller.id) {
+            self.failed.retain(|_, other| failed.last - other.last <= PROOF);
+            if self.failed.len() >= MAX_FAILED {
+                self.failed.clear();
+            }
+        }
+        self.failed.insert(caller.id, failed);
+    }
+}
