@@ -26,7 +26,7 @@ pub(crate) use self::{
     republish::Tried,
     server_properties::{ServerProperties, server_properties},
     session::BrokerSession,
-    settle::{Settled, Settlement, settle, until_confirmed},
+    settle::{PostponeReason, Settled, Settlement, settle, until_confirmed},
     topology::{
         Difference, ObjectKind, ObjectState, QueueCounts, SurveyedObject, TopologySurvey,
         queue_counts,

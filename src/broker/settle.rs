@@ -38,7 +38,15 @@ pub(crate) enum Settlement<'a> {
     Requeue,
     /// Publish a copy to the end of the request queue or to a retry queue, then ack. Spends no attempt.
     /// Unlike [`Self::Requeue`], this does not count towards the delivery limit.
-    Postpone { queue: &'a str },
+    Postpone { queue: &'a str, reason: PostponeReason },
+}
+
+/// Why a request is postponed, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PostponeReason {
+    HeldTooLong,
+    MadeRoom,
+    Deferred,
 }
 
 /// Where a delivery is after [`settle`].
@@ -75,7 +83,7 @@ pub(crate) async fn settle(
         Settlement::Requeue => {
             (PublishKind::Postponed, publisher.topology().request_queue(), copy(untried))
         }
-        Settlement::Postpone { queue } => (PublishKind::Postponed, *queue, copy(untried)),
+        Settlement::Postpone { queue, .. } => (PublishKind::Postponed, *queue, copy(untried)),
         Settlement::DeadLetter(reason) => (
             PublishKind::DeadLetter,
             publisher.topology().dead_queue(),

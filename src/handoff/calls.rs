@@ -268,7 +268,7 @@ async fn until_room_is_needed(
 ) -> Failure {
     match place.until_room_is_needed(|| job.holds_last_slot(), min_stay, turn_ends).await {
         Room::Deferred(wait) => Failure::Deferred(wait),
-        Room::Postponed => Failure::Postponed,
+        Room::Failed => Failure::MadeRoom,
     }
 }
 

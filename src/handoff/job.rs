@@ -47,9 +47,12 @@ pub(crate) enum Failure {
     Expired,
     /// The worker drains, or has lost the delivery: RabbitMQ delivers the request again.
     Interrupted,
-    /// The request has waited for the platform until `hold_until`, or makes room for others in an outage: it
-    /// goes to the end of the queue, and spends no attempt.
+    /// The request has waited for the platform until `hold_until`: it goes to the end of the queue, and
+    /// spends no attempt.
     Postponed,
+    /// The request fails in an outage and makes room for others: it goes to the end of the queue, and spends
+    /// no attempt.
+    MadeRoom,
     /// The platform wants no call for this request for this long, and others need its place: it goes
     /// through a retry queue, and spends no attempt.
     Deferred(Duration),

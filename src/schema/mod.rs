@@ -192,6 +192,8 @@ fn schemas() -> Value {
                 "tracestate": trace_state,
                 "x-handoff-request-id": text("The request id."),
                 "x-handoff-attempt": { "type": "integer", "minimum": 1, "description": "Attempts made so far." },
+                "x-handoff-deferred": { "type": "integer", "minimum": 1, "description": "How often the platform \
+                    has deferred this request alone (`Retry-After`)." },
                 "x-handoff-reason": text("On dead letters: the `reason.code` of the event."),
                 "x-handoff-detail": text("On dead letters: the `reason.message` of the event."),
                 "x-handoff-failed-at": { "type": "string", "format": "date-time", "description": "On dead letters." },

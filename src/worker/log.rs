@@ -2,7 +2,7 @@
 
 use super::{metadata::Metadata, prefetch::PrefetchWindow};
 use crate::{
-    broker::{BrokerError, PublishError},
+    broker::{BrokerError, PostponeReason, PublishError},
     message::RequestId,
     telemetry::log_limit::{LogLimit, Outage},
     tls,
@@ -10,12 +10,17 @@ use crate::{
 
 const LOST: &str = "connection lost: reconnecting to RabbitMQ";
 const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
+const MADE_ROOM: &str =
+    "request failed in an outage: moved to the end of the queue for others to probe";
+const DEFERRED: &str = "request deferred by the platform: moved to a queue for others to be served";
 const FAILED_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 const FAILED_REFUSED: &str = "handoff.failed not confirmed: dead-lettering without it";
 const AUTHORITIES_UNREADABLE: &str =
     "certificate authorities cannot be read: TLS connections that need them will fail";
 static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
 static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
+static MADE_ROOM_LIMIT: LogLimit = LogLimit::new(MADE_ROOM, 3);
+static DEFERRED_LIMIT: LogLimit = LogLimit::new(DEFERRED, 3);
 static UNROUTABLE_LIMIT: LogLimit = LogLimit::new(FAILED_UNROUTABLE, 1);
 static REFUSED_LIMIT: LogLimit = LogLimit::new(FAILED_REFUSED, 1);
 
@@ -91,9 +96,20 @@ pub(super) fn requeued(metadata: &Metadata) {
     tracing::debug!(request_id, "request requeued: it will be redelivered");
 }
 
-pub(super) fn postponed(metadata: &Metadata) {
+pub(super) fn postponed(metadata: &Metadata, reason: PostponeReason) {
     let request_id = metadata.request_id.short();
-    tracing::info!(request_id, "request held too long: moved to the end of the queue");
+    match reason {
+        PostponeReason::HeldTooLong => {
+            tracing::info!(request_id, "request held too long: moved to the end of the queue");
+        }
+        PostponeReason::MadeRoom if MADE_ROOM_LIMIT.permit() => {
+            tracing::info!(request_id, "{MADE_ROOM}");
+        }
+        PostponeReason::Deferred if DEFERRED_LIMIT.permit() => {
+            tracing::info!(request_id, "{DEFERRED}");
+        }
+        PostponeReason::MadeRoom | PostponeReason::Deferred => {}
+    }
 }
 
 pub(super) fn failed_event_unroutable(request_id: &RequestId) {

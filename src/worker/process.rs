@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{events::Events, log, metadata::Metadata};
 use crate::{
-    broker::{Delivery, Publisher, Settled, Settlement, Topology, settle},
+    broker::{Delivery, PostponeReason, Publisher, Settled, Settlement, Topology, settle},
     handoff::{Failure, Handoff, Job, with_background},
     message::{Decoded, FailedReason, InvalidRequest, ReasonCode, Request, decode_request},
     telemetry::{
@@ -168,7 +168,7 @@ impl Processor {
             Settlement::DeadLetter(reason) | Settlement::Discard(reason) => {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
             }
-            Settlement::Postpone { .. } => return log::postponed(&metadata),
+            Settlement::Postpone { reason, .. } => return log::postponed(&metadata, *reason),
         };
         let duration = started.elapsed();
         self.metrics.requests.settled(outcome, duration);
@@ -196,12 +196,15 @@ fn decide(
     attempts: u32,
     topology: &Topology,
 ) -> Result<Settlement<'_>, FailedReason> {
+    let postpone = |reason| Settlement::Postpone { queue: topology.request_queue(), reason };
     match served {
         Ok(reused) => Ok(Settlement::Done { reused }),
         Err(Failure::Interrupted) => Ok(Settlement::Requeue),
-        Err(Failure::Postponed) => Ok(Settlement::Postpone { queue: topology.request_queue() }),
+        Err(Failure::Postponed) => Ok(postpone(PostponeReason::HeldTooLong)),
+        Err(Failure::MadeRoom) => Ok(postpone(PostponeReason::MadeRoom)),
         Err(Failure::Deferred(wait)) => {
-            Ok(Settlement::Postpone { queue: topology.queue_to_wait_in(wait) })
+            let queue = topology.queue_to_wait_in(wait);
+            Ok(Settlement::Postpone { queue, reason: PostponeReason::Deferred })
         }
         Err(Failure::Expired) => {
             let message = "the request's `expiresAt` has passed".to_owned();

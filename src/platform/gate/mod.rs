@@ -79,7 +79,7 @@ pub(crate) enum Room {
     /// The platform wants no calls for this request for this long.
     Deferred(Duration),
     /// It has failed in an outage, as have all others in flight.
-    Postponed,
+    Failed,
 }
 
 /// A call that failed.
@@ -302,7 +302,7 @@ impl Place<'_> {
         if let Some(until) = state.make_room_while_deferred(self.caller, now) {
             return Some(Room::Deferred(until - now));
         }
-        state.make_room(self.caller, now >= turn_ends).then_some(Room::Postponed)
+        state.make_room(self.caller, now >= turn_ends).then_some(Room::Failed)
     }
 }
 
