@@ -231,12 +231,12 @@ impl Calls {
         let place = budget.ticket.place();
         // One that has not called may be back from making room a moment ago.
         let min_stay = if budget.last_call.is_zero() { MIN_STAY } else { Duration::ZERO };
-        let turn_ends = budget.started + self.retry_budget + budget.last_call;
+        let turn = self.retry_budget + budget.last_call;
         tokio::select! {
             biased;
             permit = job.within_deadline(budget.ticket.acquire(kind)) => permit,
             () = self.out_of_patience(job) => Err(Failure::Interrupted),
-            failure = until_room_is_needed(job, place, min_stay, turn_ends) => Err(failure),
+            failure = until_room_is_needed(job, place, min_stay, turn) => Err(failure),
         }
     }
 
@@ -264,9 +264,9 @@ async fn until_room_is_needed(
     job: &Job<'_>,
     place: Place<'_>,
     min_stay: Duration,
-    turn_ends: Instant,
+    turn: Duration,
 ) -> Failure {
-    match place.until_room_is_needed(|| job.holds_last_slot(), min_stay, turn_ends).await {
+    match place.until_room_is_needed(|| job.holds_last_slot(), min_stay, turn).await {
         Room::Deferred(wait) => Failure::Deferred(wait),
         Room::Failed => Failure::MadeRoom,
     }

@@ -12,6 +12,7 @@ mod evidence;
 mod held;
 mod log;
 mod paused_clock;
+mod slow_start;
 mod state;
 mod streak;
 #[cfg(test)]
@@ -46,6 +47,10 @@ use crate::{session::Call, telemetry::metrics::Metrics};
 /// How often a request that waits looks whether it must make room for others.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 
+/// How many turns a request stays that fails in an outage while there are free slots. Then it leaves, too: another
+/// replica may know that the platform works.
+const TURNS_WITH_FREE_SLOTS: u32 = 3;
+
 /// Decides which calls to the platform may be made, and when.
 pub(crate) struct Gate {
     state: Mutex<GateState>,
@@ -71,6 +76,7 @@ pub(crate) struct Ticket<'a> {
 pub(crate) struct Place<'a> {
     gate: &'a Gate,
     caller: Caller,
+    arrived: Instant,
 }
 
 /// Why a request makes room for others.
@@ -231,7 +237,7 @@ impl<'a> Ticket<'a> {
     }
 
     pub(crate) fn place(&self) -> Place<'a> {
-        Place { gate: self.gate, caller: self.caller }
+        Place { gate: self.gate, caller: self.caller, arrived: self.arrived }
     }
 
     /// Waits until a call may be made.
@@ -275,20 +281,18 @@ impl<'a> Ticket<'a> {
 }
 
 impl Place<'_> {
-    /// Waits until the request should make room for those in the queue, `min_stay` at least. `is_needed`:
-    /// whether the worker has no room for others. In an outage, the request may stay until `turn_ends`.
+    /// Waits until the request should make room for those in the queue, `min_stay` at least. In an outage, it
+    /// may stay for `turn` after it arrived, and longer while the worker's slots are not all taken (`is_full`).
     pub(crate) async fn until_room_is_needed(
         self,
-        is_needed: impl Fn() -> bool,
+        is_full: impl Fn() -> bool,
         min_stay: Duration,
-        turn_ends: Instant,
+        turn: Duration,
     ) -> Room {
         sleep(min_stay).await;
         let mut changed = self.gate.changed.subscribe();
         loop {
-            if is_needed()
-                && let Some(room) = self.make_room(turn_ends)
-            {
+            if let Some(room) = self.make_room(is_full(), turn) {
                 return room;
             }
             // `changed` does not report that a slot is taken, or that time passes.
@@ -296,13 +300,16 @@ impl Place<'_> {
         }
     }
 
-    fn make_room(self, turn_ends: Instant) -> Option<Room> {
-        let mut state = self.gate.state.lock();
+    fn make_room(self, is_full: bool, turn: Duration) -> Option<Room> {
         let now = Instant::now();
-        if let Some(until) = state.make_room_while_deferred(self.caller, now) {
+        if !is_full && now < self.arrived + turn * TURNS_WITH_FREE_SLOTS {
+            return None;
+        }
+        let mut state = self.gate.state.lock();
+        if is_full && let Some(until) = state.make_room_while_deferred(self.caller, now) {
             return Some(Room::Deferred(until - now));
         }
-        state.make_room(self.caller, now >= turn_ends).then_some(Room::Failed)
+        state.make_room(self.caller, now >= self.arrived + turn).then_some(Room::Failed)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     evidence::{Evidence, Weight},
     held::HeldRequests,
     paused_clock::PausedClock,
+    slow_start::SlowStart,
     streak::{FAILURE_THRESHOLD, Streak},
 };
 use crate::{session::Call, telemetry::metrics::PausedFor};
@@ -21,18 +22,6 @@ use crate::{session::Call, telemetry::metrics::PausedFor};
 /// Callers whose failures open the circuit breaker: a single request may fail every time. Fewer if the worker
 /// has fewer slots, since that many requests could never fail at once.
 const CALLER_THRESHOLD: usize = 3;
-
-/// Calls in flight during slow start, before the first success: if the platform is down, no more calls
-/// than these are wasted.
-const SLOW_START_WINDOW: u32 = 4;
-/// Further calls in flight for each success.
-const SLOW_START_GROWTH: u32 = 2;
-/// Successes that end slow start: after them, calls are unlimited.
-const SLOW_START_SUCCESSES: u32 = 4;
-/// With no call in flight, time since the last success after which the next call begins a slow start.
-const SLOW_START_IDLE: Duration = Duration::from_millis(100);
-/// A platform that answers nothing for this long is slow rather than down: calls are unlimited.
-const SILENCE_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long a failed request waits to see whether this is an outage, at least and at most. In between, it
 /// waits for as long as its call took: calls that began later may be about to fail in the same way.
@@ -51,12 +40,7 @@ pub(super) struct GateState {
     streaks: [Streak; 2],
     evidence: Evidence,
     held: HeldRequests,
-    pub(super) in_flight: u32,
-    /// Successes since slow start began.
-    successes: u32,
-    last_success: Option<Instant>,
-    /// When a call last ended, if others are still in flight; or else when the first of these began.
-    silent_since: Option<Instant>,
+    slow_start: SlowStart,
     paused_clock: PausedClock,
 }
 
@@ -70,10 +54,7 @@ impl GateState {
             streaks: Default::default(),
             evidence: Evidence::default(),
             held: HeldRequests::default(),
-            in_flight: 0,
-            successes: 0,
-            last_success: None,
-            silent_since: None,
+            slow_start: SlowStart::default(),
             paused_clock: PausedClock::default(),
         }
     }
@@ -109,11 +90,11 @@ impl GateState {
         let others_fail = self.streaks[call as usize].counted(now).callers > 1;
         // A token says nothing about session calls.
         let last_success = match call {
-            Call::Token => self.last_success,
+            Call::Token => self.slow_start.last_success,
             Call::Session => self.evidence.last_session(),
         };
         let no_success_since = last_success.is_none_or(|last| last < began);
-        if no_success_since && self.in_flight > 0 {
+        if no_success_since && self.in_flight() > 0 {
             (now - began).clamp(MIN_OUTAGE_WAIT, MAX_OUTAGE_WAIT)
         } else if others_fail {
             MIN_OUTAGE_WAIT
@@ -149,9 +130,9 @@ impl GateState {
         caller: Caller,
         now: Instant,
     ) -> Option<Instant> {
+        let in_flight = self.in_flight();
         let Self { deferrals, held, .. } = self;
-        let are_all_deferred =
-            self.in_flight == 0 && held.all(|other| deferrals.is_deferred(other));
+        let are_all_deferred = in_flight == 0 && held.all(|other| deferrals.is_deferred(other));
         let is_last = || are_all_deferred && held.is_newest(caller);
         deferrals.make_room(caller, is_last, now)
     }
@@ -188,23 +169,16 @@ impl GateState {
                 let better_waits = self.held.is_better_ranked(breaker.rank(caller));
                 breaker.decide(caller, better_waits, now)
             }
-            _ if self.in_flight < self.window(now) => Decision::Proceed,
-            _ => match self.silent_since {
-                Some(since) if self.failures(now) == 0 => {
-                    Decision::WaitUntil(since + SILENCE_LIMIT)
-                }
-                _ => Decision::Wait,
-            },
+            _ => {
+                let failures = self.streaks.iter().map(|streak| streak.counted(now).failures).max();
+                self.slow_start.decide(failures.unwrap_or_default(), now)
+            }
         }
     }
 
     /// Records the start of a call that was allowed, by `Proceed` or `Probe`.
     pub(super) fn start_call(&mut self, caller: Caller, decision: Decision, now: Instant) {
-        if self.is_idle(now) {
-            self.successes = 0;
-        }
-        self.in_flight += 1;
-        self.silent_since.get_or_insert(now);
+        self.slow_start.start_call(now);
         self.deferrals.record_call(caller, now);
         if let (Decision::Probe, Some(breaker)) = (decision, &mut self.breaker) {
             breaker.start_probe(caller, now);
@@ -213,10 +187,11 @@ impl GateState {
 
     /// Records that a call ended without a result.
     pub(super) fn end_call(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        if self.in_flight == 0 {
-            self.silent_since = None;
-        }
+        self.slow_start.end_call();
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.slow_start.in_flight
     }
 
     /// Records the result of a call. Returns what it changed, and what a failure says about the request.
@@ -230,8 +205,7 @@ impl GateState {
         now: Instant,
     ) -> (Option<Change>, FailureScope) {
         self.advance_paused_clock(now);
-        self.end_call();
-        self.silent_since = (self.in_flight > 0).then_some(now);
+        self.slow_start.record_answer(now);
         if self.breaker.is_some() && caller != Caller::IDLE {
             self.held.record_seen(now);
         }
@@ -274,31 +248,8 @@ impl GateState {
         self.breaker.as_mut().is_some_and(|breaker| breaker.release_probe(caller))
     }
 
-    /// The number of calls that may be in flight at once.
-    fn window(&self, now: Instant) -> u32 {
-        let successes = if self.is_idle(now) { 0 } else { self.successes };
-        let slow = self.silent_since.is_some_and(|since| now - since >= SILENCE_LIMIT);
-        match self.failures(now) {
-            _ if successes >= SLOW_START_SUCCESSES => u32::MAX,
-            0 if slow => u32::MAX,
-            0 => SLOW_START_WINDOW + SLOW_START_GROWTH * successes,
-            // No more than would complete the streak.
-            failures => FAILURE_THRESHOLD.saturating_sub(failures).clamp(1, SLOW_START_WINDOW),
-        }
-    }
-
-    /// The length of the longer streak.
-    fn failures(&self, now: Instant) -> u32 {
-        self.streaks.iter().map(|streak| streak.counted(now).failures).max().unwrap_or_default()
-    }
-
-    fn is_idle(&self, now: Instant) -> bool {
-        self.in_flight == 0 && self.last_success.is_none_or(|last| now - last > SLOW_START_IDLE)
-    }
-
     fn record_success(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
-        self.last_success = Some(now);
-        self.successes = self.successes.saturating_add(1);
+        self.slow_start.record_success(now);
         match call {
             // A session needs a token, so both calls work.
             Call::Session => {
@@ -331,7 +282,7 @@ impl GateState {
         let served_since = |then| evidence.was_other_served_since(caller, then, now);
         let alone = self.deferrals.record(caller, wait, served_since, now);
         if !alone {
-            self.successes = 0;
+            self.slow_start.restart();
         }
         alone
     }
@@ -399,7 +350,7 @@ impl GateState {
             }
             Cause::Refused => breaker.record_failed(caller, Call::Token),
         }
-        self.successes = 0;
+        self.slow_start.restart();
         self.breaker = Some(breaker);
         self.held.record_seen(now);
         self.held.recount(self.breaker.as_ref());

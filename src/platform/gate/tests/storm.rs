@@ -104,7 +104,7 @@ async fn storm(seed: u64, rate_limiter: Option<RateLimiter>) {
     idle_prober.abort();
     let mut ticket = gate.ticket("last", "w");
     drop(ticket.acquire(Token).await);
-    assert_eq!(gate.state.lock().in_flight, 0, "seed {seed}");
+    assert_eq!(gate.state.lock().in_flight(), 0, "seed {seed}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -121,12 +121,11 @@ impl Model {
             let place = ticket.place();
             let arrived = Instant::now();
             let is_full = || self.in_flight.load(Ordering::Relaxed) >= self.slots;
-            let turn_ends = started + self.budget + last_call;
             let min_stay = Duration::from_secs(u64::from(last_call.is_zero()));
             let permit = tokio::select! {
                 biased;
                 permit = ticket.acquire(call) => permit,
-                _ = place.until_room_is_needed(is_full, min_stay, turn_ends) => {
+                _ = place.until_room_is_needed(is_full, min_stay, self.budget + last_call) => {
                     // RabbitMQ confirms the copy.
                     sleep(Duration::from_millis(4)).await;
                     return self.push(request);

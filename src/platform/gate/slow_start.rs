@@ -1,0 +1,89 @@
+//! Slow start: few calls in flight until the platform is seen to answer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{decision::Decision, streak::FAILURE_THRESHOLD};
+
+/// Calls in flight before the first success: if the platform is down, no more calls than these are wasted.
+const WINDOW: u32 = 4;
+/// Further calls in flight for each success.
+const GROWTH: u32 = 2;
+/// Successes that end slow start: after them, calls are unlimited.
+const SUCCESSES: u32 = 4;
+/// With no call in flight, time since the last success after which the next call begins a slow start.
+const IDLE: Duration = Duration::from_millis(100);
+/// A platform that answers nothing for this long is slow rather than down: calls are unlimited.
+const SILENCE_LIMIT: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+pub(super) struct SlowStart {
+    pub(super) in_flight: u32,
+    pub(super) last_success: Option<Instant>,
+    /// Successes since slow start began.
+    successes: u32,
+    /// When a call last ended, if others are still in flight; or else when the first of these began.
+    silent_since: Option<Instant>,
+}
+
+impl SlowStart {
+    /// Decides whether another call may start. `failures`: the length of the current streak.
+    pub(super) fn decide(&self, failures: u32, now: Instant) -> Decision {
+        if self.in_flight < self.window(failures, now) {
+            return Decision::Proceed;
+        }
+        match self.silent_since {
+            Some(since) if failures == 0 => Decision::WaitUntil(since + SILENCE_LIMIT),
+            _ => Decision::Wait,
+        }
+    }
+
+    pub(super) fn start_call(&mut self, now: Instant) {
+        if self.is_idle(now) {
+            self.successes = 0;
+        }
+        self.in_flight += 1;
+        self.silent_since.get_or_insert(now);
+    }
+
+    /// Records that a call ended without a result.
+    pub(super) fn end_call(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if self.in_flight == 0 {
+            self.silent_since = None;
+        }
+    }
+
+    /// Records that a call ended with a result.
+    pub(super) fn record_answer(&mut self, now: Instant) {
+        self.end_call();
+        self.silent_since = (self.in_flight > 0).then_some(now);
+    }
+
+    pub(super) fn record_success(&mut self, now: Instant) {
+        self.last_success = Some(now);
+        self.successes = self.successes.saturating_add(1);
+    }
+
+    pub(super) fn restart(&mut self) {
+        self.successes = 0;
+    }
+
+    /// The number of calls that may be in flight at once.
+    fn window(&self, failures: u32, now: Instant) -> u32 {
+        let successes = if self.is_idle(now) { 0 } else { self.successes };
+        let slow = self.silent_since.is_some_and(|since| now - since >= SILENCE_LIMIT);
+        match failures {
+            _ if successes >= SUCCESSES => u32::MAX,
+            0 if slow => u32::MAX,
+            0 => WINDOW + GROWTH * successes,
+            // No more than would complete the streak.
+            failures => FAILURE_THRESHOLD.saturating_sub(failures).clamp(1, WINDOW),
+        }
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.in_flight == 0 && self.last_success.is_none_or(|last| now - last > IDLE)
+    }
+}
