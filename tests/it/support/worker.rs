@@ -84,22 +84,23 @@ impl Worker {
         Self::start_command(command(&[&["run"], flags].concat(), settings))
     }
 
-    /// Starts a worker whose host has these lines in `/etc/hosts`. Returns `None` where the system does not
-    /// permit that to this user.
-    pub fn start_with_hosts(hosts: &TempFile, settings: &Settings) -> Option<Self> {
+    /// Starts a worker whose host has these lines in `/etc/hosts`, in a user and mount namespace.
+    pub fn start_with_hosts(hosts: &TempFile, settings: &Settings) -> Self {
         let unshare = |arguments: &[&str]| {
             let mut command = std::process::Command::new("unshare");
             command.args(["--map-root-user", "--mount", "--"]).args(arguments);
             command
         };
-        if !unshare(&["true"]).status().is_ok_and(|status| status.success()) {
-            return None;
-        }
+        let permitted = unshare(&["true"]).status().is_ok_and(|status| status.success());
+        assert!(
+            permitted,
+            "this test needs `unshare --map-root-user --mount`, which is not permitted here"
+        );
         let script = "mount --bind \"$0\" /etc/hosts && exec \"$1\" run";
         let binary = env!("CARGO_BIN_EXE_handoff");
         let mut command = Command::from(unshare(&["sh", "-c", script, hosts.path(), binary]));
         set_up(&mut command, settings);
-        Some(Self::start_command(command))
+        Self::start_command(command)
     }
 
     fn start_command(mut command: Command) -> Self {
