@@ -1,0 +1,98 @@
+//! Permits one call, and takes its result.
+
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::{
+    decision::{CallResult, Caller, FailureScope},
+    log,
+    shared::Gate,
+};
+use crate::{
+    platform::error::{CallError, TransientCause},
+    session::Call,
+};
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FailedCall {
+    pub(crate) error: CallError,
+    pub(crate) scope: FailureScope,
+}
+
+/// Permits one call. If dropped without a report, the call counts as neither success nor failure.
+pub(crate) struct CallPermit<'a> {
+    pub(super) gate: &'a Gate,
+    pub(super) caller: Caller,
+    pub(super) call: Call,
+    pub(super) is_probe: bool,
+    /// Whether calls were paused when this one began, so that it belongs to a probe.
+    pub(super) began_in_pause: bool,
+    pub(super) reported: bool,
+}
+
+impl CallPermit<'_> {
+    /// Returns whether this call probes whether the platform works again.
+    pub(in crate::platform) fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+
+    /// Reports the call's result to the gate.
+    pub(in crate::platform) fn report<T>(
+        mut self,
+        answer: Result<T, CallError>,
+    ) -> Result<T, FailedCall> {
+        self.reported = true;
+        let result = call_result(&answer);
+        let (change, scope, pause_began, is_paused) = {
+            let mut state = self.gate.state.lock();
+            let now = Instant::now();
+            let was_running = state.is_retry_after_running(now);
+            let (change, scope) =
+                state.report(self.caller, self.call, result, self.began_in_pause, now);
+            let pause_began = !was_running && state.is_retry_after_running(now);
+            (change, scope, pause_began, state.is_paused(self.call, now))
+        };
+        if pause_began {
+            log::retry_after(result);
+        }
+        self.gate.log.lock().report(change, answer.as_ref().err());
+        // In a pause, the idle prober waits, too, which is not counted.
+        if change.is_some() || is_paused || self.gate.waiting.load(Ordering::Relaxed) > 0 {
+            self.gate.wake_waiting();
+        }
+        answer.map_err(|error| FailedCall { error, scope })
+    }
+}
+
+impl Drop for CallPermit<'_> {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.gate.state.lock().end_call();
+            self.gate.wake_waiting();
+        }
+    }
+}
+
+fn call_result<T>(answer: &Result<T, CallError>) -> CallResult {
+    match answer {
+        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Success,
+        Err(CallError::Refused(_)) => CallResult::Refused,
+        Err(CallError::Transient { cause, .. }) => {
+            match (cause.retry_after().filter(|wait| !wait.is_zero()), cause) {
+                (Some(wait), TransientCause::RateLimited { .. }) => CallResult::RateLimited(wait),
+                (Some(wait), _) => CallResult::Unavailable(wait),
+                (None, TransientCause::Timeout { .. }) => CallResult::Timeout,
+                (None, TransientCause::Closed { .. }) => CallResult::Closed,
+                (
+                    None,
+                    TransientCause::Connection
+                    | TransientCause::Tls(_)
+                    | TransientCause::Proxy { .. },
+                ) => CallResult::Unreachable,
+                (None, _) => CallResult::Failure,
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What all requests share: the rules' state, and the signal that it has changed.
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    decision::{Caller, Decision},
+    log::BreakerLog,
+    state::GateState,
+};
+use crate::{platform::rate_limit::RateLimiter, session::Call, telemetry::metrics::Metrics};
+
+/// Decides which calls to the platform may be made, and when.
+pub(crate) struct Gate {
+    pub(super) state: Mutex<GateState>,
+    pub(super) rate_limiter: Option<RateLimiter>,
+    /// Wakes waiting requests when a decision may have changed.
+    pub(super) changed: watch::Sender<()>,
+    /// Requests that the gate holds back.
+    pub(super) waiting: AtomicUsize,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) log: Mutex<BreakerLog>,
+}
+
+impl Gate {
+    /// Creates a gate with a closed circuit breaker.
+    ///
+    /// `slots`: how many requests may be in flight.
+    pub(in crate::platform) fn new(
+        rate_limiter: Option<RateLimiter>,
+        slots: u16,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            state: Mutex::new(GateState::new(slots)),
+            rate_limiter,
+            changed: watch::Sender::new(()),
+            waiting: AtomicUsize::new(0),
+            metrics,
+            log: Mutex::default(),
+        }
+    }
+
+    /// Returns whether the circuit breaker is open, not half-open. A `Retry-After` does not open it.
+    pub(crate) fn is_breaker_open(&self) -> bool {
+        self.state.lock().open_cause().is_some()
+    }
+
+    /// Returns whether calls are paused. Waiting for the rate limiter is not a pause.
+    pub(crate) fn is_paused(&self) -> bool {
+        let state = self.state.lock();
+        state.open_cause().is_some() || state.is_retry_after_running(Instant::now())
+    }
+
+    /// Brings the metrics of pauses up to date.
+    pub(crate) fn update_metrics(&self) {
+        let paused = self.is_paused();
+        let paused_for = self.state.lock().advance_paused_clock(Instant::now());
+        self.metrics.platform.set_paused(paused, paused_for);
+    }
+
+    /// Waits until calls are paused.
+    pub(crate) async fn until_paused(&self) {
+        // Cannot fail: `self` holds the sender.
+        let _ = self.changed.subscribe().wait_for(|()| self.is_paused()).await;
+    }
+
+    /// How long to wait to see whether a failed call that began at `began` is part of an outage.
+    ///
+    /// If calls are paused within that time, the failure says nothing about the request.
+    pub(crate) fn outage_wait(&self, call: Call, began: Instant) -> Duration {
+        self.state.lock().outage_wait(call, began, Instant::now())
+    }
+
+    /// Waits until the circuit breaker is open and no request is there to probe.
+    pub(in crate::platform) async fn until_probe_needed(&self) {
+        let needed = || self.state.lock().needs_idle_probe();
+        // Cannot fail: `self` holds the sender.
+        let _ = self.changed.subscribe().wait_for(|()| needed()).await;
+    }
+
+    pub(super) fn decide(&self, caller: Caller, call: Call) -> Decision {
+        self.state.lock().decide(caller, call, Instant::now())
+    }
+
+    pub(super) fn wake_waiting(&self) {
+        self.changed.send_replace(());
+    }
+}
