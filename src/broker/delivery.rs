@@ -87,10 +87,11 @@ impl Delivery {
 
     /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.
     ///
-    /// What is counted depends on the version, and a producer may set the header on a first
-    /// delivery.
+    /// What is counted depends on the version. On a first delivery the header is a producer's or a
+    /// shovel's. On a redelivery RabbitMQ replaces it by its own count, which starts at zero; RabbitMQ 4.3
+    /// leaves it while its count is zero, so that it may be another's after a `nack`.
     pub(crate) fn redeliveries(&self) -> u32 {
-        self.number(DELIVERY_COUNT)
+        if self.inner.redelivered { self.number(DELIVERY_COUNT) } else { 0 }
     }
 
     fn number(&self, header: &str) -> u32 {

@@ -10,6 +10,7 @@ use crate::{
 
 const LOST: &str = "connection lost: reconnecting to RabbitMQ";
 const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
+const SERVING_ALONE: &str = "message redelivered often: serving it alone, then on a new connection";
 const MADE_ROOM: &str =
     "request failed in an outage: moved to the end of the queue for others to probe";
 const DEFERRED: &str = "request deferred by the platform: moved to a queue for others to be served";
@@ -19,6 +20,7 @@ const AUTHORITIES_UNREADABLE: &str =
     "certificate authorities cannot be read: TLS connections that need them will fail";
 static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
 static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
+static SERVING_ALONE_LIMIT: LogLimit = LogLimit::new(SERVING_ALONE, 3);
 static MADE_ROOM_LIMIT: LogLimit = LogLimit::new(MADE_ROOM, 3);
 static DEFERRED_LIMIT: LogLimit = LogLimit::new(DEFERRED, 3);
 static UNROUTABLE_LIMIT: LogLimit = LogLimit::new(FAILED_UNROUTABLE, 1);
@@ -86,8 +88,12 @@ impl ConnectionLog {
         }
     }
 
-    pub(super) fn replacing(&mut self) {
+    /// Logs that a suspected poison message is served alone, on a connection that then ends.
+    pub(super) fn serving_alone(&mut self, redeliveries: u32) {
         self.one_at_a_time = None;
+        if SERVING_ALONE_LIMIT.permit() {
+            tracing::info!(redeliveries, "{SERVING_ALONE}");
+        }
     }
 }
 

@@ -57,15 +57,19 @@ impl MainLoop {
                 end = consume(&self.context, &mut connected, &mut window, &mut log) => end,
                 never = self.count_replicas(publisher) => match never {},
             };
-            self.context.health.set_consuming(false);
             match end {
-                End::Shutdown => return self.drain_with_heartbeat(Some(connected)).await,
+                End::Shutdown => {
+                    self.context.health.set_consuming(false);
+                    return self.drain_with_heartbeat(Some(connected)).await;
+                }
+                // The replica stays ready: the next connection follows within seconds.
                 End::Suspect(suspect, slot) => {
-                    log.replacing();
+                    log.serving_alone(suspect.redeliveries());
                     let alone = serve_alone(&self.context, &mut connected, *suspect, slot);
                     self.context.health.heartbeat.while_waiting(alone).await;
                 }
                 End::Fault(fault) => {
+                    self.context.health.set_consuming(false);
                     log.lost(&fault);
                     if fault.is_frame_too_large() && frame_max == FrameMax::Small {
                         frame_max = FrameMax::Server;
@@ -110,7 +114,10 @@ impl MainLoop {
             };
             match session {
                 Ok(session) => return Some(Connected::new(session)),
-                Err(error) => log.not_connected(error),
+                Err(error) => {
+                    self.context.health.set_consuming(false);
+                    log.not_connected(error);
+                }
             }
             self.pause(backoff.next_delay()).await;
         }

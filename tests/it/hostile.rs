@@ -164,25 +164,74 @@ async fn undecodable_message_harms_no_other_request() {
     .await;
 }
 
+/// More returns than make RabbitMQ's message a suspected poison message, and fewer than its limit.
+const MANY_RETURNS: usize = 12;
+
 #[tokio::test]
 async fn connection_lost_while_a_suspect_waits_its_turn_is_survived() {
     let (latch, script) = hold_calls(|call| call.user_is("slow"));
     let mut env = TestEnv::builder().platform(script).start().await;
+    env.declare_topology().await;
+    env.publish_request("suspect", "suspect").await;
+    let suspect = env.rabbitmq.hold_after_returns(MANY_RETURNS).await;
     let proxy = env.proxy("AMQP_URL").await;
     let worker = env.start_worker().await;
     worker.wait_for_log(log_text::WINDOW_GROWN).await;
     env.publish_request("slow", "slow").await;
     env.platform.wait_for_calls(2).await;
-    // RabbitMQ passes a producer's count on: this message looks as if it was redelivered often.
-    let suspect = headers(&[("x-delivery-count", AMQPValue::LongLongInt(12))]);
-    env.rabbitmq.publish(json!({ "userId": "suspect" }).to_string(), suspect).await;
-    wait_until("the suspect waits", async || worker.get("/readyz").await.0 == 503).await;
+    suspect.give_back().await;
+    worker.wait_for_log(log_text::SERVING_ALONE).await;
     proxy.close_connections();
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
     latch.open();
     let events = env.rabbitmq.next_events(2).await;
     assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn suspect_served_alone_leaves_the_replica_ready() {
+    let (latch, script) = hold_calls(|call| call.user_is("suspect"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    env.declare_topology().await;
+    env.publish_request("suspect", "suspect").await;
+    let suspect = env.rabbitmq.hold_after_returns(MANY_RETURNS).await;
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
+    suspect.give_back().await;
+    worker.wait_for_log(log_text::SERVING_ALONE).await;
+    let assert_ready = async || {
+        let (status, page) = worker.get("/readyz").await;
+        assert_eq!(status, 200, "{page}");
+    };
+    assert_ready().await;
+    latch.open();
+    // The connection that served it ends, and another replaces it.
+    wait_until("it consumes on a new connection", async || {
+        assert_ready().await;
+        worker.log_lines(log_text::CONSUMING).len() == 2
+    })
+    .await;
+    assert_ready().await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn delivery_count_of_a_producer_is_ignored() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
+    // A shovel copies the header, and RabbitMQ passes it on with a first delivery.
+    let copied = [("x-delivery-count", AMQPValue::LongLongInt(12))];
+    for n in 0..20 {
+        let body = json!({ "userId": format!("user-{n}") }).to_string();
+        let properties = headers(&copied).with_message_id(format!("r-{n}").into());
+        env.rabbitmq.publish(body, properties).await;
+    }
+    env.expect_all_ready(20).await;
+    assert!(worker.log_lines(log_text::SERVING_ALONE).is_empty());
+    assert_eq!(worker.log_lines(log_text::CONSUMING).len(), 1, "the connection was kept");
 }
 
 #[tokio::test]

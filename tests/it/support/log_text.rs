@@ -18,6 +18,8 @@ pub const WINDOW_FULL: &str = "normal";
 pub const WINDOW_ONE_AT_A_TIME: &str = "one at a time";
 pub const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
 pub const WINDOW_GROWN: &str = "prefetch raised";
+pub const SERVING_ALONE: &str =
+    "message redelivered often: serving it alone, then on a new connection";
 pub const REQUEST_FINISHED: &str = "request finished";
 pub const HANDED_BACK: &str = "request requeued: it will be redelivered";
 

@@ -72,6 +72,20 @@ pub fn long_string(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
+/// A message that the test keeps unsettled.
+pub struct HeldMessage {
+    channel: Channel,
+    tag: u64,
+}
+
+impl HeldMessage {
+    /// Returns it to its queue.
+    pub async fn give_back(self) {
+        let requeue = BasicRejectOptions { requeue: true };
+        self.channel.basic_reject(self.tag, requeue).await.unwrap();
+    }
+}
+
 pub struct RabbitMq {
     connection: Connection,
     channel: Channel,
@@ -244,6 +258,28 @@ impl RabbitMq {
     pub async fn publish_to_queue(&self, queue: &str, message: &Message) {
         let confirm = self.publish_to("", queue, &message.body, message.properties.clone()).await;
         assert_routed(&confirm);
+    }
+
+    /// Takes a message from the request queue and returns it, `times` times, then keeps it.
+    pub async fn hold_after_returns(&self, times: usize) -> HeldMessage {
+        let channel = self.open_channel().await;
+        let get = async || {
+            let mut message = None;
+            wait_until("a message to return", async || {
+                let got = channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default());
+                message = got.await.unwrap();
+                message.is_some()
+            })
+            .await;
+            message.unwrap().delivery.delivery_tag
+        };
+        for _ in 0..times {
+            let tag = get().await;
+            // Every version of RabbitMQ counts a reject.
+            channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await.unwrap();
+        }
+        let tag = get().await;
+        HeldMessage { channel, tag }
     }
 
     /// How many messages a queue holds that no consumer has.
