@@ -53,9 +53,9 @@ impl Delivery {
         &self.inner.data
     }
 
-    /// The property `message_id`, unless it is empty.
+    /// The property `message_id`, unless it is blank: all events of blank ids would count as repeats.
     pub(crate) fn message_id(&self) -> Option<&str> {
-        not_empty(self.inner.properties.message_id())
+        not_empty(self.inner.properties.message_id()).filter(|id| !id.trim().is_empty())
     }
 
     /// The property `correlation_id`, unless it is empty.
@@ -63,9 +63,15 @@ impl Delivery {
         not_empty(self.inner.properties.correlation_id())
     }
 
-    /// When the producer published, to the second: the property `timestamp`.
+    /// The property `content_encoding`.
+    pub(crate) fn content_encoding(&self) -> Option<&str> {
+        self.inner.properties.content_encoding().as_ref().map(ShortString::as_str)
+    }
+
+    /// When the producer published, to the second: the property `timestamp`, unless it is 0, which
+    /// some clients send for "not set".
     pub(crate) fn published_at(&self) -> Option<SystemTime> {
-        let seconds = (*self.inner.properties.timestamp())?;
+        let seconds = (*self.inner.properties.timestamp()).filter(|seconds| *seconds > 0)?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
@@ -109,9 +115,12 @@ impl Delivery {
     }
 
     /// A header with a string value, as bytes: AMQP's long strings need not be UTF-8.
+    ///
+    /// Clients for Java, Go and Python write a string of bytes as a byte array.
     pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
         match self.headers()?.inner().get(name)? {
             AMQPValue::LongString(text) => Some(text.as_bytes()),
+            AMQPValue::ByteArray(bytes) => Some(bytes.as_slice()),
             AMQPValue::ShortString(text) => Some(text.as_str().as_bytes()),
             _ => None,
         }
@@ -119,6 +128,13 @@ impl Delivery {
 
     pub(crate) fn headers(&self) -> Option<&FieldTable> {
         self.inner.properties.headers().as_ref()
+    }
+
+    /// The names of all headers.
+    pub(crate) fn header_names(&self) -> impl Iterator<Item = &str> {
+        self.headers()
+            .into_iter()
+            .flat_map(|headers| headers.inner().keys().map(ShortString::as_str))
     }
 
     pub(crate) fn properties(&self) -> &BasicProperties {

@@ -34,7 +34,8 @@ impl<'a> CloudEvent<'a> {
         let data = if let Some(key) = fields.repeated.first() {
             Err(format!("CloudEvent: `{key}` appears more than once"))
         } else if specversion.and_then(text).as_deref() != Some("1.0") {
-            Err("CloudEvent: `specversion` must be \"1.0\"".to_owned())
+            let version = specversion.map_or("null", RawValue::get);
+            Err(format!("CloudEvent: `specversion` must be \"1.0\"{}", why_version(version)))
         } else if id.is_none() {
             Err("CloudEvent: `id` must be a non-empty string".to_owned())
         } else if source.and_then(text).is_none_or(|source| source.is_empty()) {
@@ -42,9 +43,27 @@ impl<'a> CloudEvent<'a> {
         } else if kind.and_then(text).as_deref() != Some(REQUESTED) {
             Err(format!("CloudEvent: `type` must be \"{REQUESTED}\""))
         } else {
-            data.map(RawValue::get).ok_or_else(|| "CloudEvent: `data` is missing".to_owned())
+            data.map(RawValue::get).ok_or_else(|| {
+                let is_base64 = decode::fields(json, ["data_base64"])
+                    .is_some_and(|fields| fields.values[0].is_some());
+                let remedy = if is_base64 {
+                    "; `data_base64` is not read: send `data` as an object, with `datacontenttype` \
+                     application/json"
+                } else {
+                    ""
+                };
+                format!("CloudEvent: `data` is missing{remedy}")
+            })
         };
         Some(Self { id: id.map(RequestId::new), data })
+    }
+}
+
+fn why_version(json: &str) -> &'static str {
+    match json {
+        "1.0" | "1" => "; it is a number: put it in quotes",
+        "\"0.1\"" | "\"0.2\"" | "\"0.3\"" => "; it is an older one: have the SDK write version 1.0",
+        _ => "",
     }
 }
 

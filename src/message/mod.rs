@@ -2,7 +2,9 @@
 
 mod cloud_event;
 mod decode;
+mod diagnosis;
 mod event;
+mod field;
 mod request;
 mod request_id;
 pub(crate) mod schema;

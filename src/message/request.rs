@@ -2,16 +2,18 @@
 
 use std::{fmt, time::SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{RequestId, cloud_event::CloudEvent, decode, parse_date_time};
+use super::{
+    RequestId,
+    cloud_event::CloudEvent,
+    decode, diagnosis,
+    field::{self, EXTERNAL_USER_ID},
+};
 
-const MAX_USER_ID: usize = 256;
-const MAX_WORKFLOW_ID: usize = 128;
-const MAX_METADATA: usize = 16 * 1024;
-/// The key of `metadata` that names the user to the platform.
-const EXTERNAL_USER_ID: &str = "externalUserId";
+/// UTF-8's byte order mark.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A valid request.
 pub struct Request {
@@ -53,6 +55,19 @@ impl Request {
 }
 
 impl InvalidRequest {
+    /// Adds what AMQP properties and headers say about a body without a valid user.
+    pub(crate) fn add_hint<'a>(
+        &mut self,
+        content_encoding: Option<&str>,
+        header_names: impl Iterator<Item = &'a str>,
+    ) {
+        if self.user_id.is_none()
+            && let Some(hint) = diagnosis::hint(content_encoding, header_names)
+        {
+            self.message = format!("{}; {hint}", self.message);
+        }
+    }
+
     fn unreadable(message: String) -> Self {
         Self { message, user_id: None, workflow_id: None }
     }
@@ -98,30 +113,20 @@ pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&s
     }
 }
 
-/// Checks what a body must fulfil before it is parsed.
+/// Checks what a body must fulfil before it is parsed, and skips a byte order mark.
 fn check_body(body: &[u8], max_bytes: usize) -> Result<&str, String> {
     if body.len() > max_bytes {
         return Err(format!("the body is larger than {max_bytes} bytes"));
     }
-    let text = std::str::from_utf8(body).map_err(|_| "the body is not UTF-8".to_owned())?;
+    // .NET's `Encoding.UTF8` and Windows' editors write one. RFC 8259, section 8.1, lets a parser skip it.
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    let text = std::str::from_utf8(body).map_err(|error| {
+        format!("the body {}", diagnosis::why_not_utf8(body, error.valid_up_to()))
+    })?;
     if decode::is_too_deep(text) {
         return Err("the body nests arrays and objects more than 128 levels deep".to_owned());
     }
     Ok(text)
-}
-
-/// Describes why `json` is not an object, with the place of a syntax error.
-fn not_an_object(json: &str, what: &str) -> String {
-    match serde_json::from_str::<serde::de::IgnoredAny>(json) {
-        Err(error) => {
-            format!(
-                "the {what} is not valid JSON (line {}, column {})",
-                error.line(),
-                error.column()
-            )
-        }
-        Ok(_) => format!("the {what} is JSON but not an object"),
-    }
 }
 
 /// Parses the data object, and reports all its problems together.
@@ -132,7 +137,10 @@ fn parse(
 ) -> Result<Request, InvalidRequest> {
     const KEYS: [&str; 6] = ["userId", "workflowId", "metadata", "locale", "renew", "expiresAt"];
     let Some(fields) = decode::fields(data, KEYS) else {
-        return Err(InvalidRequest::unreadable(not_an_object(data, what)));
+        return Err(InvalidRequest::unreadable(format!(
+            "the {what} {}",
+            diagnosis::why_not_json_object(data)
+        )));
     };
     let mut problems = Problems(
         fields.repeated.iter().map(|key| format!("`{key}` appears more than once")).collect(),
@@ -141,20 +149,22 @@ fn parse(
     // Which of several values the producer meant is unknown.
     let unless_repeated = |key, value: Option<_>| value.filter(|_| !fields.repeated.contains(&key));
 
-    let user_id = problems.check(unless_repeated("userId", given_user), user);
+    let user_id = problems.check(unless_repeated("userId", given_user), field::user);
     let workflow_id = match given_workflow {
         None => default_workflow.map(str::to_owned),
-        Some(_) => problems.check(unless_repeated("workflowId", given_workflow), workflow),
+        Some(_) => problems.check(unless_repeated("workflowId", given_workflow), field::workflow),
     };
-    let metadata_entries = problems.check(metadata, entries);
-    let locale = problems.check(locale, |raw| json(raw, "`locale` must be a string"));
-    let renew = problems.check(renew, |raw| json(raw, "`renew` must be true or false"));
-    let expires_at = problems.check(expires_at, date);
+    let metadata_entries = problems.check(metadata, field::metadata);
+    let locale = problems.check(locale, field::locale);
+    let renew = problems.check(renew, field::renew);
+    let expires_at = problems.check(expires_at, field::expires_at);
     if given_user.is_none() {
-        problems.add("`userId` is missing");
+        let why = diagnosis::why_without_user(data).map(|why| format!(": {why}"));
+        problems.0.push(format!("`userId` is missing{}", why.unwrap_or_default()));
     }
     if given_workflow.is_none() && workflow_id.is_none() {
-        problems.add("`workflowId` is missing, and the worker has no default for it");
+        let problem = "`workflowId` is missing, and the worker has no default for it";
+        problems.0.push(problem.to_owned());
     }
 
     match (user_id, workflow_id) {
@@ -176,55 +186,14 @@ fn parse(
 struct Problems(Vec<String>);
 
 impl Problems {
-    fn add(&mut self, problem: &str) {
-        self.0.push(problem.to_owned());
-    }
-
     /// Parses a value if there is one, and adds the rule it breaks.
     fn check<T>(
         &mut self,
         value: Option<&RawValue>,
-        parse: impl FnOnce(&RawValue) -> Result<T, &'static str>,
+        parse: impl FnOnce(&RawValue) -> Result<T, String>,
     ) -> Option<T> {
-        parse(value?).map_err(|problem| self.add(problem)).ok()
+        parse(value?).map_err(|problem| self.0.push(problem)).ok()
     }
-}
-
-fn json<'a, T: Deserialize<'a>>(raw: &'a RawValue, rule: &'static str) -> Result<T, &'static str> {
-    serde_json::from_str(raw.get()).map_err(|_| rule)
-}
-
-fn user(raw: &RawValue) -> Result<String, &'static str> {
-    const RULE: &str = "`userId` must be a string of 1 to 256 bytes without control characters";
-    let id: String = json(raw, RULE)?;
-    let fits = (1..=MAX_USER_ID).contains(&id.len()) && !id.chars().any(char::is_control);
-    fits.then_some(id).ok_or(RULE)
-}
-
-fn workflow(raw: &RawValue) -> Result<String, &'static str> {
-    const RULE: &str = "`workflowId` must be a string of 1 to 128 bytes";
-    let id: String = json(raw, RULE)?;
-    (1..=MAX_WORKFLOW_ID).contains(&id.len()).then_some(id).ok_or(RULE)
-}
-
-fn entries(raw: &RawValue) -> Result<String, &'static str> {
-    let json = raw.get();
-    if json.len() > MAX_METADATA {
-        return Err("`metadata` must not be larger than 16 KiB");
-    }
-    let mut entries = String::with_capacity(json.len());
-    let is_object = decode::for_each_entry(json, |key, value| {
-        if !decode::is_key(key, EXTERNAL_USER_ID) {
-            entries.extend([key.get(), ":", value.get(), ","]);
-        }
-    });
-    is_object.map(|()| entries).ok_or("`metadata` must be an object")
-}
-
-fn date(raw: &RawValue) -> Result<SystemTime, &'static str> {
-    const RULE: &str =
-        "`expiresAt` must be an RFC 3339 date and time, such as 2030-01-31T12:00:00Z";
-    parse_date_time(&json::<String>(raw, RULE)?).ok_or(RULE)
 }
 
 #[cfg(test)]
@@ -316,13 +285,12 @@ mod tests {
     #[test]
     fn hostile_bodies_are_invalid() {
         let deep = "[".repeat(100_000);
-        for body in
-            ["", " ", "null", "[]", "\"x\"", "{", "{\"userId\":\"u\"", "{}x", "\u{feff}{}", &deep]
-        {
+        for body in ["", " ", "null", "[]", "\"x\"", "{", "{\"userId\":\"u\"", "{}x", &deep] {
             assert!(decode(body).is_err(), "{body:.20}");
         }
         let not_utf8 = decode_request(b"{\"userId\":\"\xff\"}", 100, Some("w"));
-        assert_eq!(not_utf8.request.unwrap_err().message, "the body is not UTF-8");
+        let message = not_utf8.request.unwrap_err().message;
+        assert!(message.starts_with("the body is not UTF-8 (at byte 12)"), "{message}");
         assert!(decode(r#"{"userId":"\ud800","workflowId":"w"}"#).is_err());
     }
 }

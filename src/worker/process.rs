@@ -67,9 +67,12 @@ impl Processor {
         let queue = publisher.topology().request_queue();
         let mut metadata = Metadata::read(delivery, queue, &self.traces);
         let workflow = self.default_workflow.as_deref();
-        let Decoded { id, request } =
+        let Decoded { id, mut request } =
             decode_request(delivery.body(), self.max_message_bytes, workflow);
         metadata.set_decoded_id(id);
+        if let Err(invalid) = &mut request {
+            invalid.add_hint(delivery.content_encoding(), delivery.header_names());
+        }
 
         let decided = match &request {
             Ok(request) => {

@@ -33,6 +33,7 @@ mod links;
 mod logs;
 mod metrics;
 mod odd_answers;
+mod other_stacks;
 mod platform_faults;
 mod proxies;
 mod publishing;
