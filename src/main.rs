@@ -1,6 +1,9 @@
 //! The `handoff` command.
 
-use std::process::ExitCode;
+use std::{
+    io::{Write, stderr},
+    process::ExitCode,
+};
 
 use handoff::cli::Cli;
 use mimalloc::MiMalloc;
@@ -18,7 +21,8 @@ fn main() -> ExitCode {
     let runtime = match build_runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("handoff: cannot start: {error}");
+            // `eprintln` would panic where stderr is closed or full.
+            let _ = writeln!(stderr(), "handoff: cannot start: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -28,10 +32,7 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("handoff: {error}");
-            error.exit_code()
-        }
+        Err(error) => error.report(),
     }
 }
 

@@ -78,12 +78,13 @@ async fn demonstrate(
 
     let stop = CancellationToken::new();
     let worker = tokio::spawn(worker::run(settings, listener, stop.clone()));
-    print_line(format_args!("A worker and a simulated platform are running: {}\n", sandbox.url()))?;
     let shown = interrupted.run_until_cancelled(show(&mut client, sandbox)).await;
-    let shown = shown.unwrap_or_else(|| Err(CliError::Failed("interrupted".to_owned())));
+    let mut shown = shown.unwrap_or_else(|| Err(CliError::Failed("interrupted".to_owned())));
     if shown.is_ok() && serve {
-        print_line(next_steps(&broker, sandbox, &format!("http://{probes}")))?;
-        interrupted.cancelled().await;
+        shown = print_line(next_steps(&broker, sandbox, &format!("http://{probes}")));
+        if shown.is_ok() {
+            interrupted.cancelled().await;
+        }
     }
     stop.cancel();
     let stopped = worker.await;
@@ -142,6 +143,7 @@ struct Show<'a> {
 
 async fn show(client: &mut Client, sandbox: &Sandbox) -> Result<(), CliError> {
     let mut show = Show { client, links: vec![], durations: vec![], new_links: 0 };
+    print_line(format_args!("A worker and a simulated platform are running: {}\n", sandbox.url()))?;
     print_line(format_args!(
         "{:<12}  {:<7}  {:<6}  {:>8}  user",
         "time (UTC)", "outcome", "link", "took"

@@ -45,7 +45,11 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
     let checks = examine(&settings, probe).await;
     let in_colour = stdout().is_terminal() && logs::colours_wanted();
     let text = if args.json { json_lines(&checks)? } else { page(&checks, in_colour) };
-    print_text(text)?;
+    match print_text(text) {
+        // The status is that of the checks.
+        Ok(()) | Err(CliError::ReaderGone) => {}
+        Err(error) => return Err(error),
+    }
     match count(&checks, Verdict::Finding) {
         0 => Ok(()),
         n => Err(CliError::Failed(format!("findings: {n}"))),

@@ -1,10 +1,18 @@
 //! Why a command failed, and errors on the command line.
 
-use std::{fmt, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write, stderr, stdout},
+    process::ExitCode,
+};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::{broker::BrokerError, config::ConfigErrors};
+use crate::{
+    broker::BrokerError,
+    config::ConfigErrors,
+    printable::{escape, escape_lines},
+};
 
 /// Why a command failed. Holds no secret.
 #[derive(Debug, thiserror::Error)]
@@ -21,15 +29,32 @@ pub enum CliError {
     /// A second signal ended the command.
     #[error("stopped at once by a second signal")]
     CutShort,
+    /// The reader of stdout has closed it, such as `head`: it has seen enough.
+    #[error("stdout is closed")]
+    ReaderGone,
 }
 
 impl CliError {
-    /// Exit status 2 for invalid settings or arguments, 1 for a failure, 3 after a second signal.
-    pub fn exit_code(&self) -> ExitCode {
+    /// Prints the error on stderr, and returns the exit status: 2 for invalid settings or arguments, 1 for
+    /// a failure, 3 after a second signal, 0 where only the reader of stdout has gone.
+    pub fn report(&self) -> ExitCode {
+        if !matches!(self, Self::ReaderGone) {
+            // The status reports the error even where stderr is closed or full.
+            let _ = writeln!(stderr(), "handoff: {}", escape_lines(&self.to_string()));
+        }
         match self {
             Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
             Self::Failed(_) => ExitCode::FAILURE,
             Self::CutShort => ExitCode::from(3),
+            Self::ReaderGone => ExitCode::SUCCESS,
+        }
+    }
+
+    /// A failed write to stdout.
+    pub(super) fn not_printed(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ReaderGone,
+            _ => Self::Failed(format!("cannot write to stdout: {error}")),
         }
     }
 
@@ -47,13 +72,31 @@ impl CliError {
 ///
 /// An API key may contain a space. As a flag without quotes, its second half is an unexpected
 /// argument, so unexpected arguments are not shown.
-pub(super) fn report(error: &clap::Error) -> u8 {
-    match unexpected_argument(error) {
-        Some(message) => eprintln!("{message}"),
-        // A closed stream is no error: its reader has seen enough.
-        None => drop(error.print()),
+pub(super) fn report(mut error: clap::Error) -> ExitCode {
+    escape_arguments(&mut error);
+    if let Some(message) = unexpected_argument(&error) {
+        let _ = writeln!(stderr(), "{message}");
+    } else {
+        let printed = error.print().and_then(|()| stdout().flush());
+        if let (Err(failed), false) = (printed, error.use_stderr()) {
+            return CliError::not_printed(failed).report();
+        }
     }
-    u8::try_from(error.exit_code()).unwrap_or(2)
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Escapes the arguments that clap repeats in its error, which may come from a script's input.
+fn escape_arguments(error: &mut clap::Error) {
+    let escaped = |(kind, value): (ContextKind, &ContextValue)| match value {
+        ContextValue::String(text) => Some((kind, ContextValue::String(escape(text)))),
+        ContextValue::Strings(texts) => {
+            Some((kind, ContextValue::Strings(texts.iter().map(|text| escape(text)).collect())))
+        }
+        _ => None,
+    };
+    for (kind, value) in error.context().filter_map(escaped).collect::<Vec<_>>() {
+        error.insert(kind, value);
+    }
 }
 
 fn unexpected_argument(error: &clap::Error) -> Option<String> {

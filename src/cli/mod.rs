@@ -51,7 +51,7 @@ impl Cli {
     /// # Errors
     /// The exit status, after the error or help text was printed.
     pub fn from_command_line() -> Result<Self, ExitCode> {
-        Self::try_parse().map_err(|error| ExitCode::from(errors::report(&error)))
+        Self::try_parse().map_err(errors::report)
     }
 
     /// Runs the command.

@@ -10,15 +10,28 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::errors::CliError;
+use crate::printable::escape_json;
 
-/// Prints a result and a newline. Fails where `println` panics: when stdout is closed.
+/// Prints a result and a newline. Fails where `println` panics: when stdout is closed or full.
 pub(super) fn print_line(result: impl fmt::Display) -> Result<(), CliError> {
-    writeln!(stdout(), "{result}").map_err(CliError::failed)
+    print_text(format!("{result}\n"))
 }
 
 /// Prints a whole text.
 pub(super) fn print_text(text: impl AsRef<[u8]>) -> Result<(), CliError> {
-    stdout().write_all(text.as_ref()).map_err(CliError::failed)
+    let mut stdout = stdout().lock();
+    // The flush reports what the buffer of stdout would report to nothing at exit.
+    stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()).map_err(CliError::not_printed)
+}
+
+/// Prints a result as JSON: on a terminal with hostile characters escaped, else unchanged.
+pub(super) fn print_json(json: &str) -> Result<(), CliError> {
+    if stdout().is_terminal() { print_line(escape_json(json)) } else { print_line(json) }
+}
+
+/// Prints a note for people on stderr. `eprintln` would panic when stderr is closed or full.
+pub(super) fn note(text: impl fmt::Display) {
+    let _ = writeln!(stderr(), "{text}");
 }
 
 /// A JSON object of the fields that have a value.

@@ -15,12 +15,13 @@ use uuid::Uuid;
 
 use super::{
     errors::CliError,
-    output::{object, print_line, progress_bar, qr_code},
+    output::{note, object, print_json, progress_bar, qr_code},
 };
 use crate::{
     client::{Client, ReceivedEvent, Requester},
     config::{BrokerFlags, BrokerSettings, parse_duration},
     message::{Decoded, READY, decode_request},
+    printable::escape,
     telemetry::logs,
 };
 
@@ -94,10 +95,16 @@ fn body_of_flags(args: &RequestArgs) -> Result<Vec<u8>, CliError> {
 }
 
 fn bodies_in_file(path: &Path) -> Result<Vec<Vec<u8>>, CliError> {
-    let text = std::fs::read_to_string(path)
+    let text = std::fs::read(path)
         .map_err(|error| CliError::Usage(format!("cannot read --file: {error}")))?;
+    let text = String::from_utf8(text).map_err(|_| {
+        let message = "--file is not in UTF-8: save it as UTF-8 (PowerShell 5 writes UTF-16)";
+        CliError::Usage(message.to_owned())
+    })?;
+    // Windows' editors write a byte order mark.
+    let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines();
     let mut bodies = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, line) in lines.enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         validate(line.as_bytes())
             .map_err(|why| CliError::Usage(format!("line {} of --file: {why}", number + 1)))?;
         bodies.push(line.as_bytes().to_vec());
@@ -135,6 +142,7 @@ async fn publish_and_wait(
         ProgressBar::hidden()
     };
     let mut failed = 0;
+    let mut not_printed = None;
     let mut publishing = std::pin::pin!(publish(client.requester.clone(), requests).fuse());
     // Only events of these requests extend the wait.
     let mut give_up = Instant::now() + args.wait;
@@ -159,11 +167,17 @@ async fn publish_and_wait(
         if waiting.remove(&event.data.request_id) {
             give_up = Instant::now() + args.wait;
             failed += usize::from(event.kind != READY);
-            progress.suspend(|| print_event(&event, args.qr))?;
+            // The other requests must be published all the same, and their events awaited.
+            if not_printed.is_none() {
+                not_printed = progress.suspend(|| print_event(&event, args.qr)).err();
+            }
             progress.inc(1);
         }
     }
     progress.finish_and_clear();
+    if let Some(error @ CliError::Failed(_)) = not_printed {
+        return Err(error);
+    }
     match failed {
         0 => Ok(()),
         1 if total == 1 => Err(CliError::Failed("the request failed: see its event".to_owned())),
@@ -182,9 +196,9 @@ async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Resu
 }
 
 fn print_event(event: &ReceivedEvent, with_qr: bool) -> Result<(), CliError> {
-    print_line(&event.json)?;
+    print_json(&event.json)?;
     if with_qr && let Some(url) = &event.data.url {
-        eprintln!("{}\n{url}", qr_code(url));
+        note(format_args!("{}\n{}", qr_code(url), escape(url)));
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! `handoff sandbox`: runs a simulated platform.
 
-use std::{io::Write, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Arg, Args, ValueEnum, builder::BoolishValueParser};
 use tokio::net::TcpListener;
 
-use super::{errors::CliError, signals};
+use super::{errors::CliError, output::print_line, signals};
 use crate::{
     config::{LogFlags, LogSettings, RateLimit, parse_duration, parse_rate},
     sandbox::{Options, Sandbox, TokenAlphabet},
@@ -87,8 +87,11 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
         CliError::Failed(format!("cannot listen on {addr}: {error}; try --addr"))
     })?;
     let sandbox = Sandbox::start(listener, options).map_err(CliError::failed)?;
-    // A closed stdout does not stop the sandbox.
-    let _ = writeln!(std::io::stdout(), "sandbox: listening on {}", sandbox.url());
+    match print_line(format_args!("sandbox: listening on {}", sandbox.url())) {
+        // A closed stdout does not stop the sandbox.
+        Ok(()) | Err(CliError::ReaderGone) => {}
+        Err(error) => return Err(error),
+    }
     tracing::info!(addr = %sandbox.addr(), "sandbox ready");
     signals.shutdown.cancelled().await;
     tracing::info!("sandbox stopping");

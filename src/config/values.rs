@@ -101,6 +101,11 @@ pub(super) fn redis_url(text: &str) -> ParseResult<SecretString> {
     const FORM: &str =
         "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
     ensure(text.starts_with("redis://") || text.starts_with("rediss://"), FORM)?;
+    let url = Url::parse(text).map_err(|_| FORM)?;
+    // redis 1.8 accepts `/-1`, which Redis refuses at each connection.
+    let database = url.path().trim_matches('/');
+    let is_number = database.is_empty() || parse_whole::<u32>(database).is_some();
+    ensure(is_number, "must end with the number of a database, such as /0")?;
     text.into_connection_info().map_err(|_| FORM)?;
     ensure(!text.contains('#'), "must not contain `#`: certificate checks cannot be turned off")?;
     Ok(text.into())

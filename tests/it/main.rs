@@ -34,6 +34,7 @@ mod logs;
 mod metrics;
 mod odd_answers;
 mod other_stacks;
+mod output;
 mod platform_faults;
 mod proxies;
 mod publishing;

@@ -20,7 +20,7 @@ use crate::{
     broker::{DeadLetter, DeadQueue},
     cli::{
         errors::CliError,
-        output::{print_line, progress_bar},
+        output::{note, print_json, print_line, progress_bar},
     },
 };
 
@@ -74,15 +74,16 @@ impl<'a> Walk<'a> {
         let mut rows = Vec::new();
         while let Some(letter) = self.next().await? {
             let row = Row::new(&letter);
+            // Before it is printed, which fails if the reader has gone.
+            self.keep(&letter).await?;
             if is_terminal {
                 rows.push(row);
             } else {
                 print_line(row.json()?)?;
             }
-            self.keep(&letter).await?;
         }
         match (is_terminal, rows.is_empty()) {
-            (true, true) => eprintln!("no dead letters"),
+            (true, true) => note("no dead letters"),
             (true, false) => print_line(table(&rows))?,
             (false, _) => {}
         }
@@ -94,8 +95,8 @@ impl<'a> Walk<'a> {
         while let Some(letter) = self.next().await? {
             let message = message_json(&letter)?;
             let text = if is_terminal { format!("{message:#}") } else { message.to_string() };
-            print_line(text)?;
             self.keep(&letter).await?;
+            print_json(&text)?;
         }
         Ok(())
     }
@@ -158,7 +159,7 @@ async fn counted(
     let report = format!("{count} {letters} {settled}{whereto}");
     match result {
         Ok(()) => {
-            eprintln!("{report}");
+            note(report);
             Ok(())
         }
         Err(error) => Err(CliError::Failed(format!(
@@ -169,8 +170,10 @@ async fn counted(
 
 /// Asks on the terminal. Does not block: the connection's heartbeats continue.
 async fn confirm(count: usize) -> Result<bool, CliError> {
-    eprint!("Drop {count} for good? This cannot be undone. [y/N] ");
-    stderr().flush().map_err(CliError::failed)?;
+    let question = format!("Drop {count} for good? This cannot be undone. [y/N] ");
+    stderr().write_all(question.as_bytes()).map_err(|error| {
+        CliError::Failed(format!("cannot ask on stderr: {error}; nothing was dropped"))
+    })?;
     let mut answer = String::new();
     let mut lines = BufReader::new(tokio::io::stdin());
     lines.read_line(&mut answer).await.map_err(CliError::failed)?;
