@@ -96,6 +96,11 @@ impl Connection {
 
     /// Closes the connection, within 1 s.
     pub(crate) async fn close(mut self) {
+        self.disconnect().await;
+    }
+
+    /// The same, where the connection is still referred to.
+    pub(super) async fn disconnect(&mut self) {
         close(Arc::clone(&self.lapin), self.socket.take()).await;
     }
 }

@@ -90,12 +90,18 @@ impl Consumer {
         self.acks.channel.status().connected()
     }
 
-    /// Stops consuming and requeues the deliveries that were prefetched but not taken.
+    /// The channel that it consumes on.
+    pub(super) fn channel(&self) -> Channel {
+        self.acks.channel.clone()
+    }
+
+    /// Stops consuming, and returns the deliveries that were prefetched but not taken.
     ///
     /// Deliveries in flight can still be settled.
-    pub(crate) async fn stop(&mut self) {
-        if self.ended {
-            return;
+    pub(super) async fn stop(&mut self) -> Vec<Delivery> {
+        let mut prefetched = Vec::new();
+        if std::mem::replace(&mut self.ended, true) {
+            return prefetched;
         }
         let stop = async {
             let channel = &self.acks.channel;
@@ -106,11 +112,12 @@ impl Consumer {
             // After `basic.cancel`, lapin yields the prefetched deliveries and then ends the
             // stream.
             while let Some(Ok(delivery)) = self.deliveries.next().await {
-                Delivery::new(delivery, &self.acks).requeue();
+                prefetched.push(Delivery::new(delivery, &self.acks));
             }
         };
         // After the timeout, RabbitMQ requeues the rest when the connection closes.
         let _ = timeout(RPC_TIMEOUT, stop).await;
+        prefetched
     }
 
     /// Closes the channel after RabbitMQ has processed every settlement on it.

@@ -8,6 +8,7 @@ mod dead_queue;
 mod delivery;
 mod error;
 mod log;
+mod loss;
 mod pipeline;
 mod publisher;
 mod republish;

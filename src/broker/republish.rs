@@ -86,6 +86,11 @@ pub(super) fn dead_letter(
     with_headers(of, headers)
 }
 
+/// The properties of a copy of a request that was not tried.
+pub(super) fn untried_copy(of: &BasicProperties, frame_max: usize) -> BasicProperties {
+    with_headers(of, producer_headers(of, None, frame_max))
+}
+
 /// The properties of a dead letter that starts over, with no attempt made.
 pub(super) fn replay_copy(
     of: &BasicProperties,

@@ -5,16 +5,18 @@
 
 use std::{pin::pin, sync::Arc};
 
-use futures_util::{StreamExt, stream};
-use lapin::Event;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    connection::{CLOSE_TIMEOUT, Connection, FrameMax, Role, STATUS_INTERVAL},
+    connection::{CLOSE_TIMEOUT, Connection, FrameMax, Role},
     consumer::Consumer,
+    delivery::Delivery,
     error::BrokerError,
     log,
+    loss::{Lifeline, Notice},
     publisher::Publisher,
+    settle::hand_back,
     topology::{Topology, watch},
 };
 use crate::{
@@ -28,6 +30,9 @@ pub(crate) struct BrokerSession {
     topology: Arc<Topology>,
     pub(crate) consumer: Consumer,
     pub(crate) publisher: Publisher,
+    lifeline: Lifeline,
+    lost: CancellationToken,
+    _loss_watch: AbortOnDropHandle<()>,
 }
 
 impl BrokerSession {
@@ -45,41 +50,43 @@ impl BrokerSession {
         let topology = Arc::new(Topology::new(settings));
         topology.ensure(&publishing.lapin).await?;
         let consumer = Consumer::start(&consuming.lapin, &settings.queue).await?;
+        let lifeline = Lifeline::new(
+            Arc::clone(&consuming.lapin),
+            Arc::clone(&publishing.lapin),
+            consumer.channel(),
+        );
+        let lost = CancellationToken::new();
+        let loss_watch = lifeline.cancel_when_lost(lost.clone());
         let connection = Arc::clone(&publishing.lapin);
         let publisher = Publisher::new(connection, Arc::clone(&topology), concurrency, metrics);
-        Ok(Self { consuming, publishing, topology, consumer, publisher })
+        Ok(Self {
+            consuming,
+            publishing,
+            topology,
+            consumer,
+            publisher,
+            lifeline,
+            lost,
+            _loss_watch: loss_watch,
+        })
     }
 
     /// Waits until a connection or the consumer is lost.
     ///
     /// Keeps the topology declared meanwhile.
     pub(crate) fn wait_for_fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
-        let connections = [&self.consuming, &self.publishing].map(|one| Arc::clone(&one.lapin));
-        let [consuming, publishing] =
-            connections.each_ref().map(|one| one.events_listener().boxed());
-        let mut events = stream::select(consuming, publishing);
+        let mut losses = self.lifeline.watch();
         // On the consuming connection, which RabbitMQ never blocks.
         let watch = watch(Arc::clone(&self.topology), Arc::clone(&self.consuming.lapin));
         async move {
             let mut watch = pin!(watch);
             let mut outage = Outage::new(&log::PUBLISHING_BLOCKED_LIMIT);
-            let connected = || connections.iter().all(|connection| connection.status().connected());
             loop {
                 tokio::select! {
-                    event = events.next() => match event {
-                        // lapin also reports the error of a single channel here; its user handles
-                        // that.
-                        Some(Event::Error(error)) => if !connected() {
-                            return BrokerError::connection_lost("connection lost", &error);
-                        },
-                        Some(Event::ConnectionBlocked(_)) => log::publishing_blocked(&mut outage),
-                        Some(Event::ConnectionUnblocked) => log::publishing_unblocked(&mut outage),
-                        Some(_) => {}
-                        None => return BrokerError::new("connection lost"),
-                    },
-                    // Does not rely on events alone.
-                    () = sleep(STATUS_INTERVAL) => if !connected() {
-                        return BrokerError::new("connection closed");
+                    notice = losses.next() => match notice {
+                        Notice::Lost(error) => return error,
+                        Notice::Blocked => log::publishing_blocked(&mut outage),
+                        Notice::Unblocked => log::publishing_unblocked(&mut outage),
                     },
                     lost = &mut watch => return lost,
                 }
@@ -87,18 +94,37 @@ impl BrokerSession {
         }
     }
 
-    /// Whether deliveries in flight can still be settled.
-    ///
-    /// If not, RabbitMQ redelivers them.
-    pub(crate) fn can_settle(&self) -> bool {
-        self.consumer.is_open() && self.publishing.lapin.status().connected()
+    /// Cancelled as soon as the worker knows that the deliveries in flight are lost: RabbitMQ
+    /// redelivers them, or will once they are requeued. Nothing may be published for them.
+    pub(crate) fn lost(&self) -> &CancellationToken {
+        &self.lost
     }
 
-    /// Waits until [`Self::can_settle`] is false.
-    pub(crate) async fn wait_until_lost(&mut self) {
-        while self.can_settle() {
-            sleep(STATUS_INTERVAL).await;
+    /// Stops consuming, and hands back the deliveries that were prefetched but not taken. One that has
+    /// come back often is replaced by a copy.
+    ///
+    /// Deliveries in flight can still be settled.
+    pub(crate) async fn stop_consuming(&mut self) {
+        let consumer = &mut self.consumer;
+        if !consumer.is_open() {
+            return;
         }
+        hand_back(consumer.stop().await, &self.publisher, &self.lost).await;
+    }
+
+    /// Hands back a delivery whose request was not started.
+    pub(crate) async fn hand_back(&mut self, delivery: Delivery) {
+        hand_back(vec![delivery], &self.publisher, &self.lost).await;
+    }
+
+    /// Closes what is of no use any more once the deliveries are lost, so that RabbitMQ redelivers at
+    /// once even those that a request in flight has not let go yet.
+    pub(crate) async fn disconnect_lost(&mut self) {
+        if self.consumer.is_open() {
+            // The consuming channel still takes nacks.
+            return self.publishing.disconnect().await;
+        }
+        tokio::join!(self.consuming.disconnect(), self.publishing.disconnect());
     }
 
     /// Closes both connections, within 2 s.

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::time::sleep;
+use futures_util::{StreamExt, stream};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    amqp::RPC_TIMEOUT,
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::PublishError,
     log,
     publisher::Publisher,
-    republish::{Tried, dead_letter, retry_copy},
+    republish::{Tried, dead_letter, retry_copy, untried_copy},
 };
 use crate::{
     message::{FailedReason, RequestId},
@@ -60,13 +62,15 @@ pub(crate) enum Settled {
 
 /// Settles a delivery.
 ///
-/// Republishes an unconfirmed copy until RabbitMQ confirms it, the connection is lost or `stop` is
-/// cancelled. The delivery stays unsettled meanwhile, so no request is lost.
+/// Republishes an unconfirmed copy until RabbitMQ confirms it, the delivery is `lost` or `stop` is
+/// cancelled. The delivery stays unsettled meanwhile, so no request is lost. Publishes nothing for a
+/// lost delivery: RabbitMQ redelivers it, and the request would exist twice.
 pub(crate) async fn settle(
     delivery: &Delivery,
     settlement: &Settlement<'_>,
     tried: Tried<'_>,
     publisher: &Publisher,
+    lost: &CancellationToken,
     stop: &CancellationToken,
 ) -> Settled {
     let copy = |tried| retry_copy(delivery.properties(), tried, publisher.frame_max());
@@ -100,12 +104,41 @@ pub(crate) async fn settle(
     let copied = Box::pin(until_confirmed(tried.request_id, u32::MAX, stop, move || {
         publisher.republish(kind, queue, properties.clone(), delivery.body())
     }));
-    if copied.await.is_err() {
+    if lost.run_until_cancelled(copied).await.is_none_or(|copied| copied.is_err()) {
         delivery.requeue();
         return Settled::Requeued;
     }
     let settled = ack(delivery);
     if *settlement == Settlement::Requeue { Settled::Requeued } else { settled }
+}
+
+/// Hands back deliveries whose requests have not been started.
+///
+/// As for [`Settlement::Requeue`], one that has come back often is replaced by a copy, unless RabbitMQ
+/// does not confirm it.
+pub(super) async fn hand_back(
+    deliveries: Vec<Delivery>,
+    publisher: &Publisher,
+    lost: &CancellationToken,
+) {
+    let (often, others): (Vec<_>, Vec<_>) = deliveries
+        .into_iter()
+        .partition(|delivery| delivery.redeliveries() >= SUSPECT_REDELIVERIES);
+    others.iter().for_each(Delivery::requeue);
+    let replace = async |delivery: Delivery| {
+        let queue = publisher.topology().request_queue();
+        let properties = untried_copy(delivery.properties(), publisher.frame_max());
+        let copied =
+            publisher.republish(PublishKind::Postponed, queue, properties, delivery.body());
+        // RabbitMQ does not confirm during an alarm.
+        let copied = timeout(RPC_TIMEOUT, lost.run_until_cancelled(copied)).await;
+        if matches!(copied, Ok(Some(Ok(())))) {
+            delivery.ack();
+        } else {
+            delivery.requeue();
+        }
+    };
+    stream::iter(often).for_each_concurrent(None, replace).await;
 }
 
 fn ack(delivery: &Delivery) -> Settled {

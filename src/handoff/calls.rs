@@ -26,7 +26,7 @@ use crate::{
 /// After a wait this long at the gate, the token's age and Redis are checked again.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a request still waits at the gate once the worker drains or its connection is lost.
+/// How long a request still waits at the gate once the worker drains or its delivery is lost.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a request that has not called yet stays before it makes room for others: the queue may be empty,
@@ -228,6 +228,9 @@ impl Calls {
         kind: Call,
     ) -> Result<CallPermit<'a>, Failure> {
         job.check_deadline()?;
+        if kind == Call::Token {
+            job.check_not_lost()?;
+        }
         let place = budget.ticket.place();
         // One that has not called may be back from making room a moment ago.
         let min_stay = if budget.last_call.is_zero() { MIN_STAY } else { Duration::ZERO };
@@ -240,21 +243,22 @@ impl Calls {
         }
     }
 
-    /// Waits until the worker drains or the connection is lost, and then until the gate pauses calls, one
+    /// Waits until the worker drains or the delivery is lost, and then until the gate pauses calls, one
     /// second at most. Calls already sent are finished; requests that wait at the gate are not.
     async fn out_of_patience(&self, job: &Job<'_>) {
         tokio::select! {
             () = self.draining.cancelled() => {}
-            () = job.connection_lost.cancelled() => {}
+            () = job.lost.cancelled() => {}
         }
         let _ = timeout(DRAIN_PATIENCE, self.platform.gate().until_paused()).await;
     }
 
-    /// Sleeps, unless the worker drains or the request's deadline passes.
+    /// Sleeps, unless the worker drains, the delivery is lost or the request's deadline passes.
     pub(super) async fn pause(&self, job: &Job<'_>, delay: Duration) -> Result<(), Failure> {
         tokio::select! {
             waited = job.within_deadline(sleep(delay)) => waited,
             () = self.draining.cancelled() => Err(Failure::Interrupted),
+            () = job.lost.cancelled() => Err(Failure::Interrupted),
         }
     }
 }

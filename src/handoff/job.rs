@@ -28,8 +28,8 @@ pub(crate) struct Job<'a> {
     pub(crate) hold_until: Instant,
     /// RabbitMQ has redelivered it so often that it must not be held for long.
     pub(crate) was_returned_often: bool,
-    /// Cancelled when the delivery's connection is lost: RabbitMQ redelivers the request.
-    pub(crate) connection_lost: &'a CancellationToken,
+    /// Cancelled when the delivery is lost: RabbitMQ redelivers the request.
+    pub(crate) lost: &'a CancellationToken,
     /// How often the platform deferred this request alone, over all its deliveries.
     pub(crate) deferrals: &'a AtomicU32,
     /// The places for requests in flight: without a free one, requests in the queue wait for this one.
@@ -69,6 +69,11 @@ impl Job<'_> {
         self.slots.available_permits() == 0
     }
 
+    /// Fails once the delivery is lost. Nothing more is begun or published then.
+    pub(crate) fn check_not_lost(&self) -> Result<(), Failure> {
+        if self.lost.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
+    }
+
     /// Fails once the request has expired or must return to RabbitMQ.
     pub(super) fn check_deadline(&self) -> Result<(), Failure> {
         match self.deadline() {
@@ -84,6 +89,13 @@ impl Job<'_> {
     ) -> Result<T, Failure> {
         let (left, failure) = self.deadline();
         timeout(left, future).await.map_err(|_| failure)
+    }
+
+    /// The same for another request's result; also ends once the delivery is lost, since nothing was begun
+    /// for it.
+    pub(super) async fn result_of<T>(&self, future: impl Future<Output = T>) -> Result<T, Failure> {
+        let result = self.within_deadline(self.lost.run_until_cancelled(future));
+        result.await?.ok_or(Failure::Interrupted)
     }
 
     /// The time left, and the failure once it is over.

@@ -79,6 +79,7 @@ impl Handoff {
         let keys = self.keys(job);
         let mut budget = self.calls.budget(job);
         loop {
+            job.check_not_lost()?;
             job.check_deadline()?;
             let joined_at = Instant::now();
             match self.in_flight.join(&keys.link) {
@@ -87,7 +88,7 @@ impl Handoff {
                     leader.finish(obtained.clone());
                     return obtained;
                 }
-                Joined::Follower(follower) => match job.within_deadline(follower.result()).await? {
+                Joined::Follower(follower) => match job.result_of(follower.result()).await? {
                     // A renewal may use a link that appeared while it waited, but no older one.
                     Some(Ok(obtained))
                         if !job.request.renew
@@ -138,6 +139,7 @@ impl Handoff {
         budget.ticket.reserve(Call::Token);
         let mut lease_wait = LeaseWait::new(&self.calls.metrics);
         loop {
+            job.check_not_lost()?;
             job.check_deadline()?;
             let claimed_at = Instant::now();
             match self.calls.cache.claim(keys, &stamp, &freshness).await {

@@ -45,21 +45,18 @@ pub(super) struct Connected {
     pub(super) in_flight: TaskTracker,
     /// When the prefetch window last changed.
     pub(super) grown_at: Instant,
-    /// Cancelled when the deliveries can no longer be settled: RabbitMQ redelivers them.
-    lost: CancellationToken,
 }
 
 impl Connected {
     pub(super) fn new(session: BrokerSession) -> Self {
-        let lost = CancellationToken::new();
-        Self { session, in_flight: TaskTracker::new(), grown_at: Instant::now(), lost }
+        Self { session, in_flight: TaskTracker::new(), grown_at: Instant::now() }
     }
 
     /// Serves a delivery in its own task, which keeps the slot until it ends.
     pub(super) fn spawn(&self, delivery: Delivery, slot: Slot, context: &Context) {
         let processor = Arc::clone(&context.processor);
         let publisher = self.session.publisher.clone();
-        let lost = self.lost.clone();
+        let lost = self.session.lost().clone();
         context.tasks.spawn(self.in_flight.track_future(async move {
             // Boxed: spawning copies the future several times, and this one has 4 KiB.
             Box::pin(processor.process(&delivery, &publisher, &lost)).await;
@@ -67,18 +64,17 @@ impl Connected {
         }));
     }
 
-    /// Keeps the connection until its deliveries are settled, and closes it.
+    /// Stops consuming, keeps the connections until the deliveries are settled, and closes them.
     ///
-    /// Where only the queue is gone, events can still be published here. Once the connection is broken,
-    /// its deliveries are lost: RabbitMQ redelivers them, so they are cut short.
+    /// Where only the queue is gone, events can still be published here. Once a connection or the
+    /// channel is broken, the deliveries are lost, so they are cut short.
     pub(super) async fn retire(mut self) {
         self.in_flight.close();
-        if self.session.can_settle() {
-            self.session.consumer.stop().await;
-        }
+        self.session.stop_consuming().await;
+        let lost = self.session.lost().clone();
         tokio::select! {
             () = self.in_flight.wait() => {}
-            () = self.session.wait_until_lost() => self.lost.cancel(),
+            () = lost.cancelled() => self.session.disconnect_lost().await,
         }
         self.in_flight.wait().await;
         self.session.close().await;

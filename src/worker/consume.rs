@@ -92,11 +92,11 @@ pub(super) async fn serve_alone(
     slot: Slot,
 ) {
     let mut fault = pin!(connected.session.wait_for_fault());
-    connected.session.consumer.stop().await;
+    connected.session.stop_consuming().await;
     let settled = settled_in_time(&connected.in_flight);
     if let Err(End::Fault(_)) = until_end(context, settled, &mut fault).await {
-        // RabbitMQ redelivers the suspect: serving it here would be in vain.
-        return suspect.requeue();
+        // RabbitMQ redelivers the others: serving the suspect here would be in vain.
+        return connected.session.hand_back(suspect).await;
     }
     connected.spawn(suspect, slot, context);
     let _ = until_end(context, settled_in_time(&connected.in_flight), &mut fault).await;

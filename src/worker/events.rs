@@ -34,6 +34,7 @@ impl Events {
         obtained: &Obtained,
         metadata: &Metadata,
         publisher: &Publisher,
+        lost: &CancellationToken,
     ) -> Result<(), Failure> {
         let session = &obtained.session;
         let url = handoff_url(&self.public_url, session.token.value.expose_secret(), &session.id);
@@ -47,7 +48,10 @@ impl Events {
             reused: obtained.reused,
         };
         let event = Event::new(&body, SystemTime::now());
-        match publisher.publish_event(&event, metadata.correlation_id(), &metadata.span).await {
+        let published = publisher.publish_event(&event, metadata.correlation_id(), &metadata.span);
+        // A publish without an answer when the delivery is lost: the redelivery repeats it.
+        let published = lost.run_until_cancelled(published).await;
+        match published.unwrap_or(Err(PublishError::Disconnected)) {
             Ok(()) => {
                 self.observe_end_to_end(metadata);
                 Ok(())
@@ -63,13 +67,14 @@ impl Events {
     /// only report of the failure.
     ///
     /// # Errors
-    /// The connection is lost, or the grace period is over.
+    /// The delivery is lost, or the grace period is over.
     pub(super) async fn failed(
         &self,
         reason: &FailedReason,
         request: &Result<Request, InvalidRequest>,
         metadata: &Metadata,
         publisher: &Publisher,
+        lost: &CancellationToken,
     ) -> Result<bool, PublishError> {
         let request_id = &metadata.request_id;
         let (user_id, workflow_id) = match request {
@@ -92,7 +97,9 @@ impl Events {
                 Err(error) => Err(error),
             }
         };
-        match until_confirmed(request_id, FAILED_EVENT_TRIES, &self.grace_over, publish).await {
+        let published = until_confirmed(request_id, FAILED_EVENT_TRIES, &self.grace_over, publish);
+        let published = lost.run_until_cancelled(published).await;
+        match published.unwrap_or(Err(PublishError::Disconnected)) {
             Ok(true) => {
                 self.observe_end_to_end(metadata);
                 Ok(true)

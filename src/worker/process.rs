@@ -39,16 +39,16 @@ pub(super) struct Processor {
 }
 
 impl Processor {
-    /// Processes a delivery and settles it. `connection_lost` is cancelled once the delivery
-    /// can no longer be settled on this connection; a request that waits at the gate then gives up.
+    /// Processes a delivery and settles it. `lost` is cancelled once RabbitMQ redelivers it, or will when
+    /// it is requeued: the request then finishes the platform call that it is in, and publishes nothing.
     pub(super) async fn process(
         &self,
         delivery: &Delivery,
         publisher: &Publisher,
-        connection_lost: &CancellationToken,
+        lost: &CancellationToken,
     ) {
         let _in_flight = self.metrics.requests.in_flight();
-        let processed = pin!(self.process_inner(delivery, publisher, connection_lost));
+        let processed = pin!(self.process_inner(delivery, publisher, lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
             // This panic did not come from serving the request, which is caught below, so publishing a copy
             // might panic, too. `reject` requeues the message, and counts towards the delivery limit in
@@ -61,7 +61,7 @@ impl Processor {
         &self,
         delivery: &Delivery,
         publisher: &Publisher,
-        connection_lost: &CancellationToken,
+        lost: &CancellationToken,
     ) {
         let started = Instant::now();
         let queue = publisher.topology().request_queue();
@@ -76,8 +76,7 @@ impl Processor {
 
         let decided = match &request {
             Ok(request) => {
-                let served =
-                    self.obtain_and_publish(request, &metadata, publisher, connection_lost).await;
+                let served = self.obtain_and_publish(request, &metadata, publisher, lost).await;
                 decide(served, metadata.attempts, publisher.topology())
             }
             Err(invalid) => Err(failed(ReasonCode::InvalidRequest, invalid.message.clone())),
@@ -86,11 +85,11 @@ impl Processor {
             Ok(settlement) => settlement,
             // Boxed to keep this future small: failures are rare.
             Err(reason) => {
-                Box::pin(self.publish_failed(reason, &request, &metadata, publisher)).await
+                Box::pin(self.publish_failed(reason, &request, &metadata, publisher, lost)).await
             }
         };
-        let settled =
-            settle(delivery, &settlement, metadata.tried(), publisher, &self.grace_over).await;
+        let tried = metadata.tried();
+        let settled = settle(delivery, &settlement, tried, publisher, lost, &self.grace_over).await;
         self.record(&settlement, settled, metadata, started);
     }
 
@@ -100,7 +99,7 @@ impl Processor {
         request: &Request,
         metadata: &Metadata,
         publisher: &Publisher,
-        connection_lost: &CancellationToken,
+        lost: &CancellationToken,
     ) -> Result<bool, Failure> {
         let Metadata { request_id, span, deferrals, was_returned_often, .. } = metadata;
         // A copy's count of redeliveries starts at zero.
@@ -113,25 +112,27 @@ impl Processor {
             span,
             hold_until,
             was_returned_often: *was_returned_often,
-            connection_lost,
+            lost,
             deferrals,
             slots: &self.slots,
         };
         let serving = pin!(async {
             let obtained = self.handoff.obtain(&job).await?;
+            job.check_not_lost()?;
             if request.renew && obtained.reused {
                 // Stamps the link while publishing: the request then waits for Redis only once, for the
                 // claim. Best effort: the stamp is dropped if the publish ends first.
-                let publish = pin!(self.events.ready(request, &obtained, metadata, publisher));
+                let publish =
+                    pin!(self.events.ready(request, &obtained, metadata, publisher, lost));
                 with_background(publish, pin!(self.handoff.stamp_renewal(&job))).await?;
             } else {
-                self.events.ready(request, &obtained, metadata, publisher).await?;
+                self.events.ready(request, &obtained, metadata, publisher, lost).await?;
             }
             Ok(obtained.reused)
         });
         tokio::select! {
             served = AssertUnwindSafe(serving).catch_unwind() => served.unwrap_or_else(panicked),
-            // A lease that the request holds runs out within seconds.
+            // A lease that the request holds expires within seconds.
             () = self.grace_over.cancelled() => Err(Failure::Interrupted),
         }
     }
@@ -143,13 +144,14 @@ impl Processor {
         request: &Result<Request, InvalidRequest>,
         metadata: &Metadata,
         publisher: &Publisher,
+        lost: &CancellationToken,
     ) -> Settlement<'static> {
-        match self.events.failed(&reason, request, metadata, publisher).await {
+        match self.events.failed(&reason, request, metadata, publisher, lost).await {
             // Replaying an expired request is pointless, so it is discarded if a queue took its event.
             // Otherwise it is dead-lettered, so that it does not vanish silently.
             Ok(true) if reason.code == ReasonCode::RequestExpired => Settlement::Discard(reason),
             Ok(_taken) => Settlement::DeadLetter(reason),
-            Err(_disconnected_or_grace_over) => Settlement::Requeue,
+            Err(_lost_or_grace_over) => Settlement::Requeue,
         }
     }
 

@@ -57,6 +57,7 @@ impl MainLoop {
                 end = consume(&self.context, &mut connected, &mut window, &mut log) => end,
                 never = self.count_replicas(publisher) => match never {},
             };
+            let mut pause = None;
             match end {
                 End::Shutdown => {
                     self.context.health.set_consuming(false);
@@ -81,11 +82,14 @@ impl MainLoop {
                     } else if !fault.is_undecodable() {
                         // Not for an undecodable message: each delivery brings it closer to its
                         // delivery limit, and the others wait behind it.
-                        self.pause(short_lived_backoff.next_delay()).await;
+                        pause = Some(short_lived_backoff.next_delay());
                     }
                 }
             }
             self.context.retiring.spawn(connected.retire());
+            if let Some(delay) = pause {
+                self.pause(delay).await;
+            }
         }
         self.drain_with_heartbeat(None).await;
     }
@@ -150,7 +154,7 @@ impl MainLoop {
         let mut session = connected.map(|connected| connected.session);
         let stop = async {
             if let Some(session) = &mut session {
-                let mut stopping = pin!(session.consumer.stop());
+                let mut stopping = pin!(session.stop_consuming());
                 if timeout(CANCEL_LIMIT, &mut stopping).await.is_err() {
                     draining.cancel();
                     stopping.await;

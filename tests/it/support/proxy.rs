@@ -8,9 +8,13 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
-    sync::watch,
+    sync::{broadcast, watch},
     task::{JoinHandle, JoinSet},
 };
+
+/// The worker's AMQP connections, by the name that each sends when it logs in.
+pub const CONSUMER: &str = "handoff consumer";
+pub const PUBLISHER: &str = "handoff publisher";
 
 /// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +38,41 @@ pub struct Proxy {
 struct Shared {
     requests: watch::Sender<Flow>,
     replies: watch::Sender<Flow>,
-    cuts: watch::Sender<usize>,
+    commands: broadcast::Sender<Command>,
     sent: Mutex<Vec<u8>>,
     rewrite: Mutex<Option<(&'static [u8], &'static [u8])>>,
+}
+
+/// What happens to the open connections whose client has sent this name, or to all.
+#[derive(Clone)]
+struct Command {
+    name: Option<&'static str>,
+    action: Action,
+}
+
+#[derive(Clone)]
+enum Action {
+    Close,
+    /// Sends the server these bytes, as if they came from the client.
+    Inject(&'static [u8]),
+}
+
+/// What identifies a connection: the first bytes of its client.
+#[derive(Default)]
+struct Opening(Mutex<Vec<u8>>);
+
+impl Opening {
+    fn record(&self, bytes: &[u8]) {
+        let mut opening = self.0.lock().unwrap();
+        if opening.len() < 4096 {
+            opening.extend_from_slice(bytes);
+        }
+    }
+
+    fn matches(&self, name: Option<&str>) -> bool {
+        let opening = self.0.lock().unwrap();
+        name.is_none_or(|name| opening.windows(name.len()).any(|part| part == name.as_bytes()))
+    }
 }
 
 impl Proxy {
@@ -54,7 +90,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             requests: watch::Sender::new(Flow::Forwarded),
             replies: watch::Sender::new(Flow::Forwarded),
-            cuts: watch::Sender::new(0),
+            commands: broadcast::Sender::new(64),
             sent: Mutex::default(),
             rewrite: Mutex::default(),
         });
@@ -87,7 +123,24 @@ impl Proxy {
 
     /// Closes every open connection.
     pub fn close_connections(&self) {
-        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+        self.command(None, Action::Close);
+    }
+
+    /// Closes every open connection with this name, such as [`CONSUMER`].
+    pub fn close_connections_of(&self, name: &'static str) {
+        self.command(Some(name), Action::Close);
+    }
+
+    /// Has RabbitMQ close the channel that the worker consumes on: acks a delivery that it never received.
+    pub fn close_consuming_channel(&self) {
+        // A method frame on channel 1: `basic.ack` of delivery tag 999.
+        let ack = b"\x01\0\x01\0\0\0\x0d\0\x3c\0\x50\0\0\0\0\0\0\x03\xe7\0\xce";
+        self.command(Some(CONSUMER), Action::Inject(ack));
+    }
+
+    fn command(&self, name: Option<&'static str>, action: Action) {
+        // Fails if no connection is open.
+        let _ = self.shared.commands.send(Command { name, action });
     }
 
     /// Replaces bytes that the client sends by as many others, to send the server what a correct
@@ -123,7 +176,8 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
         let shared = Arc::clone(&shared);
-        let mut cuts = shared.cuts.subscribe();
+        let opening = Arc::<Opening>::default();
+        let mut cuts = shared.commands.subscribe();
         connections.spawn(async move {
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
@@ -131,30 +185,65 @@ async fn listen(listener: TcpListener, server: String, shared: Arc<Shared>) {
             tokio::select! {
                 // Polled first, so that no held byte is forwarded once connections are closed.
                 biased;
-                _ = cuts.changed() => {}
-                () = carry(from_client, to_server, shared.requests.subscribe(), Some(&shared)) => {}
+                () = closed(&mut cuts, &opening) => {}
+                () = carry(from_client, to_server, shared.requests.subscribe(), Some((&shared, &opening))) => {}
                 () = carry(from_server, to_client, shared.replies.subscribe(), None) => {}
             }
         });
     }
 }
 
+/// Waits until this connection must be closed.
+async fn closed(commands: &mut broadcast::Receiver<Command>, opening: &Opening) {
+    loop {
+        let command = commands.recv().await.unwrap();
+        if matches!(command.action, Action::Close) && opening.matches(command.name) {
+            return;
+        }
+    }
+}
+
+/// Waits for bytes to inject into this connection.
+async fn injected(commands: &mut broadcast::Receiver<Command>, opening: &Opening) -> &'static [u8] {
+    loop {
+        let command = commands.recv().await.unwrap();
+        if let Action::Inject(bytes) = command.action
+            && opening.matches(command.name)
+        {
+            return bytes;
+        }
+    }
+}
+
+/// `client`: these bytes come from the client.
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut flow: watch::Receiver<Flow>,
-    record: Option<&Shared>,
+    client: Option<(&Shared, &Opening)>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
+    let mut injections = client.map(|(shared, _)| shared.commands.subscribe());
     loop {
+        let injection = async {
+            match (&mut injections, client) {
+                (Some(commands), Some((_, opening))) => injected(commands, opening).await,
+                _ => std::future::pending().await,
+            }
+        };
         let read = tokio::select! {
             read = from.read(&mut buffer) => read.unwrap_or_default(),
+            bytes = injection => {
+                buffer[..bytes.len()].copy_from_slice(bytes);
+                bytes.len()
+            }
             () = async { drop(flow.wait_for(|flow| *flow == Flow::Dropped).await) } => break,
         };
         if read == 0 {
             return;
         }
-        if let Some(shared) = record {
+        if let Some((shared, opening)) = client {
+            opening.record(&buffer[..read]);
             shared.sent.lock().unwrap().extend_from_slice(&buffer[..read]);
             if let Some((from, to)) = *shared.rewrite.lock().unwrap() {
                 for at in 0..read.saturating_sub(from.len() - 1) {

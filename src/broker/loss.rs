@@ -1,0 +1,118 @@
+//! Notices when the deliveries of a session are lost.
+//!
+//! They are lost when the consuming channel or one of the two connections is closed. RabbitMQ then
+//! redelivers them, or must: without the publishing connection, no event, copy or dead letter can be
+//! confirmed.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, StreamExt, stream};
+use lapin::{Channel, Connection, Event};
+use tokio::time::sleep;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{connection::STATUS_INTERVAL, error::BrokerError};
+
+/// What a session's deliveries depend on.
+#[derive(Clone)]
+pub(super) struct Lifeline {
+    consuming: Arc<Connection>,
+    publishing: Arc<Connection>,
+    channel: Channel,
+}
+
+/// Waits until a session is lost, or for RabbitMQ to block or unblock publishing.
+pub(super) struct LossWatch {
+    lifeline: Lifeline,
+    events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+    /// lapin may report an error before the state that follows from it.
+    last_error: Option<lapin::Error>,
+}
+
+/// What a [`LossWatch`] has noticed.
+pub(super) enum Notice {
+    Lost(BrokerError),
+    Blocked,
+    Unblocked,
+}
+
+impl Lifeline {
+    pub(super) fn new(
+        consuming: Arc<Connection>,
+        publishing: Arc<Connection>,
+        channel: Channel,
+    ) -> Self {
+        Self { consuming, publishing, channel }
+    }
+
+    pub(super) fn watch(&self) -> LossWatch {
+        let consuming = self.consuming.events_listener();
+        let publishing = self.publishing.events_listener();
+        LossWatch {
+            lifeline: self.clone(),
+            events: stream::select(consuming, publishing).boxed(),
+            last_error: None,
+        }
+    }
+
+    /// Cancels the token when the session is lost.
+    pub(super) fn cancel_when_lost(&self, lost: CancellationToken) -> AbortOnDropHandle<()> {
+        let mut watch = self.watch();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            while !matches!(watch.next().await, Notice::Lost(_)) {}
+            lost.cancel();
+        }))
+    }
+
+    fn is_connected(&self) -> bool {
+        self.consuming.status().connected() && self.publishing.status().connected()
+    }
+
+    fn is_lost(&self) -> bool {
+        !self.is_connected() || !self.channel.status().connected()
+    }
+}
+
+impl LossWatch {
+    pub(super) async fn next(&mut self) -> Notice {
+        loop {
+            let event = tokio::select! {
+                event = self.events.next() => event,
+                // Does not rely on events alone.
+                () = sleep(STATUS_INTERVAL) => {
+                    if self.lifeline.is_lost() {
+                        return Notice::Lost(self.cause());
+                    }
+                    self.last_error = None;
+                    continue;
+                }
+            };
+            match event {
+                // lapin reports the error of any channel here. A publishing channel's is handled
+                // where the message was published.
+                Some(Event::Error(error)) => {
+                    self.last_error = Some(error);
+                    if self.lifeline.is_lost() {
+                        return Notice::Lost(self.cause());
+                    }
+                }
+                Some(Event::ConnectionBlocked(_)) => return Notice::Blocked,
+                Some(Event::ConnectionUnblocked) => return Notice::Unblocked,
+                Some(_) => {}
+                None => return Notice::Lost(self.cause()),
+            }
+        }
+    }
+
+    fn cause(&mut self) -> BrokerError {
+        let is_connected = self.lifeline.is_connected();
+        match self.last_error.take() {
+            Some(error) if is_connected => {
+                BrokerError::connection_lost("the consumer failed", &error)
+            }
+            Some(error) => BrokerError::connection_lost("connection lost", &error),
+            None if is_connected => BrokerError::new("the consuming channel was closed"),
+            None => BrokerError::new("connection closed"),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Only one of the worker's two connections breaks, or only the channel that it consumes on.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+
+use crate::support::{
+    Answer, Latch, Node, TestEnv, Worker, log_text,
+    platform::{Call, hold_calls, success},
+    proxy::{CONSUMER, PUBLISHER, Proxy},
+    wait_until,
+};
+
+/// The sockets of a worker with two connections: lapin's and the worker's own handle on each.
+const SESSION_SOCKETS: usize = 4;
+
+/// Answers the first session call with this status once the latch is open, and all others well.
+fn hold_first_session(status: u16) -> (Latch, impl Fn(&Call) -> Answer + Send + Sync) {
+    let latch = Latch::closed();
+    let held = latch.clone();
+    let script = move |call: &Call| match call {
+        call if call.is_token() || call.nth > 0 => success(call),
+        _ => Answer::status(status).held_by(&held),
+    };
+    (latch, script)
+}
+
+/// A worker whose only request has made its session call, which the platform holds.
+async fn start_with_held_request(env: &mut TestEnv) -> (Proxy, Worker) {
+    let proxy = env.proxy("AMQP_URL").await;
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
+    env.publish_request("r-0", "user-0").await;
+    env.platform.wait_for_calls(2).await;
+    (proxy, worker)
+}
+
+/// Asserts that the event of another request is the next one.
+async fn assert_no_further_event(env: &mut TestEnv) {
+    env.publish_request("r-last", "last").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-last");
+}
+
+#[tokio::test]
+async fn delivery_waits_for_no_old_subscription_after_the_publishing_connection_broke() {
+    let (latch, script) = hold_calls(|call| call.user_is("user-0"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    let (proxy, worker) = start_with_held_request(&mut env).await;
+    proxy.close_connections_of(PUBLISHER);
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
+    // The old consumer would receive half of these, and nothing reads it while the call lasts.
+    env.publish_requests(1..21).await;
+    for event in env.rabbitmq.next_events(20).await {
+        assert_ne!(event.data()["requestId"], "r-0");
+    }
+    latch.open();
+    let event = env.rabbitmq.next_event().await;
+    assert_eq!(event.data()["reused"], true, "{}", event.json());
+    assert_eq!(env.platform.session_calls().len(), 21);
+    worker.wait_for_sockets(SESSION_SOCKETS, proxy.addr).await;
+}
+
+#[tokio::test]
+async fn requeued_delivery_publishes_no_failure_after_the_consuming_connection_broke() {
+    let (latch, script) = hold_first_session(400);
+    let mut env = TestEnv::builder().platform(script).start().await;
+    let (proxy, worker) = start_with_held_request(&mut env).await;
+    proxy.close_connections_of(CONSUMER);
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
+    latch.open();
+    let event = env.rabbitmq.next_event().await;
+    assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+    assert_no_further_event(&mut env).await;
+    assert_eq!(env.dead_letters().await, 0);
+}
+
+#[tokio::test]
+async fn requeued_delivery_publishes_no_retry_copy_after_the_channel_was_closed() {
+    let (latch, script) = hold_first_session(500);
+    let mut env = TestEnv::builder().platform(script).start().await;
+    env.set("RETRY_BUDGET", "1ms").set("RETRY_DELAYS", "200ms");
+    let (proxy, worker) = start_with_held_request(&mut env).await;
+    proxy.close_consuming_channel();
+    let lost = worker.wait_for_log(log_text::RABBITMQ_LOST).await;
+    assert!(lost["error"].as_str().unwrap().contains("unknown delivery tag 999"), "{lost}");
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
+    latch.open();
+    let event = env.rabbitmq.next_event().await;
+    assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+    // A retry copy would bring the link a second time.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_no_further_event(&mut env).await;
+}
+
+#[tokio::test]
+async fn closed_channel_is_noticed_while_all_slots_are_taken() {
+    let (latch, script) = hold_calls(|call| call.user_is("user-0"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    env.set("CONCURRENCY", "1");
+    let proxy = env.proxy("AMQP_URL").await;
+    let worker = env.start_worker().await;
+    env.publish_request("r-0", "user-0").await;
+    env.platform.wait_for_calls(2).await;
+    proxy.close_consuming_channel();
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
+    latch.open();
+    // The call was finished and its link stored; the redelivery publishes it.
+    let event = env.rabbitmq.next_event().await;
+    assert_eq!(event.data()["reused"], true, "{}", event.json());
+    assert_no_further_event(&mut env).await;
+    assert_eq!(env.platform.session_calls().len(), 2);
+}
+
+#[tokio::test]
+async fn refused_copy_of_a_requeued_delivery_is_not_offered_again() {
+    let node = Node::shared_rabbitmq();
+    let mut env = TestEnv::start().await;
+    let proxy = env.proxy("AMQP_URL").await;
+    let worker = env.start_worker().await;
+    let pattern = format!("^{}$", env.dead_queue().replace('.', r"\."));
+    let limit = r#"{"max-length":0,"overflow":"reject-publish"}"#;
+    node.ctl(&["set_policy", &env.name, &pattern, limit]).await;
+    let mut published = 0;
+    // The queue accepts a few messages beyond its limit.
+    while worker.log_lines(log_text::COPY_NOT_TAKEN).is_empty() {
+        let properties =
+            BasicProperties::default().with_message_id(format!("r-{published}").into());
+        env.rabbitmq.publish("not a request", properties).await;
+        assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
+        published += 1;
+    }
+    let mut refused = 0;
+    wait_until("each copy is taken or refused", async || {
+        refused = worker.metric("handoff_in_flight").await as u32;
+        refused + env.dead_letters().await == published
+    })
+    .await;
+    for cycle in 2..=4 {
+        proxy.close_connections_of(CONSUMER);
+        worker.wait_for_logs(log_text::CONSUMING, cycle).await;
+        for event in env.rabbitmq.next_events(refused as usize).await {
+            assert_eq!(event.routing_key, "handoff.failed");
+        }
+    }
+    worker.wait_for_in_flight(refused as usize).await;
+    worker.wait_for_sockets(SESSION_SOCKETS, proxy.addr).await;
+    node.ctl(&["clear_policy", &env.name]).await;
+    worker.wait_for_in_flight(0).await;
+    assert_eq!(env.dead_letters().await, published);
+}
+
+#[tokio::test]
+async fn connection_broken_by_a_message_returns_its_deliveries_at_once() {
+    let (latch, script) = hold_calls(|call| call.user_is("user-0"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    let (proxy, worker) = start_with_held_request(&mut env).await;
+    proxy.close_connections_of(CONSUMER);
+    worker.wait_for_logs(log_text::CONSUMING, 2).await;
+    for _ in 0..10 {
+        println!("{:?}", worker.resources(proxy.addr));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    // The connections of the request in flight do not wait for its call.
+    worker.wait_for_sockets(SESSION_SOCKETS, proxy.addr).await;
+    latch.open();
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
+}
