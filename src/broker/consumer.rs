@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt, stream};
 use lapin::{
     Channel, Connection,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
-    types::{FieldTable, ShortString},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,6 +18,11 @@ use super::{
     error::BrokerError,
     log,
 };
+
+/// How long a delivery may stay unsettled before RabbitMQ closes the channel: its own default of 30 minutes.
+/// From 3.12 on, this wins over a shorter one that a policy or `rabbitmq.conf` sets; before, RabbitMQ
+/// ignores it.
+const CONSUMER_TIMEOUT_MS: i64 = 30 * 60 * 1000;
 
 /// A consumer of the request queue, on its own channel.
 pub(crate) struct Consumer {
@@ -151,10 +156,10 @@ async fn consume(
         // RabbitMQ does not implement it.
         no_local: false,
     };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS));
     // An empty tag: RabbitMQ generates a unique one.
-    channel
-        .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
-        .await
+    channel.basic_consume(queue.clone(), ShortString::default(), options, arguments).await
 }
 
 fn operation(queue: &ShortString) -> String {

@@ -1,6 +1,6 @@
 //! Errors of RabbitMQ, with the fix where it is known and never with the URL.
 
-use std::io;
+use std::{io, time::Duration};
 
 use lapin::{
     ErrorKind,
@@ -69,6 +69,15 @@ impl BrokerError {
     /// delivered to.
     pub(crate) fn is_undecodable(&self) -> bool {
         self.kind == BrokerErrorKind::Undecodable
+    }
+
+    /// RabbitMQ's `consumer_timeout`, if it closed the channel because a delivery was unsettled for longer.
+    pub(crate) fn consumer_timeout(&self) -> Option<Duration> {
+        // "delivery acknowledgement on channel 1 timed out. Timeout value used: 300000 ms. […]"
+        let (_, timeout) = self.message.split_once("delivery acknowledgement")?;
+        let (_, timeout) = timeout.split_once("Timeout value used: ")?;
+        let digits = timeout.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok().map(Duration::from_millis)
     }
 
     /// Whether RabbitMQ sent a frame above `frame_max`.
@@ -152,5 +161,20 @@ pub(super) fn cause(error: &lapin::Error) -> String {
         }
         ErrorKind::SerialisationError(_) => "it does not fit into one AMQP frame".to_owned(),
         _ => "the connection failed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumer_timeout_is_read_from_the_reply_of_rabbitmq() {
+        let text = "the consumer failed: PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed \
+                    out. Timeout value used: 300000 ms. This timeout value can be configured, see \
+                    consumers doc guide to learn more";
+        assert_eq!(BrokerError::new(text).consumer_timeout(), Some(Duration::from_secs(300)));
+        let other = "PRECONDITION_FAILED - unknown delivery tag 99";
+        assert_eq!(BrokerError::new(other).consumer_timeout(), None);
     }
 }

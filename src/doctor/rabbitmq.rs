@@ -18,7 +18,7 @@ use crate::{
 };
 
 const SERVER_PROPERTIES_LIMIT: Duration = Duration::from_secs(2);
-/// RabbitMQ's default `consumer_timeout`.
+/// The consumer time-out that the worker asks for, and RabbitMQ's default.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Time to publish an event and its copy, with a margin.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -78,24 +78,24 @@ fn version(properties: Option<&ServerProperties>) -> Check {
     Check::ok("version", format!("{product} {version}"))
 }
 
-/// Compares how long the worker may hold a request with RabbitMQ's default limit.
+/// Compares how long the worker may hold a request with the consumer time-out.
 fn consumer_timeout(settings: &Settings) -> Check {
     let longest = settings.worker.hold_limit + 2 * settings.platform.timeout + SETTLING;
     let minutes = longest.as_secs().div_ceil(60);
     if longest < CONSUMER_TIMEOUT {
         let what = format!(
-            "the worker holds a request for at most {minutes} min; RabbitMQ allows 30 min by default \
-             (AMQP does not show its consumer_timeout)"
+            "the worker holds a request for at most {minutes} min, and asks RabbitMQ for 30 min (before 3.12, \
+             its consumer_timeout applies, which AMQP does not show)"
         );
         return Check::ok("consumer time-out", what);
     }
-    let what = format!(
-        "the worker may hold a request for {minutes} min; RabbitMQ allows 30 min by default"
-    );
+    let what =
+        format!("the worker may hold a request for {minutes} min, and asks RabbitMQ for 30 min");
     Check::finding("consumer time-out", what)
         .cost("RabbitMQ closes the worker's channel and redelivers its requests")
         .remedy(format!(
-            "shorten HANDOFF_IDV_TIMEOUT, or set consumer_timeout = {} in rabbitmq.conf",
+            "shorten HANDOFF_IDV_TIMEOUT; before RabbitMQ 3.12 you may set consumer_timeout = {} in \
+             rabbitmq.conf instead",
             (longest + SETTLING).as_millis()
         ))
 }

@@ -1,5 +1,7 @@
 //! The worker's log messages, repeated ones at a limited rate.
 
+use std::time::Duration;
+
 use super::{metadata::Metadata, prefetch::PrefetchWindow};
 use crate::{
     broker::{BrokerError, PostponeReason, PublishError},
@@ -14,6 +16,8 @@ const SERVING_ALONE: &str = "message redelivered often: serving it alone, then o
 const MADE_ROOM: &str =
     "request failed in an outage: moved to the end of the queue for others to probe";
 const DEFERRED: &str = "request deferred by the platform: moved to a queue for others to be served";
+const HOLD_LIMIT_LOWERED: &str =
+    "RabbitMQ's consumer_timeout is shorter than requests are held: holding them for less";
 const FAILED_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 const FAILED_REFUSED: &str = "handoff.failed not confirmed: dead-lettering without it";
 const AUTHORITIES_UNREADABLE: &str =
@@ -116,6 +120,13 @@ pub(super) fn postponed(metadata: &Metadata, reason: PostponeReason) {
         }
         PostponeReason::MadeRoom | PostponeReason::Deferred => {}
     }
+}
+
+/// RabbitMQ closed the channel because a request was held longer than its `consumer_timeout`.
+pub(super) fn hold_limit_lowered(consumer_timeout: Duration, hold_limit: Duration) {
+    let consumer_timeout_s = consumer_timeout.as_secs();
+    let hold_limit_s = hold_limit.as_secs();
+    tracing::warn!(consumer_timeout_s, hold_limit_s, "{HOLD_LIMIT_LOWERED}");
 }
 
 pub(super) fn failed_event_unroutable(request_id: &RequestId) {

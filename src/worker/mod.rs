@@ -3,6 +3,7 @@
 mod connected;
 mod consume;
 mod events;
+mod hold;
 mod log;
 mod metadata;
 mod prefetch;
@@ -14,7 +15,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{connected::Context, events::Events, process::Processor, run::MainLoop};
+use self::{
+    connected::Context, events::Events, hold::HoldLimit, process::Processor, run::MainLoop,
+};
 use crate::{
     cache::{Cache, CacheError, RateBucket},
     config::Settings,
@@ -95,7 +98,7 @@ pub async fn run(
         traces: Traces::from_env(),
         max_message_bytes: settings.worker.max_message_bytes,
         default_workflow: settings.worker.workflow_id,
-        hold_limit: settings.worker.hold_limit,
+        hold: HoldLimit::new(settings.worker.hold_limit),
         slots: Arc::clone(&slots),
         grace_over,
     };

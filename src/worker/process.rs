@@ -1,12 +1,15 @@
 //! One delivery: decode → obtain → publish the event → settle → record.
 
-use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures_util::FutureExt;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{events::Events, log, metadata::Metadata};
+use super::{events::Events, hold::HoldLimit, log, metadata::Metadata};
 use crate::{
     broker::{Delivery, PostponeReason, Publisher, Settled, Settlement, Topology, settle},
     handoff::{Failure, Handoff, Job, with_background},
@@ -18,10 +21,6 @@ use crate::{
     units::millis,
 };
 
-/// How long a request may be held that RabbitMQ has redelivered often: connections, consumers or workers
-/// that live only moments would bring it to the delivery limit.
-const SHORT_HOLD: Duration = Duration::from_secs(1);
-
 /// Processes deliveries.
 pub(super) struct Processor {
     pub(super) handoff: Handoff,
@@ -30,8 +29,7 @@ pub(super) struct Processor {
     pub(super) traces: Traces,
     pub(super) max_message_bytes: usize,
     pub(super) default_workflow: Option<String>,
-    /// How long a request may wait for the platform before it goes to the end of the queue.
-    pub(super) hold_limit: Duration,
+    pub(super) hold: HoldLimit,
     /// One permit for each request in flight.
     pub(super) slots: Arc<Semaphore>,
     /// Cancelled when the shutdown's grace period ends: requests in flight are requeued.
@@ -76,7 +74,18 @@ impl Processor {
 
         let decided = match &request {
             Ok(request) => {
-                let served = self.obtain_and_publish(request, &metadata, publisher, lost).await;
+                let served = if metadata.was_returned_often {
+                    // Boxed to keep this future small: few are returned often.
+                    let serving = self.serve_briefly(delivery, request, &metadata, publisher, lost);
+                    match Box::pin(serving).await {
+                        Ok(served) => served,
+                        Err((replaced, settled)) => {
+                            return self.record(&replaced, settled, metadata, started);
+                        }
+                    }
+                } else {
+                    self.obtain_and_publish(request, &metadata, publisher, lost).await
+                };
                 decide(served, metadata.attempts, publisher.topology())
             }
             Err(invalid) => Err(failed(ReasonCode::InvalidRequest, invalid.message.clone())),
@@ -93,6 +102,29 @@ impl Processor {
         self.record(&settlement, settled, metadata, started);
     }
 
+    /// Serves a request that RabbitMQ has redelivered often. `Err`: a platform call takes long, so a copy has
+    /// taken the delivery's place. The call was finished and its link stored; the copy publishes it.
+    async fn serve_briefly<'a>(
+        &self,
+        delivery: &Delivery,
+        request: &Request,
+        metadata: &Metadata,
+        publisher: &'a Publisher,
+        lost: &CancellationToken,
+    ) -> Result<Result<bool, Failure>, (Settlement<'a>, Settled)> {
+        let replaced = lost.child_token();
+        let mut serving = pin!(self.obtain_and_publish(request, metadata, publisher, &replaced));
+        if let Ok(served) = timeout(self.hold.with_call(), &mut serving).await {
+            return Ok(served);
+        }
+        replaced.cancel();
+        let postpone = postponed(publisher.topology(), PostponeReason::HeldTooLong);
+        let tried = metadata.tried();
+        let settling = settle(delivery, &postpone, tried, publisher, lost, &self.grace_over);
+        let (settled, _) = tokio::join!(settling, serving);
+        Err((postpone, settled))
+    }
+
     /// Obtains the session and publishes `handoff.ready`. Returns whether the link is reused.
     async fn obtain_and_publish(
         &self,
@@ -102,10 +134,7 @@ impl Processor {
         lost: &CancellationToken,
     ) -> Result<bool, Failure> {
         let Metadata { request_id, span, deferrals, was_returned_often, .. } = metadata;
-        // A copy's count of redeliveries starts at zero.
-        let hold_limit =
-            if *was_returned_often { SHORT_HOLD.min(self.hold_limit) } else { self.hold_limit };
-        let hold_until = Instant::now() + hold_limit;
+        let hold_until = Instant::now() + self.hold.get(*was_returned_often);
         let job = Job {
             request,
             request_id,
@@ -201,7 +230,7 @@ fn decide(
     attempts: u32,
     topology: &Topology,
 ) -> Result<Settlement<'_>, FailedReason> {
-    let postpone = |reason| Settlement::Postpone { queue: topology.request_queue(), reason };
+    let postpone = |reason| postponed(topology, reason);
     match served {
         Ok(reused) => Ok(Settlement::Done { reused }),
         Err(Failure::Interrupted) => Ok(Settlement::Requeue),
@@ -224,6 +253,10 @@ fn decide(
             }
         },
     }
+}
+
+fn postponed(topology: &Topology, reason: PostponeReason) -> Settlement<'_> {
+    Settlement::Postpone { queue: topology.request_queue(), reason }
 }
 
 fn failed(code: ReasonCode, message: String) -> FailedReason {

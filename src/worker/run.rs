@@ -72,6 +72,9 @@ impl MainLoop {
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
                     log.lost(&fault);
+                    if let Some(timeout) = fault.consumer_timeout() {
+                        self.context.processor.hold.on_consumer_timeout(timeout);
+                    }
                     if fault.is_frame_too_large() && frame_max == FrameMax::Small {
                         frame_max = FrameMax::Server;
                     } else if is_caused_by_delivery(&fault, &connected) {

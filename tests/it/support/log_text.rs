@@ -22,8 +22,11 @@ pub const SERVING_ALONE: &str =
     "message redelivered often: serving it alone, then on a new connection";
 pub const REQUEST_FINISHED: &str = "request finished";
 pub const HANDED_BACK: &str = "request requeued: it will be redelivered";
+pub const HELD_TOO_LONG: &str = "request held too long: moved to the end of the queue";
 
 // RabbitMQ.
+pub const HOLD_LIMIT_LOWERED: &str =
+    "RabbitMQ's consumer_timeout is shorter than requests are held: holding them for less";
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
 pub const CONSUMER_FORGOTTEN: &str =
     "RabbitMQ lost the consumer: the queue has messages and no consumer";
