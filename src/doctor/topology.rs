@@ -98,8 +98,8 @@ pub(super) fn invisible(
     .cost("a policy can drop requests early; an event that no queue receives is a failed attempt")
     .remedy(format!(
         "check that no policy sets message-ttl, expires, max-length or a lower delivery-limit; that a queue \
-         is bound to `{}` for each event; that `{}` is bound to `{}`; and that consumer_timeout is above \
-         17 min",
+         is bound to `{}` for each event; that `{}` is bound to `{}`; and, before RabbitMQ 3.12, that \
+         consumer_timeout is above 17 min",
         topology.event_exchange,
         topology.request_queue(),
         topology.request_exchange,
