@@ -36,6 +36,18 @@ test: tools ## Run all tests with a real RabbitMQ, Redis and browser
 test-rabbitmq4: ## Run all tests with RabbitMQ 4, installed into a separate root (needs root)
 	root=$$(scripts/rabbitmq4-root) && HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test
 
+# The tests that Redis takes part in; ARGS names others: make test-valkey ARGS='cache::'
+REDIS_TESTS = cache:: redis_faults:: links:: crash:: rate:: expiry:: rights:: doctor:: tls:: secrets::
+test-valkey test-redis6: ARGS = --test it -- $(REDIS_TESTS)
+
+.PHONY: test-valkey
+test-valkey: ## Run the tests of Redis with Valkey, unpacked into a separate root (needs root)
+	root=$$(scripts/redis-root valkey) && HANDOFF_REDIS_ROOT=$$root $(MAKE) test ARGS='$(ARGS)'
+
+.PHONY: test-redis6
+test-redis6: ## Run the tests of Redis with Redis 6.0, unpacked into a separate root (needs root)
+	root=$$(scripts/redis-root redis6) && HANDOFF_REDIS_ROOT=$$root $(MAKE) test ARGS='$(ARGS)'
+
 .PHONY: chaos
 chaos: tools ## Inject random faults for minutes; ARGS='--seed 7 --minutes 5'
 	cargo test --locked --test chaos --no-run

@@ -41,6 +41,35 @@ install_packages() { # PACKAGE…
     trap - INT TERM HUP
 }
 
+# Installs a package of another Debian into a folder of the cache, unless it exists, and prints the folder.
+# VARIANT is mmdebstrap's: `extract` unpacks the package and its dependencies, and runs nothing.
+debian_root() { # NAME SUITE VARIANT PACKAGE
+    local root=${XDG_CACHE_HOME:-$HOME/.cache}/handoff/$1-$2 building folder
+    if [[ ! -d $root ]]; then
+        ((EUID == 0)) || die "$EX_UNAVAILABLE" "$4 in a folder needs root, to install and to run it"
+        have mmdebstrap || { can_install && install_packages mmdebstrap; } ||
+            die "$EX_UNAVAILABLE" "cannot install the package mmdebstrap; install it by hand"
+        say "creating $root (once, with mmdebstrap) …"
+        mkdir -p "${root%/*}"
+        building=$(mktemp -d "$root.XXXXXX")
+        # shellcheck disable=SC2064  # expanded now: the variable is local
+        trap "rm -rf '$building'" EXIT
+        # The lists of an unreleased or archived suite expire, and a mirror may be older.
+        mmdebstrap --quiet --variant="$3" --include="$4" \
+            --aptopt='Acquire::Check-Valid-Until "false"' "$2" "$building" >&2
+        mkdir -p "$building"/{etc,proc,dev,srv}
+        # `extract` unpacks no package that makes the links of a merged /usr.
+        for folder in lib lib64; do
+            [[ -e $building/$folder ]] || ln -s "usr/$folder" "$building/$folder"
+        done
+        # RabbitMQ's node name is handoff-PORT@localhost.
+        echo '127.0.0.1 localhost' >"$building/etc/hosts"
+        chmod 755 "$building"
+        mv -T "$building" "$root"
+    fi
+    echo "$root"
+}
+
 have_docker() { have docker && docker info >/dev/null 2>&1; }
 
 # ── nodes ───────────────────────────────────────────────────────────────────────────────────────
@@ -49,9 +78,12 @@ have_docker() { have docker && docker info >/dev/null 2>&1; }
 # environment as HANDOFF_NODE; a pid in a file may belong to another process by now. A dead process that
 # is not yet reaped has no environment and counts as ended.
 alive() { # NODE PID
-    local environ='' state=''
+    local environ='' state='' log
     # The environment is also empty for a moment during exec.
     while [[ -n $2 && -z $environ && $state != Z ]]; do
+        # Redis before 6.2 overwrites its environment with the title of its process; its log shows whose it is.
+        log=$(readlink "/proc/$2/fd/1") || true
+        [[ $log != "$1"/out.log && $log != "$1".ending-*/out.log ]] || return 0
         environ=$(tr '\0' '\n' <"/proc/$2/environ") && read -r _ _ state _ <"/proc/$2/stat" || return
     done 2>/dev/null
     grep -qxF "HANDOFF_NODE=$1" <<<"$environ"
@@ -94,6 +126,9 @@ kill_processes() { # NODE FOLDER
     for pidfile in "$2"/*pid; do
         signal "$1" KILL "$pidfile"
     done
+    for pidfile in "$2"/*pid; do
+        await_end "$1" "$pidfile" 10
+    done
     while ((SECONDS < deadline)); do
         environs=$(grep -lzxF "HANDOFF_NODE=$1" /proc/[0-9]*/environ 2>/dev/null) || true
         [[ -n $environs ]] || return 0
@@ -114,6 +149,15 @@ destroy_node() { # NODE
     fi
     kill_processes "$node" "$gone"
     rm -rf "$gone" 2>/dev/null || { sleep 0.2 && rm -rf "$gone"; }
+}
+
+# Sets `inside` to a prefix that runs a command inside ROOT, where /srv is FOLDER. The mounts are in a
+# separate namespace and end with its processes.
+inside_root() { # ROOT FOLDER
+    # shellcheck disable=SC2016,SC2034  # for the inner shell to expand; used where this is sourced
+    inside=(unshare --mount sh -c '
+        mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --bind "$1" "$0/srv" &&
+            shift && exec chroot "$0" "$@"' "$1" "$2")
 }
 
 # ── ports ───────────────────────────────────────────────────────────────────────────────────────
