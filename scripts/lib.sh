@@ -57,7 +57,7 @@ debian_root() { # NAME SUITE VARIANT PACKAGE
         # The lists of an unreleased or archived suite expire, and a mirror may be older.
         mmdebstrap --quiet --variant="$3" --include="$4" \
             --aptopt='Acquire::Check-Valid-Until "false"' "$2" "$building" >&2
-        mkdir -p "$building"/{etc,proc,dev,srv}
+        mkdir -p "$building"/{etc,proc,dev,srv,tmp}
         # `extract` unpacks no package that makes the links of a merged /usr.
         for folder in lib lib64; do
             [[ -e $building/$folder ]] || ln -s "usr/$folder" "$building/$folder"
@@ -151,13 +151,13 @@ destroy_node() { # NODE
     rm -rf "$gone" 2>/dev/null || { sleep 0.2 && rm -rf "$gone"; }
 }
 
-# Sets `inside` to a prefix that runs a command inside ROOT, where /srv is FOLDER. The mounts are in a
-# separate namespace and end with its processes.
+# Sets `inside` to a prefix that runs a command inside ROOT, where /srv is FOLDER and /tmp is the host's,
+# with the certificates of tests. The mounts are in a separate namespace and end with its processes.
 inside_root() { # ROOT FOLDER
     # shellcheck disable=SC2016,SC2034  # for the inner shell to expand; used where this is sourced
     inside=(unshare --mount sh -c '
-        mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --bind "$1" "$0/srv" &&
-            shift && exec chroot "$0" "$@"' "$1" "$2")
+        mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --bind /tmp "$0/tmp" &&
+            mount --bind "$1" "$0/srv" && shift && exec chroot "$0" "$@"' "$1" "$2")
 }
 
 # ── ports ───────────────────────────────────────────────────────────────────────────────────────

@@ -36,12 +36,12 @@ choose_engine() {
         "cannot install $package; install it by hand, or start Docker"
 }
 
-create() {
+create() { # ARGUMENT…
     choose_engine
     [[ -d $node ]] || mkdir "$node"
     choose_ports "$port_count"
     printf '%s\n' "engine=$engine" "ports=(${ports[*]})" "container=handoff-${ports[0]}-$$" \
-        "root=${root:+$(printf %q "$root")}" >"$node/settings"
+        "root=${root:+$(printf %q "$root")}" "arguments=(${*@Q})" >"$node/settings"
 }
 
 running() {
@@ -56,7 +56,7 @@ start_docker() {
         docker image inspect "$image" >/dev/null 2>&1 || say "pulling $image (once, with Docker) …"
         docker run --quiet --detach --name "$container" --label "handoff=${HANDOFF_SERVICES_DIR:-}" \
             --hostname "$container" --publish "127.0.0.1:$port:$container_port" \
-            "$image" "${container_command[@]}" >/dev/null ||
+            "$image" "${container_command[@]}" "${arguments[@]}" >/dev/null ||
             die "$EX_UNAVAILABLE" "Docker could not run $image; see its output above"
     fi
     # Fails if destroy_node has removed the folder in the meantime: then remove the container, too.
@@ -64,11 +64,11 @@ start_docker() {
         { docker rm --force --volumes "$container" >/dev/null; exit 1; }
 }
 
-start() { # [--no-wait] DIR
+start() { # [--no-wait] DIR [ARGUMENT…]
     local wait=true
     [[ $1 != --no-wait ]] || { wait=false && shift; }
     node=$(realpath -m -- "$1")
-    [[ -e $node/settings ]] || create
+    [[ -e $node/settings ]] || create "${@:2}"
     load "$node"
     running || "start_$engine"
     ! $wait || await_start

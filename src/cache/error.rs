@@ -4,7 +4,8 @@ use std::{error::Error, io};
 
 use deadpool_redis::redis::{ErrorKind, RedisError};
 
-use crate::{printable::escape, tls};
+use super::refusal::{Recovery, Refusal};
+use crate::tls;
 
 /// Why a Redis operation gave no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +16,10 @@ pub enum CacheError {
     /// The operation was sent, and Redis may or may not have executed it.
     #[error("Redis did not answer in time")]
     Timeout,
-    /// Redis refused or sent an unexpected reply, the connection failed, or a value could not be sealed.
+    /// Redis answered that it does not execute the operation.
+    #[error("Redis refused: {0}")]
+    Refused(Refusal),
+    /// Redis sent an unexpected reply, the connection failed, or a value could not be sealed.
     /// Holds the kind of error only, no key and no value.
     #[error("Redis failed: {0}")]
     Failed(String),
@@ -24,23 +28,53 @@ pub enum CacheError {
     Url(String),
 }
 
-/// Names the kind of error, or the code Redis gave.
-///
-/// The error's own text is left out: Redis quotes arguments in it, which may be secrets.
-pub(super) fn describe(error: &RedisError) -> String {
-    if let Some(text) = tls::explain(error) {
-        return text.to_owned();
+impl CacheError {
+    /// Names the kind of error, or the refusal.
+    ///
+    /// The error's own text is left out: Redis quotes arguments and user names in it, and a proxy may
+    /// send anything.
+    pub(super) fn of(error: &RedisError) -> Self {
+        if let Some(text) = tls::explain(error) {
+            return Self::Failed(text.to_owned());
+        }
+        if let Some(refusal) = Refusal::find(error) {
+            return Self::Refused(refusal);
+        }
+        Self::Failed(match error.kind() {
+            _ if error.is_timeout() => return Self::Timeout,
+            _ if error.is_connection_refusal() => "connection refused".to_owned(),
+            ErrorKind::Io => describe_io(error),
+            ErrorKind::Parse => {
+                "it broke off its answer, or is not Redis: check the port".to_owned()
+            }
+            kind => format!("{kind:?}"),
+        })
     }
-    if let Some(code) = error.code() {
-        return escape(code);
+
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(*refusal),
+            _ => None,
+        }
     }
-    match error.kind() {
-        _ if error.is_timeout() => "no answer in time".to_owned(),
-        _ if error.is_connection_refusal() => "connection refused".to_owned(),
-        ErrorKind::AuthenticationFailed => "user or password refused".to_owned(),
-        ErrorKind::Io => describe_io(error),
-        ErrorKind::Parse => "it broke off its answer, or is not Redis: check the port".to_owned(),
-        kind => format!("{kind:?}"),
+
+    /// What ends the failure.
+    pub(crate) fn recovery(&self) -> Recovery {
+        match self {
+            Self::Unavailable | Self::Timeout | Self::Failed(_) => Recovery::ByItself,
+            Self::Refused(refusal) => refusal.recovery(),
+            Self::Url(_) => Recovery::ByOperator,
+        }
+    }
+
+    /// The cause alone, for a line that says whose error it is.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Self::Timeout => "no answer in time".to_owned(),
+            Self::Refused(refusal) => refusal.to_string(),
+            Self::Failed(cause) => cause.clone(),
+            Self::Unavailable | Self::Url(_) => self.to_string(),
+        }
     }
 }
 

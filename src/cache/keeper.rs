@@ -11,7 +11,7 @@ use std::{
 
 use deadpool_redis::{
     Connection, Pool as Deadpool, PoolError,
-    redis::{self, ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection},
+    redis::{self, ErrorKind, RedisError, aio::MultiplexedConnection},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -19,18 +19,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{deferred::DeferredScripts, error::describe, scripts};
-use crate::{
-    retry::Backoff,
-    telemetry::{
-        log_limit::{LogLimit, Outage},
-        metrics::Metrics,
-    },
+use super::{
+    deferred::DeferredScripts,
+    error::CacheError,
+    log::{AvailabilityLog, RefusalLog},
+    refusal::{Recovery, Refusal},
+    scripts,
 };
-
-/// Each change is logged once; flapping is rate-limited.
-static UNAVAILABLE_LIMIT: LogLimit = LogLimit::new(UNAVAILABLE, 3);
-const UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
+use crate::{retry::Backoff, telemetry::metrics::Metrics};
 
 /// Limit of connecting, with name resolution and TLS; also of a PING that checks a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,7 +46,6 @@ type Numbered = (u64, MultiplexedConnection);
 ///
 /// Connections are numbered, so that a late error of an earlier connection is not held against the
 /// current one.
-#[derive(Default)]
 pub(super) struct ConnectionState {
     pub(super) current: watch::Sender<Option<Numbered>>,
     pub(super) deferred: DeferredScripts,
@@ -60,12 +55,31 @@ pub(super) struct ConnectionState {
     /// The last operation failed, on whichever connection.
     degraded: AtomicBool,
     recovery: Notify,
-    /// The connection on which Redis itself said that it is unusable, and the code it gave: a
-    /// read-only replica, for example.
-    unusable: Mutex<Option<(u64, String)>>,
+    /// The connection on which Redis itself said that it is unusable, and why: a read-only replica, for
+    /// example.
+    unusable: Mutex<Option<(u64, Refusal)>>,
+    /// The last operation that Redis answered was refused until an operator changes something.
+    refusing: AtomicBool,
+    refusal_log: Mutex<RefusalLog>,
+    metrics: Arc<Metrics>,
 }
 
 impl ConnectionState {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            current: watch::Sender::default(),
+            deferred: DeferredScripts::default(),
+            failed: AtomicU64::default(),
+            failure: Notify::default(),
+            degraded: AtomicBool::default(),
+            recovery: Notify::default(),
+            unusable: Mutex::default(),
+            refusing: AtomicBool::default(),
+            refusal_log: Mutex::new(RefusalLog::new()),
+            metrics,
+        }
+    }
+
     pub(super) fn is_degraded(&self) -> bool {
         self.degraded.load(Ordering::Relaxed)
     }
@@ -74,19 +88,43 @@ impl ConnectionState {
         if self.degraded.swap(false, Ordering::Relaxed) {
             self.recovery.notify_one();
         }
+        if self.refusing.load(Ordering::Relaxed) && self.refusing.swap(false, Ordering::Relaxed) {
+            self.refusal_log.lock().accepted();
+        }
     }
 
-    /// Records that an operation failed with `error`, or was not answered in time.
-    pub(super) fn record_failure(&self, connection: u64, error: Option<&RedisError>) {
+    /// Records that an operation was not answered in time.
+    pub(super) fn record_timeout(&self, connection: u64) {
         self.degraded.store(true, Ordering::Relaxed);
-        if let Some(error) = error {
-            if !concerns_connection(error) {
-                return;
+        self.replace(connection);
+    }
+
+    /// Records that an operation failed, and returns why.
+    pub(super) fn record_error(&self, connection: u64, error: &RedisError) -> CacheError {
+        self.degraded.store(true, Ordering::Relaxed);
+        let cause = CacheError::of(error);
+        let Some(refusal) = cause.refusal() else {
+            if concerns_connection(error) {
+                self.replace(connection);
             }
-            if error.code().is_some() {
-                *self.unusable.lock() = Some((connection, describe(error)));
+            return cause;
+        };
+        self.metrics.cache.refused(refusal);
+        match refusal.recovery() {
+            // Another connection may do better, for example one to the new primary after a failover.
+            Recovery::ByItself => {
+                *self.unusable.lock() = Some((connection, refusal));
+                self.replace(connection);
+            }
+            Recovery::ByOperator => {
+                self.refusing.store(true, Ordering::Relaxed);
+                self.refusal_log.lock().refused(refusal);
             }
         }
+        cause
+    }
+
+    fn replace(&self, connection: u64) {
         self.failed.fetch_max(connection, Ordering::Relaxed);
         self.failure.notify_one();
     }
@@ -99,40 +137,28 @@ impl ConnectionState {
     }
 }
 
-/// Whether another connection might do better, for example one to the new primary after a failover.
+/// Whether another connection might do better after an error that is not Redis' answer.
 fn concerns_connection(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::Server(kind) => matches!(
-            kind,
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
-        ),
-        // The answer arrived whole, so the connection works.
-        ErrorKind::UnexpectedReturnType | ErrorKind::Extension | ErrorKind::Client => false,
-        _ => true,
-    }
+    // The answer of these arrived whole, so the connection works.
+    !matches!(
+        error.kind(),
+        ErrorKind::UnexpectedReturnType | ErrorKind::Extension | ErrorKind::Client
+    )
 }
 
 pub(super) struct Keeper {
     pool: Deadpool,
     state: Arc<ConnectionState>,
-    metrics: Arc<Metrics>,
     backoff: Backoff,
-    outage: Outage,
+    log: AvailabilityLog,
     /// Redis answered that it is unusable, as a read-only replica does, and has written nothing since.
     unusable: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(pool: Deadpool, state: Arc<ConnectionState>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(pool: Deadpool, state: Arc<ConnectionState>) -> Self {
         let backoff = Backoff::between(SHORTEST_DELAY, LONGEST_DELAY);
-        Self {
-            pool,
-            state,
-            metrics,
-            backoff,
-            outage: Outage::new(&UNAVAILABLE_LIMIT),
-            unusable: false,
-        }
+        Self { pool, state, backoff, log: AvailabilityLog::new(), unusable: false }
     }
 
     /// Connects, offers the connection until it fails, and starts over. Never returns.
@@ -140,7 +166,7 @@ impl Keeper {
         for number in 1.. {
             let connection = self.connect().await;
             if number > 1 {
-                self.metrics.cache.reconnected();
+                self.state.metrics.cache.reconnected();
             }
             self.offer(number, &connection).await;
             self.until_failed(number, &connection).await;
@@ -153,7 +179,10 @@ impl Keeper {
             match try_connect(&self.pool).await {
                 Ok(connection) => return connection,
                 Err(error) => {
-                    self.log_unavailable(&error);
+                    if let Some(refusal) = error.refusal() {
+                        self.state.metrics.cache.refused(refusal);
+                    }
+                    self.log.unavailable(&error);
                     sleep(self.backoff.next_delay()).await;
                 }
             }
@@ -168,7 +197,7 @@ impl Keeper {
         }
         self.state.current.send_replace(Some((number, connection.clone())));
         if !self.unusable {
-            self.log_available();
+            self.log.available();
         }
     }
 
@@ -184,7 +213,7 @@ impl Keeper {
                     // The notification may stem from before Redis called itself unusable.
                     self.unusable = state.is_degraded();
                     if !self.unusable {
-                        self.log_available();
+                        self.log.available();
                     }
                 }
             }
@@ -197,47 +226,44 @@ impl Keeper {
         drop(Connection::take(connection));
         tracing::debug!("Redis connection dropped: reconnecting");
         let unusable = self.state.unusable.lock().take();
-        if let Some((_, code)) = unusable.filter(|(refused, _)| *refused == number) {
+        if let Some((_, refusal)) = unusable.filter(|(refused, _)| *refused == number) {
             self.unusable = true;
-            self.log_unavailable(&code);
+            self.log.unavailable(&CacheError::Refused(refusal));
         }
         if self.unusable {
             sleep(self.backoff.next_delay()).await;
         }
     }
-
-    fn log_unavailable(&mut self, error: &str) {
-        if self.outage.report_down() {
-            tracing::warn!(error, "{UNAVAILABLE}");
-        }
-    }
-
-    fn log_available(&mut self) {
-        if self.outage.report_up() {
-            tracing::info!("Redis available again: using the cache");
-        }
-    }
 }
 
-async fn try_connect(pool: &Deadpool) -> Result<Connection, String> {
+async fn try_connect(pool: &Deadpool) -> Result<Connection, CacheError> {
     let mut connection = pool.get().await.map_err(|error| match error {
-        PoolError::Backend(error) => describe(&error),
-        other => other.to_string(),
+        PoolError::Backend(error) => CacheError::of(&error),
+        PoolError::Timeout(_) => CacheError::Timeout,
+        other => CacheError::Failed(other.to_string()),
     })?;
     match timeout(CONNECT_TIMEOUT, scripts::load(&mut connection)).await {
         Ok(Ok(())) => Ok(connection),
-        Ok(Err(error)) => Err(describe(&error)),
-        Err(_) => Err("no answer in time".to_owned()),
+        Ok(Err(error)) => Err(CacheError::of(&error)),
+        Err(_) => Err(CacheError::Timeout),
     }
 }
 
 /// Sends PINGs until one fails, and retries the scripts that Redis refused before.
+///
+/// A refused PING is an answer, too: Redis refuses it with MISCONF, and with NOPERM to a user without
+/// `+ping`.
 async fn until_ping_fails(mut connection: MultiplexedConnection, state: &ConnectionState) {
     let ping = redis::cmd("PING");
     loop {
         sleep(PING_INTERVAL).await;
         let answer = ping.query_async::<()>(&mut connection);
-        if !matches!(timeout(CONNECT_TIMEOUT, answer).await, Ok(Ok(()))) {
+        let error = match timeout(CONNECT_TIMEOUT, answer).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(CacheError::of(&error)),
+            Err(_) => Some(CacheError::Timeout),
+        };
+        if error.is_some_and(|error| error.recovery() == Recovery::ByItself) {
             return;
         }
         if state.deferred.run(&connection).await {

@@ -13,8 +13,10 @@ mod handle;
 mod keeper;
 mod keys;
 mod lease;
+mod log;
 mod pool;
 mod rate_bucket;
+mod refusal;
 mod scripts;
 mod seal;
 mod survey;
@@ -32,4 +34,4 @@ pub(crate) use self::{
     rate_bucket::RateBucket,
     survey::{RefusedCommand, survey},
 };
-pub use self::{error::CacheError, handle::Cache, keys::Keys};
+pub use self::{error::CacheError, handle::Cache, keys::Keys, refusal::Refusal};

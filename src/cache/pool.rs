@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    error::{CacheError, describe},
+    error::CacheError,
     keeper::{CONNECT_TIMEOUT, ConnectionState, Keeper},
     scripts::SCRIPT_TIMEOUT,
 };
@@ -57,8 +57,8 @@ impl Pool {
             .build()
             // Fails only where time-outs are set without a runtime.
             .map_err(|error| RedisError::from(io::Error::other(error.to_string())))?;
-        let state = Arc::new(ConnectionState::default());
-        let keeper = Keeper::new(pool, Arc::clone(&state), metrics);
+        let state = Arc::new(ConnectionState::new(metrics));
+        let keeper = Keeper::new(pool, Arc::clone(&state));
         Ok(Self {
             state,
             _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
@@ -88,12 +88,9 @@ impl Pool {
                 self.state.record_success();
                 Ok(value)
             }
-            Ok(Err(error)) => {
-                self.state.record_failure(number, Some(&error));
-                Err(CacheError::Failed(describe(&error)))
-            }
+            Ok(Err(error)) => Err(self.state.record_error(number, &error)),
             Err(_) => {
-                self.state.record_failure(number, None);
+                self.state.record_timeout(number);
                 Err(CacheError::Timeout)
             }
         }

@@ -10,7 +10,7 @@ use deadpool_redis::redis::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::error::describe;
+use super::error::CacheError;
 
 /// Limit of each step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,11 +28,16 @@ const COMMANDS: [(&str, &[&str]); 6] = [
     ("DEL", &[]),
 ];
 
+/// The settings with which Redis refuses writes.
+const REFUSING_SETTINGS: [&str; 2] = ["min-replicas-to-write", "stop-writes-on-bgsave-error"];
+
 /// The findings about one Redis.
 #[derive(Debug)]
 pub(crate) struct Survey {
     /// The fields of `INFO`, or why Redis refused it.
-    pub(crate) info: Result<HashMap<String, String>, String>,
+    pub(crate) info: Result<HashMap<String, String>, CacheError>,
+    /// The settings that make Redis refuse writes; absent if Redis refuses `CONFIG GET`, as managed ones do.
+    pub(crate) config: HashMap<String, String>,
     /// The median of a few round trips.
     pub(crate) latency: Duration,
     /// How far Redis' clock is ahead of this machine's; `None` if Redis refused `TIME`.
@@ -45,39 +50,50 @@ pub(crate) struct Survey {
 #[derive(Debug)]
 pub(crate) struct RefusedCommand {
     pub(crate) command: &'static str,
-    /// The code Redis gave, or the kind of network error.
-    pub(crate) error: String,
+    pub(crate) error: CacheError,
 }
 
 /// Examines Redis. Writes one key below `prefix` and deletes it again.
 ///
 /// # Errors
 /// Why there is no connection.
-pub(crate) async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, String> {
+pub(crate) async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, CacheError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(STEP_TIMEOUT))
         .set_response_timeout(Some(STEP_TIMEOUT));
-    let client = Client::open(url.expose_secret()).map_err(|error| describe(&error))?;
+    let client = Client::open(url.expose_secret()).map_err(|error| CacheError::of(&error))?;
     let connecting = client.get_multiplexed_async_connection_with_config(&config);
-    let mut redis = connecting.await.map_err(|error| describe(&error))?;
+    let mut redis = connecting.await.map_err(|error| CacheError::of(&error))?;
     let latency = median_round_trip(&mut redis).await?;
     let info = redis::cmd("INFO").query_async::<String>(&mut redis).await;
-    let info = info.map(|text| parse_info(&text)).map_err(|error| describe(&error));
+    let info = info.map(|text| parse_info(&text)).map_err(|error| CacheError::of(&error));
+    let config = refusing_settings(&mut redis).await;
     let clock_ahead_ms = clock_ahead_ms(&mut redis).await;
     let commands = try_commands(&mut redis, prefix).await;
-    Ok(Survey { info, latency, clock_ahead_ms, commands })
+    Ok(Survey { info, config, latency, clock_ahead_ms, commands })
 }
 
-async fn median_round_trip(redis: &mut MultiplexedConnection) -> Result<Duration, String> {
+async fn median_round_trip(redis: &mut MultiplexedConnection) -> Result<Duration, CacheError> {
     let mut trips = Vec::with_capacity(ROUND_TRIPS);
     for _ in 0..ROUND_TRIPS {
         let start = Instant::now();
         let ping = redis::cmd("PING").query_async::<()>(redis).await;
-        ping.map_err(|error| describe(&error))?;
+        ping.map_err(|error| CacheError::of(&error))?;
         trips.push(start.elapsed());
     }
     trips.sort_unstable();
     Ok(trips[ROUND_TRIPS / 2])
+}
+
+async fn refusing_settings(redis: &mut MultiplexedConnection) -> HashMap<String, String> {
+    let mut config = HashMap::new();
+    // Redis before 7 takes one name at a time.
+    for name in REFUSING_SETTINGS {
+        let mut get = redis::cmd("CONFIG");
+        let values = get.arg("GET").arg(name).query_async::<HashMap<String, String>>(redis).await;
+        config.extend(values.unwrap_or_default());
+    }
+    config
 }
 
 async fn clock_ahead_ms(redis: &mut MultiplexedConnection) -> Option<i64> {
@@ -95,7 +111,7 @@ async fn try_commands(
     redis: &mut MultiplexedConnection,
     prefix: &str,
 ) -> Result<(), RefusedCommand> {
-    let refused = |command| move |error| RefusedCommand { command, error: describe(&error) };
+    let refused = |command| move |error| RefusedCommand { command, error: CacheError::of(&error) };
     let key = format!("{prefix}:{{doctor}}:{}", uuid::Uuid::new_v4().simple());
     for (command, arguments) in COMMANDS {
         let mut call = redis::cmd(command);

@@ -11,7 +11,7 @@ use super::{
     connect::connect,
 };
 use crate::{
-    cache::{self, RefusedCommand},
+    cache::{self, Refusal, RefusedCommand},
     config::CacheSettings,
 };
 
@@ -34,22 +34,26 @@ pub(super) async fn examine(
              firewall blocks the connection",
         )
     })?;
-    let survey = cache::survey(&settings.url, &settings.key_prefix).await.map_err(|why| {
-        Check::finding("login", format!("Redis does not answer: {why}"))
+    let survey = cache::survey(&settings.url, &settings.key_prefix).await.map_err(|error| {
+        let check = Check::finding("login", format!("Redis does not answer: {}", error.cause()));
+        let remedy = error.refusal().map(Refusal::remedy).filter(|remedy| !remedy.is_empty());
+        check
             .cost(NO_CACHE)
-            .remedy("check user, password and database in HANDOFF_REDIS_URL")
+            .remedy(remedy.unwrap_or("check user, password and database in HANDOFF_REDIS_URL"))
     })?;
     checks.extend([latency(survey.latency), commands(survey.commands)]);
     let ahead_ms = survey.clock_ahead_ms.map(i128::from);
     checks.extend(ahead_ms.map(|ahead_ms| clock::check("Redis'", ahead_ms, &TOLERANCE)));
-    let info = survey.info.map_err(|why| {
-        let what = format!("version, role and memory: Redis refuses INFO ({why})");
+    let info = survey.info.map_err(|error| {
+        let what = format!("version, role and memory: Redis refuses INFO ({})", error.cause());
         Check::hint("not seen", what)
             .cost("the worker's user cannot see whether Redis evicts links")
             .remedy("as a user with permission, check redis_version, role, maxmemory and maxmemory_policy")
             .command("redis-cli INFO")
     })?;
     checks.extend([version(&info), role(&info), eviction(&info), memory(&info)]);
+    checks.extend(saving(&info, &survey.config));
+    checks.extend(replicas(&info, &survey.config));
     Ok(())
 }
 
@@ -70,25 +74,24 @@ fn commands(commands: Result<(), RefusedCommand>) -> Check {
     let Err(RefusedCommand { command, error }) = commands else {
         return Check::ok("commands", "Redis executes all commands that the worker needs");
     };
-    let check =
-        Check::finding("commands", format!("Redis refuses {command}: {error}")).cost(NO_CACHE);
-    match error.as_str() {
-        "NOPERM" => check
+    let what = format!("Redis refuses {command}: {}", error.cause());
+    let check = Check::finding("commands", what).cost(NO_CACHE);
+    match error.refusal() {
+        Some(Refusal::NoPerm) => check
             .remedy("grant these permissions to the user in HANDOFF_REDIS_URL")
             .command(
                 "redis-cli ACL SETUSER USER ~PREFIX:* +ping +script|load +evalsha +get +strlen +set +del \
                  +pttl +pexpire +time +select",
             ),
-        "READONLY" => check.remedy("set HANDOFF_REDIS_URL to the address of the primary"),
-        "OOM" => {
-            check.remedy("give Redis more memory").command("redis-cli CONFIG SET maxmemory BYTES")
+        Some(refusal @ Refusal::Oom) => check
+            .remedy(refusal.remedy())
+            .command("redis-cli CONFIG SET maxmemory BYTES"),
+        None | Some(Refusal::Other) => {
+            check.remedy("run the command in redis-cli, as the worker's user")
         }
-        "CROSSSLOT" | "MOVED" | "ASK" | "CLUSTERDOWN" => check.remedy(NO_CLUSTER),
-        _ => check.remedy("run the command in redis-cli, as the worker's user"),
+        Some(refusal) => check.remedy(refusal.remedy()),
     }
 }
-
-const NO_CLUSTER: &str = "use a Redis that is not a cluster, or a proxy in front of the cluster";
 
 fn version(info: &HashMap<String, String>) -> Check {
     let version = field(info, "redis_version");
@@ -111,7 +114,7 @@ fn role(info: &HashMap<String, String>) -> Check {
             "this is a node of a Redis Cluster, and the worker does not follow redirections",
         )
         .cost("most links are not cached: each request for them creates a session")
-        .remedy(NO_CLUSTER);
+        .remedy(Refusal::Moved.remedy());
     }
     match field(info, "role") {
         "master" => Check::ok("role", "this is a primary"),
@@ -156,6 +159,50 @@ fn memory(info: &HashMap<String, String>) -> Check {
         .command("redis-cli CONFIG SET maxmemory BYTES")
 }
 
+/// Whether Redis takes writes although it cannot save: with MISCONF it refuses them all.
+fn saving(info: &HashMap<String, String>, config: &HashMap<String, String>) -> Option<Check> {
+    let failed = ["rdb_last_bgsave_status", "aof_last_write_status"]
+        .into_iter()
+        .filter(|status| field(info, status) == "err")
+        .collect::<Vec<_>>();
+    if failed.is_empty() {
+        return None;
+    }
+    let what = format!("Redis could not save to disk ({}: err)", failed.join(", "));
+    // Failed appends refuse writes whatever this setting says.
+    let is_tolerated = field(config, "stop-writes-on-bgsave-error") == "no"
+        && failed == ["rdb_last_bgsave_status"];
+    let (verdict, cost) = if is_tolerated {
+        (Verdict::Hint, "a restart of Redis loses links and leases: people get a second session")
+    } else {
+        (Verdict::Finding, "Redis refuses all writes (MISCONF) until it can save again")
+    };
+    Some(Check::new("saving", verdict, what).cost(cost).remedy(Refusal::MisConf.remedy()))
+}
+
+/// Whether enough replicas are connected: with fewer, Redis refuses all writes (NOREPLICAS).
+fn replicas(info: &HashMap<String, String>, config: &HashMap<String, String>) -> Option<Check> {
+    // Redis reports this field only if it requires replicas.
+    info.get("min_slaves_good_slaves")?;
+    let good = number(info, "min_slaves_good_slaves");
+    // At least one, where CONFIG GET is refused.
+    let required = number(config, "min-replicas-to-write").max(1);
+    let what = format!(
+        "writes need {required} connected replicas (min-replicas-to-write), and there are {good}"
+    );
+    let verdict = match good.checked_sub(required) {
+        Some(1..) => return Some(Check::ok("replicas", what)),
+        Some(0) => Verdict::Hint,
+        None => Verdict::Finding,
+    };
+    let cost = if verdict == Verdict::Hint {
+        "the loss of one replica makes Redis refuse all writes (NOREPLICAS)"
+    } else {
+        "Redis refuses all writes (NOREPLICAS): requests are served without it"
+    };
+    Some(Check::new("replicas", verdict, what).cost(cost).remedy(Refusal::NoReplicas.remedy()))
+}
+
 fn field<'a>(info: &'a HashMap<String, String>, key: &str) -> &'a str {
     info.get(key).map_or("", String::as_str)
 }
@@ -195,6 +242,28 @@ mod tests {
         assert_eq!(memory("noeviction", "950", "0"), (Verdict::Ok, Verdict::Ok));
         assert_eq!(memory("allkeys-lru", "100", "1000"), (Verdict::Finding, Verdict::Ok));
         assert_eq!(memory("volatile-ttl", "900", "1000"), (Verdict::Hint, Verdict::Finding));
+    }
+
+    #[test]
+    fn failed_saves_and_missing_replicas_are_findings() {
+        let saving = |status, stops| {
+            let config = info(&[("stop-writes-on-bgsave-error", stops)]);
+            super::saving(&info(&[("rdb_last_bgsave_status", status)]), &config)
+        };
+        let verdict = |check: Option<Check>| check.map(|check| check.verdict);
+        assert_eq!(verdict(saving("ok", "yes")), None);
+        assert_eq!(verdict(saving("err", "yes")), Some(Verdict::Finding));
+        assert_eq!(verdict(saving("err", "no")), Some(Verdict::Hint));
+        let unseen = super::saving(&info(&[("aof_last_write_status", "err")]), &info(&[]));
+        assert_eq!(verdict(unseen), Some(Verdict::Finding));
+        let replicas = |good, required| {
+            let config = info(&[("min-replicas-to-write", required)]);
+            verdict(super::replicas(&info(&[("min_slaves_good_slaves", good)]), &config))
+        };
+        assert_eq!(verdict(super::replicas(&info(&[]), &info(&[]))), None);
+        assert_eq!(replicas("0", "1"), Some(Verdict::Finding));
+        assert_eq!(replicas("2", "2"), Some(Verdict::Hint));
+        assert_eq!(replicas("3", "2"), Some(Verdict::Ok));
     }
 
     #[test]

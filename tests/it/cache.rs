@@ -9,7 +9,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::support::{
     Answer, Flow, Latch, Proxy, TestEnv, log_text,
     platform::{Call, hold_calls, success},
-    redis::{self, RedisEntry},
+    redis::RedisEntry,
     wait_until,
 };
 
@@ -125,17 +125,10 @@ async fn values_are_sealed_and_seal_keys_can_be_rotated() {
     assert_eq!(third.data()["reused"], false);
 
     // A value copied from another user's key is ignored.
-    let mut redis = redis::connect(env.setting("REDIS_URL")).await;
     env.publish_request("r-4", "bob").await;
     env.rabbitmq.next_event().await;
     let bobs = env.redis_entries().await.into_iter().find(|entry| &entry.key != link).unwrap();
-    redis::cmd("COPY")
-        .arg(&bobs.key)
-        .arg(link)
-        .arg("REPLACE")
-        .query_async::<()>(&mut redis)
-        .await
-        .unwrap();
+    env.set_redis_value(link, &bobs.value).await;
     env.publish_request("r-5", "ann").await;
     let data = env.rabbitmq.next_event().await.data();
     assert_eq!(data["reused"], false);

@@ -223,7 +223,8 @@ async fn faults_of_redis_are_reported() {
     set("CONFIG SET maxmemory-policy volatile-ttl").await;
     doctor(&env, &[]).await.assert_verdict("redis", "eviction", "hint");
 
-    set("CONFIG SET maxmemory-policy noeviction maxmemory 1mb").await;
+    set("CONFIG SET maxmemory-policy noeviction").await;
+    set("CONFIG SET maxmemory 1mb").await;
     let report = doctor(&env, &[]).await;
     report.assert_verdict("redis", "eviction", "ok");
     report.assert_finding("redis", "memory", &["maxmemory"]);

@@ -40,6 +40,7 @@ mod proxies;
 mod publishing;
 mod rate;
 mod redis_faults;
+mod redis_refusals;
 mod rejections;
 mod retries;
 mod rights;

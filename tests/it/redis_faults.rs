@@ -253,7 +253,9 @@ async fn replica_counts_as_unavailable_until_it_accepts_writes() {
         assert!(status == 200 && page.contains("degraded"), "{status} {page}");
     }
     worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
-    assert_eq!(worker.log_lines(log_text::REDIS_UNAVAILABLE)[0]["error"], "READONLY");
+    let warning = &worker.log_lines(log_text::REDIS_UNAVAILABLE)[0];
+    assert!(warning["error"].as_str().unwrap().starts_with("READONLY: "), "{warning}");
+    assert!(warning["remedy"].as_str().unwrap().contains("the primary"), "{warning}");
     follow("NO", "ONE").await;
     // The links made meanwhile are stored.
     worker.wait_for_log(log_text::REDIS_RECONNECTED).await;

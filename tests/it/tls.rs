@@ -3,7 +3,6 @@
 use crate::support::{
     Authority, Node, TempFile, TestEnv, TlsProxy, Worker, log_text,
     platform::API_KEY,
-    redis,
     tls::{Identity, tls_url},
     within_timeout,
     worker::command,
@@ -87,7 +86,7 @@ async fn certificate_for_another_name_is_refused() {
 async fn servers_are_reached_over_tls_with_a_private_authority() {
     let authority = Authority::new();
     let identity = authority.issue(&["localhost"]);
-    let node = Node::redis().await;
+    let mut redis_node = None;
     let mut env = TestEnv::start().await;
     let mut proxies = Vec::new();
     // Docker publishes a server's ports when it starts: a port opened later is out of reach.
@@ -97,12 +96,11 @@ async fn servers_are_reached_over_tls_with_a_private_authority() {
     } else {
         let amqps = free_port();
         let rediss = free_port();
-        tokio::join!(
-            listen_for_amqps(&identity, amqps),
-            listen_for_rediss(&node, &identity, rediss)
-        );
+        let ((), node) =
+            tokio::join!(listen_for_amqps(&identity, amqps), redis_with_tls(&identity, rediss));
         let amqp = env.setting("AMQP_URL").to_owned();
         env.set("AMQP_URL", &tls_url(&amqp, amqps)).set("REDIS_URL", &tls_url(&node.url, rediss));
+        redis_node = Some(node);
     }
     proxies.push(add_tls(&mut env, "IDV_URL", &identity).await);
     for server in SERVERS {
@@ -123,6 +121,7 @@ async fn servers_are_reached_over_tls_with_a_private_authority() {
         assert_eq!(event.data()["reused"], reused);
         worker.stop().await;
     }
+    drop(redis_node);
 }
 
 #[tokio::test]
@@ -171,13 +170,11 @@ async fn listen_for_amqps(identity: &Identity, port: u16) {
     Node::shared_rabbitmq().ctl(&["eval", &listen]).await;
 }
 
-/// Has a Redis also listen for TLS.
-async fn listen_for_rediss(node: &Node, identity: &Identity, port: u16) {
+/// A Redis that also listens for TLS. Redis 6.0 takes the port only when it starts.
+async fn redis_with_tls(identity: &Identity, port: u16) -> Node {
     let (certificate, key) = identity.pem();
-    let set = format!(
-        "CONFIG SET tls-auth-clients no tls-port {port} tls-cert-file {} tls-key-file {}",
-        certificate.path(),
-        key.path(),
-    );
-    redis::run(&mut redis::connect(&node.url).await, &set).await;
+    let port = port.to_string();
+    let options = ["--tls-auth-clients", "no", "--tls-port", &port, "--tls-cert-file"];
+    let files = [certificate.path(), "--tls-key-file", key.path()];
+    Node::redis_with(&[&options[..], &files].concat()).await
 }

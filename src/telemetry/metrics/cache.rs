@@ -11,12 +11,14 @@ use super::{
     labels::Lookup,
     register::{counters, durations, register},
 };
+use crate::cache::Refusal;
 
 #[derive(Debug)]
 pub(crate) struct CacheMetrics {
     lookups: [Counter; 2],
     lease_wait: Histogram,
     errors: Counter,
+    refusals: [Counter; Refusal::ALL.len()],
     reconnects: Counter,
 }
 
@@ -29,9 +31,12 @@ impl CacheMetrics {
         let lease_wait = register(registry, "handoff_lease_wait_seconds", help, durations());
         let help = "Redis operations that failed or were skipped";
         let errors = register(registry, "handoff_cache_errors", help, Counter::default());
+        let help = "Answers of Redis that refused a command, by cause";
+        let causes = Refusal::ALL.map(|refusal| [("cause", refusal.label())]);
+        let refusals = counters(registry, "handoff_cache_refusals", help, causes);
         let help = "Connections to Redis after the first";
         let reconnects = register(registry, "handoff_cache_reconnects", help, Counter::default());
-        Self { lookups, lease_wait, errors, reconnects }
+        Self { lookups, lease_wait, errors, refusals, reconnects }
     }
 
     /// Counts a lookup that Redis answered.
@@ -47,6 +52,11 @@ impl CacheMetrics {
     /// Counts a Redis operation that failed or was skipped.
     pub(crate) fn failed(&self) {
         self.errors.inc();
+    }
+
+    /// Counts a command that Redis refused.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        self.refusals[refusal as usize].inc();
     }
 
     pub(crate) fn reconnected(&self) {

@@ -52,6 +52,8 @@ pub const TOKEN_CALL_UNCONNECTED: &str = "the token call could not connect to th
 
 // Redis.
 pub const REDIS_UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
+pub const REDIS_REFUSES: &str = "Redis refuses commands: serving requests without the cache";
+pub const REDIS_ACCEPTS: &str = "Redis accepts commands again: using the cache";
 pub const REDIS_CREDENTIALS_REFUSED: &str = "user or password refused";
 pub const REDIS_RECONNECTED: &str = "Redis available again: using the cache";
 pub const REDIS_CONNECTION_DISCARDED: &str = "Redis connection dropped: reconnecting";

@@ -16,11 +16,16 @@ pub struct Node {
 
 impl Node {
     pub async fn rabbitmq() -> Self {
-        Self::new("rabbitmq-node").await
+        Self::new("rabbitmq-node", &[]).await
     }
 
     pub async fn redis() -> Self {
-        Self::new("redis-node").await
+        Self::redis_with(&[]).await
+    }
+
+    /// A Redis with these options of `redis-server`.
+    pub async fn redis_with(options: &[&str]) -> Self {
+        Self::new("redis-node", options).await
     }
 
     /// The RabbitMQ that all tests share: a test may change there only what bears its name.
@@ -33,7 +38,7 @@ impl Node {
         }
     }
 
-    async fn new(name: &str) -> Self {
+    async fn new(name: &str, options: &[&str]) -> Self {
         let dir = format!("handoff-test-{}", uuid::Uuid::new_v4().simple());
         let mut node = Self {
             script: script(name),
@@ -41,33 +46,33 @@ impl Node {
             url: String::new(),
             is_shared: false,
         };
-        node.url = node.start().await;
+        node.url = node.run(&["start"], options).await;
         node
     }
 
     /// Starts it on its port, again if need be, and waits until it is ready.
     pub async fn start(&self) -> String {
-        self.run(&["start"]).await
+        self.run(&["start"], &[]).await
     }
 
     /// Sends SIGKILL.
     pub async fn kill(&self) {
-        self.run(&["kill"]).await;
+        self.run(&["kill"], &[]).await;
     }
 
     /// Shuts it down gracefully.
     pub async fn stop(&self) {
-        self.run(&["stop"]).await;
+        self.run(&["stop"], &[]).await;
     }
 
     /// Sends SIGSTOP.
     pub async fn freeze(&self) {
-        self.run(&["freeze"]).await;
+        self.run(&["freeze"], &[]).await;
     }
 
     /// Sends SIGCONT.
     pub async fn thaw(&self) {
-        self.run(&["thaw"]).await;
+        self.run(&["thaw"], &[]).await;
     }
 
     /// Runs `rabbitmqctl` against it, and returns its output.
@@ -77,6 +82,11 @@ impl Node {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {stderr}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A file or folder in its folder, where Redis would write a snapshot.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     /// Where it listens.
@@ -102,9 +112,9 @@ impl Node {
         self.url.replace("guest:guest", &format!("{user}:{password}"))
     }
 
-    async fn run(&self, command: &[&str]) -> String {
-        let output =
-            Command::new(&self.script).args(command).arg(&self.dir).output().await.unwrap();
+    async fn run(&self, command: &[&str], options: &[&str]) -> String {
+        let mut script = Command::new(&self.script);
+        let output = script.args(command).arg(&self.dir).args(options).output().await.unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{command:?} {}: {stderr}", self.script.display());
         String::from_utf8(output.stdout).unwrap().trim().to_owned()

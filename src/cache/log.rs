@@ -1,0 +1,72 @@
+//! What the log says about Redis, and how often.
+
+use super::{error::CacheError, refusal::Refusal};
+use crate::telemetry::log_limit::{LogLimit, Outage};
+
+const UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
+const REFUSING: &str = "Redis refuses commands: serving requests without the cache";
+
+/// Each change is logged once; flapping is rate-limited.
+static UNAVAILABLE_LIMIT: LogLimit = LogLimit::new(UNAVAILABLE, 3);
+static REFUSING_LIMIT: LogLimit = LogLimit::new(REFUSING, 3);
+
+/// Logs whether there is a Redis to use.
+pub(super) struct AvailabilityLog(Outage);
+
+impl AvailabilityLog {
+    pub(super) const fn new() -> Self {
+        Self(Outage::new(&UNAVAILABLE_LIMIT))
+    }
+
+    pub(super) fn unavailable(&mut self, error: &CacheError) {
+        if self.0.report_down() {
+            tracing::warn!(
+                error = error.cause(),
+                remedy = remedy(error.refusal()),
+                "{UNAVAILABLE}"
+            );
+        }
+    }
+
+    pub(super) fn available(&mut self) {
+        if self.0.report_up() {
+            tracing::info!("Redis available again: using the cache");
+        }
+    }
+}
+
+/// Logs whether Redis, though available, refuses the worker's commands.
+pub(super) struct RefusalLog {
+    outage: Outage,
+    /// The cause in the latest line.
+    cause: Option<Refusal>,
+}
+
+impl RefusalLog {
+    pub(super) const fn new() -> Self {
+        Self { outage: Outage::new(&REFUSING_LIMIT), cause: None }
+    }
+
+    pub(super) fn refused(&mut self, refusal: Refusal) {
+        if self.cause.replace(refusal) != Some(refusal) {
+            // Another cause counts as a new outage, so that it is logged.
+            self.outage.report_up();
+        }
+        if self.outage.report_down() {
+            let error = refusal.to_string();
+            tracing::warn!(error, remedy = remedy(Some(refusal)), "{REFUSING}");
+        }
+    }
+
+    pub(super) fn accepted(&mut self) {
+        self.cause = None;
+        if self.outage.report_up() {
+            tracing::info!("Redis accepts commands again: using the cache");
+        }
+    }
+}
+
+/// The field is absent where no remedy is known.
+fn remedy(refusal: Option<Refusal>) -> Option<&'static str> {
+    refusal.map(Refusal::remedy).filter(|remedy| !remedy.is_empty())
+}

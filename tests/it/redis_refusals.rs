@@ -1,0 +1,196 @@
+//! Redis answers and refuses: requests are served without it, and one warning says why and what to do.
+
+use std::fs;
+
+use deadpool_redis::redis::aio::MultiplexedConnection;
+
+use crate::support::{Node, TestEnv, Worker, log_text, redis, wait_until};
+
+const CLUSTER: [&str; 2] = ["--cluster-enabled", "yes"];
+/// Every slot of a Redis Cluster.
+const SLOTS: std::ops::Range<u16> = 0..16_384;
+
+/// Serves requests without Redis, and checks the one warning that names the cause and the remedy.
+async fn assert_refused(
+    env: &mut TestEnv,
+    worker: &Worker,
+    message: &str,
+    code: &str,
+    remedy: &str,
+) {
+    for number in 0..5 {
+        env.publish_request(&format!("{code}-{number}"), &format!("user-{number}")).await;
+        assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready", "{code}");
+    }
+    let warning = worker.wait_for_log(message).await;
+    let error = warning["error"].as_str().unwrap();
+    assert!(error.starts_with(&format!("{code}: ")), "{code}: {warning}");
+    assert!(warning["remedy"].as_str().unwrap().contains(remedy), "{code}: {warning}");
+    assert_eq!(warning["level"], "WARN");
+    assert_eq!(worker.log_lines(message).len(), 1, "{code}");
+    let series = format!("handoff_cache_refusals_total{{cause=\"{}\"}}", code.to_ascii_lowercase());
+    assert!(worker.metric(&series).await >= 1.0, "{code}");
+    assert!(worker.metric("handoff_cache_errors_total").await >= 5.0, "{code}");
+    let (status, page) = worker.get("/readyz").await;
+    assert!(status == 200 && page.contains("degraded"), "{code}: {status} {page}");
+}
+
+/// Starts a worker, has Redis refuse with `code`, and has it accept again.
+async fn refuse_and_accept(code: &str, remedy: &str, refuse: &str, accept: &str) {
+    let node = Node::redis().await;
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let worker = env.start_worker().await;
+    let mut admin = redis::connect(&node.url).await;
+    redis::run(&mut admin, refuse).await;
+    assert_refused(&mut env, &worker, log_text::REDIS_REFUSES, code, remedy).await;
+    redis::run(&mut admin, accept).await;
+    env.publish_request("accepted", "user-0").await;
+    env.rabbitmq.next_event().await;
+    worker.wait_for_log(log_text::REDIS_ACCEPTS).await;
+    let (_, page) = worker.get("/readyz").await;
+    assert!(!page.contains("degraded"), "{code}: {page}");
+}
+
+/// The part of the version before the first dot.
+async fn major_version(admin: &mut MultiplexedConnection) -> u32 {
+    let info: String = redis::cmd("INFO").arg("server").query_async(admin).await.unwrap();
+    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap();
+    version.split('.').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn full_memory_and_missing_permissions_and_replicas_are_reported_once_by_name() {
+    let shared = &crate::support::required_env("HANDOFF_REDIS_URL");
+    let old = major_version(&mut redis::connect(shared).await).await < 7;
+    let no_replicas = async {
+        // Redis 6 does not count its replicas before the writes of a script.
+        if !old {
+            let set = |number| format!("CONFIG SET min-replicas-to-write {number}");
+            refuse_and_accept("NOREPLICAS", "min-replicas-to-write", &set(1), &set(0)).await;
+        }
+    };
+    let oom = ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0");
+    let no_perm = ("ACL SETUSER default -set", "ACL SETUSER default +set");
+    tokio::join!(
+        no_replicas,
+        refuse_and_accept("OOM", "more memory", oom.0, oom.1),
+        refuse_and_accept("NOPERM", "permissions", no_perm.0, no_perm.1),
+    );
+}
+
+#[tokio::test]
+async fn redis_that_cannot_save_is_reported_once_by_name() {
+    let node = Node::redis().await;
+    if node.is_in_docker() {
+        return;
+    }
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let worker = env.start_worker().await;
+    let mut admin = redis::connect(&node.url).await;
+    // A folder in the place of the snapshot makes every save fail.
+    fs::create_dir(node.path("dump.rdb")).unwrap();
+    let mut save = redis::cmd("CONFIG");
+    save.arg(&["SET", "save", "3600 1000000"]).query_async::<()>(&mut admin).await.unwrap();
+    redis::run(&mut admin, "BGSAVE").await;
+    wait_until("the save has failed", async || {
+        let mut admin = admin.clone();
+        let info: String =
+            redis::cmd("INFO").arg("persistence").query_async(&mut admin).await.unwrap();
+        info.contains("rdb_last_bgsave_status:err")
+    })
+    .await;
+    assert_refused(&mut env, &worker, log_text::REDIS_REFUSES, "MISCONF", "saving").await;
+    // Redis refuses the PING, too, which is an answer: the connection stays.
+    wait_until("the connection was checked", async || {
+        let mut admin = admin.clone();
+        let mut stats = redis::cmd("INFO");
+        let stats: String = stats.arg("commandstats").query_async(&mut admin).await.unwrap();
+        stats.contains("cmdstat_ping:") && stats.contains("rejected_calls=1")
+            || worker.metric("handoff_cache_reconnects_total").await > 0.0
+    })
+    .await;
+    assert_eq!(worker.metric("handoff_cache_reconnects_total").await, 0.0);
+    redis::run(&mut admin, "CONFIG SET stop-writes-on-bgsave-error no").await;
+    env.publish_request("accepted", "user-0").await;
+    env.rabbitmq.next_event().await;
+    worker.wait_for_log(log_text::REDIS_ACCEPTS).await;
+}
+
+#[tokio::test]
+async fn replica_without_its_primary_is_reported_once_by_name() {
+    let node = Node::redis().await;
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let worker = env.start_worker().await;
+    let mut admin = redis::connect(&node.url).await;
+    redis::run(&mut admin, "CONFIG SET replica-serve-stale-data no").await;
+    redis::run(&mut admin, "REPLICAOF 127.0.0.1 1").await;
+    let unavailable = log_text::REDIS_UNAVAILABLE;
+    assert_refused(&mut env, &worker, unavailable, "MASTERDOWN", "the primary").await;
+}
+
+async fn add_slots(admin: &mut MultiplexedConnection) {
+    let mut add = redis::cmd("CLUSTER");
+    add.arg("ADDSLOTS").arg(SLOTS.collect::<Vec<_>>());
+    add.query_async::<()>(admin).await.unwrap();
+}
+
+async fn wait_for_cluster(admin: &MultiplexedConnection, what: &str) {
+    wait_until(what, async || {
+        let mut admin = admin.clone();
+        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut admin).await.unwrap();
+        info.contains(what)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn node_of_a_redis_cluster_is_reported_once_by_name() {
+    let (node, other) = tokio::join!(Node::redis_with(&CLUSTER), Node::redis_with(&CLUSTER));
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let worker = env.start_worker().await;
+    // No slot has a node yet.
+    let remedy = "not part of a cluster";
+    assert_refused(&mut env, &worker, log_text::REDIS_UNAVAILABLE, "CLUSTERDOWN", remedy).await;
+    worker.stop().await;
+
+    // All slots are on the other node.
+    let mut admin = redis::connect(&node.url).await;
+    add_slots(&mut redis::connect(&other.url).await).await;
+    let meet = format!("CLUSTER MEET 127.0.0.1 {}", other.address().port());
+    redis::run(&mut admin, &meet).await;
+    wait_for_cluster(&admin, "cluster_state:ok").await;
+    let worker = env.start_worker().await;
+    assert_refused(&mut env, &worker, log_text::REDIS_REFUSES, "MOVED", remedy).await;
+    for line in worker.stop_and_output().await.lines() {
+        assert!(!line.contains(&other.address().port().to_string()), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn redis_that_loads_its_data_is_reported_once_by_name() {
+    // While it loads, Redis answers each 2 MiB: here after each key, four times a second.
+    let options = ["--key-load-delay", "250000", "--rdbcompression", "no"];
+    let node = Node::redis_with(&options).await;
+    if node.is_in_docker() {
+        return;
+    }
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let worker = env.start_worker().await;
+    let mut admin = redis::connect(&node.url).await;
+    let script = "for n = 1, 16 do redis.call('SET', 'key-' .. n, string.rep('v', 2200000)) end";
+    redis::cmd("EVAL").arg(script).arg(0).query_async::<()>(&mut admin).await.unwrap();
+    redis::run(&mut admin, "SAVE").await;
+    node.kill().await;
+    let serve = async {
+        worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
+        wait_until("a refusal is counted", async || {
+            worker.metric("handoff_cache_refusals_total{cause=\"loading\"}").await > 0.0
+        })
+        .await;
+        env.publish_request("r-1", "ann").await;
+        assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    };
+    tokio::join!(node.start(), serve);
+    worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
+    assert_eq!(worker.log_lines(log_text::REDIS_UNAVAILABLE).len(), 1);
+}
