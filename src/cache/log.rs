@@ -11,25 +11,32 @@ static UNAVAILABLE_LIMIT: LogLimit = LogLimit::new(UNAVAILABLE, 3);
 static REFUSING_LIMIT: LogLimit = LogLimit::new(REFUSING, 3);
 
 /// Logs whether there is a Redis to use.
-pub(super) struct AvailabilityLog(Outage);
+pub(super) struct AvailabilityLog {
+    outage: Outage,
+    /// Redis' own reason in the latest line.
+    refusal: Option<Refusal>,
+}
 
 impl AvailabilityLog {
     pub(super) const fn new() -> Self {
-        Self(Outage::new(&UNAVAILABLE_LIMIT))
+        Self { outage: Outage::new(&UNAVAILABLE_LIMIT), refusal: None }
     }
 
     pub(super) fn unavailable(&mut self, error: &CacheError) {
-        if self.0.report_down() {
-            tracing::warn!(
-                error = error.cause(),
-                remedy = remedy(error.refusal()),
-                "{UNAVAILABLE}"
-            );
+        let refusal = error.refusal();
+        if refusal.is_some() && refusal != self.refusal {
+            // Redis' own reason is logged even if an earlier line said that the connection failed.
+            self.refusal = refusal;
+            self.outage.report_up();
+        }
+        if self.outage.report_down() {
+            tracing::warn!(error = error.cause(), remedy = remedy(refusal), "{UNAVAILABLE}");
         }
     }
 
     pub(super) fn available(&mut self) {
-        if self.0.report_up() {
+        self.refusal = None;
+        if self.outage.report_up() {
             tracing::info!("Redis available again: using the cache");
         }
     }

@@ -10,7 +10,7 @@ use deadpool_redis::redis::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::error::CacheError;
+use super::{error::CacheError, refusal::Recovery};
 
 /// Limit of each step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -78,7 +78,11 @@ async fn median_round_trip(redis: &mut MultiplexedConnection) -> Result<Duration
     for _ in 0..ROUND_TRIPS {
         let start = Instant::now();
         let ping = redis::cmd("PING").query_async::<()>(redis).await;
-        ping.map_err(|error| CacheError::of(&error))?;
+        // A refusal is an answer, too: `try_commands` reports it.
+        let error = ping.err().map(|error| CacheError::of(&error));
+        if let Some(error) = error.filter(|error| error.recovery() == Recovery::ByItself) {
+            return Err(error);
+        }
         trips.push(start.elapsed());
     }
     trips.sort_unstable();
@@ -112,6 +116,8 @@ async fn try_commands(
     prefix: &str,
 ) -> Result<(), RefusedCommand> {
     let refused = |command| move |error| RefusedCommand { command, error: CacheError::of(&error) };
+    let ping = redis::cmd("PING").query_async::<()>(redis).await;
+    ping.map_err(refused("PING"))?;
     let key = format!("{prefix}:{{doctor}}:{}", uuid::Uuid::new_v4().simple());
     for (command, arguments) in COMMANDS {
         let mut call = redis::cmd(command);

@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// The checks that `handoff doctor --json` printed.
-struct Report(Vec<Value>);
+pub struct Report(pub Vec<Value>);
 
 impl Report {
     /// The only check of this area and name.
@@ -39,7 +39,7 @@ impl Report {
     }
 
     /// Asserts that the check is a finding with a cost and these words.
-    fn assert_finding(&self, area: &str, name: &str, words: &[&str]) {
+    pub fn assert_finding(&self, area: &str, name: &str, words: &[&str]) {
         let check = self.check(area, name);
         assert_eq!(check["verdict"], "finding", "{check}");
         assert!(check["cost"].is_string(), "{check}");
@@ -56,7 +56,7 @@ impl Report {
     }
 }
 
-async fn doctor(env: &TestEnv, flags: &[&str]) -> Report {
+pub async fn doctor(env: &TestEnv, flags: &[&str]) -> Report {
     let arguments = [&["doctor", "--json"], flags].concat();
     let output =
         within_timeout("its exit", command(&arguments, &env.settings).output()).await.unwrap();

@@ -4,7 +4,10 @@ use std::fs;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
 
-use crate::support::{Node, TestEnv, Worker, log_text, redis, wait_until};
+use crate::{
+    doctor::doctor,
+    support::{Node, TestEnv, Worker, log_text, redis, required_env, wait_until},
+};
 
 const CLUSTER: [&str; 2] = ["--cluster-enabled", "yes"];
 /// Every slot of a Redis Cluster.
@@ -33,6 +36,16 @@ async fn assert_refused(
     assert!(worker.metric("handoff_cache_errors_total").await >= 5.0, "{code}");
     let (status, page) = worker.get("/readyz").await;
     assert!(status == 200 && page.contains("degraded"), "{code}: {status} {page}");
+    let report = doctor(env, &[]).await;
+    let names_it = |check: &serde_json::Value| {
+        let says =
+            |field: &str, text: &str| check[field].as_str().unwrap_or_default().contains(text);
+        check["area"] == "redis"
+            && check["verdict"] == "finding"
+            && says("what", &format!("{code}: "))
+            && !says("remedy", "as the worker's user")
+    };
+    assert!(report.0.iter().any(names_it), "{code}: {:#?}", report.0);
 }
 
 /// Starts a worker, has Redis refuse with `code`, and has it accept again.
@@ -60,7 +73,7 @@ async fn major_version(admin: &mut MultiplexedConnection) -> u32 {
 
 #[tokio::test]
 async fn full_memory_and_missing_permissions_and_replicas_are_reported_once_by_name() {
-    let shared = &crate::support::required_env("HANDOFF_REDIS_URL");
+    let shared = &required_env("HANDOFF_REDIS_URL");
     let old = major_version(&mut redis::connect(shared).await).await < 7;
     let no_replicas = async {
         // Redis 6 does not count its replicas before the writes of a script.
@@ -85,6 +98,7 @@ async fn redis_that_cannot_save_is_reported_once_by_name() {
         return;
     }
     let mut env = TestEnv::builder().redis(&node).start().await;
+    let proxy = env.proxy("REDIS_URL").await;
     let worker = env.start_worker().await;
     let mut admin = redis::connect(&node.url).await;
     // A folder in the place of the snapshot makes every save fail.
@@ -92,23 +106,17 @@ async fn redis_that_cannot_save_is_reported_once_by_name() {
     let mut save = redis::cmd("CONFIG");
     save.arg(&["SET", "save", "3600 1000000"]).query_async::<()>(&mut admin).await.unwrap();
     redis::run(&mut admin, "BGSAVE").await;
-    wait_until("the save has failed", async || {
-        let mut admin = admin.clone();
-        let info: String =
-            redis::cmd("INFO").arg("persistence").query_async(&mut admin).await.unwrap();
-        info.contains("rdb_last_bgsave_status:err")
-    })
-    .await;
+    wait_for_info(&admin, "persistence", "rdb_last_bgsave_status:err").await;
     assert_refused(&mut env, &worker, log_text::REDIS_REFUSES, "MISCONF", "saving").await;
+    doctor(&env, &[]).await.assert_finding("redis", "saving", &["rdb_last_bgsave_status"]);
     // Redis refuses the PING, too, which is an answer: the connection stays.
-    wait_until("the connection was checked", async || {
-        let mut admin = admin.clone();
-        let mut stats = redis::cmd("INFO");
-        let stats: String = stats.arg("commandstats").query_async(&mut admin).await.unwrap();
-        stats.contains("cmdstat_ping:") && stats.contains("rejected_calls=1")
-            || worker.metric("handoff_cache_reconnects_total").await > 0.0
+    proxy.take_sent();
+    wait_until("the connection is checked", async || {
+        String::from_utf8_lossy(&proxy.take_sent()).contains("PING")
     })
     .await;
+    env.publish_request("checked", "user-0").await;
+    env.rabbitmq.next_event().await;
     assert_eq!(worker.metric("handoff_cache_reconnects_total").await, 0.0);
     redis::run(&mut admin, "CONFIG SET stop-writes-on-bgsave-error no").await;
     env.publish_request("accepted", "user-0").await;
@@ -126,6 +134,16 @@ async fn replica_without_its_primary_is_reported_once_by_name() {
     redis::run(&mut admin, "REPLICAOF 127.0.0.1 1").await;
     let unavailable = log_text::REDIS_UNAVAILABLE;
     assert_refused(&mut env, &worker, unavailable, "MASTERDOWN", "the primary").await;
+}
+
+/// Waits until `INFO` says this.
+async fn wait_for_info(admin: &MultiplexedConnection, section: &str, line: &str) {
+    wait_until(line, async || {
+        let mut admin = admin.clone();
+        let info: String = redis::cmd("INFO").arg(section).query_async(&mut admin).await.unwrap();
+        info.contains(line)
+    })
+    .await;
 }
 
 async fn add_slots(admin: &mut MultiplexedConnection) {
@@ -168,8 +186,8 @@ async fn node_of_a_redis_cluster_is_reported_once_by_name() {
 
 #[tokio::test]
 async fn redis_that_loads_its_data_is_reported_once_by_name() {
-    // While it loads, Redis answers each 2 MiB: here after each key, four times a second.
-    let options = ["--key-load-delay", "250000", "--rdbcompression", "no"];
+    // While it loads, Redis answers each 2 MiB: here after each key, twice a second.
+    let options = ["--key-load-delay", "500000", "--rdbcompression", "no"];
     let node = Node::redis_with(&options).await;
     if node.is_in_docker() {
         return;
@@ -177,10 +195,14 @@ async fn redis_that_loads_its_data_is_reported_once_by_name() {
     let mut env = TestEnv::builder().redis(&node).start().await;
     let worker = env.start_worker().await;
     let mut admin = redis::connect(&node.url).await;
-    let script = "for n = 1, 16 do redis.call('SET', 'key-' .. n, string.rep('v', 2200000)) end";
-    redis::cmd("EVAL").arg(script).arg(0).query_async::<()>(&mut admin).await.unwrap();
-    redis::run(&mut admin, "SAVE").await;
+    for number in 0..8 {
+        redis::set(&mut admin, &format!("key-{number}"), &vec![b'v'; 2_200_000]).await;
+    }
+    redis::run(&mut admin, "BGSAVE").await;
+    wait_for_info(&admin, "persistence", "rdb_changes_since_last_save:0").await;
     node.kill().await;
+    env.publish_request("r-0", "ann").await;
+    env.rabbitmq.next_event().await;
     let serve = async {
         worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
         wait_until("a refusal is counted", async || {
@@ -192,5 +214,8 @@ async fn redis_that_loads_its_data_is_reported_once_by_name() {
     };
     tokio::join!(node.start(), serve);
     worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
-    assert_eq!(worker.log_lines(log_text::REDIS_UNAVAILABLE).len(), 1);
+    let warnings = worker.log_lines(log_text::REDIS_UNAVAILABLE);
+    let loading =
+        |warning: &&serde_json::Value| warning["error"].as_str().unwrap().starts_with("LOADING: ");
+    assert_eq!(warnings.iter().filter(loading).count(), 1, "{warnings:?}");
 }
