@@ -4,8 +4,13 @@
 //! process dies. Each pass may count as a redelivery, and the dead queue has no dead-letter
 //! exchange: at the delivery limit, 20 by default since RabbitMQ 4.0, a dead letter would be lost.
 //! One that is close to the limit is therefore replaced by a copy.
+//!
+//! A replay may take hours, and RabbitMQ closes the channel of a message that is unsettled for longer
+//! than `consumer_timeout` (30 minutes by default). So a replay moves letters that it has held for
+//! long to the end of the queue, behind those that it will still receive.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -14,7 +19,7 @@ use lapin::{
     options::{BasicGetOptions, BasicNackOptions},
     types::FieldTable,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     acks::Acks,
@@ -32,6 +37,12 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+/// How long a replay holds a letter unsettled.
+/// RabbitMQ checks its `consumer_timeout` once a minute, and its guide warns of values below that.
+pub(crate) const MAX_HOLD: Duration = Duration::from_secs(10);
+/// How many bytes of bodies a replay holds.
+const MAX_HELD_BYTES: usize = 16 << 20;
+
 /// The dead queue, and the dead letters received from it.
 pub(crate) struct DeadQueue {
     connection: Connection,
@@ -40,7 +51,17 @@ pub(crate) struct DeadQueue {
     /// How many dead letters of the first count [`Self::next`] will still return.
     /// Later arrivals stay in the queue.
     pub(crate) remaining: u32,
+    /// The first count.
+    total: u32,
     last_tag: Option<u64>,
+    /// Letters that a replay leaves in the queue, the oldest first.
+    held: VecDeque<Held>,
+    held_bytes: usize,
+}
+
+struct Held {
+    letter: DeadLetter,
+    since: Instant,
 }
 
 /// A received, unsettled dead letter.
@@ -53,12 +74,21 @@ impl DeadQueue {
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let connection = Connection::open(&settings.url, Role::Client).await?;
         let topology = Arc::new(Topology::new(settings));
-        let remaining = queue_counts(&connection.lapin, topology.dead_queue()).await?.messages;
+        let total = queue_counts(&connection.lapin, topology.dead_queue()).await?.messages;
         let acks = Acks::new(open_channel(&connection.lapin).await?);
         // Never exposed: a command has no /metrics.
         let metrics = Metrics::new();
         let publisher = Publisher::new(Arc::clone(&connection.lapin), topology, 1, metrics);
-        Ok(Self { connection, acks, publisher, remaining, last_tag: None })
+        Ok(Self {
+            connection,
+            acks,
+            publisher,
+            remaining: total,
+            total,
+            last_tag: None,
+            held: VecDeque::new(),
+            held_bytes: 0,
+        })
     }
 
     /// Receives the next dead letter, or `None` after as many as there were at first.
@@ -90,9 +120,49 @@ impl DeadQueue {
     ///
     /// Fails if it was close to the delivery limit and RabbitMQ did not confirm its copy.
     pub(crate) async fn keep(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        if letter.delivery.redeliveries() < SUSPECT_REDELIVERIES {
-            return Ok(());
+        if letter.is_near_limit() { self.move_to_end(letter).await } else { Ok(()) }
+    }
+
+    /// Leaves a dead letter in its queue, and moves it to the end once it was held for long.
+    pub(crate) async fn hold(&mut self, letter: DeadLetter) -> Result<(), PublishError> {
+        if letter.is_near_limit() {
+            return self.move_to_end(&letter).await;
         }
+        self.held_bytes += letter.delivery.body().len();
+        self.held.push_back(Held { letter, since: Instant::now() });
+        self.move_held().await
+    }
+
+    /// When to call [`Self::move_held`] next.
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.held.front().map(|held| held.since + MAX_HOLD)
+    }
+
+    /// Moves letters that were held for long, or that take too much memory, to the end of the queue.
+    ///
+    /// Like any copy, one may be doubled if this process is killed between RabbitMQ's confirm and the ack.
+    pub(crate) async fn move_held(&mut self) -> Result<(), PublishError> {
+        while let Some(Held { letter, since }) = self.held.front()
+            && (since.elapsed() >= MAX_HOLD || self.held_bytes > MAX_HELD_BYTES)
+        {
+            self.move_to_end(letter).await?;
+            self.held_bytes -= letter.delivery.body().len();
+            self.held.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Returns all held letters to the queue, so that [`Self::next`] receives all letters again.
+    pub(crate) fn rewind(&mut self) {
+        for held in self.held.drain(..) {
+            held.letter.delivery.requeue();
+        }
+        self.held_bytes = 0;
+        self.remaining = self.total;
+    }
+
+    /// Replaces a dead letter by a copy at the end of the queue.
+    async fn move_to_end(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         let copy = same_copy(letter.delivery.properties());
         let queue = self.publisher.topology().dead_queue();
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
@@ -118,6 +188,11 @@ impl DeadQueue {
 }
 
 impl DeadLetter {
+    /// Whether it was returned to its queue so often that RabbitMQ may soon drop it.
+    fn is_near_limit(&self) -> bool {
+        self.delivery.redeliveries() >= SUSPECT_REDELIVERIES
+    }
+
     /// The request's id, from the worker's header, the body or the properties.
     pub(crate) fn request_id(&self) -> Option<String> {
         let delivery = &self.delivery;

@@ -21,7 +21,7 @@ mod topology;
 pub(crate) use self::{
     amqp::{rpc, short_string},
     connection::{Connection, FrameMax, Role},
-    dead_queue::{DeadLetter, DeadQueue},
+    dead_queue::{DeadLetter, DeadQueue, MAX_HOLD},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::BrokerError,
     republish::Tried,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    Message, TestEnv, log_text,
+    Message, Node, TestEnv, log_text,
     rabbitmq::{field_table, long_string},
     wait_until, within_timeout,
     worker::{Settings, command},
@@ -256,6 +256,37 @@ async fn replay_keeps_its_rate_and_stops_at_an_interrupt() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("interrupted; 1 dead letter sent to the request queue"), "{stderr}");
     wait_for_dead_letters(&env, 19).await;
+}
+
+#[tokio::test]
+async fn replay_outlasts_the_consumer_timeout() {
+    let node = Node::rabbitmq().await;
+    // RabbitMQ reads both when a channel opens. By default it looks once a minute.
+    let settings = ["consumer_timeout, 12000", "channel_tick_interval, 500"];
+    let set = settings.map(|setting| format!("application:set_env(rabbit, {setting})"));
+    node.ctl(&["eval", &format!("{}.", set.join(", "))]).await;
+    let env = TestEnv::builder().rabbitmq(&node).start().await;
+    env.declare_topology().await;
+    let dead = env.dead_queue();
+    for (id, reason) in [("kept-1", "other"), ("a", "mine"), ("b", "mine"), ("kept-2", "other")] {
+        env.rabbitmq.publish_to_queue(&dead, &letter(id, reason, "2020-01-31T12:00:00Z")).await;
+    }
+    let output = run(&env, &["replay", "--reason", "mine", "--rate", "1/14s"]).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr, "2 dead letters sent to the request queue\n");
+    assert!(output.status.success());
+    wait_for_dead_letters(&env, 2).await;
+    let mut left = [env.rabbitmq.take(&dead).await, env.rabbitmq.take(&dead).await];
+    left.sort_by_key(|message| message.text_header("x-handoff-request-id"));
+    for (message, id) in left.iter().zip(["kept-1", "kept-2"]) {
+        // The one that was held for long is a copy, and like the original.
+        let original = letter(id, "other", "2020-01-31T12:00:00Z");
+        assert_eq!(message.body, original.body);
+        for name in ["mine", "x-handoff-request-id", "x-handoff-reason", "x-handoff-failed-at"] {
+            assert_eq!(message.header(name), original.header(name), "{name}");
+        }
+    }
+    assert_eq!(env.rabbitmq.depth(&env.rabbitmq.queue.clone()).await, 2);
 }
 
 #[tokio::test]

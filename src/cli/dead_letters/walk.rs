@@ -8,7 +8,7 @@ use std::{
 use indicatif::ProgressBar;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    time::{Interval, MissedTickBehavior, interval},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use super::{
     view::{Row, message_json, table},
 };
 use crate::{
-    broker::{DeadLetter, DeadQueue},
+    broker::{DeadLetter, DeadQueue, MAX_HOLD},
     cli::{
         errors::CliError,
         output::{note, print_json, print_line, progress_bar},
@@ -50,6 +50,10 @@ impl<'a> Walk<'a> {
 
     /// The next letter that matches. Keeps the others in the queue.
     async fn next(&mut self) -> Result<Option<DeadLetter>, CliError> {
+        self.next_and(Others::Keep).await
+    }
+
+    async fn next_and(&mut self, others: Others) -> Result<Option<DeadLetter>, CliError> {
         loop {
             if self.interrupted.is_cancelled() {
                 return Err(CliError::Failed("interrupted".to_owned()));
@@ -61,7 +65,10 @@ impl<'a> Walk<'a> {
                 self.missing.retain(|missing| Some(missing) != id.as_ref());
                 return Ok(Some(letter));
             }
-            self.keep(&letter).await?;
+            match others {
+                Others::Keep => self.keep(&letter).await?,
+                Others::Hold => self.queue.hold(letter).await.map_err(CliError::failed)?,
+            }
         }
     }
 
@@ -104,13 +111,24 @@ impl<'a> Walk<'a> {
     /// Publishes letters to the request queue, at most one in each interval.
     pub(super) async fn replay(&mut self, min_interval: Option<Duration>) -> Result<(), CliError> {
         let mut ticks = min_interval.map(ticks);
-        let total = self.queue.remaining.into();
+        // No letter is held over a long interval: each is received when it is due. Where to stop is
+        // counted before.
+        let is_sparse = min_interval.is_some_and(|interval| interval > MAX_HOLD);
+        let total = if is_sparse { self.count().await? } else { self.queue.remaining.into() };
         counted(total, "sent", " to the request queue", async |sent| {
-            while let Some(letter) = self.next().await? {
+            while sent.position() < total {
                 if let Some(ticks) = &mut ticks
-                    && self.interrupted.run_until_cancelled(ticks.tick()).await.is_none()
+                    && is_sparse
                 {
-                    // `next` reports the interruption. The letter returns to the queue.
+                    self.wait(ticks).await?;
+                }
+                let Some(letter) = self.next_and(Others::Hold).await? else { break };
+                if let Some(ticks) = &mut ticks
+                    && !is_sparse
+                    && self.wait(ticks).await? == Waited::Interrupted
+                {
+                    // `next_and` reports the interruption.
+                    self.keep(&letter).await?;
                     continue;
                 }
                 self.queue.replay(&letter).await.map_err(CliError::failed)?;
@@ -119,6 +137,29 @@ impl<'a> Walk<'a> {
             Ok(())
         })
         .await
+    }
+
+    /// Counts the letters that match, and starts over.
+    async fn count(&mut self) -> Result<u64, CliError> {
+        let mut count = 0;
+        while let Some(letter) = self.next_and(Others::Hold).await? {
+            count += 1;
+            self.queue.hold(letter).await.map_err(CliError::failed)?;
+        }
+        self.queue.rewind();
+        Ok(count)
+    }
+
+    /// Waits for the next tick. Meanwhile moves letters that were held for long.
+    async fn wait(&mut self, ticks: &mut Interval) -> Result<Waited, CliError> {
+        loop {
+            let held_until = self.queue.held_until();
+            tokio::select! {
+                () = self.interrupted.cancelled() => return Ok(Waited::Interrupted),
+                _ = ticks.tick() => return Ok(Waited::Due),
+                () = at(held_until) => self.queue.move_held().await.map_err(CliError::failed)?,
+            }
+        }
     }
 
     /// Deletes letters. Unless the user has confirmed it already, asks first if stdin is a terminal.
@@ -140,6 +181,30 @@ impl<'a> Walk<'a> {
             Ok(())
         })
         .await
+    }
+}
+
+/// What becomes of letters that do not match.
+#[derive(Clone, Copy)]
+enum Others {
+    /// They stay unsettled until the end.
+    Keep,
+    /// They stay unsettled for a while, and then move to the end of the queue.
+    Hold,
+}
+
+/// Why a wait for the next tick ended.
+#[derive(PartialEq, Eq)]
+enum Waited {
+    Due,
+    Interrupted,
+}
+
+/// Completes at a time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
