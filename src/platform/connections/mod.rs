@@ -36,6 +36,7 @@ pub(super) use self::{
     clients::{ConnectionSettings, Reuse},
     reply::{Reply, TransportError},
 };
+use crate::units::millis;
 
 /// How often a call that the platform did not process is sent again, and how often one that waits for a
 /// stream is moved to another connection.
@@ -112,7 +113,7 @@ impl Connections {
 
     /// A call was answered well.
     pub(super) fn answered(&self, now: Instant) {
-        let answered = now.saturating_duration_since(self.started).as_millis() as u64;
+        let answered = millis(now.saturating_duration_since(self.started));
         self.last_answer.store(answered.max(1), Ordering::Relaxed);
     }
 

@@ -37,7 +37,7 @@ pub(super) enum Weight {
     Never,
 }
 
-/// The recent answers to session calls, as far as they tell an outage from a request's own fault.
+/// The recent answers to session calls, as far as they distinguish an outage from a request's own fault.
 #[derive(Default)]
 pub(super) struct Evidence {
     /// The workflows that were answered well, the latest first.
