@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     errors::CliError,
+    logging,
     output::{print_line, qr_code},
     signals,
 };
@@ -25,7 +26,6 @@ use crate::{
     health,
     message::READY,
     sandbox::{Options, Sandbox},
-    telemetry::logs,
     worker,
 };
 
@@ -60,7 +60,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(CliError::failed)?;
     let sandbox = Sandbox::start(listener, options).map_err(CliError::failed)?;
     let settings = settings(args.settings, &sandbox)?;
-    logs::init(&settings.log);
+    logging::init(&settings.log);
     let signals = signals::listen()?;
     signals.cut_short(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await?
 }

@@ -5,6 +5,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod errors;
+mod logging;
 mod man;
 mod output;
 mod request;

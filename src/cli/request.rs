@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::{
     errors::CliError,
+    logging,
     output::{note, object, print_json, progress_bar, qr_code},
 };
 use crate::{
@@ -22,7 +23,6 @@ use crate::{
     config::{BrokerFlags, BrokerSettings, parse_duration},
     message::{Decoded, READY, decode_request},
     printable::escape,
-    telemetry::logs,
 };
 
 /// Publishes requests and waits for their events
@@ -68,7 +68,7 @@ pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
         Some(path) => bodies_in_file(path)?,
         None => vec![body_of_flags(&args)?],
     };
-    logs::init(&log);
+    logging::init(&log);
     let mut client = Client::connect(&config).await.map_err(CliError::not_connected)?;
     let result = publish_and_wait(&mut client, bodies, &args).await;
     client.close().await;

@@ -2,12 +2,10 @@
 
 use clap::Args;
 
-use super::{errors::CliError, signals};
+use super::{errors::CliError, logging, signals};
 use crate::{
     config::{RunFlags, Settings},
-    health,
-    telemetry::logs,
-    worker,
+    health, worker,
 };
 
 /// Consumes requests, makes links, publishes events
@@ -25,7 +23,7 @@ pub(super) struct RunArgs {
 
 pub(super) async fn run(args: RunArgs) -> Result<(), CliError> {
     let settings = Settings::parse(&args.settings)?;
-    logs::init(&settings.log);
+    logging::init(&settings.log);
     let signals = signals::listen()?;
     let listener = health::listen(settings.worker.http_addr).await.map_err(CliError::failed)?;
     let run = worker::run(settings, listener, signals.shutdown.clone());

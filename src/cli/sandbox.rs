@@ -5,11 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Arg, Args, ValueEnum, builder::BoolishValueParser};
 use tokio::net::TcpListener;
 
-use super::{errors::CliError, output::print_line, signals};
+use super::{errors::CliError, logging, output::print_line, signals};
 use crate::{
     config::{LogFlags, LogSettings, RateLimit, parse_duration, parse_rate},
     sandbox::{Options, Sandbox, TokenAlphabet},
-    telemetry::logs,
 };
 
 /// Simulates the platform: its two calls, and the pages that people open
@@ -78,7 +77,7 @@ enum Alphabet {
 }
 
 pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
-    logs::init(&LogSettings::parse(&args.settings)?);
+    logging::init(&LogSettings::parse(&args.settings)?);
     let signals = signals::listen()?;
     let addr = args.addr;
     let options =

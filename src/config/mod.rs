@@ -13,6 +13,7 @@ mod setting;
 mod settings;
 pub(crate) mod table;
 mod units;
+mod unknown;
 mod values;
 
 pub(crate) use self::{
@@ -21,6 +22,7 @@ pub(crate) use self::{
     raw::{DEMO_LOG, DEMO_WORKFLOW},
     secret_file::read_api_key,
     units::{parse_duration, parse_rate},
+    unknown::{UnknownVariable, unknown_variables},
     values::is_header_value,
 };
 pub use self::{

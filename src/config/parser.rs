@@ -6,12 +6,24 @@ use super::{
     raw::RawSettings,
     secret_file::read_secret_file,
     setting::{OptionalSetting, ParseResult, Setting, Source, Spec},
+    unknown::{UnknownVariable, unknown_variables},
 };
 
 /// Every error in the configuration. Holds variable names and how to fix them, no values.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("configuration errors: {}\n  {}", .0.len(), .0.join("\n  "))]
-pub struct ConfigErrors(Vec<String>);
+#[error("configuration errors: {}\n  {}{}", .errors.len(), .errors.join("\n  "), describe(.unknown))]
+pub struct ConfigErrors {
+    errors: Vec<String>,
+    /// A variable that is not a setting may be the reason why another is missing.
+    unknown: Vec<UnknownVariable>,
+}
+
+fn describe(unknown: &[UnknownVariable]) -> String {
+    let lines = unknown.iter().map(|UnknownVariable { name, nearest }| {
+        format!("\n{name} is not a setting and is ignored; the nearest is {nearest}")
+    });
+    lines.collect()
+}
 
 /// The text of a setting, and where it was found.
 struct Text {
@@ -36,7 +48,9 @@ impl<'a> Parser<'a> {
     ) -> Result<T, ConfigErrors> {
         let mut parser = Self { raw, errors: Vec::new() };
         let settings = assemble(&mut parser);
-        settings.filter(|_| parser.errors.is_empty()).ok_or(ConfigErrors(parser.errors))
+        settings
+            .filter(|_| parser.errors.is_empty())
+            .ok_or_else(|| ConfigErrors { errors: parser.errors, unknown: unknown_variables() })
     }
 
     /// Records an error that a check across settings has found.

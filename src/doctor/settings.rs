@@ -10,7 +10,7 @@ use super::{
     format::{quoted, span},
 };
 use crate::{
-    config::{Settings, ignored_variables, is_loopback},
+    config::{Settings, UnknownVariable, ignored_variables, is_loopback, unknown_variables},
     tls,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     checks.extend(delays(settings));
     checks.extend(proxy_variables(settings));
     checks.extend(authorities(settings));
+    checks.extend(unknown_variables().into_iter().map(|variable| unknown(&variable)));
 }
 
 fn encryption(settings: &Settings) -> Vec<Check> {
@@ -53,6 +54,13 @@ fn encryption(settings: &Settings) -> Vec<Check> {
         checks.push(Check::ok("encryption", "every connection to another machine uses TLS"));
     }
     checks
+}
+
+fn unknown(variable: &UnknownVariable) -> Check {
+    let UnknownVariable { name, nearest } = variable;
+    Check::hint("unknown", format!("{name} is not a setting"))
+        .cost("it has no effect")
+        .remedy(format!("check its name, or unset it; the nearest setting is {nearest}"))
 }
 
 fn is_local(url: &Url) -> bool {

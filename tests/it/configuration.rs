@@ -2,7 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{within_timeout, worker::command};
+use serde_json::json;
+
+use crate::{
+    doctor::doctor,
+    support::{TempFile, TestEnv, log_text, within_timeout, worker::command},
+};
 
 /// A value that no error may contain.
 const SECRET: &str = "v4lue-must-not-leak";
@@ -181,4 +186,62 @@ async fn unknown_flag_is_reported_without_its_value() {
         assert_eq!(status, Some(2));
         assert!(!stderr.contains(SECRET), "{stderr}");
     }
+}
+
+/// Variables that Kubernetes sets in each pod for Services called `handoff` and `handoff-metrics`.
+const SERVICE_LINKS: [&str; 7] = [
+    "SERVICE_HOST",
+    "SERVICE_PORT",
+    "SERVICE_PORT_METRICS",
+    "PORT",
+    "PORT_9464_TCP",
+    "PORT_9464_TCP_ADDR",
+    "METRICS_PORT_9464_TCP_PROTO",
+];
+
+#[tokio::test]
+async fn unknown_setting_is_one_warning_that_names_the_nearest_and_no_value() {
+    let mut env = TestEnv::start().await;
+    for name in SERVICE_LINKS {
+        env.set(name, "tcp://v4lue-must-not-leak:9464");
+    }
+    let api_key = TempFile::new("k");
+    env.settings.remove("HANDOFF_IDV_API_KEY");
+    env.set("IDV_API_KEY_FILE", api_key.path());
+    let worker = env.start_worker().await;
+    assert!(worker.log_lines(log_text::UNKNOWN_SETTING).is_empty());
+    worker.stop().await;
+
+    env.set("CONCURENCY", SECRET).set("IDV_TIMEOUT_FILE", SECRET);
+    let worker = env.start_worker().await;
+    let warnings = worker.log_lines(log_text::UNKNOWN_SETTING);
+    let named = |field: &str| warnings.iter().map(|line| line[field].clone()).collect::<Vec<_>>();
+    assert_eq!(named("variable"), ["HANDOFF_CONCURENCY", "HANDOFF_IDV_TIMEOUT_FILE"]);
+    assert_eq!(named("nearest"), ["HANDOFF_CONCURRENCY", "HANDOFF_IDV_TIMEOUT"]);
+    assert_eq!(named("level"), ["WARN", "WARN"]);
+    let report = doctor(&env, &[]).await;
+    let unknown = report.0.iter().filter(|check| check["name"] == "unknown");
+    let unknown: Vec<_> = unknown.map(|check| &check["verdict"]).collect();
+    assert_eq!(unknown, [&json!("hint"), &json!("hint")]);
+    assert!(!json!(report.0).to_string().contains(SECRET));
+    assert!(!worker.stop_and_output().await.contains(SECRET));
+
+    // Commands that read only some of the settings know the others.
+    env.set("AMQP_URL", "amqp://127.0.0.1:1");
+    let listing = command(&["dead-letters", "list"], &env.settings).output();
+    let output = within_timeout("its exit", listing).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.matches(log_text::UNKNOWN_SETTING).count(), 2, "{stderr}");
+    assert!(!stderr.contains(SECRET), "{stderr}");
+}
+
+#[tokio::test]
+async fn missing_setting_is_reported_together_with_the_misspelt_one() {
+    let settings = [("IDV_URL", "https://idv.example.com"), ("IDV_APIKEY", SECRET)];
+    let (status, stderr) = run(&settings, &[]).await;
+    assert_eq!(status, Some(2));
+    assert!(stderr.contains("HANDOFF_IDV_API_KEY: is required"), "{stderr}");
+    let note =
+        "HANDOFF_IDV_APIKEY is not a setting and is ignored; the nearest is HANDOFF_IDV_API_KEY";
+    assert!(stderr.contains(note) && !stderr.contains(SECRET), "{stderr}");
 }

@@ -13,11 +13,10 @@ use self::{
     filter::{Filter, parse_interval, required_filter},
     walk::Walk,
 };
-use super::{errors::CliError, signals};
+use super::{errors::CliError, logging, signals};
 use crate::{
     broker::DeadQueue,
     config::{BrokerFlags, BrokerSettings},
-    telemetry::logs,
 };
 
 /// Lists, shows, replays or drops requests that failed
@@ -98,7 +97,7 @@ pub(super) async fn run(args: DeadLettersArgs) -> Result<(), CliError> {
         Action::Drop(args) => (&args.settings, &args.filter),
     };
     let (settings, log) = BrokerSettings::parse(flags)?;
-    logs::init(&log);
+    logging::init(&log);
     let signals = signals::listen()?;
     signals.cut_short(act(&args.action, &settings, filter, &signals.shutdown)).await?
 }

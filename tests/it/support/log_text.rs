@@ -4,6 +4,7 @@
 pub const SERVING_HTTP: &str = "serving /livez, /readyz and /metrics";
 pub const AUTHORITIES_UNREADABLE: &str =
     "certificate authorities cannot be read: TLS connections that need them will fail";
+pub const UNKNOWN_SETTING: &str = "unknown setting ignored: check its name";
 pub const SHUTTING_DOWN: &str = "shutting down";
 pub const STOPPED: &str = "stopped";
 pub const SECOND_SIGNAL: &str = "handoff: stopped at once by a second signal";
