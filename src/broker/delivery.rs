@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     acks::Acks,
-    republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, REQUEST_ID},
+    republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, EVENT_REFUSED, REQUEST_ID},
 };
 
 /// Limit of writing an ack.
@@ -89,6 +89,12 @@ impl Delivery {
     /// How often the platform deferred this request alone, on earlier deliveries.
     pub(crate) fn previous_deferrals(&self) -> u32 {
         self.number(DEFERRED)
+    }
+
+    /// Whether an earlier `handoff.ready` of this request was refused.
+    pub(crate) fn event_refused(&self) -> bool {
+        let refused = self.headers().and_then(|headers| headers.inner().get(EVENT_REFUSED));
+        refused == Some(&AMQPValue::Boolean(true))
     }
 
     /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.

@@ -24,7 +24,7 @@ pub(crate) use self::{
     dead_queue::{DeadLetter, DeadQueue, MAX_HOLD},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::BrokerError,
-    republish::Tried,
+    republish::{DeadLetterReason, Tried},
     server_properties::{ServerProperties, server_properties},
     session::BrokerSession,
     settle::{PostponeReason, Settled, Settlement, settle, until_confirmed},

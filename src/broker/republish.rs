@@ -19,6 +19,8 @@ pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
 pub(super) const ATTEMPT: &str = "x-handoff-attempt";
 /// On copies: how often the platform deferred the request alone.
 pub(super) const DEFERRED: &str = "x-handoff-deferred";
+/// On copies and dead letters: `handoff.ready` was refused, and a queue may have received it all the same.
+pub(super) const EVENT_REFUSED: &str = "x-handoff-event-refused";
 /// On dead letters: the reason's code.
 pub(super) const REASON: &str = "x-handoff-reason";
 /// On dead letters: the reason's message.
@@ -62,6 +64,32 @@ pub(crate) struct Tried<'a> {
     pub(crate) attempts: u32,
     /// How often the platform deferred it alone.
     pub(crate) deferrals: u32,
+    /// RabbitMQ refused its `handoff.ready` at least once.
+    pub(crate) event_refused: bool,
+}
+
+/// Why a request is dead-lettered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeadLetterReason {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl From<FailedReason> for DeadLetterReason {
+    fn from(FailedReason { code, message }: FailedReason) -> Self {
+        Self { code: code.as_str(), message }
+    }
+}
+
+impl DeadLetterReason {
+    /// The request's `handoff.ready` was refused before it failed.
+    pub(crate) fn event_refused(failed: &FailedReason) -> Self {
+        let message = format!(
+            "a queue refused or did not confirm `handoff.ready`, and another may have received it; {}",
+            failed.message
+        );
+        Self { code: "event_refused", message }
+    }
 }
 
 pub(super) fn retry_copy(
@@ -75,12 +103,12 @@ pub(super) fn retry_copy(
 pub(super) fn dead_letter(
     of: &BasicProperties,
     tried: Tried<'_>,
-    reason: &FailedReason,
+    reason: &DeadLetterReason,
     failed_at: SystemTime,
     frame_max: usize,
 ) -> BasicProperties {
     let mut headers = copy_headers(of, tried, frame_max);
-    headers.insert(REASON.into(), long_string(reason.code.as_str()));
+    headers.insert(REASON.into(), long_string(reason.code));
     headers.insert(DETAIL.into(), long_string(&reason.message));
     headers.insert(FAILED_AT.into(), long_string(&format_date_time(failed_at)));
     with_headers(of, headers)
@@ -115,6 +143,9 @@ fn copy_headers(of: &BasicProperties, tried: Tried<'_>, frame_max: usize) -> Fie
     headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(tried.attempts.into()));
     if tried.deferrals > 0 {
         headers.insert(DEFERRED.into(), AMQPValue::LongLongInt(tried.deferrals.into()));
+    }
+    if tried.event_refused {
+        headers.insert(EVENT_REFUSED.into(), AMQPValue::Boolean(true));
     }
     headers
 }

@@ -12,7 +12,7 @@ use super::{
     error::PublishError,
     log,
     publisher::Publisher,
-    republish::{Tried, dead_letter, retry_copy, untried_copy},
+    republish::{DeadLetterReason, Tried, dead_letter, retry_copy, untried_copy},
 };
 use crate::{
     message::{FailedReason, RequestId},
@@ -35,7 +35,7 @@ pub(crate) enum Settlement<'a> {
     /// `cause` says in the log why this attempt failed.
     Retry { queue: &'a str, cause: String },
     /// Publish a copy to the dead queue, then ack: the request cannot be served.
-    DeadLetter(FailedReason),
+    DeadLetter(DeadLetterReason),
     /// Return it to the request queue, for any worker to take. Spends no attempt.
     Requeue,
     /// Publish a copy to the end of the request queue or to a retry queue, then ack. Spends no attempt.

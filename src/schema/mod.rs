@@ -194,7 +194,10 @@ fn schemas() -> Value {
                 "x-handoff-attempt": { "type": "integer", "minimum": 1, "description": "Attempts made so far." },
                 "x-handoff-deferred": { "type": "integer", "minimum": 1, "description": "How often the platform \
                     has deferred this request alone (`Retry-After`)." },
-                "x-handoff-reason": text("On dead letters: the `reason.code` of the event."),
+                "x-handoff-event-refused": { "type": "boolean", "description": "On copies and dead letters: true \
+                    once RabbitMQ has refused `handoff.ready`, which a queue may have received all the same." },
+                "x-handoff-reason": text("On dead letters: the `reason.code` of the event, or `event_refused`, \
+                    for which there is no event."),
                 "x-handoff-detail": text("On dead letters: the `reason.message` of the event."),
                 "x-handoff-failed-at": { "type": "string", "format": "date-time", "description": "On dead letters." },
             },

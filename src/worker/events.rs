@@ -58,6 +58,9 @@ impl Events {
             }
             Err(PublishError::Disconnected) => Err(Failure::Interrupted),
             Err(error) => {
+                if matches!(error, PublishError::Refused | PublishError::Unconfirmed) {
+                    metadata.set_event_refused();
+                }
                 Err(Failure::Transient(format!("`handoff.ready` not published: {error}")))
             }
         }

@@ -1,7 +1,7 @@
 //! What a delivery carries besides its body: ids, trace context, attempts.
 
 use std::{
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::SystemTime,
 };
 
@@ -21,6 +21,8 @@ pub(super) struct Metadata {
     pub(super) attempts: u32,
     /// How often the platform deferred this request alone. Grows while the request is served.
     pub(super) deferrals: AtomicU32,
+    /// RabbitMQ refused the request's `handoff.ready`, on this delivery or an earlier one.
+    event_refused: AtomicBool,
     /// RabbitMQ has redelivered it so often that its delivery limit is near.
     pub(super) was_returned_often: bool,
     /// When the producer published the request, to the second.
@@ -43,6 +45,7 @@ impl Metadata {
             span: traces.delivery(trace, queue),
             attempts: delivery.previous_attempts().saturating_add(1),
             deferrals: delivery.previous_deferrals().into(),
+            event_refused: delivery.event_refused().into(),
             was_returned_often: delivery.redeliveries() >= SUSPECT_REDELIVERIES,
             published_at: delivery.published_at(),
         }
@@ -67,6 +70,17 @@ impl Metadata {
             request_id: &self.request_id,
             attempts: self.attempts,
             deferrals: self.deferrals.load(Ordering::Relaxed),
+            event_refused: self.event_refused(),
         }
+    }
+
+    /// Records that `handoff.ready` was refused or not confirmed. Where several queues are bound, one that
+    /// has room has received it, so `handoff.failed` may not follow any more.
+    pub(super) fn set_event_refused(&self) {
+        self.event_refused.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn event_refused(&self) -> bool {
+        self.event_refused.load(Ordering::Relaxed)
     }
 }

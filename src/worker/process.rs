@@ -11,7 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{events::Events, hold::HoldLimit, log, metadata::Metadata};
 use crate::{
-    broker::{Delivery, PostponeReason, Publisher, Settled, Settlement, Topology, settle},
+    broker::{
+        DeadLetterReason, Delivery, PostponeReason, Publisher, Settled, Settlement, Topology,
+        settle,
+    },
     handoff::{Failure, Handoff, Job, with_background},
     message::{Decoded, FailedReason, InvalidRequest, ReasonCode, Request, decode_request},
     telemetry::{
@@ -166,7 +169,8 @@ impl Processor {
         }
     }
 
-    /// Publishes `handoff.failed`, then decides how to settle the delivery.
+    /// Publishes `handoff.failed`, unless `handoff.ready` may have been received. Then decides how to settle
+    /// the delivery.
     async fn publish_failed(
         &self,
         reason: FailedReason,
@@ -175,11 +179,14 @@ impl Processor {
         publisher: &Publisher,
         lost: &CancellationToken,
     ) -> Settlement<'static> {
+        if metadata.event_refused() {
+            return Settlement::DeadLetter(DeadLetterReason::event_refused(&reason));
+        }
         match self.events.failed(&reason, request, metadata, publisher, lost).await {
             // Replaying an expired request is pointless, so it is discarded if a queue took its event.
             // Otherwise it is dead-lettered, so that it does not vanish silently.
             Ok(true) if reason.code == ReasonCode::RequestExpired => Settlement::Discard(reason),
-            Ok(_taken) => Settlement::DeadLetter(reason),
+            Ok(_taken) => Settlement::DeadLetter(reason.into()),
             Err(_lost_or_grace_over) => Settlement::Requeue,
         }
     }
@@ -199,7 +206,10 @@ impl Processor {
             Settlement::Done { reused: false } => (Outcome::Ready, None, None),
             Settlement::Done { reused: true } => (Outcome::Reused, None, None),
             Settlement::Retry { cause, .. } => (Outcome::Retried, None, Some(cause)),
-            Settlement::DeadLetter(reason) | Settlement::Discard(reason) => {
+            Settlement::DeadLetter(reason) => {
+                (Outcome::Failed, Some(reason.code), Some(&reason.message))
+            }
+            Settlement::Discard(reason) => {
                 (Outcome::Failed, Some(reason.code.as_str()), Some(&reason.message))
             }
             Settlement::Postpone { reason, .. } => return log::postponed(&metadata, *reason),

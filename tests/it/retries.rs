@@ -196,3 +196,74 @@ async fn ready_event_rejected_by_a_full_queue_is_retried() {
     env.rabbitmq.consume_events().await;
     assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
 }
+
+/// Asserts that the dead letter and the log report a refused event.
+async fn assert_event_refused(env: &TestEnv, line: &serde_json::Value) {
+    assert_eq!(line["outcome"], "failed", "{line}");
+    assert_eq!(line["reason"], "event_refused", "{line}");
+    let letter = env.rabbitmq.take_dead_letter().await;
+    assert_eq!(letter.text_header("x-handoff-reason"), "event_refused");
+    assert_eq!(letter.header("x-handoff-event-refused"), Some(&AMQPValue::Boolean(true)));
+}
+
+/// Asserts that no `handoff.failed` follows: the next new event belongs to another request.
+async fn assert_no_failed_event(env: &mut TestEnv) {
+    env.publish_request("r-last", "last").await;
+    loop {
+        let event = env.rabbitmq.next_event().await;
+        assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+        if event.data()["requestId"] == "r-last" {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn ready_event_that_one_of_two_queues_refuses_is_followed_by_no_failed_event() {
+    let mut env = TestEnv::start().await;
+    env.set("RETRY_DELAYS", "200ms");
+    let worker = env.start_worker().await;
+    let (channel, full) = bind_full_queue(&env, "handoff.ready").await;
+    env.publish_request("r-1", "ann").await;
+    for reused in [false, true] {
+        let event = env.rabbitmq.next_event().await;
+        assert_eq!(event.routing_key, "handoff.ready", "{}", event.json());
+        assert_eq!(event.data()["reused"], reused);
+    }
+    let line = worker.wait_for_finished(2).await;
+    assert_event_refused(&env, &line).await;
+    assert_eq!(worker.metric(r#"handoff_requests_total{outcome="failed"}"#).await, 1.0);
+    channel.queue_delete(full, Default::default()).await.unwrap();
+    assert_no_failed_event(&mut env).await;
+}
+
+#[tokio::test]
+async fn request_that_fails_after_its_event_was_refused_is_a_dead_letter_without_an_event() {
+    let mut env = TestEnv::start().await;
+    env.set("RETRY_DELAYS", "2s");
+    let worker = env.start_worker().await;
+    let (channel, full) = bind_full_queue(&env, "handoff.ready").await;
+    let ends = time::OffsetDateTime::now_utc() + time::Duration::milliseconds(1_900);
+    let ends = ends.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let expiring = json!({ "userId": "ann", "expiresAt": ends });
+    env.rabbitmq.publish_request("r-1", expiring).await;
+    env.publish_request("r-2", "bea").await;
+    assert_eq!(worker.wait_for_finished(2).await["outcome"], "retried");
+    channel.queue_delete(full, Default::default()).await.unwrap();
+    // Both links are lost, one request expires, and the platform rejects the other.
+    for entry in env.redis_entries().await {
+        if entry.key.ends_with(":link") {
+            env.set_redis_value(&entry.key, b"").await;
+        }
+    }
+    env.platform.set_script(|call: &Call| match call.is_token() {
+        true => success(call),
+        false => Answer::status(400),
+    });
+    for finished in 3..=4 {
+        let line = worker.wait_for_finished(finished).await;
+        assert_event_refused(&env, &line).await;
+    }
+    env.platform.set_script(success);
+    assert_no_failed_event(&mut env).await;
+}

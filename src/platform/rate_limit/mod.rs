@@ -50,21 +50,29 @@ struct Queue {
     returned: Notify,
 }
 
-/// Calls that wait for a permit. Each receives the time at which its permit was granted.
+/// Where and when a permit was granted.
+#[derive(Clone, Copy)]
+struct Grant {
+    at: Instant,
+    /// From the shared bucket, which gets it back if it is not used. A permit of the local share is never
+    /// put into the shared bucket, which did not grant it.
+    is_shared: bool,
+}
+
+/// Calls that wait for a permit. Each receives the grant of its permit.
 #[derive(Default)]
 struct Waiters {
-    sessions: VecDeque<oneshot::Sender<Instant>>,
-    tokens: VecDeque<oneshot::Sender<Instant>>,
-    /// Unused permits, by the time they were granted.
-    unused: Vec<Instant>,
+    sessions: VecDeque<oneshot::Sender<Grant>>,
+    tokens: VecDeque<oneshot::Sender<Grant>>,
+    unused: Vec<Grant>,
 }
 
 /// A permit for one call: requested, then granted, then consumed or, if dropped, returned.
 pub(super) struct RatePermit {
     queue: Arc<Queue>,
     call: Call,
-    request: Option<oneshot::Receiver<Instant>>,
-    granted_at: Option<Instant>,
+    request: Option<oneshot::Receiver<Grant>>,
+    grant: Option<Grant>,
 }
 
 impl RateLimiter {
@@ -85,7 +93,7 @@ impl RateLimiter {
     pub(super) fn request(&self, call: Call) -> RatePermit {
         let queue = Arc::clone(&self.queue);
         let request = Some(queue.enqueue(call));
-        RatePermit { queue, call, request, granted_at: None }
+        RatePermit { queue, call, request, grant: None }
     }
 }
 
@@ -96,10 +104,11 @@ impl RatePermit {
             if let Some(request) = &mut self.request {
                 // The dispatcher answers every request. If it ever did not, calls would go unlimited
                 // rather than wait indefinitely.
-                self.granted_at = Some(request.await.unwrap_or_else(|_| Instant::now()));
+                let unlimited = |_| Grant { at: Instant::now(), is_shared: false };
+                self.grant = Some(request.await.unwrap_or_else(unlimited));
                 self.request = None;
             }
-            if self.granted_at.is_some_and(|at| self.queue.is_fresh(at)) {
+            if self.grant.is_some_and(|grant| self.queue.is_fresh(grant)) {
                 return;
             }
             self.give_back();
@@ -109,14 +118,14 @@ impl RatePermit {
 
     /// Uses the permit for a call.
     pub(super) fn consume(mut self) {
-        self.granted_at = None;
+        self.grant = None;
         self.request = None;
     }
 
     fn give_back(&mut self) {
         let granted_late = self.request.take().and_then(|mut request| request.try_recv().ok());
-        if let Some(granted_at) = self.granted_at.take().or(granted_late) {
-            self.queue.waiters.lock().unused.push(granted_at);
+        if let Some(grant) = self.grant.take().or(granted_late) {
+            self.queue.waiters.lock().unused.push(grant);
             self.queue.requested.notify_one();
             self.queue.returned.notify_one();
         }
@@ -130,22 +139,24 @@ impl Drop for RatePermit {
 }
 
 impl Queue {
-    fn is_fresh(&self, granted_at: Instant) -> bool {
-        granted_at.elapsed() < self.permit_lifetime
+    fn is_fresh(&self, grant: Grant) -> bool {
+        grant.at.elapsed() < self.permit_lifetime
     }
 
-    /// Reissues unused permits that are still fresh. Returns how many permits remain, all of which go
-    /// back to the shared bucket, and how many calls still wait.
+    /// Reissues unused permits that are still fresh. Returns how many permits go back to the shared
+    /// bucket, and how many calls still wait.
     fn reissue(&self) -> (usize, u32) {
         let mut waiters = self.waiters.lock();
-        let (fresh, expired): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut waiters.unused).into_iter().partition(|at| self.is_fresh(*at));
+        let (fresh, expired): (Vec<_>, Vec<_>) = std::mem::take(&mut waiters.unused)
+            .into_iter()
+            .partition(|grant| self.is_fresh(*grant));
         waiters.grant(fresh);
-        let remaining = std::mem::take(&mut waiters.unused).len() + expired.len();
+        let unused = std::mem::take(&mut waiters.unused).into_iter().chain(expired);
+        let remaining = unused.filter(|grant| grant.is_shared).count();
         (remaining, waiters.remove_closed_and_count())
     }
 
-    fn enqueue(&self, call: Call) -> oneshot::Receiver<Instant> {
+    fn enqueue(&self, call: Call) -> oneshot::Receiver<Grant> {
         let (grant, request) = oneshot::channel();
         let mut waiters = self.waiters.lock();
         match call {
@@ -166,13 +177,13 @@ impl Waiters {
     }
 
     /// Grants permits to waiting calls, session calls first; the rest become unused permits.
-    fn grant(&mut self, permits: impl IntoIterator<Item = Instant>) {
-        for granted_at in permits {
+    fn grant(&mut self, permits: impl IntoIterator<Item = Grant>) {
+        for grant in permits {
             let mut waiters = std::iter::from_fn(|| {
                 self.sessions.pop_front().or_else(|| self.tokens.pop_front())
             });
-            if !waiters.any(|grant| grant.send(granted_at).is_ok()) {
-                self.unused.push(granted_at);
+            if !waiters.any(|waiter| waiter.send(grant).is_ok()) {
+                self.unused.push(grant);
             }
         }
     }
@@ -190,14 +201,17 @@ async fn dispatch(queue: Arc<Queue>, bucket: SharedBucket, mut share: LocalShare
             queue.requested.notified().await;
             continue;
         }
-        let granted = match bucket(wanted.into()).await {
+        let answer = bucket(wanted.into()).await;
+        let is_shared = answer.is_some();
+        let granted = match answer {
             Some(granted) => {
                 share.reset();
                 granted
             }
             None => share.take(wanted, Instant::now()),
         };
-        let permits = std::iter::repeat_n(Instant::now(), granted.calls as usize);
+        let grant = Grant { at: Instant::now(), is_shared };
+        let permits = std::iter::repeat_n(grant, granted.calls as usize);
         queue.waiters.lock().grant(permits);
         if granted.calls < wanted {
             let pause = granted.wait.clamp(Duration::from_millis(1), MAX_POLL_INTERVAL);

@@ -162,6 +162,18 @@ async fn unused_permit_goes_to_a_waiting_call_or_back_to_the_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn unused_permit_of_the_local_share_is_not_put_into_the_shared_bucket() {
+    let bucket = TestBucket::unreachable();
+    let limiter = limiter(&bucket, 1);
+    let mut unused = limiter.request(Call::Token);
+    unused.granted().await;
+    bucket.set(0);
+    drop(unused);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((bucket.requests(), bucket.left()), (vec![], 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn expired_permit_is_returned_and_requested_again() {
     let bucket = TestBucket::with(1);
     let limiter = limiter(&bucket, 1);
