@@ -116,7 +116,9 @@ pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&s
 /// Checks what a body must fulfil before it is parsed, and skips a byte order mark.
 fn check_body(body: &[u8], max_bytes: usize) -> Result<&str, String> {
     if body.len() > max_bytes {
-        return Err(format!("the body is larger than {max_bytes} bytes"));
+        return Err(format!(
+            "the body is larger than {max_bytes} bytes (HANDOFF_MAX_MESSAGE_BYTES)"
+        ));
     }
     // .NET's `Encoding.UTF8` and Windows' editors write one. RFC 8259, section 8.1, lets a parser skip it.
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);

@@ -1,5 +1,7 @@
 //! Dead letters as text: a table for people, JSON for programs.
 
+use std::time::{Duration, SystemTime};
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use comfy_table::{Table, presets::NOTHING};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -79,7 +81,7 @@ pub(super) fn message_json(letter: &DeadLetter) -> Result<Value, CliError> {
         ("type", text(properties.kind())),
         ("appId", text(properties.app_id())),
         ("replyTo", text(properties.reply_to())),
-        ("timestamp", message.published_at().map(|at| format_date_time(at).into())),
+        ("timestamp", properties.timestamp().map(timestamp_json)),
         ("priority", properties.priority().map(Value::from)),
         ("deliveryMode", properties.delivery_mode().map(Value::from)),
     ]);
@@ -94,6 +96,16 @@ pub(super) fn message_json(letter: &DeadLetter) -> Result<Value, CliError> {
         Err(_) => whole["bodyBase64"] = BASE64_STANDARD.encode(message.body()).into(),
     }
     Ok(whole)
+}
+
+/// A date, or the number where it is none: AMQP has seconds, but some clients and RabbitMQ's AMQP 1.0
+/// write milliseconds.
+fn timestamp_json(seconds: u64) -> Value {
+    const YEAR_10000: u64 = 253_402_300_800;
+    if seconds >= YEAR_10000 {
+        return seconds.into();
+    }
+    format_date_time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).into()
 }
 
 fn table_json(table: &FieldTable) -> Value {
@@ -163,6 +175,14 @@ mod tests {
         );
         let columns = |line: &str| line.split("platform").next().unwrap_or_default().width();
         assert!(table.lines().skip(1).all(|line| columns(line) == 12), "{table}");
+    }
+
+    #[test]
+    fn timestamp_in_milliseconds_is_shown_as_it_is() {
+        assert_eq!(timestamp_json(1_798_794_000), "2027-01-01T09:00:00Z");
+        assert_eq!(timestamp_json(1_798_794_000_000), 1_798_794_000_000_u64);
+        assert_eq!(timestamp_json(u64::MAX), u64::MAX);
+        assert_eq!(timestamp_json(0), "1970-01-01T00:00:00Z");
     }
 
     #[test]
