@@ -8,7 +8,8 @@ use lapin::{
 };
 use thiserror::Error;
 
-use crate::{printable::escape, tls};
+use super::reply;
+use crate::tls;
 
 /// An operation on RabbitMQ that failed, or a connection that was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -16,6 +17,7 @@ use crate::{printable::escape, tls};
 pub(crate) struct BrokerError {
     message: String,
     kind: BrokerErrorKind,
+    consumer_timeout: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ enum BrokerErrorKind {
 
 impl BrokerError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind: BrokerErrorKind::Operation }
+        Self { message: message.into(), kind: BrokerErrorKind::Operation, consumer_timeout: None }
     }
 
     /// A failed operation: `cannot <operation>: <cause>`.
@@ -54,7 +56,12 @@ impl BrokerError {
             }
             _ => BrokerErrorKind::ConnectionLost,
         };
-        Self { kind, ..Self::new(format!("{what}: {}", cause(error))) }
+        let consumer_timeout = match error.kind() {
+            ErrorKind::ProtocolError(error) => reply::consumer_timeout(error),
+            _ => None,
+        };
+        let message = format!("{what}: {}", cause(error));
+        Self { message, kind, consumer_timeout }
     }
 
     pub(crate) fn is_connection_lost(&self) -> bool {
@@ -73,11 +80,7 @@ impl BrokerError {
 
     /// RabbitMQ's `consumer_timeout`, if it closed the channel because a delivery was unsettled for longer.
     pub(crate) fn consumer_timeout(&self) -> Option<Duration> {
-        // "delivery acknowledgement on channel 1 timed out. Timeout value used: 300000 ms. […]"
-        let (_, timeout) = self.message.split_once("delivery acknowledgement")?;
-        let (_, timeout) = timeout.split_once("Timeout value used: ")?;
-        let digits = timeout.split(|c: char| !c.is_ascii_digit()).next()?;
-        digits.parse().ok().map(Duration::from_millis)
+        self.consumer_timeout
     }
 
     /// Whether RabbitMQ sent a frame above `frame_max`.
@@ -133,17 +136,20 @@ pub(super) fn soft_error(error: &lapin::Error) -> Option<&AMQPSoftError> {
     }
 }
 
+/// RabbitMQ's text about a refused declaration, to be parsed and never shown.
+pub(super) fn refusal_text(error: &lapin::Error) -> &str {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().as_str(),
+        _ => "",
+    }
+}
+
 /// What a lapin error means, in one phrase.
-/// Passes on RabbitMQ's own texts and the kinds of I/O errors, which hold no secret. lapin's other
-/// texts might, so they are replaced.
+///
+/// The kinds of I/O errors hold no secret. Other texts of lapin and RabbitMQ might, so they are replaced.
 pub(super) fn cause(error: &lapin::Error) -> String {
     match error.kind() {
-        ErrorKind::ProtocolError(error) => match error.kind() {
-            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
-                format!("{} (does the virtual host exist?)", escape(error.get_message().as_str()))
-            }
-            _ => escape(error.get_message().as_str()),
-        },
+        ErrorKind::ProtocolError(error) => reply::describe(error),
         ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut => {
             "RabbitMQ did not answer in time".to_owned()
         }
@@ -161,20 +167,5 @@ pub(super) fn cause(error: &lapin::Error) -> String {
         }
         ErrorKind::SerialisationError(_) => "it does not fit into one AMQP frame".to_owned(),
         _ => "the connection failed".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn consumer_timeout_is_read_from_the_reply_of_rabbitmq() {
-        let text = "the consumer failed: PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed \
-                    out. Timeout value used: 300000 ms. This timeout value can be configured, see \
-                    consumers doc guide to learn more";
-        assert_eq!(BrokerError::new(text).consumer_timeout(), Some(Duration::from_secs(300)));
-        let other = "PRECONDITION_FAILED - unknown delivery tag 99";
-        assert_eq!(BrokerError::new(other).consumer_timeout(), None);
     }
 }

@@ -11,6 +11,7 @@ mod log;
 mod loss;
 mod pipeline;
 mod publisher;
+mod reply;
 mod republish;
 mod server_properties;
 mod session;

@@ -46,6 +46,7 @@ mod retries;
 mod rights;
 mod schema;
 mod secrets;
+mod server_texts;
 mod shutdown;
 mod terminal;
 mod tls;

@@ -23,12 +23,12 @@ use crate::support::{
 
 /// Part of every secret in these tests: keys, tokens, passwords, user ids and metadata.
 const MARK: &str = "must-not-leak";
-const USER: &str = "us3r-must-not-leak";
-const PASSWORD: &str = "p4ss-must-not-leak";
+pub const USER: &str = "us3r-must-not-leak";
+pub const PASSWORD: &str = "p4ss-must-not-leak";
 /// The only secret without the mark, because it is base64.
 const CACHE_KEY: &str = "bm9ib2R5LW1heS1zZWUtMDEyMzQ1Njc4OWFiY2RlZjA=";
 
-fn assert_no_secret(what: &str, text: &str) {
+pub fn assert_no_secret(what: &str, text: &str) {
     let text = text.to_lowercase();
     for secret in [MARK, &CACHE_KEY.to_lowercase(), "/capture", "/mobile?"] {
         if let Some(at) = text.find(secret) {
@@ -87,7 +87,7 @@ fn invalid_bodies() -> Vec<Vec<u8>> {
 }
 
 /// Asserts that neither the pages nor the output of a worker contain a secret, and returns its output.
-async fn assert_worker_leaks_nothing(worker: Worker) -> String {
+pub async fn assert_worker_leaks_nothing(worker: Worker) -> String {
     for path in ["/metrics", "/readyz", "/livez", &format!("/{USER}?{USER}")] {
         let (_, page) = worker.get(path).await;
         assert_no_secret(path, &page);
@@ -97,7 +97,7 @@ async fn assert_worker_leaks_nothing(worker: Worker) -> String {
     printed
 }
 
-fn assert_dead_letter_leaks_nothing(letter: &Message) {
+pub fn assert_dead_letter_leaks_nothing(letter: &Message) {
     let headers = letter.properties.headers().as_ref().unwrap().inner();
     let ours = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-handoff-"));
     let ours: Vec<_> = ours.map(|(name, _)| name.as_str()).collect();
@@ -109,7 +109,7 @@ fn assert_dead_letter_leaks_nothing(letter: &Message) {
 }
 
 /// An environment whose workers log as much as they can.
-async fn verbose_env(is_sealed: bool) -> TestEnv {
+pub async fn verbose_env(is_sealed: bool) -> TestEnv {
     let mut env = TestEnv::builder().platform(script).start().await;
     env.set("LOG", "trace,lapin=trace,redis=trace,reqwest=trace,hyper=trace,rustls=trace");
     env.set("RETRY_BUDGET", "350ms").set("RETRY_DELAYS", "50ms");

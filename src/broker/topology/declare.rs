@@ -10,11 +10,14 @@ use lapin::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::definition::{QueueDeclaration, Topology};
+use super::{
+    definition::{QueueDeclaration, Topology},
+    difference::Difference,
+};
 use crate::{
     broker::{
         amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
-        error::{BrokerError, cause, soft_error},
+        error::{BrokerError, cause, refusal_text, soft_error},
         log,
     },
     message::REQUESTED,
@@ -90,7 +93,12 @@ impl Topology {
             }
             _ => return Err(BrokerError::during(&operation, &error)),
         };
-        let cause = cause(&error);
+        let cause = match soft_error(&error) {
+            Some(AMQPSoftError::PRECONDITIONFAILED) => {
+                Difference::parse(refusal_text(&error)).to_string()
+            }
+            _ => cause(&error),
+        };
         Err(BrokerError::new(format!("cannot {operation}: {fix} (RabbitMQ: {cause})")))
     }
 }

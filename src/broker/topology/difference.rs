@@ -9,7 +9,7 @@ use crate::broker::amqp::without;
 /// An argument, or another property, that differs from its declaration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Difference {
-    /// The argument's name, or RabbitMQ's whole text if it cannot be parsed.
+    /// The argument's name, or [`UNNAMED`].
     pub(crate) name: String,
     actual: ArgumentValue,
     expected: ArgumentValue,
@@ -25,6 +25,8 @@ enum ArgumentValue {
     Other(String),
 }
 
+/// Instead of a name, for a refusal that names no argument.
+const UNNAMED: &str = "something that RabbitMQ does not name (see its log)";
 /// What RabbitMQ writes for an argument that is not set.
 const ABSENT: &str = "none";
 
@@ -47,7 +49,8 @@ impl Difference {
                 expected: ArgumentValue::parse(expected),
             })
         };
-        parse().unwrap_or_else(|| Self { name: refusal.to_owned(), ..Self::default() })
+        // RabbitMQ's text is not passed on: it quotes the virtual host, which is part of the URL.
+        parse().unwrap_or_else(|| Self { name: UNNAMED.to_owned(), ..Self::default() })
     }
 
     /// Sets the argument to its actual value. `false` if no argument can declare it.
@@ -140,9 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn unknown_text_is_passed_on_unchanged() {
+    fn unknown_text_is_not_passed_on() {
         let other = Difference::parse("PRECONDITION_FAILED - something else");
-        assert_eq!(other.to_string(), "PRECONDITION_FAILED - something else");
+        assert_eq!(other.to_string(), UNNAMED);
         assert!(!other.adopt(&mut FieldTable::default()));
     }
 }

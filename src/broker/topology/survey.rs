@@ -21,7 +21,7 @@ use crate::{
     broker::{
         amqp::{answer, object_name, open_channel, rpc, short_string},
         connection::{Connection, Role},
-        error::{BrokerError, cause, soft_error},
+        error::{BrokerError, cause, refusal_text, soft_error},
         pipeline::MANDATORY,
     },
     config::BrokerSettings,
@@ -205,7 +205,7 @@ impl TopologySurvey {
         Ok(Err(match soft_error(&error) {
             Some(AMQPSoftError::NOTFOUND) => ObjectState::Missing,
             Some(AMQPSoftError::PRECONDITIONFAILED) => {
-                ObjectState::Differs(vec![Difference::parse(&cause(&error))])
+                ObjectState::Differs(vec![Difference::parse(refusal_text(&error))])
             }
             _ => ObjectState::Unknown(cause(&error)),
         }))

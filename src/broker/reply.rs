@@ -1,0 +1,156 @@
+//! What RabbitMQ's refusals mean, in words of our own.
+//!
+//! RabbitMQ's texts quote the virtual host, which is part of the URL, and the user. A mistake in the URL
+//! may put anything into the virtual host: in `amqp://…@a,amqp://user:password@b`, a password.
+
+use std::time::Duration;
+
+use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+/// RabbitMQ's code, a part of its text, and what this means. The first row that fits counts; an empty
+/// part fits every text.
+const CAUSES: [(&str, &str, &str); 30] = [
+    (
+        "NOT_ALLOWED",
+        "number of channels",
+        "a limit on channels is reached (of the user or the node)",
+    ),
+    ("NOT_ALLOWED", "user connection limit", "the user's limit on connections is reached"),
+    ("NOT_ALLOWED", "node connection limit", "the node's limit on connections is reached"),
+    ("NOT_ALLOWED", "cluster connection limit", "the cluster's limit on connections is reached"),
+    ("NOT_ALLOWED", "connection limit", "the virtual host's limit on connections is reached"),
+    ("NOT_ALLOWED", "refused for user", "the user has no permissions in the virtual host"),
+    ("NOT_ALLOWED", "is down", "the virtual host is down: see RabbitMQ's log"),
+    ("NOT_ALLOWED", "not found", "the virtual host does not exist: check the end of the URL"),
+    ("NOT_ALLOWED", "", "does the virtual host exist?"),
+    ("ACCESS_REFUSED", " - Login was refused", "user or password refused"),
+    ("ACCESS_REFUSED", " - configure access to ", "the user has no `configure` permission"),
+    ("ACCESS_REFUSED", " - write access to ", "the user has no `write` permission"),
+    ("ACCESS_REFUSED", " - read access to ", "the user has no `read` permission"),
+    // RabbitMQ before 3.11 does not say which.
+    ("ACCESS_REFUSED", " - access to ", "the user lacks a permission (configure, write or read)"),
+    ("ACCESS_REFUSED", "exclusive use", "another consumer uses the queue exclusively"),
+    ("ACCESS_REFUSED", "", "see RabbitMQ's log"),
+    ("NOT_FOUND", " - no exchange ", "the exchange does not exist"),
+    ("NOT_FOUND", " - no queue ", "the queue does not exist"),
+    ("NOT_FOUND", "down or inaccessible", "the queue's node is down"),
+    ("RESOURCE_LOCKED", "", "another connection uses the queue exclusively"),
+    (
+        "PRECONDITION_FAILED",
+        " - delivery acknowledgement ",
+        "a delivery was unsettled for too long (consumer_timeout)",
+    ),
+    ("PRECONDITION_FAILED", " - unknown delivery tag ", "unknown delivery tag"),
+    ("PRECONDITION_FAILED", " - inequivalent arg ", "it exists with other arguments"),
+    ("PRECONDITION_FAILED", " - message size ", "the message is larger than max_message_size"),
+    ("PRECONDITION_FAILED", "", "see RabbitMQ's log"),
+    ("CONNECTION_FORCED", "'shutdown'", "RabbitMQ shuts down"),
+    ("CONNECTION_FORCED", "", "an operator closed the connection"),
+    ("RESOURCE_ERROR", "", "RabbitMQ is out of resources: see its log"),
+    ("INTERNAL_ERROR", "", "RabbitMQ failed: see its log"),
+    ("FRAME_ERROR", "", "a frame is invalid or too large"),
+];
+
+/// RabbitMQ's code, and what it means where that is known. Quotes nothing of RabbitMQ's text.
+pub(super) fn describe(error: &AMQPError) -> String {
+    let code = match error.kind() {
+        AMQPErrorKind::Soft(error) => soft_code(error),
+        AMQPErrorKind::Hard(error) => hard_code(error),
+    };
+    describe_text(code, error.get_message().as_str())
+}
+
+fn describe_text(code: &str, text: &str) -> String {
+    let fits = |row: &&(&str, &str, &str)| row.0 == code && text.contains(row.1);
+    match CAUSES.iter().find(fits) {
+        Some((_, _, cause)) => format!("{code}: {cause}"),
+        None => code.to_owned(),
+    }
+}
+
+/// RabbitMQ's `consumer_timeout`, if it closed the channel because a delivery was unsettled for longer.
+pub(super) fn consumer_timeout(error: &AMQPError) -> Option<Duration> {
+    parse_consumer_timeout(error.get_message().as_str())
+}
+
+fn parse_consumer_timeout(text: &str) -> Option<Duration> {
+    // "delivery acknowledgement on channel 1 timed out. Timeout value used: 300000 ms. […]"
+    let (_, timeout) = text.split_once("delivery acknowledgement")?;
+    let (_, timeout) = timeout.split_once("Timeout value used: ")?;
+    let digits = timeout.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok().map(Duration::from_millis)
+}
+
+fn soft_code(error: &AMQPSoftError) -> &'static str {
+    match error {
+        AMQPSoftError::CONTENTTOOLARGE => "CONTENT_TOO_LARGE",
+        AMQPSoftError::NOROUTE => "NO_ROUTE",
+        AMQPSoftError::NOCONSUMERS => "NO_CONSUMERS",
+        AMQPSoftError::ACCESSREFUSED => "ACCESS_REFUSED",
+        AMQPSoftError::NOTFOUND => "NOT_FOUND",
+        AMQPSoftError::RESOURCELOCKED => "RESOURCE_LOCKED",
+        AMQPSoftError::PRECONDITIONFAILED => "PRECONDITION_FAILED",
+    }
+}
+
+fn hard_code(error: &AMQPHardError) -> &'static str {
+    match error {
+        AMQPHardError::CONNECTIONFORCED => "CONNECTION_FORCED",
+        AMQPHardError::INVALIDPATH => "INVALID_PATH",
+        AMQPHardError::FRAMEERROR => "FRAME_ERROR",
+        AMQPHardError::SYNTAXERROR => "SYNTAX_ERROR",
+        AMQPHardError::COMMANDINVALID => "COMMAND_INVALID",
+        AMQPHardError::CHANNELERROR => "CHANNEL_ERROR",
+        AMQPHardError::UNEXPECTEDFRAME => "UNEXPECTED_FRAME",
+        AMQPHardError::RESOURCEERROR => "RESOURCE_ERROR",
+        AMQPHardError::NOTALLOWED => "NOT_ALLOWED",
+        AMQPHardError::NOTIMPLEMENTED => "NOT_IMPLEMENTED",
+        AMQPHardError::INTERNALERROR => "INTERNAL_ERROR",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_named_and_not_quoted() {
+        for (code, text, cause) in [
+            ("NOT_ALLOWED", "vhost b,amqp://u:s3cret@c not found", "does not exist"),
+            ("NOT_ALLOWED", "access to vhost 's3cret' refused for user 's3cret'", "no permissions"),
+            (
+                "NOT_ALLOWED",
+                "access to vhost 's3cret' refused for user 's3cret': connection limit (0) is reached",
+                "virtual host's limit",
+            ),
+            (
+                "NOT_ALLOWED",
+                "connection refused for user 's3cret': user connection limit (1) is reached",
+                "user's limit",
+            ),
+            (
+                "ACCESS_REFUSED",
+                "Login was refused using authentication mechanism PLAIN.",
+                "password",
+            ),
+            ("ACCESS_REFUSED", "write access to exchange 's3cret' in vhost '/'", "`write`"),
+            ("NOT_FOUND", "no exchange 'handoff' in vhost 's3cret'", "the exchange"),
+            ("CONNECTION_FORCED", "s3cret", "operator"),
+            ("PRECONDITION_FAILED", "inequivalent arg 's3cret' for queue", "other arguments"),
+            ("SYNTAX_ERROR", "s3cret", ""),
+        ] {
+            let described = describe_text(code, &format!("{code} - {text}"));
+            assert!(described.starts_with(code) && described.contains(cause), "{described}");
+            assert!(!described.contains("s3cret"), "{described}");
+        }
+    }
+
+    #[test]
+    fn consumer_timeout_is_read_from_the_reply_of_rabbitmq() {
+        let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value \
+                    used: 300000 ms. This timeout value can be configured, see consumers doc guide to learn \
+                    more";
+        assert_eq!(parse_consumer_timeout(text), Some(Duration::from_secs(300)));
+        assert_eq!(parse_consumer_timeout("PRECONDITION_FAILED - unknown delivery tag 99"), None);
+    }
+}
