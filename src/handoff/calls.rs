@@ -96,7 +96,7 @@ impl Calls {
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
     ) -> Result<Token, Stopped> {
-        let call = |permit| self.platform.token(permit, job.span);
+        let call = |permit, _| self.platform.token(permit, job.span);
         let check = |waited, retried| {
             let claim_again = match lease {
                 Some(lease) => lease.is_lost(),
@@ -118,7 +118,9 @@ impl Calls {
         budget: &mut CallBudget<'_>,
     ) -> Result<String, Stopped> {
         let Job { request, request_id, span, .. } = *job;
-        let call = |permit| self.platform.session(permit, request, request_id, token, span);
+        let call = |permit, is_repeat| {
+            self.platform.session(permit, request, request_id, token, is_repeat, span)
+        };
         let check = |waited, _| {
             if lease.is_some_and(Lease::is_lost) {
                 Err(Stopped::ClaimAgain)
@@ -142,7 +144,7 @@ impl Calls {
         kind: Call,
         mut is_repeat: bool,
         check: impl Fn(Duration, bool) -> Result<(), Stopped>,
-        call: impl Fn(CallPermit<'a>) -> F,
+        call: impl Fn(CallPermit<'a>, bool) -> F,
     ) -> Result<T, Stopped> {
         let mut retried = false;
         loop {
@@ -156,16 +158,13 @@ impl Calls {
                 budget.ticket.reserve(Call::Session);
             }
             let called_at = Instant::now();
-            let FailedCall { mut error, scope } = match call(permit).await {
+            let FailedCall { error, scope } = match call(permit, is_repeat).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
             budget.last_call = called_at.elapsed();
             if retried && matches!(error, CallError::Unauthorized) {
                 return Err(Stopped::TokenUsed);
-            }
-            if is_repeat {
-                error = error.of_repeated_call();
             }
             is_repeat |= error.may_have_reached_platform();
             retried = true;
@@ -232,8 +231,13 @@ impl Calls {
             job.check_not_lost()?;
         }
         let place = budget.ticket.place();
+        let has_failed = !budget.last_call.is_zero();
+        if has_failed && place.makes_room_before_next_call(job.holds_last_slot(), self.retry_budget)
+        {
+            return Err(Failure::MadeRoom);
+        }
         // One that has not called may be back from making room a moment ago.
-        let min_stay = if budget.last_call.is_zero() { MIN_STAY } else { Duration::ZERO };
+        let min_stay = if has_failed { Duration::ZERO } else { MIN_STAY };
         let turn = self.retry_budget + budget.last_call;
         tokio::select! {
             biased;

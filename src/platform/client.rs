@@ -167,7 +167,8 @@ impl PlatformClient {
         }
     }
 
-    /// Starts a session with a token, and returns the session's id. `span` is the delivery's.
+    /// Starts a session with a token, and returns the session's id. `is_repeat`: the platform may be processing
+    /// an earlier try with the same token. `span` is the delivery's.
     ///
     /// # Errors
     /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
@@ -177,6 +178,7 @@ impl PlatformClient {
         request: &Request,
         request_id: &RequestId,
         token: &Token,
+        is_repeat: bool,
         span: &Span<'_>,
     ) -> Result<String, FailedCall> {
         let send = |reuse| {
@@ -198,6 +200,10 @@ impl PlatformClient {
             if !matches!(again, Err(CallError::Rejected(_) | CallError::Unauthorized)) {
                 answer = again;
             }
+        }
+        if is_repeat {
+            // Before the gate learns of it: that an earlier try is unfinished is no good answer.
+            answer = answer.map_err(CallError::of_repeated_call);
         }
         permit.report(answer)
     }

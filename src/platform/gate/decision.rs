@@ -80,7 +80,7 @@ pub(crate) enum FailureScope {
     Pause,
     /// The platform wants no calls for this request for a while, and serves others.
     Deferred,
-    /// Nothing yet: it counts towards an outage, which later failures may prove.
+    /// Nothing yet: it may be part of an outage, which later failures may prove.
     Undecided,
     /// The request is at fault: the platform serves others.
     Request,

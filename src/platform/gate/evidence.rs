@@ -21,6 +21,9 @@ const DISPROOF: u8 = 3;
 /// Workflows disproved in a row, without a session in between, after which no other one proves anything
 /// either: two that worked until now have most likely not failed for reasons of their own.
 const DISPROVED_WORKFLOWS: u8 = 2;
+/// The same for workflows that have each failed, however often. With many workflows, and calls that time out,
+/// none fails often enough in time.
+const FAILED_WORKFLOWS: usize = 3;
 /// Limit of remembered workflows.
 const MAX_WORKFLOWS: usize = 16;
 /// Limit of remembered callers that failed.
@@ -61,6 +64,7 @@ struct WellWorkflow {
     workflow: u64,
     answered_at: Instant,
     failures_since: u8,
+    failed_at: Option<Instant>,
 }
 
 impl Evidence {
@@ -80,7 +84,9 @@ impl Evidence {
         } else if known.is_none() {
             self.well.truncate(MAX_WORKFLOWS - 1);
             let workflow = caller.workflow;
-            self.well.insert(0, WellWorkflow { workflow, answered_at: now, failures_since: 0 });
+            let well =
+                WellWorkflow { workflow, answered_at: now, failures_since: 0, failed_at: None };
+            self.well.insert(0, well);
         }
         // Cannot fail: the workflow is the first one now.
         if let Some(well) = self.well.first_mut() {
@@ -113,17 +119,26 @@ impl Evidence {
         if call == Call::Token || result == CallResult::Unreachable {
             return Weight::Always;
         }
+        // Neither does it prove anything about its workflow.
+        if is_at_fault {
+            return Weight::Never;
+        }
         if let Some(at) = self.well.iter().position(|well| well.workflow == caller.workflow) {
             self.well[at].failures_since += 1;
+            self.well[at].failed_at = Some(now);
             if self.well[at].failures_since >= DISPROOF {
                 self.well.remove(at);
                 self.disproved += 1;
-                if self.disproved >= DISPROVED_WORKFLOWS {
-                    self.well.clear();
-                }
+            }
+            let last_session = self.last_session();
+            let failed = self.well.iter().filter(|well| well.failed_at > last_session).count();
+            if self.disproved >= DISPROVED_WORKFLOWS
+                || failed + usize::from(self.disproved) >= FAILED_WORKFLOWS
+            {
+                self.well.clear();
             }
         }
-        if is_at_fault { Weight::Never } else { Weight::UnlessOthersAreServed }
+        Weight::UnlessOthersAreServed
     }
 
     /// When the latest session was made.

@@ -12,6 +12,8 @@ const ROOM_CHECK: Duration = Duration::from_secs(1);
 /// How many turns a request stays that fails in an outage while there are free slots. Then it leaves, too: another
 /// replica may know that the platform works.
 const TURNS_WITH_FREE_SLOTS: u32 = 3;
+/// How long it stays with free slots at least: with a short budget, it would be copied every second.
+const MIN_STAY_WITH_FREE_SLOTS: Duration = Duration::from_secs(10);
 
 /// A request's place at the gate while it waits there.
 #[derive(Clone, Copy)]
@@ -50,10 +52,21 @@ impl Place<'_> {
         }
     }
 
+    /// Returns whether a request that failed makes room instead of another call, because its `turn` is over.
+    ///
+    /// If probes last as long as all slots take to send one each, no request ever waits at the gate, so that
+    /// none would make room there.
+    pub(crate) fn makes_room_before_next_call(self, is_full: bool, turn: Duration) -> bool {
+        is_full
+            && self.arrived.elapsed() >= turn
+            && self.gate.state.lock().make_room(self.caller, true)
+    }
+
     fn make_room(self, is_full: bool, turn: Duration) -> Option<Room> {
         let now = Instant::now();
         let stayed = now - self.arrived;
-        if !is_full && stayed < turn.saturating_mul(TURNS_WITH_FREE_SLOTS) {
+        let least = turn.saturating_mul(TURNS_WITH_FREE_SLOTS).max(MIN_STAY_WITH_FREE_SLOTS);
+        if !is_full && stayed < least {
             return None;
         }
         let mut state = self.gate.state.lock();

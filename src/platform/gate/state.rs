@@ -85,18 +85,18 @@ impl GateState {
     /// How long a failed call that began at `began` may still prove to be part of an outage.
     ///
     /// Long if other requests fail as well. Otherwise zero if any such call has succeeded since, long if calls
-    /// are in flight, and short if there are none, since some may be about to start.
+    /// are in flight and failures count, and short if there are none, since some may be about to start.
     pub(super) fn outage_wait(&self, call: Call, began: Instant, now: Instant) -> Duration {
-        let others_fail = self.streaks[call as usize].counted(now).callers > 1;
+        let failing = self.streaks[call as usize].counted(now).callers;
         // A token says nothing about session calls.
         let last_success = match call {
             Call::Token => self.slow_start.last_success,
             Call::Session => self.evidence.last_session(),
         };
         let no_success_since = last_success.is_none_or(|last| last < began);
-        if no_success_since && self.in_flight() > 0 {
+        if no_success_since && self.in_flight() > 0 && failing > 0 {
             (now - began).clamp(MIN_OUTAGE_WAIT, MAX_OUTAGE_WAIT)
-        } else if others_fail {
+        } else if failing > 1 || (no_success_since && self.in_flight() > 0) {
             MIN_OUTAGE_WAIT
         } else if no_success_since {
             MIN_OUTAGE_WAIT / 4
@@ -287,7 +287,7 @@ impl GateState {
         alone
     }
 
-    /// Returns what changed, and whether the failure counts towards an outage.
+    /// Returns what changed, and whether the failure may be part of an outage.
     fn record_failure(
         &mut self,
         caller: Caller,
@@ -319,7 +319,9 @@ impl GateState {
         let streak = &mut self.streaks[call as usize];
         streak.add(caller, result, is_excusable, is_excused, now);
         let counted = streak.counted(now);
-        let counts = !(is_excusable && is_excused(caller));
+        // One that times out spends the whole budget, perhaps before enough workflows have failed to prove an
+        // outage.
+        let counts = result == CallResult::Timeout || !(is_excusable && is_excused(caller));
         let down =
             counted.failures >= FAILURE_THRESHOLD && counted.callers >= self.caller_threshold;
         (down.then(|| self.open(Cause::Down(call), caller, now)), counts)

@@ -18,6 +18,8 @@ pub(crate) struct Ticket<'a> {
     caller: Caller,
     arrived: Instant,
     rate_permit: Option<RatePermit>,
+    /// Another ticket of the same caller may have the probe.
+    has_probed: bool,
 }
 
 /// Counts a request as waiting at the gate until dropped.
@@ -54,7 +56,7 @@ impl Gate {
     }
 
     fn ticket_for(&self, caller: Caller) -> Ticket<'_> {
-        Ticket { gate: self, caller, arrived: Instant::now(), rate_permit: None }
+        Ticket { gate: self, caller, arrived: Instant::now(), rate_permit: None, has_probed: false }
     }
 
     /// Waits until this call would be allowed.
@@ -117,6 +119,7 @@ impl<'a> Ticket<'a> {
                     permit.consume();
                 }
                 let is_probe = decision == Decision::Probe;
+                self.has_probed |= is_probe;
                 return CallPermit {
                     gate,
                     caller,
@@ -132,8 +135,7 @@ impl<'a> Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let was_probe = self.gate.state.lock().release_probe(self.caller);
-        if was_probe {
+        if self.has_probed && self.gate.state.lock().release_probe(self.caller) {
             self.gate.wake_waiting();
         }
     }

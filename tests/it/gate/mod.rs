@@ -12,3 +12,4 @@ mod retry_after;
 mod rotation;
 mod session_outage;
 mod traffic;
+mod unanswered;

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     platform::{
         error::{CallError, TransientCause},
-        gate::{FailedCall, FailureScope, Gate},
+        gate::{FailedCall, FailureScope, Gate, Room},
     },
     telemetry::metrics::Metrics,
 };
@@ -38,6 +38,35 @@ async fn dropped_ticket_ends_its_probe() {
     let soon = timeout(Duration::from_secs(1), again.acquire(Token)).await;
     assert!(soon.is_err(), "the next probe is due after 2 s");
     assert!(again.acquire(Token).await.is_probe());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ticket_without_a_probe_does_not_end_that_of_its_caller() {
+    let gate = refused_gate().await;
+    // Of a request that follows another of the same user.
+    let follower = gate.ticket("r-1", "w");
+    let mut leader = gate.ticket("r-1", "w");
+    let probe = leader.acquire(Token).await;
+    drop(follower);
+    probe.report(Ok(())).unwrap();
+    assert!(!gate.is_breaker_open(), "the leader's call was the probe");
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_without_a_budget_is_not_copied_every_second_while_slots_are_free() {
+    let gate = gate();
+    for n in 0..5 {
+        let mut ticket = gate.ticket(&format!("r-{n}"), "w");
+        ticket.acquire(Session).await.report::<()>(Err(TIMEOUT)).unwrap_err();
+    }
+    assert!(gate.is_breaker_open());
+    let room = |is_full: bool| {
+        let place = gate.ticket("r-1", "w").place();
+        place.until_room_is_needed(move || is_full, Duration::ZERO, Duration::ZERO)
+    };
+    assert_eq!(timeout(Duration::from_secs(1), room(true)).await, Ok(Room::Failed));
+    assert!(timeout(Duration::from_secs(9), room(false)).await.is_err());
+    assert_eq!(timeout(Duration::from_secs(12), room(false)).await, Ok(Room::Failed));
 }
 
 #[tokio::test(start_paused = true)]

@@ -121,6 +121,10 @@ impl Model {
             let place = ticket.place();
             let arrived = Instant::now();
             let is_full = || self.in_flight.load(Ordering::Relaxed) >= self.slots;
+            if !last_call.is_zero() && place.makes_room_before_next_call(is_full(), self.budget) {
+                sleep(Duration::from_millis(4)).await;
+                return self.push(request);
+            }
             let min_stay = Duration::from_secs(u64::from(last_call.is_zero()));
             let permit = tokio::select! {
                 biased;
@@ -238,6 +242,14 @@ async fn good_requests_wait_no_longer_than_the_bound() {
                 }
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_whose_probes_take_as_long_as_all_slots_make_room() {
+    for (slots, took) in [(1, 3), (1, 10), (2, 6), (2, 10), (3, 10), (8, 30)] {
+        let took = Duration::from_secs(took);
+        serve_good_among_failing(slots, 4 * u64::from(slots), Duration::from_secs(2), took).await;
     }
 }
 
