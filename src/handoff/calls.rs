@@ -280,6 +280,19 @@ async fn until_room_is_needed(
     }
 }
 
+/// Waits until a request that follows another of the same user must leave its slot: the platform wants no calls
+/// for either, and may serve the requests in the queue.
+pub(super) async fn until_follower_makes_room(job: &Job<'_>, place: Place<'_>) -> Failure {
+    loop {
+        sleep(MIN_STAY).await;
+        if job.holds_last_slot()
+            && let Some(wait) = place.deferred_for()
+        {
+            return Failure::Deferred(wait);
+        }
+    }
+}
+
 impl CallBudget<'_> {
     /// Adds time to the budget that the request spent waiting at the gate.
     fn exclude(&mut self, waited: Duration) {

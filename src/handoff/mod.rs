@@ -28,9 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::job::{Failure, Job};
 use self::{
-    calls::{CallBudget, Calls, Stopped},
+    calls::{CallBudget, Calls, Stopped, until_follower_makes_room},
     lease_wait::LeaseWait,
-    single_flight::{Joined, SingleFlight},
+    single_flight::{Follower, Joined, SingleFlight},
 };
 use crate::{
     cache::{Cache, Claim, Freshness, Keys, Lease, Overwrite, StoreOutcome, UnansweredClaim},
@@ -88,7 +88,7 @@ impl Handoff {
                     leader.finish(obtained.clone());
                     return obtained;
                 }
-                Joined::Follower(follower) => match job.result_of(follower.result()).await? {
+                Joined::Follower(follower) => match self.follow(job, &budget, follower).await? {
                     // A renewal may use a link that appeared while it waited, but no older one.
                     Some(Ok(obtained))
                         if !job.request.renew
@@ -109,6 +109,20 @@ impl Handoff {
                     _ => {}
                 },
             }
+        }
+    }
+
+    /// Waits for the result of another request of the same user, within the request's deadline.
+    async fn follow(
+        &self,
+        job: &Job<'_>,
+        budget: &CallBudget<'_>,
+        follower: Follower<Result<Obtained, Failure>>,
+    ) -> Result<Option<Result<Obtained, Failure>>, Failure> {
+        tokio::select! {
+            biased;
+            result = job.result_of(follower.result()) => result,
+            failure = until_follower_makes_room(job, budget.ticket.place()) => Err(failure),
         }
     }
 

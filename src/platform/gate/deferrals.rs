@@ -85,6 +85,12 @@ impl Deferrals {
         makes_room.then_some(own.until)
     }
 
+    /// Returns for how long the platform wants no calls for this caller.
+    pub(super) fn deferred_for(&self, caller: Caller, now: Instant) -> Option<Duration> {
+        let own = self.callers.get(&caller.id)?;
+        own.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
+    }
+
     pub(super) fn is_deferred(&self, caller: Caller) -> bool {
         self.callers.contains_key(&caller.id)
     }

@@ -33,6 +33,11 @@ pub(crate) enum Room {
 }
 
 impl Place<'_> {
+    /// Returns for how long the platform wants no calls for this caller.
+    pub(crate) fn deferred_for(self) -> Option<Duration> {
+        self.gate.state.lock().deferred_for(self.caller, Instant::now())
+    }
+
     /// Waits until the request should make room for those in the queue, `min_stay` at least. In an outage, it
     /// may stay for `turn` after it arrived, and longer while the worker's slots are not all taken (`is_full`).
     pub(crate) async fn until_room_is_needed(

@@ -137,6 +137,11 @@ impl GateState {
         deferrals.make_room(caller, is_last, now)
     }
 
+    /// Returns for how long the platform wants no calls for this caller.
+    pub(super) fn deferred_for(&self, caller: Caller, now: Instant) -> Option<Duration> {
+        self.deferrals.deferred_for(caller, now)
+    }
+
     /// Brings the paused time up to date, and returns it.
     pub(super) fn advance_paused_clock(&mut self, now: Instant) -> PausedFor {
         self.paused_clock.advance(self.open_cause(), self.deferrals.all_until(), now)

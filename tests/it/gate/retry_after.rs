@@ -103,6 +103,23 @@ async fn repeated_retry_after_in_the_only_slot_delays_no_other() {
 }
 
 #[tokio::test]
+async fn many_requests_of_one_limited_user_leave_their_slots_to_others() {
+    let mut env = TestEnv::builder().platform(limit_some_users(429, 4)).start().await;
+    env.set("CONCURRENCY", "4").set("RETRY_BUDGET", "2s").set("RETRY_DELAYS", "1s,2s");
+    let worker = env.start_worker().await;
+    let mut traffic = Traffic::default();
+    for n in 0..10 {
+        traffic.publish(&env, &format!("bad-{n}"), json!({ "userId": "limited" })).await;
+    }
+    let more = |traffic: &Traffic| traffic.waits("good").len() < 10;
+    let done = |traffic: &Traffic| traffic.have_ended("good");
+    traffic.run(&mut env, json!({}), Duration::from_secs(20), more, done).await;
+    // Two waits for everyone at most, and those that follow leave three slots every second.
+    traffic.assert_served_within(Duration::from_secs(12));
+    assert_no_attempt_spent(&env, &worker).await;
+}
+
+#[tokio::test]
 async fn copy_of_a_deferred_request_carries_how_often_it_was_deferred() {
     let mut env = TestEnv::builder().platform(limit_some_users(429, 2)).start().await;
     env.set("CONCURRENCY", "1").set("RETRY_DELAYS", "1s");
