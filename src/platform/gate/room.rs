@@ -13,7 +13,7 @@ const ROOM_CHECK: Duration = Duration::from_secs(1);
 /// replica may know that the platform works.
 const TURNS_WITH_FREE_SLOTS: u32 = 3;
 /// How long it stays with free slots at least: with a short budget, it would be copied every second.
-const MIN_STAY_WITH_FREE_SLOTS: Duration = Duration::from_secs(10);
+const MIN_STAY_WITH_FREE_SLOTS: Duration = Duration::from_secs(3);
 
 /// A request's place at the gate while it waits there.
 #[derive(Clone, Copy)]
