@@ -118,6 +118,19 @@ async fn dead_letters_are_listed_shown_and_filtered() {
 }
 
 #[tokio::test]
+async fn body_is_shown_with_every_digit_and_key() {
+    let env = env_with(&[]).await;
+    let body = r#"{"userId":"u","metadata":{"n":123456789012345678901234567890},"userId":"v"}"#;
+    let properties = BasicProperties::default().with_content_encoding("utf-8".into());
+    let message = Message { routing_key: String::new(), properties, body: body.into() };
+    env.rabbitmq.publish_to_queue(&env.dead_queue(), &message).await;
+    let shown = String::from_utf8(run(&env, &["show"]).await.stdout).unwrap();
+    assert!(shown.contains(&format!("\"body\":{body}")), "{shown}");
+    assert!(shown.contains(r#""properties":{"contentEncoding":"utf-8"}"#), "{shown}");
+    assert_eq!(shown.lines().count(), 1);
+}
+
+#[tokio::test]
 async fn replay_and_drop_need_a_filter() {
     let env = env_with(&[]).await;
     for action in ["replay", "drop"] {

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use comfy_table::{Table, presets::NOTHING};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::filter::age;
 use crate::{
@@ -70,32 +70,66 @@ pub(super) fn table(rows: &[Row]) -> String {
 }
 
 /// A whole dead letter: the fields of a list, the properties, the headers and the request.
-pub(super) fn message_json(letter: &DeadLetter) -> Result<Value, CliError> {
-    let message = &letter.delivery;
-    let properties = message.properties();
-    let text = |text: &Option<ShortString>| text.as_ref().map(|text| Value::from(text.as_str()));
-    let properties = object([
-        ("contentType", text(properties.content_type())),
-        ("correlationId", text(properties.correlation_id())),
-        ("messageId", text(properties.message_id())),
-        ("type", text(properties.kind())),
-        ("appId", text(properties.app_id())),
-        ("replyTo", text(properties.reply_to())),
-        ("timestamp", properties.timestamp().map(timestamp_json)),
-        ("priority", properties.priority().map(Value::from)),
-        ("deliveryMode", properties.delivery_mode().map(Value::from)),
-    ]);
-    let headers = message.headers().map(table_json);
-    let mut whole = Row::new(letter).json()?;
-    whole["properties"] = properties;
-    whole["headers"] = headers.unwrap_or_default();
-    match std::str::from_utf8(message.body()) {
-        Ok(text) => {
-            whole["body"] = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Whole {
+    #[serde(flatten)]
+    row: Row,
+    properties: Value,
+    headers: Value,
+    /// The request as it is: with each digit of its numbers, and keys that are given twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<Box<RawValue>>,
+    /// The request if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+}
+
+impl Whole {
+    pub(super) fn new(letter: &DeadLetter) -> Self {
+        let message = &letter.delivery;
+        let properties = message.properties();
+        let text =
+            |text: &Option<ShortString>| text.as_ref().map(|text| Value::from(text.as_str()));
+        let properties = object([
+            ("contentType", text(properties.content_type())),
+            ("contentEncoding", text(properties.content_encoding())),
+            ("correlationId", text(properties.correlation_id())),
+            ("messageId", text(properties.message_id())),
+            ("type", text(properties.kind())),
+            ("appId", text(properties.app_id())),
+            ("replyTo", text(properties.reply_to())),
+            ("timestamp", properties.timestamp().map(timestamp_json)),
+            ("priority", properties.priority().map(Value::from)),
+            ("deliveryMode", properties.delivery_mode().map(Value::from)),
+        ]);
+        let text = std::str::from_utf8(message.body()).ok();
+        Self {
+            row: Row::new(letter),
+            properties,
+            headers: message.headers().map(table_json).unwrap_or_default(),
+            body: text.map(raw),
+            body_base64: text.is_none().then(|| BASE64_STANDARD.encode(message.body())),
         }
-        Err(_) => whole["bodyBase64"] = BASE64_STANDARD.encode(message.body()).into(),
     }
-    Ok(whole)
+
+    /// As JSON, on one line or on several.
+    pub(super) fn json(&self, pretty: bool) -> Result<String, CliError> {
+        let json =
+            if pretty { serde_json::to_string_pretty(self) } else { serde_json::to_string(self) };
+        json.map_err(CliError::failed)
+    }
+}
+
+/// JSON as it is but for its line breaks, or text as a JSON string.
+fn raw(text: &str) -> Box<RawValue> {
+    // `Value` refuses what other parsers may refuse, such as half a surrogate pair.
+    let json = match serde_json::from_str::<Value>(text) {
+        // Strings contain no raw line breaks.
+        Ok(_) => text.trim().replace(['\n', '\r'], " "),
+        Err(_) => Value::from(text).to_string(),
+    };
+    RawValue::from_string(json).unwrap_or_default()
 }
 
 /// A date, or the number where it is none: AMQP has seconds, but some clients and RabbitMQ's AMQP 1.0
@@ -175,6 +209,20 @@ mod tests {
         );
         let columns = |line: &str| line.split("platform").next().unwrap_or_default().width();
         assert!(table.lines().skip(1).all(|line| columns(line) == 12), "{table}");
+    }
+
+    #[test]
+    fn body_is_shown_as_it_is_on_one_line() {
+        for (body, shown) in [
+            (
+                "{\"a\":1.00000000000000000001,\r\n \"a\": [] }\n",
+                "{\"a\":1.00000000000000000001,   \"a\": [] }",
+            ),
+            (r#"{"a":"\ud800"}"#, r#""{\"a\":\"\\ud800\"}""#),
+            ("not\nJSON", r#""not\nJSON""#),
+        ] {
+            assert_eq!(raw(body).get(), shown);
+        }
     }
 
     #[test]

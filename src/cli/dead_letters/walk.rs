@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     filter::Filter,
-    view::{Row, message_json, table},
+    view::{Row, Whole, table},
 };
 use crate::{
     broker::{DeadLetter, DeadQueue, MAX_HOLD},
@@ -100,10 +100,9 @@ impl<'a> Walk<'a> {
     pub(super) async fn show(&mut self) -> Result<(), CliError> {
         let is_terminal = stdout().is_terminal();
         while let Some(letter) = self.next().await? {
-            let message = message_json(&letter)?;
-            let text = if is_terminal { format!("{message:#}") } else { message.to_string() };
+            let json = Whole::new(&letter).json(is_terminal)?;
             self.keep(&letter).await?;
-            print_json(&text)?;
+            print_json(&json)?;
         }
         Ok(())
     }
