@@ -34,8 +34,9 @@ pub(crate) enum FrameMax {
     /// Enough for the headers of nearly all messages, which must fit into one frame.
     /// Bodies may span several frames.
     Small,
-    /// What RabbitMQ proposes.
-    Server,
+    /// RabbitMQ's default, 128 KiB, or less if it proposes less. Its setting may be far larger: at
+    /// 10,000,000 bytes, lapin's buffers would take 1.2 GiB.
+    Large,
 }
 
 /// What a connection is for. RabbitMQ's management page shows it.
@@ -58,13 +59,15 @@ impl Role {
         }
     }
 
-    /// `frame_max` in bytes; `None` for RabbitMQ's proposal.
-    fn frame_max(self) -> Option<&'static str> {
+    /// The largest `frame_max` in bytes.
+    fn frame_max(self) -> &'static str {
         match self {
-            Self::Consumer(FrameMax::Small) => Some("8192"),
+            Self::Consumer(FrameMax::Small) => "8192",
             // Larger than the consumer's: a copy has the headers of its delivery and more.
-            Self::Publisher(FrameMax::Small) => Some("20480"),
-            _ => None,
+            Self::Publisher(FrameMax::Small) => "20480",
+            Self::Consumer(FrameMax::Large) | Self::Publisher(FrameMax::Large) | Self::Client => {
+                "131072"
+            }
         }
     }
 }
@@ -122,15 +125,16 @@ async fn close(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
 /// The URL with our `frame_max`, and with our heartbeat unless it sets one.
 /// A `frame_max` in the URL is ignored: with a smaller one, a delivery with large headers would break
 /// every connection until RabbitMQ dead-letters it, and copies would lose headers.
-fn with_parameters(url: &SecretString, frame_max: Option<&str>) -> String {
+fn with_parameters(url: &SecretString, frame_max: &str) -> String {
     let text = url.expose_secret();
     let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
     let own: Vec<_> =
         url.query_pairs().into_owned().filter(|(name, _)| name != "frame_max").collect();
     let has_heartbeat = own.iter().any(|(name, _)| name == "heartbeat");
     let heartbeat = (!has_heartbeat).then_some(("heartbeat", HEARTBEAT));
-    let frame_max = frame_max.map(|bytes| ("frame_max", bytes));
-    url.query_pairs_mut().clear().extend_pairs(own).extend_pairs(heartbeat).extend_pairs(frame_max);
+    let mut query = url.query_pairs_mut();
+    query.clear().extend_pairs(own).extend_pairs(heartbeat).append_pair("frame_max", frame_max);
+    drop(query);
     url.into()
 }
 
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_received_frame_fits_into_a_published_one_with_our_headers() {
-        let frame_max = |role: Role| role.frame_max().unwrap().parse::<usize>().unwrap();
+        let frame_max = |role: Role| role.frame_max().parse::<usize>().unwrap();
         let received = frame_max(Role::Consumer(FrameMax::Small));
         let published = frame_max(Role::Publisher(FrameMax::Small));
         assert!(received + RESERVED_BYTES <= published);
@@ -150,15 +154,14 @@ mod tests {
     #[test]
     fn frame_max_is_ours_and_the_heartbeat_may_be_the_urls() {
         let url = |text: &str, frame_max| with_parameters(&SecretString::from(text), frame_max);
-        assert_eq!(url("amqp://h/%2f", None), "amqp://h/%2f?heartbeat=10");
-        assert_eq!(url("amqp://h/%2f", Some("9")), "amqp://h/%2f?heartbeat=10&frame_max=9");
+        assert_eq!(url("amqp://h/%2f", "9"), "amqp://h/%2f?heartbeat=10&frame_max=9");
         assert_eq!(
-            url("amqp://h/%2f?frame_max=8192&channel_max=7", Some("9")),
+            url("amqp://h/%2f?frame_max=8192&channel_max=7", "9"),
             "amqp://h/%2f?channel_max=7&heartbeat=10&frame_max=9"
         );
         assert_eq!(
-            url("amqp://h/%2f?frame_max=8192&heartbeat=3", None),
-            "amqp://h/%2f?heartbeat=3"
+            url("amqp://h/%2f?frame_max=8192&heartbeat=3", "9"),
+            "amqp://h/%2f?heartbeat=3&frame_max=9"
         );
     }
 }

@@ -18,6 +18,8 @@ use tokio::time::timeout;
 
 use super::{
     acks::Acks,
+    large::{Held, IN_HAND, large_size},
+    log,
     republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, EVENT_REFUSED, REQUEST_ID},
 };
 
@@ -36,12 +38,50 @@ pub(crate) struct Delivery {
     acks: Arc<Acks>,
     /// RabbitMQ closes a channel on which a delivery is settled twice.
     settled: AtomicBool,
+    /// Dropped after the message, whose memory it counts.
+    room: Room,
+}
+
+/// The memory of a delivery.
+#[derive(Debug)]
+enum Room {
+    NotCounted,
+    Held(Held),
+    /// There was too little memory, so the message was emptied.
+    Missing,
 }
 
 impl Delivery {
     pub(super) fn new(inner: lapin::message::Delivery, acks: &Arc<Acks>) -> Self {
         acks.ledger.lock().delivered(inner.delivery_tag);
-        Self { inner, acks: Arc::clone(acks), settled: AtomicBool::new(false) }
+        let room = Room::NotCounted;
+        Self { inner, acks: Arc::clone(acks), settled: AtomicBool::new(false), room }
+    }
+
+    /// Takes memory for a large message; empties it if there is too little.
+    pub(super) fn within_memory(mut self) -> Self {
+        if let Some(bytes) = large_size(&self.inner) {
+            self.room = IN_HAND.hold(bytes).map_or(Room::Missing, Room::Held);
+            if self.is_emptied() {
+                log::no_memory(bytes);
+                self.inner.data = Vec::new();
+                self.inner.properties = BasicProperties::default();
+            }
+        }
+        self
+    }
+
+    /// The memory that it takes, if it is large.
+    pub(crate) fn large_bytes(&self) -> Option<usize> {
+        match &self.room {
+            Room::Held(held) => Some(held.bytes),
+            Room::NotCounted | Room::Missing => None,
+        }
+    }
+
+    /// Whether it was emptied for want of memory: it can only be requeued.
+    pub(super) fn is_emptied(&self) -> bool {
+        matches!(self.room, Room::Missing)
     }
 
     /// Frees the body, so that many deliveries can be held in memory.

@@ -10,9 +10,12 @@ const PUBLISH_NOT_CONFIRMED: &str = "publish not confirmed: retrying";
 const PUBLISHING_BLOCKED: &str = "publishing blocked by RabbitMQ (memory or disk alarm): waiting";
 const HEADERS_TOO_LARGE: &str =
     "headers too large for one frame: dropped the largest from the copy";
+const NO_MEMORY: &str =
+    "large message exceeds the memory set aside: requeueing it until there is room";
 
 static PUBLISH_NOT_CONFIRMED_LIMIT: LogLimit = LogLimit::new(PUBLISH_NOT_CONFIRMED, 1);
 pub(super) static PUBLISHING_BLOCKED_LIMIT: LogLimit = LogLimit::new(PUBLISHING_BLOCKED, 3);
+static NO_MEMORY_LIMIT: LogLimit = LogLimit::new(NO_MEMORY, 1);
 static HEADERS_TOO_LARGE_LIMIT: LogLimit = LogLimit::new(HEADERS_TOO_LARGE, 1);
 
 pub(super) fn publish_not_confirmed(request_id: &RequestId, error: &PublishError) {
@@ -28,12 +31,18 @@ pub(super) fn headers_too_large(request_id: Option<&RequestId>, dropped: usize) 
     }
 }
 
+pub(super) fn no_memory(bytes: usize) {
+    if NO_MEMORY_LIMIT.permit() {
+        tracing::warn!(bytes, "{NO_MEMORY}");
+    }
+}
+
 pub(super) fn topology_check_failed(error: &BrokerError) {
     tracing::warn!(%error, "topology check failed: still consuming");
 }
 
-pub(super) fn prefetch_raised(prefetch: u16) {
-    tracing::debug!(prefetch, "prefetch raised");
+pub(super) fn prefetch_changed(prefetch: u16) {
+    tracing::debug!(prefetch, "prefetch changed");
 }
 
 pub(super) fn publishing_blocked(outage: &mut Outage) {

@@ -7,6 +7,7 @@ mod consumer;
 mod dead_queue;
 mod delivery;
 mod error;
+mod large;
 mod log;
 mod loss;
 mod pipeline;
@@ -22,9 +23,11 @@ mod topology;
 pub(crate) use self::{
     amqp::{rpc, short_string},
     connection::{Connection, FrameMax, Role},
+    consumer::Consumer,
     dead_queue::{DeadLetter, DeadQueue, MAX_HOLD},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::BrokerError,
+    large::MAX_WHEN_FETCHING,
     republish::{DeadLetterReason, Tried},
     server_properties::{ServerProperties, server_properties},
     session::BrokerSession,

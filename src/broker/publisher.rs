@@ -27,6 +27,7 @@ use super::{
     amqp::{long_string, short_string},
     connection::STATUS_INTERVAL,
     error::{BrokerError, PublishError, cause, soft_error},
+    large::{COPYING, is_large},
     pipeline::{MANDATORY, Message, Pipeline, PublishOutcome},
     topology::{Topology, queue_counts},
 };
@@ -236,6 +237,7 @@ impl Publisher {
     ) -> Result<(), PublishError> {
         // An error only if the semaphore is closed, which it never is.
         let _permit = self.0.channel_permits.acquire().await;
+        let _copying = if is_large(body) { COPYING.acquire().await.ok() } else { None };
         let publish = async {
             let channel = self.channel().await?;
             let exchange = short_string(exchange);

@@ -95,10 +95,14 @@ pub(super) fn invisible(
         "not seen",
         "AMQP does not show policies, bindings (whether a queue receives events) or RabbitMQ's settings",
     )
-    .cost("a policy can drop requests early; an event that no queue receives is a failed attempt")
+    .cost(
+        "a policy can drop requests early; an event that no queue receives is a failed attempt; large \
+         messages can take more memory than a worker has",
+    )
     .remedy(format!(
         "check that no policy sets message-ttl, expires, max-length or a lower delivery-limit; that a queue \
-         is bound to `{}` for each event; that `{}` is bound to `{}`; and, before RabbitMQ 3.12, that \
+         is bound to `{}` for each event; that `{}` is bound to `{}`; that max_message_size is small (1 MiB: \
+         the default is 16 MiB, 128 MiB before RabbitMQ 4); and, before RabbitMQ 3.12, that \
          consumer_timeout is above 17 min",
         topology.event_exchange,
         topology.request_queue(),
@@ -107,7 +111,7 @@ pub(super) fn invisible(
     .command(format!("{ctl} list_policies"))
     .command(format!("{ctl} list_operator_policies"))
     .command(format!("{ctl} list_bindings source_name destination_name routing_key"))
-    .command("rabbitmqctl environment | grep consumer_timeout");
+    .command("rabbitmqctl environment | grep -e consumer_timeout -e max_message_size");
     // RabbitMQ 4 limits every quorum queue to 20 redeliveries. The dead queue has no dead-letter
     // exchange, so RabbitMQ would then drop its messages.
     let limits_redeliveries =

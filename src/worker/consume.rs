@@ -9,7 +9,7 @@ use super::{
     log::ConnectionLog,
     prefetch::{Next, PrefetchWindow},
 };
-use crate::broker::{BrokerError, Delivery};
+use crate::broker::{BrokerError, Consumer, Delivery};
 
 /// Why consuming ended.
 pub(super) enum End {
@@ -32,6 +32,7 @@ pub(super) async fn consume(
         log.consuming(&context.queue, window);
         // The slot comes first, so that no delivery is taken that cannot start.
         let slot = heartbeat.while_waiting(Arc::clone(&context.slots).acquire_owned());
+        let slot = receiving(&mut connected.session.consumer, slot);
         let slot = match until_end(context, slot, &mut fault).await {
             Ok(slot) => slot,
             Err(end) => return end,
@@ -49,16 +50,24 @@ pub(super) async fn consume(
         };
         let next = tokio::select! {
             delivery = heartbeat.while_waiting(connected.session.consumer.next()) => {
-                let delivery = match delivery {
-                    Ok(delivery) => delivery,
+                match delivery {
+                    Ok(Some(delivery)) => {
+                        let redeliveries = delivery.redeliveries();
+                        let next = if connected.session.consumer.is_paused() {
+                            window.on_delivery_while_paused(redeliveries)
+                        } else {
+                            window.on_delivery(redeliveries, delivery.large_bytes())
+                        };
+                        if next == Next::ServeAlone {
+                            return End::Suspect(Box::new(delivery), slot);
+                        }
+                        connected.spawn(delivery, slot, context);
+                        next
+                    }
+                    Ok(None) if connected.session.consumer.is_paused() => Next::Resume,
+                    Ok(None) => window.on_no_room(),
                     Err(fault) => return End::Fault(fault),
-                };
-                let next = window.on_delivery(delivery.redeliveries());
-                if next == Next::ServeAlone {
-                    return End::Suspect(Box::new(delivery), slot);
                 }
-                connected.spawn(delivery, slot, context);
-                next
             }
             is_idle = idle, if idle_after.is_some() => {
                 if is_idle { window.on_idle() } else { window.on_slow_delivery() }
@@ -66,20 +75,44 @@ pub(super) async fn consume(
             fault = &mut fault => return End::Fault(fault),
             () = context.shutdown.cancelled() => return End::Shutdown,
         };
-        if let Next::Grow { to, when_settled } = next {
-            if when_settled {
-                let settled = heartbeat.while_waiting(settled_in_time(&connected.in_flight));
-                if let Err(end) = until_end(context, settled, &mut fault).await {
-                    return end;
-                }
-            }
-            match until_end(context, connected.session.consumer.set_prefetch(to), &mut fault).await
-            {
-                Ok(Ok(())) => connected.grown_at = Instant::now(),
-                Ok(Err(fault)) => return End::Fault(fault),
-                Err(end) => return end,
-            }
+        if next == Next::Keep {
+            continue;
         }
+        let changed = async {
+            let consumer = &mut connected.session.consumer;
+            match next {
+                Next::Grow { to, when_settled } => {
+                    if when_settled {
+                        let settled = settled_in_time(&connected.in_flight);
+                        receiving(consumer, heartbeat.while_waiting(settled)).await;
+                    }
+                    consumer.set_prefetch(to).await?;
+                    connected.grown_at = Instant::now();
+                }
+                Next::Narrow { to } => consumer.pause(to),
+                Next::Resume => {
+                    heartbeat.while_waiting(consumer.resume()).await?;
+                    connected.grown_at = Instant::now();
+                }
+                Next::Keep | Next::ServeAlone => {}
+            }
+            Ok(())
+        };
+        match until_end(context, changed, &mut fault).await {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => return End::Fault(fault),
+            Err(end) => return end,
+        }
+    }
+}
+
+/// Waits for `future`, and receives deliveries meanwhile.
+async fn receiving<T>(consumer: &mut Consumer, future: impl Future<Output = T>) -> T {
+    tokio::select! {
+        // Mostly done at once.
+        biased;
+        done = future => done,
+        never = consumer.receive() => match never {},
     }
 }
 

@@ -13,10 +13,15 @@
 //! - **One at a time**: entered after a delivery broke the connection. The culprit is one of at most a
 //!   full window of messages, so after that many deliveries the window grows again; earlier if the
 //!   queue is idle, or if a delivery takes long, which a poison message does not.
+//!
+//! RabbitMQ sends a full window at once, and lapin keeps each message whole in memory. Hence one more phase:
+//!
+//! - **Narrow**: entered with a large message, with as many deliveries as have room at that size. It
+//!   doubles as smaller ones arrive, and does not wait until they are settled.
 
 use std::time::Duration;
 
-use crate::broker::SUSPECT_REDELIVERIES;
+use crate::broker::{MAX_WHEN_FETCHING, SUSPECT_REDELIVERIES};
 
 /// A new connection takes the queue for idle after this long without a delivery.
 const IDLE: Duration = Duration::from_millis(200);
@@ -38,6 +43,8 @@ enum Phase {
     Full { trusted: bool },
     /// `received` deliveries since the connection broke.
     OneAtATime { received: u16 },
+    /// `received` small deliveries since the window reached this size, or since the last large one.
+    Narrow { size: u16, received: u16 },
 }
 
 /// What the consumer does next.
@@ -49,6 +56,12 @@ pub(super) enum Next {
         to: u16,
         when_settled: bool,
     },
+    /// Stop fetching until there is room for more large messages, then go on with a prefetch of `to`.
+    Narrow {
+        to: u16,
+    },
+    /// Go on fetching, once there is room.
+    Resume,
     /// Serve this delivery with nothing else in flight.
     ServeAlone,
 }
@@ -61,10 +74,10 @@ impl PrefetchWindow {
 
     /// Prepares for a new connection. If it is still one at a time, that starts over.
     pub(super) fn on_reconnect(&mut self) {
-        self.phase = if self.is_one_at_a_time() {
-            Phase::OneAtATime { received: 0 }
-        } else {
-            Phase::initial(self.max)
+        self.phase = match self.phase {
+            Phase::OneAtATime { .. } => Phase::OneAtATime { received: 0 },
+            Phase::Narrow { .. } => Phase::Narrow { size: 1, received: 0 },
+            Phase::Growing { .. } | Phase::Full { .. } => Phase::initial(self.max),
         };
     }
 
@@ -100,9 +113,32 @@ impl PrefetchWindow {
         Next::Grow { to: 1, when_settled: false }
     }
 
-    /// A delivery arrived; RabbitMQ has redelivered it `redeliveries` times.
-    pub(super) fn on_delivery(&mut self, redeliveries: u32) -> Next {
+    /// Large messages did not fit into memory: they are fetched again, one by one.
+    pub(super) fn on_no_room(&mut self) -> Next {
+        if !self.is_one_at_a_time() {
+            self.phase = Phase::Narrow { size: 1, received: 0 };
+        }
+        Next::Narrow { to: 1 }
+    }
+
+    /// A delivery arrived that was fetched before the window was narrowed: it does not grow the window.
+    pub(super) fn on_delivery_while_paused(&self, redeliveries: u32) -> Next {
+        match self.phase {
+            Phase::Narrow { .. } if redeliveries >= SUSPECT_REDELIVERIES => Next::ServeAlone,
+            _ => Next::Keep,
+        }
+    }
+
+    /// A delivery arrived; RabbitMQ has redelivered it `redeliveries` times, and it takes `large_bytes` of
+    /// memory if it is large.
+    pub(super) fn on_delivery(&mut self, redeliveries: u32, large_bytes: Option<usize>) -> Next {
         let suspect = redeliveries >= SUSPECT_REDELIVERIES;
+        if let Some(bytes) = large_bytes
+            && !self.is_one_at_a_time()
+            && !(suspect && self.isolates_suspects())
+        {
+            return self.on_large(bytes);
+        }
         match self.phase {
             Phase::OneAtATime { received } => {
                 let received = received + 1;
@@ -113,8 +149,21 @@ impl PrefetchWindow {
                 };
                 Next::Keep
             }
-            Phase::Full { trusted: false } if suspect && self.max > 1 => Next::ServeAlone,
+            _ if suspect && self.isolates_suspects() => Next::ServeAlone,
             Phase::Full { .. } => Next::Keep,
+            Phase::Narrow { size, received } if received + 1 < size => {
+                self.phase = Phase::Narrow { size, received: received + 1 };
+                Next::Keep
+            }
+            Phase::Narrow { size, .. } => {
+                let to = size.saturating_mul(2).min(self.max);
+                self.phase = if to < self.max {
+                    Phase::Narrow { size: to, received: 0 }
+                } else {
+                    Phase::Full { trusted: false }
+                };
+                if to == size { Next::Keep } else { Next::Grow { to, when_settled: false } }
+            }
             Phase::Growing { size, received } if suspect && received + 1 < size => {
                 self.phase = Phase::Growing { size, received: received + 1 };
                 Next::Keep
@@ -129,6 +178,32 @@ impl PrefetchWindow {
                 };
                 Next::Grow { to, when_settled: suspect }
             }
+        }
+    }
+}
+
+impl PrefetchWindow {
+    /// Narrows the window so that a full one of messages of this size has room.
+    fn on_large(&mut self, bytes: usize) -> Next {
+        let fitting = u16::try_from(MAX_WHEN_FETCHING / bytes.max(1)).unwrap_or(u16::MAX);
+        let to = fitting.clamp(1, self.max);
+        let size = match self.phase {
+            Phase::Growing { size, .. } | Phase::Narrow { size, .. } => size,
+            Phase::Full { .. } => self.max,
+            Phase::OneAtATime { .. } => 1,
+        };
+        if matches!(self.phase, Phase::Full { .. }) && to == self.max {
+            return Next::Keep;
+        }
+        self.phase = Phase::Narrow { size: size.min(to), received: 0 };
+        if to < size { Next::Narrow { to } } else { Next::Keep }
+    }
+
+    fn isolates_suspects(&self) -> bool {
+        match self.phase {
+            Phase::Full { trusted } => !trusted && self.max > 1,
+            Phase::Narrow { .. } => self.max > 1,
+            Phase::Growing { .. } | Phase::OneAtATime { .. } => false,
         }
     }
 }
@@ -152,11 +227,11 @@ mod tests {
     #[test]
     fn harmless_message_opens_the_window() {
         let mut window = PrefetchWindow::new(64);
-        assert_eq!(window.on_delivery(0), grow(64, false));
-        assert_eq!(window.on_delivery(SUSPECT - 1), Next::Keep);
-        assert_eq!(window.on_delivery(SUSPECT), Next::ServeAlone);
-        assert_eq!(PrefetchWindow::new(1).on_delivery(0), Next::Keep);
-        assert_eq!(PrefetchWindow::new(1).on_delivery(SUSPECT), Next::Keep);
+        assert_eq!(window.on_delivery(0, None), grow(64, false));
+        assert_eq!(window.on_delivery(SUSPECT - 1, None), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT, None), Next::ServeAlone);
+        assert_eq!(PrefetchWindow::new(1).on_delivery(0, None), Next::Keep);
+        assert_eq!(PrefetchWindow::new(1).on_delivery(SUSPECT, None), Next::Keep);
     }
 
     #[test]
@@ -165,26 +240,26 @@ mod tests {
         assert_eq!(window.idle_after(), Some(IDLE));
         assert_eq!(window.on_idle(), grow(64, false));
         assert_eq!(window.idle_after(), None);
-        assert_eq!(window.on_delivery(0), Next::Keep);
-        assert_eq!(window.on_delivery(SUSPECT), Next::ServeAlone);
+        assert_eq!(window.on_delivery(0, None), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT, None), Next::ServeAlone);
         assert_eq!(PrefetchWindow::new(1).idle_after(), None);
     }
 
     #[test]
     fn suspects_double_the_window_as_they_are_settled() {
         let mut window = PrefetchWindow::new(5);
-        assert_eq!(window.on_delivery(SUSPECT), grow(2, true));
-        assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
-        assert_eq!(window.on_delivery(SUSPECT), grow(4, true));
-        assert_eq!(window.on_delivery(0), grow(5, false));
-        assert_eq!(window.on_delivery(SUSPECT), Next::ServeAlone);
+        assert_eq!(window.on_delivery(SUSPECT, None), grow(2, true));
+        assert_eq!(window.on_delivery(SUSPECT, None), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT, None), grow(4, true));
+        assert_eq!(window.on_delivery(0, None), grow(5, false));
+        assert_eq!(window.on_delivery(SUSPECT, None), Next::ServeAlone);
     }
 
     #[test]
     fn window_grown_over_harmless_suspects_trusts_the_next() {
         let mut window = PrefetchWindow::new(2);
-        assert_eq!(window.on_delivery(SUSPECT), grow(2, true));
-        assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
+        assert_eq!(window.on_delivery(SUSPECT, None), grow(2, true));
+        assert_eq!(window.on_delivery(SUSPECT, None), Next::Keep);
     }
 
     #[test]
@@ -193,17 +268,17 @@ mod tests {
         window.on_poison();
         for _ in 0..3 {
             assert!(window.is_one_at_a_time());
-            assert_eq!(window.on_delivery(SUSPECT), Next::Keep);
+            assert_eq!(window.on_delivery(SUSPECT, None), Next::Keep);
         }
         assert!(!window.is_one_at_a_time());
-        assert_eq!(window.on_delivery(0), grow(3, false));
+        assert_eq!(window.on_delivery(0, None), grow(3, false));
     }
 
     #[test]
     fn one_at_a_time_ends_on_an_idle_queue() {
         let mut window = PrefetchWindow::new(3);
         window.on_poison();
-        assert_eq!(window.on_delivery(0), Next::Keep);
+        assert_eq!(window.on_delivery(0, None), Next::Keep);
         assert_eq!(window.idle_after(), Some(IDLE_AFTER_BREAK));
         assert_eq!(window.on_idle(), grow(3, false));
         assert!(!window.is_one_at_a_time());
@@ -213,23 +288,81 @@ mod tests {
     fn slow_delivery_lets_one_more_in_at_a_time() {
         let mut window = PrefetchWindow::new(64);
         window.on_poison();
-        assert_eq!(window.on_delivery(0), Next::Keep);
+        assert_eq!(window.on_delivery(0, None), Next::Keep);
         assert_eq!(window.on_slow_delivery(), grow(1, false));
         assert!(!window.is_one_at_a_time());
-        assert_eq!(window.on_delivery(SUSPECT), grow(2, true));
+        assert_eq!(window.on_delivery(SUSPECT, None), grow(2, true));
     }
 
     #[test]
     fn reconnect_repeats_one_at_a_time_until_it_is_complete() {
         let mut window = PrefetchWindow::new(2);
         window.on_poison();
-        window.on_delivery(0);
+        window.on_delivery(0, None);
         window.on_reconnect();
-        window.on_delivery(0);
+        window.on_delivery(0, None);
         assert!(window.is_one_at_a_time());
-        window.on_delivery(0);
+        window.on_delivery(0, None);
         window.on_reconnect();
         assert!(!window.is_one_at_a_time());
-        assert_eq!(window.on_delivery(0), grow(2, false));
+        assert_eq!(window.on_delivery(0, None), grow(2, false));
+    }
+
+    const MIB: usize = 1024 * 1024;
+
+    fn narrow(to: u16) -> Next {
+        Next::Narrow { to }
+    }
+
+    #[test]
+    fn large_message_narrows_the_window() {
+        let mut window = PrefetchWindow::new(64);
+        window.on_idle();
+        assert_eq!(window.on_delivery(0, Some(MIB)), narrow(16));
+        assert_eq!(window.on_delivery(0, Some(MIB)), Next::Keep);
+        assert_eq!(window.on_delivery(0, Some(15 * MIB)), narrow(1));
+        assert_eq!(window.on_delivery(0, Some(100 * MIB)), Next::Keep);
+        assert_eq!(window.on_no_room(), narrow(1));
+    }
+
+    #[test]
+    fn narrow_window_doubles_with_smaller_messages() {
+        let mut window = PrefetchWindow::new(5);
+        window.on_idle();
+        assert_eq!(window.on_delivery(0, Some(15 * MIB)), narrow(1));
+        assert_eq!(window.on_delivery(0, None), grow(2, false));
+        assert_eq!(window.on_delivery(0, None), Next::Keep);
+        assert_eq!(window.on_delivery(0, None), grow(4, false));
+        assert_eq!(window.on_delivery(0, Some(15 * MIB)), narrow(1));
+        for _ in 0..3 {
+            window.on_delivery(0, None);
+        }
+        for _ in 0..3 {
+            assert_eq!(window.on_delivery(0, None), Next::Keep);
+        }
+        assert_eq!(window.on_delivery(0, None), grow(5, false));
+        assert_eq!(window.on_delivery(0, None), Next::Keep);
+    }
+
+    #[test]
+    fn first_message_is_large_and_the_window_stays_at_one() {
+        let mut window = PrefetchWindow::new(64);
+        assert_eq!(window.on_delivery(0, Some(15 * MIB)), Next::Keep);
+        assert_eq!(window.on_delivery(0, Some(15 * MIB)), Next::Keep);
+        assert_eq!(window.on_delivery(0, None), grow(2, false));
+        window.on_reconnect();
+        assert_eq!(window.on_delivery(0, None), grow(2, false));
+    }
+
+    #[test]
+    fn large_suspect_is_served_alone() {
+        let mut window = PrefetchWindow::new(64);
+        window.on_idle();
+        assert_eq!(window.on_delivery(SUSPECT, Some(15 * MIB)), Next::ServeAlone);
+        assert_eq!(window.on_delivery(0, Some(15 * MIB)), narrow(1));
+        assert_eq!(window.on_delivery_while_paused(0), Next::Keep);
+        assert_eq!(window.on_delivery_while_paused(SUSPECT), Next::ServeAlone);
+        let mut one = PrefetchWindow::new(1);
+        assert_eq!(one.on_delivery(SUSPECT, Some(15 * MIB)), Next::Keep);
     }
 }

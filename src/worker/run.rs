@@ -76,7 +76,7 @@ impl MainLoop {
                         self.context.processor.hold.on_consumer_timeout(timeout);
                     }
                     if fault.is_frame_too_large() && frame_max == FrameMax::Small {
-                        frame_max = FrameMax::Server;
+                        frame_max = FrameMax::Large;
                     } else if is_caused_by_delivery(&fault, &connected) {
                         window.on_poison();
                     }

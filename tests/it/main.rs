@@ -29,6 +29,7 @@ mod gate;
 mod hostile;
 mod imports;
 mod invalid_requests;
+mod large_messages;
 mod links;
 mod logs;
 mod metrics;

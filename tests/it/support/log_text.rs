@@ -18,7 +18,9 @@ pub const WINDOW: &str = "prefetch_mode";
 pub const WINDOW_FULL: &str = "normal";
 pub const WINDOW_ONE_AT_A_TIME: &str = "one at a time";
 pub const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
-pub const WINDOW_GROWN: &str = "prefetch raised";
+pub const NO_MEMORY: &str =
+    "large message exceeds the memory set aside: requeueing it until there is room";
+pub const WINDOW_GROWN: &str = "prefetch changed";
 pub const SERVING_ALONE: &str =
     "message redelivered often: serving it alone, then on a new connection";
 pub const REQUEST_FINISHED: &str = "request finished";

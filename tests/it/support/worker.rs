@@ -215,6 +215,14 @@ impl Worker {
         wait_until(&what, async || self.metric("handoff_in_flight").await == count as f64).await;
     }
 
+    /// The most memory that it has had resident.
+    pub fn peak_memory_mib(&self) -> usize {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
+    }
+
     /// The resources it holds now, with its sockets to a server on this machine.
     pub fn resources(&self, server: SocketAddr) -> Resources {
         let proc = format!("/proc/{}", self.child.id().expect("it runs"));

@@ -1,0 +1,100 @@
+//! Large messages: RabbitMQ delivers each whole, and a full prefetch window of them at once.
+
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+use lapin::BasicProperties;
+
+use crate::support::{TestEnv, log_text, platform::hold_calls};
+
+const MIB: usize = 1024 * 1024;
+/// Near the limit of RabbitMQ 4, which is 16 MiB, and above `HANDOFF_MAX_MESSAGE_BYTES`.
+const BODY: usize = 15 * MIB;
+/// Together more than twice the memory limit that deploy/ sets.
+const COUNT: usize = 40;
+/// Below that limit, which is 256 MiB.
+const MAX_PEAK_MIB: usize = 200;
+
+#[tokio::test]
+async fn large_messages_fit_into_the_memory_limit() {
+    let mut env = TestEnv::start().await;
+    env.declare_topology().await;
+    // A small message opens the prefetch window, so that RabbitMQ sends all others at once.
+    env.publish_request("small", "ann").await;
+    let body = vec![b'x'; BODY];
+    for n in 0..COUNT {
+        let id = BasicProperties::default().with_message_id(format!("large-{n}").into());
+        env.rabbitmq.publish(&body, id).await;
+    }
+    let worker = env.start_worker().await;
+    let mut failed = BTreeSet::new();
+    for event in env.rabbitmq.next_events(COUNT + 1).await {
+        let id = event.data()["requestId"].as_str().unwrap().to_owned();
+        if id == "small" {
+            assert_eq!(event.routing_key, "handoff.ready");
+        } else {
+            assert_eq!(event.data()["reason"]["code"], "invalid_request");
+            assert!(failed.insert(id), "one event for each");
+        }
+    }
+    worker.wait_for_finished(COUNT + 1).await;
+    let peak = worker.peak_memory_mib();
+    assert!(peak <= MAX_PEAK_MIB, "{peak} MiB");
+    assert_eq!(env.dead_letters().await, COUNT as u32);
+    assert_eq!(env.rabbitmq.take_dead_letter().await.body.len(), BODY);
+    assert_eq!(worker.log_lines(log_text::CONSUMING).len(), 1, "the connection was kept");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn large_messages_without_room_are_fetched_again() {
+    // Valid ones, which stay in memory until the platform answers.
+    const COUNT: usize = 14;
+    let (latch, script) = hold_calls(|call| !call.is_token() && !call.user_is("user-0"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    env.set("MAX_MESSAGE_BYTES", "16777216");
+    env.declare_topology().await;
+    env.publish_requests(0..1).await;
+    publish_padded(&env, 1..=COUNT, 15 * MIB).await;
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::NO_MEMORY).await;
+    // Two of them have room.
+    worker.wait_for_in_flight(2).await;
+    latch.open();
+    env.expect_all_ready(1 + COUNT).await;
+    assert_eq!(env.platform.session_calls().len(), 1 + COUNT);
+    worker.wait_for_finished(1 + COUNT).await;
+    assert_eq!(worker.log_lines(log_text::CONSUMING).len(), 1, "the connection was kept");
+    let peak = worker.peak_memory_mib();
+    assert!(peak <= MAX_PEAK_MIB, "{peak} MiB");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn small_requests_are_served_while_large_messages_have_no_room() {
+    let (latch, script) = hold_calls(|call| call.user_is("user-1") || call.user_is("user-2"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    env.set("MAX_MESSAGE_BYTES", "16777216");
+    env.declare_topology().await;
+    env.publish_requests(0..1).await;
+    publish_padded(&env, 1..=3, 14 * MIB).await;
+    // Fetched before the worker stops to fetch.
+    env.publish_requests(4..20).await;
+    let worker = env.start_worker().await;
+    for event in env.rabbitmq.next_events(17).await {
+        assert_eq!(event.routing_key, "handoff.ready");
+        assert!(!["r-1", "r-2", "r-3"].contains(&event.data()["requestId"].as_str().unwrap()));
+    }
+    latch.open();
+    env.expect_all_ready(3).await;
+    worker.stop().await;
+}
+
+/// Publishes request `r-1` for `user-1`, and so on, each with a body of this size.
+async fn publish_padded(env: &TestEnv, numbers: RangeInclusive<usize>, size: usize) {
+    let padding = "x".repeat(size);
+    for n in numbers {
+        let id = BasicProperties::default().with_message_id(format!("r-{n}").into());
+        let body = format!(r#"{{"userId":"user-{n}","padding":"{padding}"}}"#);
+        env.rabbitmq.publish(body, id).await;
+    }
+}
