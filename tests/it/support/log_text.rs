@@ -68,7 +68,7 @@ pub const UNTRUSTED_AUTHORITY: &str = "authority that is not trusted";
 pub const WRONG_CERTIFICATE_NAME: &str = "for another name";
 /// `renew` is repeated with a wrong type: two mistakes, each reported once.
 pub const REPEATED_MISTAKE_ONCE: &str =
-    "`renew` appears more than once; `renew` must be true or false";
+    "`renew` appears more than once; `renew` must be true or false; it is a number";
 
 // `handoff sandbox`.
 pub const SANDBOX_READY: &str = "sandbox ready";
