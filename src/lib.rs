@@ -31,6 +31,8 @@
 //! | `schema` | generates the AsyncAPI document |
 
 #![forbid(unsafe_code)]
+// These macros panic where stdout or stderr is closed or full.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod broker;
 pub mod cache;

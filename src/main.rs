@@ -1,5 +1,8 @@
 //! The `handoff` command.
 
+// These macros panic where stdout or stderr is closed or full.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::{
     io::{Write, stderr},
     process::ExitCode,
