@@ -8,7 +8,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt, stream};
 use lapin::{Channel, Connection, Event};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{connection::STATUS_INTERVAL, error::BrokerError};
@@ -55,11 +55,22 @@ impl Lifeline {
         }
     }
 
-    /// Cancels the token when the session is lost.
-    pub(super) fn cancel_when_lost(&self, lost: CancellationToken) -> AbortOnDropHandle<()> {
+    /// Cancels `lost` when the session is lost.
+    ///
+    /// If only the publishing connection is, this waits until the consumer has `stopped`: RabbitMQ would
+    /// deliver to it again what is requeued before, dozens of times in a moment, and count each.
+    pub(super) fn cancel_when_lost(
+        &self,
+        lost: CancellationToken,
+        stopped: CancellationToken,
+    ) -> AbortOnDropHandle<()> {
         let mut watch = self.watch();
         AbortOnDropHandle::new(tokio::spawn(async move {
             while !matches!(watch.next().await, Notice::Lost(_)) {}
+            let channel = &watch.lifeline.channel;
+            while channel.status().connected() && !stopped.is_cancelled() {
+                let _ = timeout(STATUS_INTERVAL, stopped.cancelled()).await;
+            }
             lost.cancel();
         }))
     }

@@ -83,6 +83,10 @@ impl Publisher {
         &self.0.topology
     }
 
+    pub(super) fn is_connected(&self) -> bool {
+        self.0.connection.status().connected()
+    }
+
     /// Counts the consumers of the request queue, this worker's included.
     pub(crate) async fn consumer_count(&self) -> Result<u32, BrokerError> {
         Ok(queue_counts(&self.0.connection, self.0.topology.request_queue()).await?.consumers)

@@ -32,6 +32,8 @@ pub(crate) struct BrokerSession {
     pub(crate) publisher: Publisher,
     lifeline: Lifeline,
     lost: CancellationToken,
+    /// Cancelled when RabbitMQ delivers nothing more.
+    stopped: CancellationToken,
     _loss_watch: AbortOnDropHandle<()>,
 }
 
@@ -56,7 +58,8 @@ impl BrokerSession {
             consumer.channel(),
         );
         let lost = CancellationToken::new();
-        let loss_watch = lifeline.cancel_when_lost(lost.clone());
+        let stopped = CancellationToken::new();
+        let loss_watch = lifeline.cancel_when_lost(lost.clone(), stopped.clone());
         let connection = Arc::clone(&publishing.lapin);
         let publisher = Publisher::new(connection, Arc::clone(&topology), concurrency, metrics);
         Ok(Self {
@@ -67,6 +70,7 @@ impl BrokerSession {
             publisher,
             lifeline,
             lost,
+            stopped,
             _loss_watch: loss_watch,
         })
     }
@@ -109,7 +113,9 @@ impl BrokerSession {
         if !consumer.is_open() {
             return;
         }
-        hand_back(consumer.stop().await, &self.publisher, &self.lost).await;
+        let prefetched = consumer.stop().await;
+        self.stopped.cancel();
+        hand_back(prefetched, &self.publisher, &self.lost).await;
     }
 
     /// Hands back a delivery whose request was not started.

@@ -78,8 +78,7 @@ pub(crate) async fn settle(
     let (kind, queue, properties) = match settlement {
         Settlement::Done { .. } | Settlement::Discard(_) => return ack(delivery),
         Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
-            delivery.requeue();
-            return Settled::Requeued;
+            return requeue(delivery, publisher, lost).await;
         }
         Settlement::Retry { queue, .. } => (PublishKind::Retry, *queue, copy(tried)),
         // Up to RabbitMQ 4.2, a nack counts towards the delivery limit. A delivery that has come
@@ -105,11 +104,20 @@ pub(crate) async fn settle(
         publisher.republish(kind, queue, properties.clone(), delivery.body())
     }));
     if lost.run_until_cancelled(copied).await.is_none_or(|copied| copied.is_err()) {
-        delivery.requeue();
-        return Settled::Requeued;
+        return requeue(delivery, publisher, lost).await;
     }
     let settled = ack(delivery);
     if *settlement == Settlement::Requeue { Settled::Requeued } else { settled }
+}
+
+/// Requeues a delivery. Without the publishing connection, waits until the consumer has stopped: RabbitMQ
+/// would deliver it to the same consumer at once, and the next publish would fail, too.
+async fn requeue(delivery: &Delivery, publisher: &Publisher, lost: &CancellationToken) -> Settled {
+    if !publisher.is_connected() {
+        lost.cancelled().await;
+    }
+    delivery.requeue();
+    Settled::Requeued
 }
 
 /// Hands back deliveries whose requests have not been started.

@@ -167,3 +167,42 @@ async fn connection_broken_by_a_message_returns_its_deliveries_at_once() {
     latch.open();
     assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
 }
+
+#[tokio::test]
+async fn request_that_waits_for_its_next_try_ends_with_its_delivery() {
+    let fail = |call: &Call| if call.is_token() { success(call) } else { Answer::status(500) };
+    let mut env = TestEnv::builder().platform(fail).start().await;
+    // Longer than the test waits.
+    env.set("RETRY_BUDGET", "2m");
+    let (proxy, worker) = start_with_held_request(&mut env).await;
+    worker.wait_for_log(log_text::CALL_RETRIED).await;
+    proxy.close_connections_of(CONSUMER);
+    worker.wait_for_log(log_text::HANDED_BACK).await;
+    env.platform.set_script(success);
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    assert_no_further_event(&mut env).await;
+}
+
+#[tokio::test]
+async fn request_that_waits_for_the_lease_of_another_worker_ends_with_its_delivery() {
+    let (latch, script) = hold_calls(|call| call.user_is("user-0"));
+    let mut env = TestEnv::builder().platform(script).start().await;
+    let _holder = env.start_worker().await;
+    env.publish_request("r-0", "user-0").await;
+    env.platform.wait_for_calls(2).await;
+    let proxy = env.proxy("AMQP_URL").await;
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::WINDOW_GROWN).await;
+    for n in 1..=4 {
+        env.publish_request(&format!("r-{n}"), "user-0").await;
+    }
+    wait_until("it waits", async || worker.metric("handoff_in_flight").await > 0.0).await;
+    proxy.close_connections_of(CONSUMER);
+    worker.wait_for_log(log_text::HANDED_BACK).await;
+    latch.open();
+    let mut served: Vec<_> = env.rabbitmq.next_events(5).await;
+    served.sort_by_key(|event| event.data()["requestId"].to_string());
+    served.dedup_by_key(|event| event.data()["requestId"].to_string());
+    assert_eq!(served.len(), 5);
+    assert_eq!(env.platform.session_calls().len(), 1);
+}

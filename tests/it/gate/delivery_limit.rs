@@ -8,6 +8,7 @@ use super::checks::{assert_no_attempt_spent, expect_ready};
 use crate::support::{
     Answer, TestEnv, Worker, log_text,
     platform::{Call, success},
+    proxy::PUBLISHER,
     wait_until,
 };
 
@@ -73,5 +74,25 @@ async fn pause_that_outlasts_workers_reaches_no_delivery_limit() {
     env.platform.set_script(success);
     let worker = env.start_worker().await;
     expect_ready(&mut env, 1).await;
+    assert_no_attempt_spent(&env, &worker).await;
+}
+
+#[tokio::test]
+async fn pause_that_outlasts_publishing_connections_reaches_no_delivery_limit() {
+    let refuse = |_: &Call| Answer::status(403);
+    let mut env = TestEnv::builder().platform(refuse).start().await;
+    env.set("CONCURRENCY", "3");
+    let proxy = env.proxy("AMQP_URL").await;
+    let worker = env.start_worker().await;
+    env.publish_requests(0..6).await;
+    for life in 1..=5 {
+        worker.wait_for_logs(log_text::CONSUMING, life).await;
+        hold_request(&env, &worker, life).await;
+        // What is requeued at once would come back to the old consumer at once, many times.
+        proxy.close_connections_of(PUBLISHER);
+    }
+    worker.wait_for_logs(log_text::CONSUMING, 6).await;
+    env.platform.set_script(success);
+    expect_ready(&mut env, 6).await;
     assert_no_attempt_spent(&env, &worker).await;
 }
