@@ -48,7 +48,7 @@ const WRAPPERS: [(&str, &str); 8] = [
 ];
 
 /// Returns what an object without `userId` is, with the remedy.
-pub(crate) fn why_without_user(json: &str) -> Option<String> {
+pub(super) fn name(json: &str) -> Option<String> {
     let mut keys = Vec::new();
     let mut similar = None;
     let mut wrapper = None;

@@ -10,9 +10,15 @@ mod syntax;
 mod tests;
 mod value;
 
-pub(super) use self::{
-    envelope::why_without_user, properties::hint, syntax::why_invalid, value::why_not_an_object,
-};
+pub(super) use self::properties::hint;
+
+/// The largest text whose items are looked at: a list of them can take more memory than the text.
+const MAX_EXAMINED: usize = 256 * 1024;
+
+/// Returns what an object without `userId` is, with the remedy.
+pub(super) fn why_without_user(json: &str) -> Option<String> {
+    if json.len() <= MAX_EXAMINED { envelope::name(json) } else { None }
+}
 
 /// Describes why bytes are not UTF-8 text, as what follows "the body ".
 pub(super) fn why_not_utf8(body: &[u8], valid_up_to: usize) -> String {
@@ -34,9 +40,11 @@ pub(super) fn why_not_json_object(text: &str) -> String {
         return format!("is {name}");
     }
     match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-        Ok(_) => format!("is JSON but not an object: it is {}", why_not_an_object(text)),
+        Ok(_) if text.len() > MAX_EXAMINED => "is JSON but not an object".to_owned(),
+        Ok(_) => format!("is JSON but not an object: it is {}", value::name(text)),
         Err(error) => {
-            let why = why_invalid(text, &error).map(|why| format!(": {why}")).unwrap_or_default();
+            let why =
+                syntax::why_invalid(text, &error).map(|why| format!(": {why}")).unwrap_or_default();
             format!("is not valid JSON (line {}, column {}){why}", error.line(), error.column())
         }
     }

@@ -1,7 +1,7 @@
 //! Syntax errors that other languages' encoders make.
 
 /// Returns what is wrong at a syntax error, with the remedy.
-pub(crate) fn why_invalid(text: &str, error: &serde_json::Error) -> Option<&'static str> {
+pub(super) fn why_invalid(text: &str, error: &serde_json::Error) -> Option<&'static str> {
     if error.is_eof() {
         return Some("it ends too early, as if it was cut off");
     }

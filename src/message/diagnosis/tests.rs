@@ -112,6 +112,16 @@ fn envelopes_and_other_spellings_are_named() {
 }
 
 #[test]
+fn items_of_a_large_body_are_not_looked_at() {
+    let array = format!("[{}1]", "1,".repeat(200_000));
+    let decoded = decode_request(array.as_bytes(), usize::MAX, None);
+    assert_eq!(decoded.request.unwrap_err().message, "the body is JSON but not an object");
+    let object = format!(r#"{{"UserId":"u","x":"{}"}}"#, "x".repeat(300_000));
+    let decoded = decode_request(object.as_bytes(), usize::MAX, Some("w"));
+    assert_eq!(decoded.request.unwrap_err().message, "`userId` is missing");
+}
+
+#[test]
 fn syntax_errors_of_other_languages_are_named() {
     let followed = |by: &str| format!("{REQUEST}{by}").into_bytes();
     let twice = followed(&format!("\n{REQUEST}"));

@@ -30,7 +30,7 @@ pub(super) fn name_of_text(text: &str) -> Option<&'static str> {
 }
 
 /// Returns what a JSON value is instead of an object, and the remedy.
-pub(crate) fn why_not_an_object(json: &str) -> &'static str {
+pub(super) fn name(json: &str) -> &'static str {
     match json.trim_start().as_bytes().first() {
         Some(b'"') => match serde_json::from_str::<String>(json) {
             Ok(text) if is_json_object(&text) => {
