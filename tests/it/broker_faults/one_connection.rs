@@ -83,7 +83,7 @@ async fn requeued_delivery_publishes_no_retry_copy_after_the_channel_was_closed(
     let (proxy, worker) = start_with_held_request(&mut env).await;
     proxy.close_consuming_channel();
     let lost = worker.wait_for_log(log_text::RABBITMQ_LOST).await;
-    assert!(lost["error"].as_str().unwrap().contains("unknown delivery tag 999"), "{lost}");
+    assert!(lost["error"].as_str().unwrap().contains("unknown delivery tag"), "{lost}");
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
     latch.open();
     let event = env.rabbitmq.next_event().await;
