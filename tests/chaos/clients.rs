@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::StreamExt;
@@ -30,6 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct ReceivedEvent {
     pub at: Instant,
+    pub received: SystemTime,
     pub id: String,
     pub ready: bool,
     pub data: Value,
@@ -41,6 +42,7 @@ pub struct Request {
     pub workflow: &'static str,
     /// When it was last published.
     pub published_at: Instant,
+    pub expires_at: Option<SystemTime>,
     pub events: Vec<ReceivedEvent>,
 }
 
@@ -72,13 +74,18 @@ impl Clients {
     pub async fn publish(&self, requests: Vec<PlannedRequest>) {
         let start = Instant::now();
         let mut channel = self.connect().await;
-        for PlannedRequest { at, id, user, workflow } in requests {
+        for PlannedRequest { at, id, user, workflow, renew, expires_after } in requests {
             sleep_until(start + at).await;
             let metadata = json!({ "request": id });
-            let body = json!({ "userId": user, "workflowId": workflow, "metadata": metadata });
+            let expires_at = expires_after.map(|after| SystemTime::now() + after);
+            let body = json!({
+                "userId": user, "workflowId": workflow, "metadata": metadata, "renew": renew,
+                "expiresAt": expires_at.map(format_date_time),
+            });
             // Recorded first, as the event may arrive before the confirm.
-            let request =
-                Request { user, workflow, published_at: Instant::now(), events: Vec::new() };
+            let published_at = Instant::now();
+            let events = Vec::new();
+            let request = Request { user, workflow, published_at, expires_at, events };
             self.requests.lock().unwrap().insert(id.clone(), request);
             self.counts.send_modify(|(published, _)| *published += 1);
             while !publish(&channel, &id, body.to_string().as_bytes()).await {
@@ -111,6 +118,7 @@ impl Clients {
         let request_id = data["requestId"].as_str().unwrap().to_owned();
         let event = ReceivedEvent {
             at: Instant::now(),
+            received: SystemTime::now(),
             id: event["id"].as_str().unwrap().to_owned(),
             ready: event["type"] == "handoff.ready",
             data,
@@ -179,6 +187,11 @@ async fn publish(channel: &Channel, id: &str, body: &[u8]) -> bool {
         Ok(Ok(confirm)) => confirm.is_ack() && confirm.take_message().is_none(),
         _ => false,
     }
+}
+
+fn format_date_time(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time);
+    time.format(&time::format_description::well_known::Rfc3339).unwrap()
 }
 
 fn no_args() -> FieldTable {

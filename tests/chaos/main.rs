@@ -30,7 +30,8 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Breaks workers, RabbitMQ, Redis, the network and the platform for minutes, and counts the cost
 ///
-/// The exit status is 1 if a request has no event, or no fault explains an extra session.
+/// The exit status is 1 if a request has no event, or no fault explains an extra session, a failed request or
+/// a dead letter.
 #[derive(Parser)]
 #[command(name = "make chaos")]
 struct Args {
@@ -43,7 +44,7 @@ struct Args {
     /// Have the platform honour Idempotency-Key
     #[arg(long)]
     idempotency: bool,
-    /// Explain each extra session, each failed request and the longest wait
+    /// Explain each extra session and the longest wait
     #[arg(long)]
     verbose: bool,
     /// Print the plan and exit

@@ -8,6 +8,8 @@ use crate::faults::{Fault, Network, PlatformFault, Scope, Server};
 
 pub const WORKERS: usize = 3;
 const REQUESTS_PER_SECOND: u32 = 25;
+/// The ids of renewals begin with it.
+pub const RENEWAL: &str = "renewal-";
 
 pub struct Plan {
     pub faults: Vec<PlannedFault>,
@@ -26,6 +28,10 @@ pub struct PlannedRequest {
     pub id: String,
     pub user: String,
     pub workflow: &'static str,
+    /// Does not accept a link made before it.
+    pub renew: bool,
+    /// Whether it expires this long after it was planned to be published.
+    pub expires_after: Option<Duration>,
 }
 
 impl Plan {
@@ -128,8 +134,11 @@ fn draw_requests(rng: &mut StdRng, length: Duration) -> Vec<PlannedRequest> {
         // One in ten sends two to five requests at once, like a person who taps repeatedly.
         let taps = if rng.random_bool(0.1) { rng.random_range(2..6) } else { 1 };
         for _ in 0..taps {
-            let id = format!("r-{number}");
-            requests.push(PlannedRequest { at, id, user: user.clone(), workflow });
+            let renew = rng.random_bool(0.05);
+            let id = format!("{}{number}", if renew { RENEWAL } else { "r-" });
+            let expires_after = rng.random_bool(0.05).then(|| millis(rng, 2_000, 20_000));
+            let user = user.clone();
+            requests.push(PlannedRequest { at, id, user, workflow, renew, expires_after });
             number += 1;
         }
         at += millis(rng, 0, 2_000) * taps / REQUESTS_PER_SECOND;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    clients::{Clients, Request},
+    clients::{Clients, ReceivedEvent, Request},
     environment::Environment,
     ledger::Session,
     verdict::{Cause, Verdict, judge},
@@ -18,7 +18,7 @@ pub struct Report {
     rows: Vec<(String, String)>,
     /// One paragraph for each failure of the campaign.
     failures: String,
-    /// Explains each extra session, each failed request and the longest wait.
+    /// Explains each extra session and the longest wait.
     pub notes: String,
 }
 
@@ -35,7 +35,10 @@ impl Report {
         let requests = clients.requests.lock().unwrap();
         let sessions = environment.platform.sessions();
         report.add_requests(&requests, exits);
-        report.row("dead letters", dead_letters);
+        report.row("**dead letters**", dead_letters);
+        if dead_letters > 0 {
+            report.failure(&format!("no fault explains {dead_letters} dead letters"));
+        }
         report.row("requests still in the queue", queued);
         let outages = environment.outages();
         report.add_sessions(&sessions, &judge(&sessions, exits, &outages), environment, exits);
@@ -77,11 +80,16 @@ impl Report {
             .iter()
             .filter(|(_, request)| request.events.iter().any(|event| !event.ready))
             .collect();
-        self.row("failed requests", failed.len());
+        let (expired, failed): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(|(_, request)| has_expired(request));
+        self.row("expired requests", expired.len());
+        // No fault lasts as long as the retries of a request.
+        self.row("**failed requests**", failed.len());
         for (id, request) in failed {
             let reasons: Vec<_> =
                 request.events.iter().map(|event| &event.data["reason"]).collect();
-            writeln!(self.notes, "{id} failed: {reasons:?}\n{}", log_of(&[id], exits)).unwrap();
+            let log = log_of(&[id], exits);
+            self.failure(&format!("no fault explains that {id} failed: {reasons:?}\n{log}"));
         }
         let mut waits: Vec<(Duration, &String)> = requests
             .iter()
@@ -119,6 +127,7 @@ impl Report {
                 Cause::RedisUnavailable => "Redis was unavailable",
                 Cause::LeaseLost => "a lease was lost",
                 Cause::WorkerStalled => "a worker was stalled",
+                Cause::Renewed => "a renewal",
             };
             self.row(format!("– {cause}"), pairs.len());
             for (earlier, later) in pairs {
@@ -161,6 +170,16 @@ impl Report {
         }
         self.row("**links of another user or workflow**", misdirected);
     }
+}
+
+/// Whether the request failed only because it had expired.
+fn has_expired(request: &Request) -> bool {
+    let mut failures = request.events.iter().filter(|event| !event.ready);
+    let is_expiry = |event: &ReceivedEvent| {
+        event.data["reason"]["code"] == "request_expired"
+            && request.expires_at.is_some_and(|end| end <= event.received)
+    };
+    failures.all(is_expiry)
 }
 
 fn describe(session: &Session, environment: &Environment) -> String {

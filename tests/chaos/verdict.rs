@@ -11,6 +11,7 @@ use std::{
 use crate::{
     environment::{Outage, OutageKind},
     ledger::Session,
+    plan::RENEWAL,
     support::log_text,
     workers::{Exit, slot_of},
 };
@@ -43,6 +44,8 @@ pub enum Cause {
     WorkerStalled,
     /// One of the two workers lost the lease.
     LeaseLost,
+    /// The later session was made for a renewal, and the earlier one for another request.
+    Renewed,
 }
 
 pub struct Verdict<'a> {
@@ -151,6 +154,10 @@ impl<'a> Evidence<'a> {
             ),
             (Cause::WorkerStalled, stalled(earlier) || stalled(later)),
             (Cause::LeaseLost, either_logged(&self.lost_leases)),
+            (
+                Cause::Renewed,
+                later.request_id.starts_with(RENEWAL) && earlier.request_id != later.request_id,
+            ),
         ];
         causes.into_iter().find_map(|(cause, applies)| applies.then_some(cause))
     }

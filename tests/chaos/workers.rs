@@ -12,7 +12,7 @@ use crate::{
     clients::{EVENT_EXCHANGE, REQUEST_EXCHANGE},
     faults::{Network, Scope},
     plan::WORKERS,
-    support::{Flow, Proxy, Worker, log_text, worker::Settings},
+    support::{Flow, Proxy, Worker, leaks::CACHE_KEY, log_text, worker::Settings},
 };
 
 /// How long a worker may take to become ready when nothing is broken.
@@ -74,6 +74,8 @@ impl Workers {
                 ("IDV_URL", proxies[2].url(platform)),
                 ("IDV_API_KEY", Options::DEFAULT_API_KEY.to_owned()),
                 ("IDV_TIMEOUT", "3s".to_owned()),
+                ("IDV_RATE_LIMIT", "6000/1m".to_owned()),
+                ("CACHE_KEY", CACHE_KEY.to_owned()),
                 ("QUEUE", QUEUE.to_owned()),
                 ("REQUEST_EXCHANGE", REQUEST_EXCHANGE.to_owned()),
                 ("EVENT_EXCHANGE", EVENT_EXCHANGE.to_owned()),

@@ -14,31 +14,18 @@ use handoff::{
 use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::json;
 
+pub use crate::support::leaks::assert_no_secret;
 use crate::support::{
-    Answer, Collector, Message, TestEnv, Worker, log_text,
+    Answer, Collector, Message, TestEnv, Worker,
+    leaks::{CACHE_KEY, MARK},
+    log_text,
     platform::{API_KEY, Call, success},
     redis::{self, RedisEntry},
     required_env, within_timeout,
 };
 
-/// Part of every secret in these tests: keys, tokens, passwords, user ids and metadata.
-const MARK: &str = "must-not-leak";
 pub const USER: &str = "us3r-must-not-leak";
 pub const PASSWORD: &str = "p4ss-must-not-leak";
-/// The only secret without the mark, because it is base64.
-const CACHE_KEY: &str = "bm9ib2R5LW1heS1zZWUtMDEyMzQ1Njc4OWFiY2RlZjA=";
-
-pub fn assert_no_secret(what: &str, text: &str) {
-    let text = text.to_lowercase();
-    for secret in [MARK, &CACHE_KEY.to_lowercase(), "/capture", "/mobile?"] {
-        if let Some(at) = text.find(secret) {
-            let from = text.floor_char_boundary(at.saturating_sub(200));
-            let to = text.ceil_char_boundary(at + 60);
-            panic!("{what} contains `{secret}`: …{}…", &text[from..to]);
-        }
-    }
-}
-
 /// An answer that repeats the call in its body and in every header that a client reads.
 fn echo(status: u16, call: &Call) -> Answer {
     let mut echoed = format!("{} {}", call.header("authorization"), call.body);

@@ -4,6 +4,7 @@ pub mod browser;
 pub mod collector;
 pub mod forward_proxy;
 pub mod http2_front;
+pub mod leaks;
 pub mod log_text;
 pub mod node;
 pub mod platform;
