@@ -37,7 +37,7 @@ test-rabbitmq4: ## Run all tests with RabbitMQ 4, installed into a separate root
 	root=$$(scripts/rabbitmq4-root) && HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test
 
 # The tests that Redis takes part in; ARGS names others: make test-valkey ARGS='cache::'
-REDIS_TESTS = cache:: redis_faults:: redis_refusals:: links:: crash:: rate:: expiry:: rights:: doctor:: tls:: secrets::
+REDIS_TESTS = cache:: redis_faults:: redis_refusals:: links:: crash:: rate:: expiry:: rights:: doctor:: tls:: secrets:: server_texts::
 test-valkey test-redis6: ARGS = --test it -- $(REDIS_TESTS)
 
 .PHONY: test-valkey

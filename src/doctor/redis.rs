@@ -118,9 +118,13 @@ fn role(info: &HashMap<String, String>) -> Check {
     }
     match field(info, "role") {
         "master" => Check::ok("role", "this is a primary"),
-        "slave" => Check::finding("role", "this is a read-only replica")
-            .cost(NO_CACHE)
-            .remedy("set HANDOFF_REDIS_URL to the address of the primary"),
+        "slave" => {
+            let refusal = match field(info, "master_link_status") {
+                "down" => Refusal::MasterDown,
+                _ => Refusal::ReadOnly,
+            };
+            Check::finding("role", refusal.to_string()).cost(NO_CACHE).remedy(refusal.remedy())
+        }
         _ => Check::hint("role", "Redis does not report whether it is a primary"),
     }
 }

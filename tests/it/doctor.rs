@@ -224,7 +224,7 @@ async fn faults_of_redis_are_reported() {
     doctor(&env, &[]).await.assert_verdict("redis", "eviction", "hint");
 
     set("CONFIG SET maxmemory-policy noeviction").await;
-    set("CONFIG SET maxmemory 1mb").await;
+    set("CONFIG SET maxmemory 600kb").await;
     let report = doctor(&env, &[]).await;
     report.assert_verdict("redis", "eviction", "ok");
     report.assert_finding("redis", "memory", &["maxmemory"]);
