@@ -40,9 +40,8 @@ pub(super) struct World {
     holder_ids: HashMap<usize, String>,
     /// Tokens of stored links.
     spent: HashSet<usize>,
-    /// Sessions in the order in which their links were stored.
-    stored: Vec<usize>,
-    /// For a person's request, the place in `stored` of the first link that was made for it.
+    /// For a person's request, the session of the first link that was made for it. A link may be stored long
+    /// after its session was made, so the order of storing does not show which one is newer.
     first_link: HashMap<(usize, usize), usize>,
 }
 
@@ -96,7 +95,6 @@ impl World {
             numbered: 0,
             holder_ids: HashMap::new(),
             spent: HashSet::new(),
-            stored: Vec::new(),
             first_link: HashMap::new(),
         };
         for _ in 0..WORKERS {
