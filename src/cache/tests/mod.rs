@@ -50,3 +50,29 @@ fn link_keeps_the_stamps_of_the_last_sixteen_requests() {
         world.clean_up().await;
     });
 }
+
+#[test]
+fn session_that_is_stored_late_is_no_newer_link() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new().await;
+        let (person, fault) = (0, None);
+        let claim =
+            |worker, request, freshness| Step::Claim { worker, person, request, freshness, fault };
+        let store = |worker| Step::Store { worker, short_lived: false, replace: false, fault };
+        for step in [
+            claim(0, 0, Freshness::Any),
+            Step::MakeSession { worker: 0 },
+            // The first worker stalls, and a second one takes over.
+            Step::ExpireLease { person },
+            claim(1, 1, Freshness::Any),
+            store(1),
+            store(0),
+            // The second request is redelivered: the first worker's session is older than its link.
+            claim(2, 1, Freshness::SinceRequest),
+        ] {
+            world.apply(step).await;
+        }
+        world.clean_up().await;
+    });
+}

@@ -28,6 +28,10 @@ pub(super) enum Step {
         worker: usize,
         fault: Option<InjectedFault>,
     },
+    /// The platform makes the session, which may be stored much later.
+    MakeSession {
+        worker: usize,
+    },
     Store {
         worker: usize,
         short_lived: bool,
@@ -96,6 +100,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         ),
         4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::SaveToken { worker, fault }),
         4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::Extend { worker, fault }),
+        4 => worker.clone().prop_map(|worker| Step::MakeSession { worker }),
         6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), fault()).prop_map(
             |(worker, short_lived, replace, fault)| {
                 Step::Store { worker, short_lived, replace, fault }

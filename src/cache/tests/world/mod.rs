@@ -59,6 +59,8 @@ struct Attempt {
     person: usize,
     request: usize,
     token: usize,
+    /// The session, if it has been made.
+    session: Option<usize>,
     newest: Option<usize>,
 }
 

@@ -39,6 +39,12 @@ impl World {
                 self.lease_call(worker, LeaseCall::Release { drop_token }, fault).await;
                 self.workers[worker].attempt = None;
             }
+            Step::MakeSession { worker } => {
+                let session = self.next_number();
+                if let Some((attempt, _)) = &mut self.workers[worker].attempt {
+                    attempt.session.get_or_insert(session);
+                }
+            }
             Step::Store { worker, short_lived, replace, fault } => {
                 self.store(worker, short_lived, replace, fault).await;
             }
@@ -91,7 +97,7 @@ impl World {
         let token = self.next_number();
         let expected = (fault != Some(InjectedFault::ScriptLost))
             .then(|| self.people[person].claim(claim, request, freshness));
-        let mut attempt = Attempt { claim, person, request, token, newest: None };
+        let mut attempt = Attempt { claim, person, request, token, session: None, newest: None };
         let newest = |number: Option<usize>| {
             number.map_or(Stamp::from_redis(b""), |number| self.stamp(person, number))
         };
@@ -135,8 +141,8 @@ impl World {
         fault: Option<InjectedFault>,
     ) {
         let Some((attempt, right)) = self.workers[worker].attempt.take() else { return };
-        let Attempt { claim, request, person, token, newest } = attempt;
-        let session = self.next_number();
+        let Attempt { claim, request, person, token, newest, session } = attempt;
+        let session = session.unwrap_or_else(|| self.next_number());
         let overwrite = match &right {
             Right::Lease(_) => model::Overwrite::Seen(newest),
             Right::Unanswered(_) if replace => model::Overwrite::Any,
@@ -172,6 +178,14 @@ impl World {
             self.spent.insert(attempt.token);
             if !call.short_lived {
                 self.record_first_link(attempt.person, call.request);
+                if let model::Overwrite::Any = call.overwrite {
+                    // A renewal served without Redis replaces any link, even one of a newer session.
+                    let of_person =
+                        |first: &(&(usize, usize), &mut usize)| first.0.0 == attempt.person;
+                    for (_, first) in self.first_link.iter_mut().filter(of_person) {
+                        *first = call.session.min(*first);
+                    }
+                }
             }
         }
         is_stored
