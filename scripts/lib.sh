@@ -171,11 +171,12 @@ listeners() { # PORT
 # Sets `ports` to free ports below the ephemeral range. Starts at a port derived from the pid, so that two
 # scripts that run at the same time choose different ones.
 choose_ports() { # COUNT
-    local port=$((10000 + $$ % 5000 * 4))
+    # Below 20000: a node of a Redis Cluster also takes the port 10000 above its own.
+    local port=$((10000 + $$ % 2500 * 4))
     ports=()
     while ((${#ports[@]} < $1)); do
         [[ -n $(listeners "$port") ]] || ports+=("$port")
-        port=$((port < 29999 ? port + 1 : 10000))
+        port=$((port < 19999 ? port + 1 : 10000))
     done
 }
 
