@@ -65,7 +65,7 @@ pub(super) fn explain(
     }
     if std::str::from_utf8(body).is_err() {
         return Some(if media_type.contains("charset=") && !media_type.contains("utf-8") {
-            "a body in the charset that its Content-Type names instead of UTF-8"
+            "a body that is not UTF-8, but in the charset that its Content-Type names"
         } else {
             "a body that is not UTF-8"
         });
@@ -76,9 +76,9 @@ pub(super) fn explain(
         (_, Ok(_)) => "a JSON number or literal instead of an object",
         (Some(b'{'), Err(_)) => "a JSON object that is malformed or cut off",
         (_, Err(_)) if media_type.contains("json") => {
-            "a body that is not JSON, as Content-Type says"
+            "a body that is not JSON, although its Content-Type is a JSON type"
         }
-        (_, Err(_)) => "a body that is not JSON, nor declared to be (Content-Type)",
+        (_, Err(_)) => "a body that is not JSON, and its Content-Type is not a JSON type",
     })
 }
 
@@ -102,7 +102,7 @@ fn compressed(encoding: &str, body: &[u8]) -> Option<&'static str> {
         "" | "identity" if body.starts_with(b"\x1f\x8b") => text!("gzip, without a header"),
         "" | "identity" if body.starts_with(b"\x28\xb5\x2f\xfd") => text!("zstd, without a header"),
         "" | "identity" => return None,
-        _ => text!("an encoding that is not known here"),
+        _ => text!("an unknown encoding"),
     })
 }
 

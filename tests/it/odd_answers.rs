@@ -38,7 +38,7 @@ async fn answer_that_is_no_json_object_is_named_in_log_and_event() {
         ),
         (answer(b"x\x9cmust-not-leak", &[("content-encoding", "deflate")]), "deflate"),
         (answer(b"\x28\xb5\x2f\xfdmust", &[("content-encoding", "zstd")]), "zstd"),
-        (answer(b"must-not-leak", &[("content-encoding", "aes128gcm")]), "not known here"),
+        (answer(b"must-not-leak", &[("content-encoding", "aes128gcm")]), "unknown encoding"),
         (answer(&utf16(TOKEN, b"\xff\xfe"), &[]), "UTF-16"),
         (
             answer(&utf16(TOKEN, b""), &[("content-type", "application/json;charset=utf-16le")]),
@@ -58,8 +58,14 @@ async fn answer_that_is_no_json_object_is_named_in_log_and_event() {
         (answer(b"\"must-not-leak\"", &[]), "a JSON string"),
         (answer(b"null", &[]), "a JSON number or literal"),
         (answer(&TOKEN.as_bytes()[..30], &[]), "malformed or cut off"),
-        (answer(b"must-not-leak", &[("content-type", JSON)]), "as Content-Type says"),
-        (answer(b"must-not-leak", &[("content-type", "text/plain")]), "nor declared"),
+        (
+            answer(b"must-not-leak", &[("content-type", JSON)]),
+            "although its Content-Type is a JSON type",
+        ),
+        (
+            answer(b"must-not-leak", &[("content-type", "text/plain")]),
+            "its Content-Type is not a JSON type",
+        ),
         (answer(b"{\"error\":\"must-not-leak\"}", &[]), "without `authorization`"),
     ];
     join_all(answers.map(async |(answer, words)| {
