@@ -57,8 +57,8 @@ impl Lifeline {
 
     /// Cancels `lost` when the session is lost.
     ///
-    /// If only the publishing connection is, this waits until the consumer has `stopped`: RabbitMQ would
-    /// deliver to it again what is requeued before, dozens of times in a moment, and count each.
+    /// If only the publishing connection is lost, waits until the consumer has `stopped`. Deliveries requeued
+    /// earlier would come back to it dozens of times in a moment, and RabbitMQ counts each time.
     pub(super) fn cancel_when_lost(
         &self,
         lost: CancellationToken,

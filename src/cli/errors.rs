@@ -29,7 +29,7 @@ pub enum CliError {
     /// A second signal ended the command.
     #[error("stopped at once by a second signal")]
     CutShort,
-    /// The reader of stdout has closed it, such as `head`: it has seen enough.
+    /// The reader of stdout, such as `head`, has closed it because it needs no more.
     #[error("stdout is closed")]
     ReaderGone,
 }

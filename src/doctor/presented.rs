@@ -32,7 +32,7 @@ impl Witness {
         Self { verifier, presented: Mutex::default() }
     }
 
-    /// Describes the certificates that the server presented; `None` before there were any.
+    /// Describes the certificates that the server presented; `None` if there were none yet.
     pub(super) fn describe(&self) -> Option<String> {
         describe(&self.presented.lock())
     }

@@ -33,8 +33,8 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// so that it would come back at once.
 const MIN_STAY: Duration = Duration::from_secs(1);
 
-/// Every so many times that the platform defers a request alone, that counts as a failed attempt: the request
-/// would otherwise never end.
+/// When the platform defers a request alone, one in this many deferrals counts as a failed attempt.
+/// Otherwise the request would never end.
 const DEFERRALS_PER_ATTEMPT: u32 = 10;
 
 /// What one delivery may spend on all its platform calls.

@@ -132,8 +132,8 @@ fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(json).unwrap_or_default()
 }
 
-/// A date, or the number where it is none: AMQP has seconds, but some clients and RabbitMQ's AMQP 1.0
-/// write milliseconds.
+/// A date, or the number if that is not a valid date: AMQP defines seconds, but some clients and RabbitMQ's
+/// AMQP 1.0 write milliseconds.
 fn timestamp_json(seconds: u64) -> Value {
     const YEAR_10000: u64 = 253_402_300_800;
     if seconds >= YEAR_10000 {

@@ -23,7 +23,7 @@ const USER_AGENT: &str = concat!("handoff/", env!("CARGO_PKG_VERSION"));
 pub(in crate::platform) enum Reuse {
     /// Any.
     Allowed,
-    /// None that the platform may have closed since an earlier call on it.
+    /// Only new ones: the platform may have closed those that carried an earlier call.
     Avoided,
 }
 
@@ -39,8 +39,8 @@ pub(in crate::platform) struct ConnectionSettings<'a> {
 
 /// What all clients have in common.
 pub(super) struct Clients {
-    /// Shared by all, since reading the trusted authorities takes milliseconds; and so are TLS sessions,
-    /// which makes further handshakes short. `None` without TLS.
+    /// Shared, because reading the trusted authorities takes milliseconds, and so that clients can resume each
+    /// other's TLS sessions. `None` without TLS.
     tls: Option<ClientConfig>,
     proxy: Option<Proxy>,
     /// The time limit of one call.

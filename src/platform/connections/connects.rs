@@ -20,7 +20,7 @@ pub(super) trait ConnectWatch: Clone + Send + Sync + 'static {
     fn connected(&self, is_http2: bool);
 }
 
-/// A layer around reqwest's connector, which alone knows this before the first answer.
+/// A layer around reqwest's connector. Nothing else shows the protocol before the first answer.
 #[derive(Clone)]
 pub(super) struct WatchedConnects<W>(pub(super) W);
 

@@ -25,11 +25,11 @@ use super::{
 /// Calls in flight on one connection. Servers permit 100 streams or more, with few exceptions.
 const MAX_CALLS: usize = 8;
 
-/// How long a smaller limit that a server has shown is kept before more calls are tried again.
+/// How long the limit of a server that permits fewer calls is kept before more are tried again.
 const LIMIT_MEMORY: Duration = Duration::from_secs(60);
 
-/// A call that is not sent after this many of these, although its connection is up, waits for a stream. In
-/// steps, so that a moment in which the whole process stood still does not count.
+/// The number and length of the steps after which an unsent call counts as waiting for a stream, if its
+/// connection is up. Several steps, so that one moment in which the whole process stalled is not enough.
 const STREAM_PATIENCE: (u32, Duration) = (4, Duration::from_millis(25));
 
 /// The platform's HTTP/2 connections.
@@ -199,7 +199,7 @@ impl Http2Call<'_> {
         }
     }
 
-    /// Has no further call use the connection. It ends with its last call.
+    /// Excludes the connection from further calls. It ends with its last call.
     pub(super) fn give_up_connection(&self) {
         let mut state = self.http2.state.lock();
         state.connections.retain(|(connection, _)| !Arc::ptr_eq(connection, &self.connection));

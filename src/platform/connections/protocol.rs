@@ -8,7 +8,7 @@ use super::connects::ConnectWatch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Unknown,
-    /// One call is connecting, and will know.
+    /// One call is connecting; its handshake will show the version.
     Asking,
     Http1,
     Http2,
@@ -26,12 +26,12 @@ impl ProtocolWatch {
         Self(watch::Sender::new(Protocol::Unknown))
     }
 
-    /// Lets the caller find out, if nothing is known and no other call is finding out.
+    /// Lets the caller find out the version, unless it is known or another call is finding out.
     pub(super) fn ask(&self) -> Option<Asking<'_>> {
         self.change(Protocol::Unknown, Protocol::Asking).then_some(Asking(self))
     }
 
-    /// Waits until the call that finds out knows, or has failed.
+    /// Waits while another call finds out the version, and returns what is known then.
     pub(super) async fn known(&self) -> Protocol {
         let current = *self.0.borrow();
         if current != Protocol::Asking {
@@ -48,7 +48,7 @@ impl ProtocolWatch {
         self.0.send_if_modified(|current| std::mem::replace(current, protocol) != protocol);
     }
 
-    /// HTTP/2 no longer works: the next call asks again.
+    /// Forgets the version if it is HTTP/2, which no longer works: the next call finds it out again.
     pub(super) fn forget_http2(&self) {
         self.change(Protocol::Http2, Protocol::Unknown);
     }

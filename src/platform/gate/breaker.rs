@@ -19,12 +19,12 @@ const DOWN: RangeInclusive<Duration> = Duration::from_millis(750)..=Duration::fr
 const REFUSED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 /// The interval of probes by workflows that have not failed in this pause.
 const OTHER_WORKFLOW: Duration = Duration::from_millis(200);
-/// The shortest interval of probes by callers that have not failed, of workflows that have. It grows with
-/// the age of the pause, by [`OTHER_CALLER_GROWTH`], because most likely this is an outage.
+/// The shortest interval of probes by callers that have not failed, of workflows that have. It grows to the
+/// age of the pause divided by [`OTHER_CALLER_GROWTH`], because this is most likely an outage.
 const OTHER_CALLER: Duration = Duration::from_millis(250);
 const OTHER_CALLER_GROWTH: u32 = 12;
 
-/// How long a caller lets others go first that are more likely to succeed.
+/// How long a caller waits for others that are more likely to succeed.
 const YIELD: Duration = Duration::from_millis(50);
 /// Failed probes in a row by one request that close the breaker. Other requests would have probed in
 /// between, so that none waits, and the fault may be that request's alone.

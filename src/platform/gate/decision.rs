@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use crate::session::Call;
 
-/// Whom a call is made for: the same for every request of one user and workflow.
+/// The user and workflow of a call; all their requests are one caller.
 ///
-/// Hashes. If two are equal by chance, the rules take two users or two workflows for one, which does no
-/// harm.
+/// Both fields are hashes. If two hashes collide, the rules treat two users or workflows as one, which is
+/// harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
     /// The user and the workflow.

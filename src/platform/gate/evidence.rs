@@ -15,14 +15,14 @@ use crate::session::Call;
 
 /// How long an answer proves that the platform works.
 const PROOF: Duration = Duration::from_secs(60);
-/// Failures in a row of a workflow that was answered well: from then on, it proves nothing.
-/// Without this, a platform that goes down would seem to work for another minute.
+/// Failures in a row after which a workflow no longer proves that the platform works.
+/// Without this limit, a platform that goes down would seem to work for another minute.
 const DISPROOF: u8 = 3;
-/// Workflows disproved in a row, without a session in between, after which no other one proves anything
-/// either: two that worked until now have most likely not failed for reasons of their own.
+/// Disproved workflows, without a session in between, after which no other workflow proves anything either.
+/// Two that worked until now are unlikely to fail for separate reasons.
 const DISPROVED_WORKFLOWS: u8 = 2;
-/// The same for workflows that have each failed, however often. With many workflows, and calls that time out,
-/// none fails often enough in time.
+/// The same for workflows that have failed at least once. With many workflows, and calls that time out, no
+/// single workflow reaches [`DISPROOF`] in time.
 const FAILED_WORKFLOWS: usize = 3;
 /// Limit of remembered workflows.
 const MAX_WORKFLOWS: usize = 16;

@@ -6,13 +6,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{decision::Caller, shared::Gate};
 
-/// How often a request that waits looks whether it must make room for others.
+/// How often a waiting request checks whether it must make room for others.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 
-/// How many turns a request stays that fails in an outage while there are free slots. Then it leaves, too: another
-/// replica may know that the platform works.
+/// Turns that a request which fails in an outage may stay while there are free slots.
+/// Then it leaves, too: another replica may know that the platform works.
 const TURNS_WITH_FREE_SLOTS: u32 = 3;
-/// How long it stays with free slots at least: with a short budget, it would be copied every second.
+/// The shortest stay with free slots. Without it, a request with a short budget would be copied every second.
 const MIN_STAY_WITH_FREE_SLOTS: Duration = Duration::from_secs(3);
 
 /// A request's place at the gate while it waits there.

@@ -19,17 +19,17 @@ use super::{
 };
 use crate::{session::Call, telemetry::metrics::PausedFor};
 
-/// Callers whose failures open the circuit breaker: a single request may fail every time. Fewer if the worker
-/// has fewer slots, since that many requests could never fail at once.
+/// The number of callers whose failures open the circuit breaker: a single request may fail every time.
+/// Workers with fewer slots need only as many callers as slots, since no more can fail at once.
 const CALLER_THRESHOLD: usize = 3;
 
-/// How long a failed request waits to see whether this is an outage, at least and at most. In between, it
+/// The shortest and longest wait of a failed request to see whether this is an outage. Within these limits it
 /// waits for as long as its call took: calls that began later may be about to fail in the same way.
 const MIN_OUTAGE_WAIT: Duration = Duration::from_secs(1);
 const MAX_OUTAGE_WAIT: Duration = Duration::from_secs(10);
 
-/// How long no request must have been held before a token call probes session calls in its place: one that
-/// moves to the end of the queue is back within moments, and is the better probe.
+/// How long no request must have been held before a token call replaces a request as the probe. A request
+/// that moved to the end of the queue is back within moments, and is the better probe.
 const HALF_OPEN_AFTER: Duration = Duration::from_secs(3);
 
 pub(super) struct GateState {
@@ -107,9 +107,9 @@ impl GateState {
 
     /// Returns whether a request that fails in this pause makes room for one in the queue.
     ///
-    /// The oldest one does for each probe that fails, once all have failed. With many slots, that may take
-    /// long, so each one does that `had_its_turn`, unless one of a workflow that has not failed is still to
-    /// probe.
+    /// Once all have failed, the oldest one makes room after each failed probe. With many slots, that may take
+    /// long. A request that `had_its_turn` therefore makes room, too, unless a request of a workflow that has
+    /// not failed still waits to probe.
     pub(super) fn make_room(&mut self, caller: Caller, had_its_turn: bool) -> bool {
         let Some(breaker) = &mut self.breaker else { return false };
         if breaker.cause != Cause::Down(Call::Session)
