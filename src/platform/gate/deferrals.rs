@@ -3,25 +3,23 @@
 //! The first one is honoured by all calls of this worker. If a caller receives another although others were
 //! served since its last one, the platform limits that caller alone, and only that caller waits.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::decision::Caller;
+use super::{caller_memory::CallerMemory, decision::Caller};
 
 /// A deferred caller lets the others call first, for a tenth of the time it was asked to wait and at least
 /// for this long: their answers show whether the platform limits this caller alone.
 const MIN_YIELD: Duration = Duration::from_secs(1);
 /// How long a caller is remembered after its wait.
 const MEMORY: Duration = Duration::from_secs(600);
-/// Limit of remembered callers.
-const MAX_CALLERS: usize = 4_096;
 
 #[derive(Default)]
 pub(super) struct Deferrals {
     /// No call before this time.
     all_until: Option<Instant>,
-    callers: HashMap<u64, Deferral>,
+    callers: CallerMemory<Deferral>,
     /// When a call of a caller that is not deferred last began.
     others_began: Option<Instant>,
     /// All calls wait, and no request has made room for one that is not deferred.
@@ -56,7 +54,7 @@ impl Deferrals {
         others_wait: impl Fn() -> bool,
         now: Instant,
     ) -> Option<Instant> {
-        let own = self.callers.get(&caller.id).map(|own| {
+        let own = self.callers.get(caller).map(|own| {
             // The others can call only once their own pause is over, too.
             let free_at = own.until.max(self.all_until.unwrap_or(own.until));
             let yield_until = free_at + own.yields_for;
@@ -79,7 +77,7 @@ impl Deferrals {
         is_last: impl Fn() -> bool,
         now: Instant,
     ) -> Option<Instant> {
-        let own = self.callers.get(&caller.id).filter(|own| own.until > now)?;
+        let own = self.callers.get(caller).filter(|own| own.until > now)?;
         let makes_room = own.is_alone
             || (self.is_room_to_make && is_last() && std::mem::take(&mut self.is_room_to_make));
         makes_room.then_some(own.until)
@@ -87,12 +85,12 @@ impl Deferrals {
 
     /// Returns for how long the platform wants no calls for this caller.
     pub(super) fn deferred_for(&self, caller: Caller, now: Instant) -> Option<Duration> {
-        let own = self.callers.get(&caller.id)?;
+        let own = self.callers.get(caller)?;
         own.until.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
     pub(super) fn is_deferred(&self, caller: Caller) -> bool {
-        self.callers.contains_key(&caller.id)
+        self.callers.get(caller).is_some()
     }
 
     pub(super) fn record_call(&mut self, caller: Caller, now: Instant) {
@@ -111,15 +109,10 @@ impl Deferrals {
     ) -> bool {
         let until = now + wait;
         let yields_for = (wait / 10).max(MIN_YIELD);
-        if self.callers.len() >= MAX_CALLERS {
-            self.callers.retain(|_, known| now < known.until + MEMORY);
-            if self.callers.len() >= MAX_CALLERS {
-                self.callers.clear();
-            }
-        }
-        let former = self.callers.get(&caller.id).filter(|known| now < known.until + MEMORY);
+        let former = self.callers.recall(caller, now);
         let is_alone = former.is_some_and(|former| served_since(former.received));
-        self.callers.insert(caller.id, Deferral { received: now, until, yields_for, is_alone });
+        let deferral = Deferral { received: now, until, yields_for, is_alone };
+        self.callers.insert(caller, deferral, until + MEMORY, now);
         if !is_alone {
             self.all_until = self.all_until.max(Some(until));
             self.is_room_to_make = true;
@@ -129,8 +122,6 @@ impl Deferrals {
 
     /// Records that the caller was served.
     pub(super) fn record_served(&mut self, caller: Caller) {
-        if !self.callers.is_empty() {
-            self.callers.remove(&caller.id);
-        }
+        self.callers.remove(caller);
     }
 }

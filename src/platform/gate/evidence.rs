@@ -6,11 +6,14 @@
 //! - the same caller has failed before, another caller's session was made since, and then the caller failed
 //!   again. From then on its failures do not count while others are served at least every minute.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::decision::{CallResult, Caller};
+use super::{
+    caller_memory::CallerMemory,
+    decision::{CallResult, Caller},
+};
 use crate::session::Call;
 
 /// How long an answer proves that the platform works.
@@ -26,8 +29,6 @@ const DISPROVED_WORKFLOWS: u8 = 2;
 const FAILED_WORKFLOWS: usize = 3;
 /// Limit of remembered workflows.
 const MAX_WORKFLOWS: usize = 16;
-/// Limit of remembered callers that failed.
-const MAX_FAILED: usize = 4_096;
 
 /// Whether a failed call may be part of an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +51,9 @@ pub(super) struct Evidence {
     /// The latest session, and the latest one of another caller than that.
     successes: [Option<(u64, Instant)>; 2],
     /// The callers whose last call failed.
-    failed: HashMap<u64, FailedCaller>,
+    failed: CallerMemory<FailedCaller>,
 }
 
-#[derive(Clone, Copy)]
 struct FailedCaller {
     last: Instant,
     /// It failed, another was served, and it failed again: the platform works, but not for this caller.
@@ -71,9 +71,7 @@ impl Evidence {
     /// Records that a session was made.
     pub(super) fn record_session(&mut self, caller: Caller, now: Instant) {
         self.disproved = 0;
-        if !self.failed.is_empty() {
-            self.failed.remove(&caller.id);
-        }
+        self.failed.remove(caller);
         if self.successes[0].is_none_or(|(id, _)| id != caller.id) {
             self.successes[1] = self.successes[0];
         }
@@ -103,13 +101,13 @@ impl Evidence {
         result: CallResult,
         now: Instant,
     ) -> Weight {
-        let before = self.failed.get(&caller.id).filter(|before| now - before.last <= PROOF);
+        let before = self.failed.recall(caller, now);
         let failed_before = before.is_some();
         let is_at_fault = before.is_some_and(|before| {
             let mut others = self.other_sessions(caller, now);
             others.any(|at| before.is_at_fault || at > before.last)
         });
-        self.record_failed_caller(caller, FailedCaller { last: now, is_at_fault });
+        self.failed.insert(caller, FailedCaller { last: now, is_at_fault }, now + PROOF, now);
         // Servers close connections in normal operation. If the platform does nothing else, the caller's
         // next call fails, too.
         if result == CallResult::Closed && !failed_before {
@@ -165,15 +163,5 @@ impl Evidence {
     pub(super) fn is_other_workflow_well(&self, caller: Caller, now: Instant) -> bool {
         let mut others = self.well.iter().filter(|well| well.workflow != caller.workflow);
         others.any(|well| now - well.answered_at <= PROOF)
-    }
-
-    fn record_failed_caller(&mut self, caller: Caller, failed: FailedCaller) {
-        if self.failed.len() >= MAX_FAILED && !self.failed.contains_key(&caller.id) {
-            self.failed.retain(|_, other| failed.last - other.last <= PROOF);
-            if self.failed.len() >= MAX_FAILED {
-                self.failed.clear();
-            }
-        }
-        self.failed.insert(caller.id, failed);
     }
 }

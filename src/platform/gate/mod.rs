@@ -6,6 +6,7 @@
 //! that they allow then waits for a permit of the rate limit that all replicas share (`rate_limit`).
 
 mod breaker;
+mod caller_memory;
 mod decision;
 mod deferrals;
 mod evidence;
