@@ -25,7 +25,7 @@ use super::{
     acks::Acks,
     amqp::{RPC_TIMEOUT, object_name, open_channel, rpc},
     connection::{Connection, Role},
-    delivery::{Delivery, SUSPECT_REDELIVERIES},
+    delivery::Delivery,
     error::{BrokerError, PublishError},
     publisher::Publisher,
     republish::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
@@ -190,7 +190,7 @@ impl DeadQueue {
 impl DeadLetter {
     /// Whether it was returned to its queue so often that RabbitMQ may soon drop it.
     fn is_near_limit(&self) -> bool {
-        self.delivery.redeliveries() >= SUSPECT_REDELIVERIES
+        self.delivery.was_returned_often()
     }
 
     /// The request's id, from the worker's header, the body or the properties.

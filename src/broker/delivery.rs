@@ -146,6 +146,11 @@ impl Delivery {
         if self.inner.redelivered { self.number(DELIVERY_COUNT) } else { 0 }
     }
 
+    /// Whether RabbitMQ has redelivered it so often that its delivery limit is near.
+    pub(crate) fn was_returned_often(&self) -> bool {
+        self.redeliveries() >= SUSPECT_REDELIVERIES
+    }
+
     fn number(&self, header: &str) -> u32 {
         let count = match self.headers().and_then(|headers| headers.inner().get(header)) {
             Some(AMQPValue::ShortShortInt(n)) => i64::from(*n),

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     amqp::RPC_TIMEOUT,
-    delivery::{Delivery, SUSPECT_REDELIVERIES},
+    delivery::Delivery,
     error::PublishError,
     log,
     publisher::Publisher,
@@ -77,7 +77,7 @@ pub(crate) async fn settle(
     let untried = Tried { attempts: tried.attempts.saturating_sub(1), ..tried };
     let (kind, queue, properties) = match settlement {
         Settlement::Done { .. } | Settlement::Discard(_) => return ack(delivery),
-        Settlement::Requeue if delivery.redeliveries() < SUSPECT_REDELIVERIES => {
+        Settlement::Requeue if !delivery.was_returned_often() => {
             return requeue(delivery, publisher, lost).await;
         }
         Settlement::Retry { queue, .. } => (PublishKind::Retry, *queue, copy(tried)),
@@ -129,9 +129,8 @@ pub(super) async fn hand_back(
     publisher: &Publisher,
     lost: &CancellationToken,
 ) {
-    let (often, others): (Vec<_>, Vec<_>) = deliveries
-        .into_iter()
-        .partition(|delivery| delivery.redeliveries() >= SUSPECT_REDELIVERIES);
+    let (often, others): (Vec<_>, Vec<_>) =
+        deliveries.into_iter().partition(Delivery::was_returned_often);
     others.iter().for_each(Delivery::requeue);
     let replace = async |delivery: Delivery| {
         let queue = publisher.topology().request_queue();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    broker::{Delivery, SUSPECT_REDELIVERIES, Tried},
+    broker::{Delivery, Tried},
     message::{RequestId, TraceContext},
     telemetry::traces::{Span, Traces},
 };
@@ -46,7 +46,7 @@ impl Metadata {
             attempts: delivery.previous_attempts().saturating_add(1),
             deferrals: delivery.previous_deferrals().into(),
             event_refused: delivery.event_refused().into(),
-            was_returned_often: delivery.redeliveries() >= SUSPECT_REDELIVERIES,
+            was_returned_often: delivery.was_returned_often(),
             published_at: delivery.published_at(),
         }
     }
