@@ -43,8 +43,7 @@ pub(super) struct CallBudget<'a> {
     pub(super) ticket: Ticket<'a>,
     /// Its delays between tries, until the retry budget is spent.
     pub(super) schedule: RetrySchedule,
-    started: Instant,
-    /// How much of the time since then it waited at the gate.
+    /// How much of its time it waited at the gate.
     waited: Duration,
     /// How long its last failed call took.
     last_call: Duration,
@@ -83,7 +82,6 @@ impl Calls {
         CallBudget {
             ticket,
             schedule: RetrySchedule::new(self.retry_budget),
-            started: Instant::now(),
             waited: Duration::ZERO,
             last_call: Duration::ZERO,
         }
@@ -301,7 +299,7 @@ impl CallBudget<'_> {
     }
 
     fn was_mostly_held(&self) -> bool {
-        self.waited > self.started.elapsed() / 2
+        self.waited > self.ticket.age() / 2
     }
 }
 

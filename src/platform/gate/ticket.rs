@@ -1,6 +1,6 @@
 //! A delivery's access to the gate: waits until a call may be made.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -86,6 +86,11 @@ impl<'a> Ticket<'a> {
     /// Returns the rate-limit permit for other requests to use: no call will follow soon.
     pub(crate) fn cancel_reservation(&mut self) {
         self.rate_permit = None;
+    }
+
+    /// How long ago the request arrived.
+    pub(crate) fn age(&self) -> Duration {
+        self.arrived.elapsed()
     }
 
     pub(crate) fn place(&self) -> Place<'a> {
