@@ -180,9 +180,7 @@ impl PrefetchWindow {
             }
         }
     }
-}
 
-impl PrefetchWindow {
     /// Narrows the window so that a full one of messages of this size has room.
     fn on_large(&mut self, bytes: usize) -> Next {
         let fitting = u16::try_from(MAX_WHEN_FETCHING / bytes.max(1)).unwrap_or(u16::MAX);
