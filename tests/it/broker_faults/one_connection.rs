@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lapin::BasicProperties;
 use serde_json::json;
 
+use super::overfill_dead_queue;
 use crate::support::{
     Answer, Latch, Node, RabbitMq, TestEnv, Worker, log_text,
     platform::{Call, hold_calls, success},
@@ -118,18 +118,7 @@ async fn refused_copy_of_a_requeued_delivery_is_not_offered_again() {
     let mut env = TestEnv::start().await;
     let proxy = env.proxy("AMQP_URL").await;
     let worker = env.start_worker().await;
-    let pattern = format!("^{}$", env.dead_queue().replace('.', r"\."));
-    let limit = r#"{"max-length":0,"overflow":"reject-publish"}"#;
-    node.ctl(&["set_policy", &env.name, &pattern, limit]).await;
-    let mut published = 0;
-    // The queue accepts a few messages beyond its limit.
-    while worker.log_lines(log_text::COPY_NOT_TAKEN).is_empty() {
-        let properties =
-            BasicProperties::default().with_message_id(format!("r-{published}").into());
-        env.rabbitmq.publish("not a request", properties).await;
-        assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
-        published += 1;
-    }
+    let published = overfill_dead_queue(&node, &mut env, &worker).await;
     let mut refused = 0;
     wait_until("each copy is taken or refused", async || {
         refused = worker.metric("handoff_in_flight").await as u32;

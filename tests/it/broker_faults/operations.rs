@@ -2,6 +2,7 @@
 //!
 //! Most of it concerns one user or one queue, so these tests use the RabbitMQ that all share.
 
+use super::overfill_dead_queue;
 use crate::support::{Node, TestEnv, Worker, log_text, platform::hold_calls, wait_until};
 
 const PASSWORD: &str = "s3cret-must-not-leak";
@@ -100,16 +101,7 @@ async fn dead_letter_that_a_full_quorum_queue_rejects_is_published_again() {
     let node = Node::shared_rabbitmq();
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
-    let pattern = format!("^{}$", env.dead_queue().replace('.', r"\."));
-    let limit = r#"{"max-length":0,"overflow":"reject-publish"}"#;
-    node.ctl(&["set_policy", &env.name, &pattern, limit]).await;
-    let mut published = 0;
-    // The queue accepts a few messages beyond its limit.
-    while worker.log_lines(log_text::COPY_NOT_TAKEN).is_empty() {
-        env.rabbitmq.publish("not a request", Default::default()).await;
-        assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.failed");
-        published += 1;
-    }
+    let published = overfill_dead_queue(&node, &mut env, &worker).await;
     node.ctl(&["clear_policy", &env.name]).await;
     wait_until("all are accepted", async || env.dead_letters().await == published).await;
     worker.stop().await;
