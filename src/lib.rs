@@ -40,6 +40,7 @@ pub mod cli;
 pub(crate) mod client;
 pub mod config;
 pub(crate) mod doctor;
+mod error_chain;
 // cargo-fuzz sets `fuzzing`.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -5,7 +5,7 @@ use std::{error::Error, io};
 use deadpool_redis::redis::{ErrorKind, RedisError};
 
 use super::refusal::{Recovery, Refusal};
-use crate::tls;
+use crate::{error_chain::SharedError, tls};
 
 /// Why a Redis operation gave no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,7 +80,7 @@ impl CacheError {
 
 /// Names a network error, or a TLS set-up that failed before there was a network.
 fn describe_io(error: &RedisError) -> String {
-    let shared = error.source().and_then(|source| source.downcast_ref::<tls::SharedError>());
+    let shared = error.source().and_then(|source| source.downcast_ref::<SharedError>());
     match shared.and_then(|shared| shared.downcast_ref::<io::Error>()) {
         Some(error) => tls::explain_io(error),
         None => {

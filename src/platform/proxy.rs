@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io};
 
-use crate::{config::Proxy, tls};
+use crate::{config::Proxy, error_chain, tls};
 
 /// Why a proxy made no connection to the platform, and how to fix it. Follows the proxy's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,14 +83,7 @@ impl ProxyProblem {
         if error.is_timeout() {
             return Some(Self::TimedOut);
         }
-        let mut next = Some(error as &dyn Error);
-        while let Some(error) = next {
-            if let Some(problem) = Self::of(error, proxy) {
-                return Some(problem);
-            }
-            next = error.source();
-        }
-        None
+        error_chain::chain(error).find_map(|error| Self::of(error, proxy))
     }
 
     /// Interprets an error of reqwest's connectors.
@@ -151,21 +144,15 @@ const SOCKS_REPLIES: [&str; 8] = [
 
 /// Names the network error in a chain of sources.
 fn network_error(error: &(dyn Error + 'static)) -> &'static str {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return match error.kind() {
-                io::ErrorKind::ConnectionRefused => "connection refused",
-                io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => "connection reset",
-                io::ErrorKind::HostUnreachable => "host unreachable",
-                io::ErrorKind::NetworkUnreachable => "network unreachable",
-                io::ErrorKind::TimedOut => "no answer in time",
-                // `ErrorKind` has no variant for a failed name resolution.
-                kind if kind.to_string() == "uncategorized error" => "the host was not found",
-                _ => "the connection failed",
-            };
-        }
-        next = error.source();
+    const OTHER: &str = "the connection failed";
+    let Some(error) = error_chain::find::<io::Error>(error) else { return OTHER };
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => "connection reset",
+        io::ErrorKind::HostUnreachable => "host unreachable",
+        io::ErrorKind::NetworkUnreachable => "network unreachable",
+        io::ErrorKind::TimedOut => "no answer in time",
+        _ if error_chain::is_unknown_host(error) => "the host was not found",
+        _ => OTHER,
     }
-    "the connection failed"
 }

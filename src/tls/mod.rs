@@ -7,36 +7,20 @@
 mod authorities;
 mod certificate;
 
-use std::{error::Error, io, sync::Arc};
+use std::{error::Error, io};
 
 use rustls::{AlertDescription, Error as TlsError, PeerIncompatible};
 
 pub(crate) use self::authorities::problems as authority_problems;
+use crate::error_chain;
 
 /// There is no certificate authority, so no certificate can be trusted.
 pub(crate) const NO_AUTHORITY: &str = "no certificate authority is known: install the system's \
      (ca-certificates), or name a file with the right one in SSL_CERT_FILE";
 
-/// The type in which the redis crate keeps an error's source.
-pub(crate) type SharedError = Arc<dyn Error + Send + Sync>;
-
 /// Explains the TLS error in a chain of sources, if there is one. Quotes nothing of the error.
 pub(crate) fn explain(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref::<TlsError>() {
-            return Some(explain_tls(tls));
-        }
-        // `source` of these two types skips the error that they wrap and returns its source.
-        next = if let Some(shared) = error.downcast_ref::<SharedError>() {
-            Some(&**shared)
-        } else if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner)
-        } else {
-            error.source()
-        };
-    }
-    None
+    error_chain::find(error).map(explain_tls)
 }
 
 /// Explains why a connection was not made or broke: by its TLS error, or else by its kind.
@@ -44,11 +28,10 @@ pub(crate) fn explain_io(error: &io::Error) -> String {
     if let Some(explanation) = explain(error) {
         return explanation.to_owned();
     }
-    match error.kind().to_string() {
-        // `ErrorKind` has no variant for a failed name resolution.
-        kind if kind == "uncategorized error" => "the host was not found".to_owned(),
-        kind => kind,
+    if error_chain::is_unknown_host(error) {
+        return "the host was not found".to_owned();
     }
+    error.kind().to_string()
 }
 
 fn explain_tls(error: &TlsError) -> &'static str {
@@ -93,13 +76,15 @@ fn explain_tls(error: &TlsError) -> &'static str {
 mod tests {
     use rustls::CertificateError;
 
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
     fn tls_error_is_found_at_any_depth() {
         let untrusted = || TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
         let io = || io::Error::new(io::ErrorKind::InvalidData, untrusted());
-        let shared: SharedError = Arc::new(io());
+        let shared: error_chain::SharedError = Arc::new(io());
         let errors: [&(dyn Error + 'static); 4] =
             [&untrusted(), &io(), &io::Error::other(io()), &shared];
         for error in errors {

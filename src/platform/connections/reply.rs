@@ -1,7 +1,5 @@
 //! The result of sending a call: the head of the answer, or why there is none.
 
-use std::{error::Error, io};
-
 use hyper::body::Bytes;
 use reqwest::{
     Response, StatusCode, Version,
@@ -10,6 +8,7 @@ use reqwest::{
 use rustls::{AlertDescription, Error as TlsError};
 
 use super::http2::Http2Call;
+use crate::error_chain;
 
 /// The head of an answer; its body is still to be read.
 pub(in crate::platform) struct Reply<'a> {
@@ -98,19 +97,19 @@ impl TransportError {
 
     /// The answer was not HTTP.
     pub(in crate::platform) fn is_not_http(&self) -> bool {
-        let error = self.cause().and_then(|error| source::<hyper::Error>(error));
+        let error = self.cause().and_then(|error| error_chain::find::<hyper::Error>(error));
         error.is_some_and(hyper::Error::is_parse)
     }
 
     /// The server permits no more streams on this HTTP/2 connection.
     pub(super) fn is_refused_stream(&self) -> bool {
-        let error = self.cause().and_then(|error| source::<h2::Error>(error));
+        let error = self.cause().and_then(|error| error_chain::find::<h2::Error>(error));
         error.and_then(h2::Error::reason) == Some(h2::Reason::REFUSED_STREAM)
     }
 
     /// The platform's TLS refuses HTTP/2.
     pub(super) fn is_http2_refused(&self) -> bool {
-        let error = self.cause().and_then(|error| source::<TlsError>(error));
+        let error = self.cause().and_then(|error| error_chain::find::<TlsError>(error));
         matches!(error, Some(TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)))
     }
 
@@ -124,28 +123,11 @@ impl TransportError {
 fn was_not_processed(error: &reqwest::Error) -> bool {
     error.is_connect()
         // Set for a request that waited for a connection when that ended.
-        || source::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
-        || source::<h2::Error>(error).is_some_and(|error| {
+        || error_chain::find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
+        || error_chain::find::<h2::Error>(error).is_some_and(|error| {
             // RFC 9113, section 8.7: streams above the last id of a GOAWAY, and refused streams, were not
             // processed. h2 0.4 reports a GOAWAY only to streams above its last id.
             error.is_remote()
                 && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
         })
-}
-
-/// The first error of this type in a chain of sources.
-fn source<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // `source` of an `io::Error` skips the error that it wraps.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    None
 }
