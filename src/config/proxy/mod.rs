@@ -154,6 +154,10 @@ impl Proxy {
         let scheme = ProxyScheme::parse(scheme).ok_or(FORM)?;
         // `Url` has no default port for this scheme, so it never drops one.
         let url = Url::parse(&format!("socks5://{rest}")).map_err(|_| FORM)?;
+        // In a password, `/`, `?` and `#` would end the host: what follows is part of a secret then.
+        if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+            return Err(FORM);
+        }
         let host = Host::parse(url.host_str().ok_or(FORM)?).map_err(|_| FORM)?;
         let is_host_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
         if matches!(&host, Host::Domain(name) if !name.chars().all(is_host_char)) {
@@ -298,6 +302,9 @@ mod tests {
             "http://u:%ff@x",
             "http://a\"b",
             "http://[::1",
+            "http://alice:2024#secret@proxy:3128",
+            "http://alice:2024/secret@proxy:3128",
+            "http://alice:2024?secret@proxy:3128",
         ] {
             let error = choose(PLATFORM, &[("ALL_PROXY", text)]).unwrap_err();
             assert_eq!(error.0, "ALL_PROXY");
