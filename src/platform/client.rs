@@ -137,6 +137,7 @@ impl PlatformClient {
         }
         // Taken before the call, so that the token never ends earlier than `expires_at`.
         let requested_at = SystemTime::now();
+        let ends = self.connections.deadline();
         let request = || {
             let body = TokenBody { ttl: self.token_ttl.as_secs() };
             self.post(self.token_url.clone(), self.key.header(), &body)
@@ -144,7 +145,8 @@ impl PlatformClient {
         let child = || span.call(Call::Token, TOKEN_ROUTE, &self.server);
         let mut answer = self.call(Call::Token, request(), child(), Reuse::Allowed).await;
         if self.was_ordinary_close(&permit, &answer) {
-            answer = self.call(Call::Token, request(), child(), Reuse::Avoided).await;
+            let http = request().timeout(ends.saturating_duration_since(Instant::now()));
+            answer = self.call(Call::Token, http, child(), Reuse::Avoided).await;
         }
         let token = permit.report(answer)?;
         Ok(Token { value: token.into(), expires_at: requested_at + self.token_ttl })
@@ -181,8 +183,13 @@ impl PlatformClient {
         is_repeat: bool,
         span: &Span<'_>,
     ) -> Result<String, FailedCall> {
+        let ends = self.connections.deadline();
         let send = |reuse| {
             let http = self.session_request(request, request_id, token)?;
+            let http = match reuse {
+                Reuse::Allowed => http,
+                Reuse::Avoided => http.timeout(ends.saturating_duration_since(Instant::now())),
+            };
             let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
             Some(self.call(Call::Session, http, span, reuse))
         };
@@ -194,12 +201,7 @@ impl PlatformClient {
             && let Some(sent) = send(Reuse::Avoided)
         {
             // Sent again with the same token and key, as `handoff::calls` would a moment later.
-            let again = sent.await;
-            // The lost call may have reached the platform, which may refuse another with the same token or
-            // key. That says nothing about the request, so the loss is what happened.
-            if !matches!(again, Err(CallError::Rejected(_) | CallError::Unauthorized)) {
-                answer = again;
-            }
+            answer = result_of_repeat(answer, sent.await);
         }
         if is_repeat {
             // Before the gate learns of it: that an earlier try is unfinished is no good answer.
@@ -336,6 +338,20 @@ async fn read_body(call: Call, reply: &mut Reply<'_>) -> Result<Vec<u8>, CallErr
     Ok(body)
 }
 
+/// What became of a session call that was lost and sent again.
+///
+/// The lost call may have reached the platform, which may refuse another with the same token or key. That says
+/// nothing about the request, and neither does one that did not get there: the loss is what happened.
+fn result_of_repeat<T>(
+    lost: Result<T, CallError>,
+    again: Result<T, CallError>,
+) -> Result<T, CallError> {
+    let may_have_arrived = |result: &Result<T, CallError>| {
+        result.as_ref().is_err_and(CallError::may_have_reached_platform)
+    };
+    if again.is_ok() || may_have_arrived(&again) || !may_have_arrived(&lost) { again } else { lost }
+}
+
 /// The same for each try of a request with the same token; a hash, so that it reveals neither.
 fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
     hash::hex(&hash::of_pair(request_id.as_str(), token.value.expose_secret()))
@@ -364,6 +380,32 @@ pub enum ClientBuildError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn repeat_that_did_not_arrive_does_not_hide_that_the_first_call_may_have() {
+        let closed = |sent| transient(TransientCause::Closed { sent });
+        let timeout = |sent| transient(TransientCause::Timeout { sent });
+        let unreachable = || transient(TransientCause::Connection);
+        let conflict = || Err(CallError::Rejected(reqwest::StatusCode::CONFLICT));
+        for (lost, again, expected) in [
+            (closed(true), Ok(()), Ok(())),
+            (closed(true), timeout(true), timeout(true)),
+            (closed(true), closed(true), closed(true)),
+            (closed(true), unreachable(), closed(true)),
+            (closed(true), timeout(false), closed(true)),
+            (closed(true), conflict(), closed(true)),
+            (closed(true), Err(CallError::Unauthorized), closed(true)),
+            // The platform has seen one call only, so that its answer counts.
+            (closed(false), conflict(), conflict()),
+            (closed(false), unreachable(), unreachable()),
+        ] {
+            assert_eq!(result_of_repeat(lost, again), expected);
+        }
+    }
+
+    fn transient(cause: TransientCause) -> Result<(), CallError> {
+        Err(CallError::Transient { call: Call::Session, cause })
+    }
 
     #[test]
     fn idempotency_keys_differ_by_request_and_token() {

@@ -181,7 +181,11 @@ impl Http2Call<'_> {
     /// The server permits no more streams than the other calls have.
     pub(super) fn no_stream(&self) {
         self.progress.end();
-        let permitted = self.connection.sent.load(Ordering::Relaxed).max(1);
+        let permitted = self.connection.sent.load(Ordering::Relaxed);
+        if permitted == 0 {
+            // No other call has a stream, so the server's limit cannot be the cause.
+            return;
+        }
         let mut state = self.http2.state.lock();
         state.limit = state.limit.min(permitted);
         state.lowered_at = Some(Instant::now());

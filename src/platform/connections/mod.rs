@@ -82,6 +82,11 @@ impl Connections {
         self.client.post(url).timeout(self.timeout)
     }
 
+    /// When a call that begins now must have ended, together with a repeat of it.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
     /// Sends a call, and returns the head of its answer.
     ///
     /// Not an `async fn`: the future then does not hold the request, which reqwest has taken over.
@@ -122,7 +127,7 @@ impl Connections {
     /// reqwest does not show whether a connection was a reused one.
     pub(super) fn may_have_been_reused(&self) -> bool {
         let answered = Duration::from_millis(self.last_answer.load(Ordering::Relaxed));
-        !answered.is_zero() && self.started.elapsed() - answered < IDLE_TIMEOUT
+        !answered.is_zero() && self.started.elapsed().saturating_sub(answered) < IDLE_TIMEOUT
     }
 
     fn http1(&self, reuse: Reuse) -> &Client {
@@ -138,17 +143,17 @@ impl Connections {
         request: RequestBuilder,
         reuse: Reuse,
     ) -> Result<Reply<'a>, TransportError> {
-        let deadline = TokioInstant::now() + self.timeout;
         let request = request.build().map_err(TransportError::new)?;
+        let limit = request.timeout().copied().unwrap_or(self.timeout);
+        let deadline = TokioInstant::now() + limit;
         loop {
-            let asking = tls.protocol.ask();
-            let protocol = match &asking {
-                Some(_) => Protocol::Unknown,
-                None => timeout_at(deadline, tls.protocol.known())
-                    .await
-                    .map_err(|_| TransportError::not_started())?,
-            };
-            match protocol {
+            if let Some(_asking) = tls.protocol.ask() {
+                let reply = self.send_once(&self.client, request, deadline).await?;
+                tls.protocol.set(reply.version() == Version::HTTP_2);
+                return Ok(reply);
+            }
+            let known = timeout_at(deadline, tls.protocol.known()).await;
+            match known.map_err(|_| TransportError::not_started())? {
                 Protocol::Http2 => match tls.send_over_http2(&request, deadline, reuse).await {
                     // The protocol is unknown now.
                     Err(error) if error.is_http2_refused() => {}
@@ -157,11 +162,8 @@ impl Connections {
                 Protocol::Http1 => {
                     return self.send_once(self.http1(reuse), request, deadline).await;
                 }
-                Protocol::Unknown | Protocol::Asking => {
-                    let reply = self.send_once(&self.client, request, deadline).await?;
-                    tls.protocol.set(reply.version() == Version::HTTP_2);
-                    return Ok(reply);
-                }
+                // The call that asked has failed: one of those that waited for it asks now.
+                Protocol::Unknown | Protocol::Asking => {}
             }
         }
     }
@@ -223,7 +225,7 @@ impl Tls {
             };
             if error.is_timeout() {
                 call.timed_out();
-            } else if !error.is_connect() && !error.may_have_arrived() && repeats < MAX_REPEATS {
+            } else if error.can_be_repeated() && repeats < MAX_REPEATS {
                 if error.is_refused_stream() {
                     call.no_stream();
                 }
@@ -231,7 +233,7 @@ impl Tls {
                 continue;
             } else {
                 call.give_up_connection();
-                if error.is_connect() || !call.has_brought_answers() {
+                if error.is_own_connect() || !call.has_brought_answers() {
                     // The platform may no longer speak HTTP/2.
                     self.protocol.forget_http2();
                 }

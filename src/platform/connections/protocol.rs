@@ -28,7 +28,9 @@ impl ProtocolWatch {
 
     /// Lets the caller find out the version, unless it is known or another call is finding out.
     pub(super) fn ask(&self) -> Option<Asking<'_>> {
-        self.change(Protocol::Unknown, Protocol::Asking).then_some(Asking(self))
+        // Read first: each call asks.
+        let is_unknown = *self.0.borrow() == Protocol::Unknown;
+        (is_unknown && self.change(Protocol::Unknown, Protocol::Asking)).then_some(Asking(self))
     }
 
     /// Waits while another call finds out the version, and returns what is known then.

@@ -62,13 +62,13 @@ impl TransportError {
     /// A call whose sending was not tracked: it counts as sent, unless the error shows that it was not.
     pub(super) fn new(error: reqwest::Error) -> Self {
         let may_have_arrived = !was_not_processed(&error);
-        Self { error: Some(error), may_have_arrived }
+        Self { error: Some(error.without_url()), may_have_arrived }
     }
 
     /// A call that is known to be sent or not.
     pub(super) fn tracked(error: reqwest::Error, sent: bool) -> Self {
         let may_have_arrived = sent && !was_not_processed(&error);
-        Self { error: Some(error), may_have_arrived }
+        Self { error: Some(error.without_url()), may_have_arrived }
     }
 
     /// A call that timed out before it could be sent.
@@ -87,6 +87,25 @@ impl TransportError {
 
     pub(in crate::platform) fn is_connect(&self) -> bool {
         self.error.as_ref().is_some_and(reqwest::Error::is_connect)
+    }
+
+    /// The call could not connect, rather than wait for another call to connect.
+    pub(super) fn is_own_connect(&self) -> bool {
+        self.is_connect() && !self.waited_for_another()
+    }
+
+    /// The call certainly did not reach the platform, and another connection may carry it.
+    pub(super) fn can_be_repeated(&self) -> bool {
+        !self.may_have_arrived && !self.is_own_connect()
+    }
+
+    /// The call waited for a connection that another call was making, and that call failed or was dropped.
+    ///
+    /// hyper-util 0.1.21 does not export the error of its pool (not reported upstream), so its text is
+    /// compared.
+    fn waited_for_another(&self) -> bool {
+        let cause = self.cause().and_then(|error| error_chain::chain(error).last());
+        cause.is_some_and(|cause| cause.to_string() == "request was canceled")
     }
 
     /// The body could not be read. reqwest 0.13.5 makes every error while it reads a body a decode error,
@@ -113,7 +132,7 @@ impl TransportError {
         matches!(error, Some(TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)))
     }
 
-    /// reqwest's error, whose sources may explain more. Its text contains the URL.
+    /// reqwest's error, whose sources may explain more.
     pub(in crate::platform) fn cause(&self) -> Option<&reqwest::Error> {
         self.error.as_ref()
     }
