@@ -31,6 +31,7 @@ pub(crate) struct BrokerSession {
     pub(crate) consumer: Consumer,
     pub(crate) publisher: Publisher,
     lifeline: Lifeline,
+    metrics: Arc<Metrics>,
     lost: CancellationToken,
     /// Cancelled when RabbitMQ delivers nothing more.
     stopped: CancellationToken,
@@ -61,7 +62,8 @@ impl BrokerSession {
         let stopped = CancellationToken::new();
         let loss_watch = lifeline.cancel_when_lost(lost.clone(), stopped.clone());
         let connection = Arc::clone(&publishing.lapin);
-        let publisher = Publisher::new(connection, Arc::clone(&topology), concurrency, metrics);
+        let publisher =
+            Publisher::new(connection, Arc::clone(&topology), concurrency, Arc::clone(&metrics));
         Ok(Self {
             consuming,
             publishing,
@@ -69,6 +71,7 @@ impl BrokerSession {
             consumer,
             publisher,
             lifeline,
+            metrics,
             lost,
             stopped,
             _loss_watch: loss_watch,
@@ -81,7 +84,11 @@ impl BrokerSession {
     pub(crate) fn wait_for_fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
         let mut losses = self.lifeline.watch();
         // On the consuming connection, which RabbitMQ never blocks.
-        let watch = watch(Arc::clone(&self.topology), Arc::clone(&self.consuming.lapin));
+        let watch = watch(
+            Arc::clone(&self.topology),
+            Arc::clone(&self.consuming.lapin),
+            Arc::clone(&self.metrics),
+        );
         async move {
             let mut watch = pin!(watch);
             let mut outage = Outage::new(&log::PUBLISHING_BLOCKED_LIMIT);

@@ -39,6 +39,7 @@ mod output;
 mod platform_faults;
 mod proxies;
 mod publishing;
+mod queue_depths;
 mod rate;
 mod redis_faults;
 mod redis_refusals;

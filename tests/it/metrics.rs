@@ -161,6 +161,10 @@ async fn every_metric_is_documented_and_has_the_right_value() {
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
     assert_metric(&worker, "handoff_broker_reconnects_total", 1.0).await;
 
+    wait_until("a look at the queues", async || {
+        worker.metric_or_zero("handoff_queue_consumers{queue=\"request\"}").await == 1.0
+    })
+    .await;
     let (_, page) = worker.get("/metrics").await;
     assert_eq!(served(&page), documented());
     let started = worker.metric("process_start_time_seconds").await;

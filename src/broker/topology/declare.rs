@@ -1,14 +1,12 @@
 //! Declares or checks the topology over a connection.
 
-use std::{sync::Arc, time::Duration};
-
 use lapin::{
     Channel, Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     protocol::AMQPSoftError,
     types::{FieldTable, ShortString},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{
     definition::{QueueDeclaration, Topology},
@@ -18,15 +16,12 @@ use crate::{
     broker::{
         amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
         error::{BrokerError, cause, refusal_text, soft_error},
-        log,
     },
     message::REQUESTED,
 };
 
 /// The setting whose value the names of all queues start with.
 const QUEUE_SETTING: &str = "HANDOFF_QUEUE";
-/// How long [`watch`] may miss a fault. Declaring existing objects costs RabbitMQ little.
-const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The counts in RabbitMQ's `queue.declare-ok`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,38 +140,4 @@ pub(crate) async fn queue_counts(
         )),
         _ => BrokerError::during(&operation, &error),
     })
-}
-
-/// Declares or checks the topology every 10 s, until RabbitMQ has lost the consumer.
-/// A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at
-/// once. Two faults look like an empty queue instead: the request exchange or its binding was
-/// deleted, so that no request arrives, or RabbitMQ has lost the consumer and keeps the channel
-/// open (as in rabbitmq-server#641).
-///
-/// Logs an error once and continues: requests can still be consumed.
-pub(in crate::broker) async fn watch(
-    topology: Arc<Topology>,
-    connection: Arc<Connection>,
-) -> BrokerError {
-    let mut logged = None;
-    loop {
-        sleep(WATCH_INTERVAL).await;
-        let error = topology.ensure(&connection).await.err();
-        // The session reports a lost connection.
-        if let Some(error) = &error
-            && connection.status().connected()
-            && logged.as_ref() != Some(error)
-        {
-            log::topology_check_failed(error);
-        }
-        logged = error;
-        // A queue without a leader reports 0 for both.
-        if let Ok(QueueCounts { messages: 1.., consumers: 0 }) =
-            queue_counts(&connection, topology.request_queue()).await
-        {
-            return BrokerError::new(
-                "RabbitMQ lost the consumer: the queue has messages and no consumer",
-            );
-        }
-    }
 }

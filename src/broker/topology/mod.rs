@@ -4,9 +4,10 @@ mod declare;
 mod definition;
 mod difference;
 mod survey;
+mod watch;
 
-pub(super) use self::declare::watch;
 pub use self::definition::Topology;
+pub(super) use self::watch::watch;
 pub(crate) use self::{
     declare::{QueueCounts, queue_counts},
     difference::Difference,

@@ -8,6 +8,7 @@ mod cache;
 mod labels;
 mod platform;
 mod process;
+mod queues;
 mod register;
 mod requests;
 
@@ -17,11 +18,12 @@ use prometheus_client::{encoding::prometheus_text, metrics::info::Info, registry
 
 use self::{
     broker::BrokerMetrics, cache::CacheMetrics, platform::PlatformMetrics,
-    process::ProcessCollector, requests::RequestMetrics,
+    process::ProcessCollector, queues::QueueMetrics, requests::RequestMetrics,
 };
 pub(crate) use self::{
     labels::{Lookup, Outcome, PublishKind},
     platform::PausedFor,
+    queues::QueueDepths,
 };
 
 /// The `Content-Type` of [`Metrics::encode`].
@@ -35,6 +37,7 @@ pub struct Metrics {
     pub(crate) platform: PlatformMetrics,
     pub(crate) cache: CacheMetrics,
     pub(crate) broker: BrokerMetrics,
+    pub(crate) queues: QueueMetrics,
 }
 
 impl Metrics {
@@ -46,10 +49,11 @@ impl Metrics {
         let platform = PlatformMetrics::register(&mut registry);
         let cache = CacheMetrics::register(&mut registry);
         let broker = BrokerMetrics::register(&mut registry);
+        let queues = QueueMetrics::register(&mut registry);
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("handoff_build", "The running version", build);
         registry.register_collector(Box::new(ProcessCollector));
-        Arc::new(Self { registry, requests, platform, cache, broker })
+        Arc::new(Self { registry, requests, platform, cache, broker, queues })
     }
 
     /// Writes all metrics in the Prometheus text format.

@@ -203,6 +203,11 @@ impl Worker {
         self.series(series).await.unwrap_or(0.0)
     }
 
+    /// Whether a series exists.
+    pub async fn has_metric(&self, series: &str) -> bool {
+        self.series(series).await.is_ok()
+    }
+
     async fn series(&self, series: &str) -> Result<f64, String> {
         let (_, page) = self.get("/metrics").await;
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));

@@ -1,0 +1,121 @@
+//! Watches the topology and the queues' depths while a worker consumes.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{Channel, Connection, types::FieldTable};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    declare::{QueueCounts, declare_queue},
+    definition::Topology,
+};
+use crate::{
+    broker::{
+        amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
+        error::BrokerError,
+        log,
+    },
+    telemetry::metrics::{Metrics, QueueDepths},
+};
+
+/// How long [`watch`] may miss a fault. Declaring existing objects costs RabbitMQ little.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Removes the depths from the metrics when the watch ends, with its connection.
+struct Watching(Arc<Metrics>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.queues.clear();
+    }
+}
+
+/// Declares or checks the topology every 10 s, until RabbitMQ has lost the consumer, and records how
+/// long the queues are.
+///
+/// A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at
+/// once. Two faults look like an empty queue instead: the request exchange or its binding was
+/// deleted, so that no request arrives, or RabbitMQ has lost the consumer and keeps the channel
+/// open (as in rabbitmq-server#641).
+///
+/// Logs an error once and continues: requests can still be consumed.
+pub(in crate::broker) async fn watch(
+    topology: Arc<Topology>,
+    connection: Arc<Connection>,
+    metrics: Arc<Metrics>,
+) -> BrokerError {
+    let watching = Watching(metrics);
+    let mut logged = None;
+    // The topology was declared just before.
+    look(&topology, &connection, &watching.0).await;
+    loop {
+        sleep(WATCH_INTERVAL).await;
+        let error = topology.ensure(&connection).await.err();
+        // The session reports a lost connection.
+        if let Some(error) = &error
+            && connection.status().connected()
+            && logged.as_ref() != Some(error)
+        {
+            log::topology_check_failed(error);
+        }
+        logged = error;
+        // A queue without a leader reports 0 for both.
+        if let Some(QueueCounts { messages: 1.., consumers: 0 }) =
+            look(&topology, &connection, &watching.0).await
+        {
+            return BrokerError::new(
+                "RabbitMQ lost the consumer: the queue has messages and no consumer",
+            );
+        }
+    }
+}
+
+/// Counts the messages of each queue, and records them. Returns the counts of the request queue.
+async fn look(
+    topology: &Topology,
+    connection: &Connection,
+    metrics: &Metrics,
+) -> Option<QueueCounts> {
+    let mut channel = None;
+    let request = counts(topology.request_queue(), connection, &mut channel).await;
+    let dead = counts(topology.dead_queue(), connection, &mut channel).await;
+    let mut retry = Some(0_u32);
+    for queue in topology.retry_queues() {
+        let messages = counts(queue, connection, &mut channel).await.map(|counts| counts.messages);
+        // A sum without one of its queues would look like progress.
+        retry = retry.zip(messages).map(|(sum, messages)| sum.saturating_add(messages));
+    }
+    if let Some(channel) = channel {
+        // Not used again, whether or not RabbitMQ answers.
+        let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
+    }
+    metrics.queues.set(QueueDepths {
+        request: request.map(|counts| counts.messages),
+        retry,
+        dead: dead.map(|counts| counts.messages),
+        consumers: request.map(|counts| counts.consumers),
+    });
+    request
+}
+
+/// Counts the messages and consumers of a queue. `None` if it cannot be seen.
+async fn counts(
+    queue: &str,
+    connection: &Connection,
+    channel: &mut Option<Channel>,
+) -> Option<QueueCounts> {
+    if !connection.status().connected() {
+        return None;
+    }
+    // RabbitMQ closes the channel if a queue does not exist.
+    let open = match channel.take().filter(|channel| channel.status().connected()) {
+        Some(open) => open,
+        None => open_channel(connection).await.ok()?,
+    };
+    let name = object_name(queue).ok()?;
+    let declared = declare_queue(&open, name, true, FieldTable::default());
+    // A channel that was refused or does not answer is not used again.
+    let counts = answer("look up a queue", declared).await.ok()?.ok()?;
+    *channel = Some(open);
+    Some(counts)
+}
