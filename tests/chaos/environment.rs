@@ -16,6 +16,7 @@ use crate::{
     plan::PlannedFault,
     platform::Platform,
     support::{Flow, Node},
+    tls::Tls,
     workers::Workers,
 };
 
@@ -51,7 +52,8 @@ impl Environment {
     pub async fn start(idempotency: bool) -> Self {
         let (rabbitmq, redis) = tokio::join!(Node::rabbitmq(), Node::redis());
         let platform = Platform::start(idempotency).await;
-        let workers = Workers::start(&rabbitmq.url, &redis.url, &platform.url).await;
+        let tls = Tls::to(&rabbitmq.url, &redis.url, &platform.url).await;
+        let workers = Workers::start(tls).await;
         Self {
             workers,
             platform,

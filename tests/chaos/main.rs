@@ -15,6 +15,7 @@ mod report;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod support;
+mod tls;
 mod verdict;
 mod workers;
 

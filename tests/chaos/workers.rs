@@ -1,4 +1,6 @@
 //! Three workers, each with proxies of its own to RabbitMQ, Redis and the platform.
+//!
+//! They use TLS for all three, and the proxies are in front of it.
 
 use std::{
     sync::Mutex,
@@ -13,15 +15,19 @@ use crate::{
     faults::{Network, Scope},
     plan::WORKERS,
     support::{Flow, Proxy, Worker, leaks::CACHE_KEY, log_text, worker::Settings},
+    tls::Tls,
 };
 
 /// How long a worker may take to become ready when nothing is broken.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The request queue.
 pub const QUEUE: &str = "chaos.requested";
+/// What each connection of a worker would contain without TLS, by network.
+const PLAIN_TEXT: [&[u8]; 3] = [b"AMQP\0\0\x09\x01", b"EVALSHA", b"authorization"];
 
 pub struct Workers {
     slots: Vec<Slot>,
+    _tls: Tls,
     /// Everything that workers did unexpectedly.
     pub anomalies: Mutex<Vec<String>>,
 }
@@ -63,9 +69,10 @@ impl Exit {
 }
 
 impl Workers {
-    pub async fn start(rabbitmq: &str, redis: &str, platform: &str) -> Self {
+    pub async fn start(tls: Tls) -> Self {
         let mut slots = Vec::new();
         for number in 0..WORKERS {
+            let [rabbitmq, redis, platform] = [&tls.rabbitmq, &tls.redis, tls.platform(number)];
             let proxies =
                 [Proxy::to(rabbitmq).await, Proxy::to(redis).await, Proxy::to(platform).await];
             let settings: Settings = [
@@ -87,13 +94,14 @@ impl Workers {
             ]
             .into_iter()
             .map(|(name, value)| (format!("HANDOFF_{name}"), value))
+            .chain(tls.trust())
             .collect();
             let worker = start(&settings, number, 0);
             worker.wait_for_log(log_text::CONSUMING).await;
             let current = tokio::sync::Mutex::new(Current { worker, generation: 0 });
             slots.push(Slot { number, settings, proxies, current, exits: Mutex::default() });
         }
-        Self { slots, anomalies: Mutex::default() }
+        Self { slots, _tls: tls, anomalies: Mutex::default() }
     }
 
     /// Kills a worker and replaces it at once.
@@ -161,7 +169,7 @@ impl Workers {
         slots.map(move |slot| &slot.proxies[network as usize])
     }
 
-    /// Stops all workers, checks that each becomes ready and exits cleanly, and returns every exit.
+    /// Stops all workers, checks that each becomes ready, used TLS and exits cleanly, and returns every exit.
     pub async fn stop(&self) -> Vec<Exit> {
         let mut exits = Vec::new();
         for slot in &self.slots {
@@ -174,9 +182,21 @@ impl Workers {
                 self.add_anomaly(format!("worker {} is not ready at the end", slot.number));
             }
             self.restart(slot).await;
+            self.check_tls(slot);
             exits.append(&mut slot.exits.lock().unwrap());
         }
         exits
+    }
+
+    /// Checks that the slot's workers have sent something to each server, and nothing in plain text.
+    fn check_tls(&self, slot: &Slot) {
+        for (proxy, plain) in slot.proxies.iter().zip(PLAIN_TEXT) {
+            let sent = proxy.take_sent();
+            if sent.is_empty() || sent.windows(plain.len()).any(|part| part == plain) {
+                let plain = plain.escape_ascii();
+                self.add_anomaly(format!("worker {} used no TLS: {plain}", slot.number));
+            }
+        }
     }
 
     fn add_anomaly(&self, anomaly: String) {

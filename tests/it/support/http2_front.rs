@@ -1,6 +1,7 @@
 //! An HTTP/2 server over TLS in front of a platform that speaks HTTP/1.1, as load balancers are.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -11,7 +12,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, header::RETRY_AFTER};
 use h2::{RecvStream, server::SendResponse};
 use hyper::body::Bytes;
 use tokio::{
@@ -199,10 +200,26 @@ async fn forward(
     }
     let path = head.uri.path_and_query().unwrap().as_str();
     let request = platform.client.post(format!("{}{path}", platform.url)).headers(head.headers);
-    let answer = request.body(body).send().await.unwrap();
-    let response = Response::builder().status(answer.status()).body(()).unwrap();
-    let mut stream = respond.send_response(response, false)?;
-    stream.send_data(answer.bytes().await.unwrap(), true)
+    let answer = tokio::select! {
+        answer = request.body(body).send() => answer,
+        // The client waits no longer.
+        _ = poll_fn(|context| respond.poll_reset(context)) => return Ok(()),
+    };
+    let Ok(answer) = answer else {
+        respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        return Ok(());
+    };
+    let mut response = Response::builder().status(answer.status());
+    if let Some(value) = answer.headers().get(RETRY_AFTER) {
+        response = response.header(RETRY_AFTER, value);
+    }
+    let mut stream = respond.send_response(response.body(()).unwrap(), false)?;
+    match answer.bytes().await {
+        Ok(body) => stream.send_data(body, true)?,
+        // The platform has broken off in the middle of its answer.
+        Err(_) => stream.send_reset(h2::Reason::INTERNAL_ERROR),
+    }
+    Ok(())
 }
 
 /// RFC 9113, section 6.8: no error, and the last stream that will be answered.

@@ -193,6 +193,8 @@ impl TlsProxy {
                     // Fails where the client does not trust the certificate.
                     let Ok(mut client) = acceptor.accept(client).await else { return };
                     let Ok(mut server) = TcpStream::connect(server).await else { return };
+                    let _ = client.get_ref().0.set_nodelay(true);
+                    let _ = server.set_nodelay(true);
                     let _ = copy_bidirectional(&mut client, &mut server).await;
                 });
             }
