@@ -11,8 +11,7 @@ use super::{
     raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
     setting::Spec,
     settings::{
-        ApiKey, BrokerSettings, CacheSettings, LogSettings, PlatformSettings, Settings,
-        WorkerSettings,
+        BrokerSettings, CacheSettings, LogSettings, PlatformSettings, Settings, WorkerSettings,
     },
     table,
     values::MAX_NAME,
@@ -94,9 +93,7 @@ fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Plat
         route,
         public_url: public_url.and_then(|public_url| public_url.or(url.clone())),
         url,
-        api_key: parser
-            .value_and_file(&table::IDV_API_KEY)
-            .map(|(value, file)| ApiKey { value, file }),
+        api_key: parser.watched(&table::IDV_API_KEY),
         token_ttl,
         timeout: parser.value(&table::IDV_TIMEOUT),
         rate_limit: parser.optional(&table::IDV_RATE_LIMIT),

@@ -15,24 +15,26 @@ pub(crate) mod table;
 mod units;
 mod unknown;
 mod values;
+mod watched;
 
 pub(crate) use self::{
     host::is_loopback,
     proxy::ignored_variables,
     raw::{DEMO_LOG, DEMO_WORKFLOW},
-    secret_file::read_api_key,
     units::{parse_duration, parse_rate},
     unknown::{UnknownVariable, unknown_variables},
     values::is_header_value,
+    watched::watch_file,
 };
 pub use self::{
     parser::ConfigErrors,
     proxy::{Direct, Proxy, ProxyScheme, Route},
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
     settings::{
-        ApiKey, BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
+        BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
         Settings, WorkerSettings,
     },
+    watched::Watched,
 };
 #[cfg(test)]
 pub(crate) use self::{raw::RawSettings, setting::Spec};

@@ -7,6 +7,7 @@ use super::{
     secret_file::read_secret_file,
     setting::{OptionalSetting, ParseResult, Setting, Source, Spec},
     unknown::{UnknownVariable, unknown_variables},
+    watched::Watched,
 };
 
 /// Every error in the configuration. Holds variable names and how to fix them, no values.
@@ -60,19 +61,28 @@ impl<'a> Parser<'a> {
 
     /// Parses a setting that is required or has a default.
     pub(super) fn value<T>(&mut self, setting: &Setting<T>) -> Option<T> {
-        Some(self.value_and_file(setting)?.0)
+        let text = self.required_text(setting)?;
+        self.parse(&text, setting.parse)
     }
 
-    /// Parses a setting as [`Parser::value`] does, and returns the file that it was read from.
-    pub(super) fn value_and_file<T>(
-        &mut self,
-        setting: &Setting<T>,
-    ) -> Option<(T, Option<PathBuf>)> {
-        let Some(text) = self.text(&setting.spec)? else {
+    /// Parses a setting as [`Parser::value`] does, and follows the file that it was read from.
+    pub(super) fn watched<T>(&mut self, setting: &Setting<T>) -> Option<Watched<T>> {
+        let text = self.required_text(setting)?;
+        let value = self.parse(&text, setting.parse)?;
+        Some(match text {
+            Text { value: content, variable, file: Some(path) } => {
+                Watched::from_file(value, content, path, variable, setting.parse)
+            }
+            Text { file: None, .. } => Watched::fixed(value),
+        })
+    }
+
+    fn required_text<T>(&mut self, setting: &Setting<T>) -> Option<Text> {
+        let text = self.text(&setting.spec)?;
+        if text.is_none() {
             self.reject(&setting.spec, &format!("is required: set {}", setting.ask));
-            return None;
-        };
-        Some((self.parse(&text, setting.parse)?, text.file))
+        }
+        text
     }
 
     /// Parses a setting that may be unset.

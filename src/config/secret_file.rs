@@ -6,10 +6,6 @@ use std::{
     path::Path,
 };
 
-use secrecy::SecretString;
-
-use super::values::api_key;
-
 /// Largest file that a secret is read from, in bytes. `/dev/zero` has no end.
 const MAX_SECRET: u64 = 64 * 1024;
 
@@ -29,9 +25,4 @@ pub(super) fn read_secret_file(path: &Path) -> Result<String, String> {
     let line =
         text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() { Err("names a file that is empty".to_owned()) } else { Ok(line.to_owned()) }
-}
-
-/// Reads an API key from its file. The error follows the variable's name.
-pub(crate) fn read_api_key(path: &Path) -> Result<SecretString, String> {
-    Ok(api_key(&read_secret_file(path)?)?)
 }

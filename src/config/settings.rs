@@ -1,11 +1,11 @@
 //! The parsed settings of each subsystem.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
-use super::proxy::Route;
+use super::{proxy::Route, watched::Watched};
 use crate::retry::RetryDelay;
 
 /// All settings of `handoff run`.
@@ -33,7 +33,7 @@ pub struct PlatformSettings {
     /// Base URL of the links that people open; a path prefix is kept.
     pub public_url: Url,
     /// The API key.
-    pub api_key: ApiKey,
+    pub api_key: Watched<SecretString>,
     /// Lifetime to request for each token: whole seconds, at least one.
     pub token_ttl: Duration,
     /// Time limit of one call, from connect to last byte.
@@ -49,15 +49,6 @@ pub struct RateLimit {
     pub count: u32,
     /// Greater than zero.
     pub per: Duration,
-}
-
-/// The API key, and the file that it came from.
-#[derive(Debug)]
-pub struct ApiKey {
-    /// The key as it is sent.
-    pub value: SecretString,
-    /// The file to read again before each probe of the token call.
-    pub file: Option<PathBuf>,
 }
 
 /// How to connect to RabbitMQ, and the names of exchanges and queues.

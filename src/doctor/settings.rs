@@ -20,7 +20,7 @@ const SETTLING: Duration = Duration::from_secs(2);
 pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     checks.push(Check::ok("values", "all settings are valid"));
     checks.extend(encryption(settings));
-    checks.push(key_file(settings.platform.api_key.file.as_deref()));
+    checks.push(key_file(settings.platform.api_key.path()));
     checks.extend([seal(settings), workflow(settings), grace(settings)]);
     checks.extend(rate(settings));
     checks.extend(delays(settings));

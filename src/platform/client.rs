@@ -17,7 +17,7 @@ use super::{
     answer,
     connections::{ConnectionSettings, Connections, Reply, Reuse, TransportError},
     error::{CallError, TransientCause},
-    gate::{CallPermit, FailedCall, Gate},
+    gate::{CallPermit, FailedCall, FailureScope, Gate},
     key::ReloadableKey,
     link::encode_component,
     rate_limit::RateLimiter,
@@ -125,6 +125,9 @@ impl PlatformClient {
 
     /// Gets a token. A probe first reads the API key file again: the key may have been replaced.
     ///
+    /// A refused call reads it, too. If the key has changed since, the gate does not learn of the refusal, and
+    /// the caller repeats the call with a permit of its own, with nothing spent.
+    ///
     /// # Errors
     /// [`CallError::Transient`] or [`CallError::Refused`].
     pub(crate) async fn token(
@@ -138,15 +141,25 @@ impl PlatformClient {
         // Taken before the call, so that the token never ends earlier than `expires_at`.
         let requested_at = SystemTime::now();
         let ends = self.connections.deadline();
+        let key = self.key.header();
         let request = || {
             let body = TokenBody { ttl: self.token_ttl.as_secs() };
-            self.post(self.token_url.clone(), self.key.header(), &body)
+            self.post(self.token_url.clone(), key.clone(), &body)
         };
         let child = || span.call(Call::Token, TOKEN_ROUTE, &self.server);
         let mut answer = self.call(Call::Token, request(), child(), Reuse::Allowed).await;
         if self.was_ordinary_close(&permit, &answer) {
             let http = request().timeout(ends.saturating_duration_since(Instant::now()));
             answer = self.call(Call::Token, http, child(), Reuse::Avoided).await;
+        }
+        if let Err(error @ CallError::Refused(_)) = &answer
+            && !permit.is_probe()
+        {
+            // Boxed to keep the caller's future small; this path is rare.
+            Box::pin(self.key.reload()).await;
+            if self.key.header() != key {
+                return Err(FailedCall { error: error.clone(), scope: FailureScope::Pause });
+            }
         }
         let token = permit.report(answer)?;
         Ok(Token { value: token.into(), expires_at: requested_at + self.token_ttl })

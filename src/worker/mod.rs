@@ -13,14 +13,17 @@ mod run;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use self::{
     connected::Context, events::Events, hold::HoldLimit, process::Processor, run::MainLoop,
 };
 use crate::{
     cache::{Cache, CacheError, RateBucket},
-    config::Settings,
+    config::{Settings, watch_file},
     handoff::Handoff,
     health::{self, Health},
     platform::{
@@ -75,6 +78,8 @@ pub async fn run(
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
     };
+    let api_key = settings.platform.api_key.clone();
+    let _looking = AbortOnDropHandle::new(tokio::spawn(watch_file(api_key)));
     cache.wait_connected(CACHE_WARM_UP).await;
 
     let retry_budget = settings.worker.retry_budget;

@@ -35,7 +35,7 @@ async fn wrong_api_key_holds_all_requests_until_its_file_is_corrected() {
     env.platform.wait_for_calls(early + 1).await;
     // An empty file does not replace the key.
     std::fs::write(key.path(), "").unwrap();
-    let line = worker.wait_for_log(log_text::API_KEY_FILE_INVALID).await;
+    let line = worker.wait_for_log(log_text::SECRET_FILE_INVALID).await;
     assert_eq!(line["error"], log_text::API_KEY_FILE_EMPTY);
     std::fs::write(key.path(), format!("{API_KEY}\n")).unwrap();
     assert_eq!(expect_ready(&mut env, 100).await.len(), 100);
@@ -44,6 +44,33 @@ async fn wrong_api_key_holds_all_requests_until_its_file_is_corrected() {
     assert_eq!(worker.log_lines(log_text::RESUMED).len(), 1);
     assert_eq!(readiness(&worker).await, (200, Value::Null));
     assert!(env.platform.token_calls().len() <= 100 + 8, "no stampede");
+}
+
+#[tokio::test]
+async fn replaced_api_key_is_used_without_a_pause() {
+    const NEW_KEY: &str = "new-k3y-must-not-leak";
+    let accepts = |key: &'static str| {
+        move |call: &Call| {
+            let is_right = !call.is_token() || call.header("authorization") == key;
+            if is_right { success(call) } else { Answer::status(401) }
+        }
+    };
+    let mut env = TestEnv::builder().platform(accepts(API_KEY)).start().await;
+    let key = TempFile::new(API_KEY);
+    env.settings.remove("HANDOFF_IDV_API_KEY");
+    env.set("IDV_API_KEY_FILE", key.path()).set("RETRY_BUDGET", "0s");
+    let worker = env.start_worker().await;
+    env.publish_requests(0..1).await;
+    expect_ready(&mut env, 1).await;
+    std::fs::write(key.path(), NEW_KEY).unwrap();
+    env.platform.set_script(accepts(NEW_KEY));
+    env.publish_requests(1..20).await;
+    assert_eq!(expect_ready(&mut env, 19).await.len(), 19);
+    assert_no_attempt_spent(&env, &worker).await;
+    assert_eq!(worker.log_lines(log_text::TOKEN_REFUSED).len(), 0, "{}", worker.output());
+    assert_eq!(worker.log_lines(log_text::SECRET_FILE_CHANGED).len(), 1);
+    // Those that were sent before the file had been read, and one good call for each person.
+    assert!(env.platform.token_calls().len() <= 20 + 19);
 }
 
 #[tokio::test]

@@ -48,8 +48,9 @@ pub const RATE_LIMITED: &str = "platform paused: rate limited";
 pub const RETRY_AFTER: &str = "retry_after_s";
 pub const RESUMED: &str = "platform answers again: circuit breaker closed";
 pub const CALL_RETRIED: &str = "platform call failed: retrying";
-pub const API_KEY_FILE_INVALID: &str = "API key file is invalid: keeping the previous API key";
-/// The field `error` of `API_KEY_FILE_INVALID` for an empty file.
+pub const SECRET_FILE_INVALID: &str = "secret file is invalid: keeping the former value";
+pub const SECRET_FILE_CHANGED: &str = "secret file changed: using the new value";
+/// The field `error` of `SECRET_FILE_INVALID` for an empty file.
 pub const API_KEY_FILE_EMPTY: &str = "HANDOFF_IDV_API_KEY_FILE: names a file that is empty";
 pub const TOKEN_CALL_UNCONNECTED: &str = "the token call could not connect to the platform";
 

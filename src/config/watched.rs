@@ -1,0 +1,293 @@
+//! Values that may change while the worker runs, because they are read from files.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{secret_file::read_secret_file, setting::ParseResult};
+
+/// How often the files are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Time limit for reading a file, which may be on a slow file system, or be a pipe that never ends.
+const READ_LIMIT: Duration = Duration::from_secs(1);
+
+/// A setting's current value. If it comes from a file, [`Watched::look`] reads it again.
+///
+/// Clones share the value.
+pub struct Watched<T>(Arc<Inner<T>>);
+
+struct Inner<T> {
+    value: watch::Sender<Arc<T>>,
+    file: Option<SecretFile<T>>,
+}
+
+/// The file of a secret. Compared by content: Kubernetes replaces a symbolic link to its folder.
+struct SecretFile<T> {
+    path: PathBuf,
+    /// The variable that names the file: `HANDOFF_AMQP_URL_FILE`.
+    variable: String,
+    parse: fn(&str) -> ParseResult<T>,
+    /// The content that the value was parsed from.
+    content: Mutex<SecretString>,
+    /// The error of the last look, so that each error is logged once.
+    last_error: Mutex<Option<String>>,
+    /// Lets one thread read at a time: a hanging read cannot be cancelled, and more must not join it.
+    reader: Arc<Semaphore>,
+}
+
+impl<T> Watched<T> {
+    /// A value that never changes.
+    pub fn fixed(value: T) -> Self {
+        Self(Arc::new(Inner { value: watch::Sender::new(Arc::new(value)), file: None }))
+    }
+
+    /// A value that was parsed from the content of a file.
+    pub(super) fn from_file(
+        value: T,
+        content: String,
+        path: PathBuf,
+        variable: String,
+        parse: fn(&str) -> ParseResult<T>,
+    ) -> Self {
+        let file = SecretFile {
+            path,
+            variable,
+            parse,
+            content: Mutex::new(content.into()),
+            last_error: Mutex::default(),
+            reader: Arc::new(Semaphore::new(1)),
+        };
+        Self(Arc::new(Inner { value: watch::Sender::new(Arc::new(value)), file: Some(file) }))
+    }
+
+    /// The current value.
+    pub fn current(&self) -> Arc<T> {
+        Arc::clone(&self.0.value.borrow())
+    }
+
+    /// The file that the value comes from.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.0.file.as_ref().map(|file| &*file.path)
+    }
+
+    /// Waits until the current value is another than `known`.
+    #[cfg(test)]
+    pub(crate) async fn changed_from(&self, known: &Arc<T>) {
+        let mut value = self.0.value.subscribe();
+        // The sender lives as long as `self`, so this is never an error.
+        let _ = value.wait_for(|value| !Arc::ptr_eq(value, known)).await;
+    }
+}
+
+impl<T: Send + Sync + 'static> Watched<T> {
+    /// Reads the file again, if there is one, within a second. Keeps the former value if the file cannot
+    /// be read or is invalid.
+    pub(crate) async fn look(&self) {
+        let Some(file) = &self.0.file else { return };
+        let reader = Arc::clone(&file.reader);
+        let inner = Arc::clone(&self.0);
+        let read = async {
+            let turn = reader.acquire_owned().await;
+            // Publishes in its turn, so that an older content never follows a newer one.
+            let read = spawn_blocking(move || {
+                let _turn = turn;
+                inner.read();
+            });
+            let _ = read.await;
+        };
+        if timeout(READ_LIMIT, read).await.is_err() {
+            file.failed("names a file that takes too long to read".to_owned());
+        }
+    }
+}
+
+impl<T> Inner<T> {
+    fn read(&self) {
+        let Some(file) = &self.file else { return };
+        let content = match read_secret_file(&file.path) {
+            Ok(content) => SecretString::from(content),
+            Err(error) => return file.failed(error),
+        };
+        if content.expose_secret() == file.content.lock().expose_secret() {
+            *file.last_error.lock() = None;
+            return;
+        }
+        match (file.parse)(content.expose_secret()) {
+            Ok(value) => {
+                *file.last_error.lock() = None;
+                *file.content.lock() = content;
+                self.value.send_replace(Arc::new(value));
+                let setting = &*file.variable;
+                tracing::info!(setting, "secret file changed: using the new value");
+            }
+            Err(why) => file.failed(format!("the file's content {why}")),
+        }
+    }
+}
+
+impl<T> SecretFile<T> {
+    fn failed(&self, error: String) {
+        let mut last_error = self.last_error.lock();
+        if last_error.as_ref() != Some(&error) {
+            let path = self.path.display();
+            let text = format_args!("{}: {error}", self.variable);
+            tracing::warn!(error = %text, file = %path, "secret file is invalid: keeping the former value");
+            *last_error = Some(error);
+        }
+    }
+}
+
+impl<T> Clone for Watched<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> From<T> for Watched<T> {
+    fn from(value: T) -> Self {
+        Self::fixed(value)
+    }
+}
+
+/// Shows no value: most are secret.
+impl<T> fmt::Debug for Watched<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("file", &self.path()).finish_non_exhaustive()
+    }
+}
+
+/// Looks at a file every 10 s. Never returns.
+pub(crate) async fn watch_file<T: Send + Sync + 'static>(value: Watched<T>) {
+    while value.path().is_some() {
+        sleep(LOOK_INTERVAL).await;
+        value.look().await;
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::config::values::api_key;
+
+    /// A folder that is deleted when it is dropped.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            let path = std::env::temp_dir().join(format!("handoff-{}", uuid::Uuid::new_v4()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn write(&self, name: &str, content: &str) -> PathBuf {
+            let path = self.0.join(name);
+            fs::write(&path, content).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn watched(path: PathBuf) -> Watched<SecretString> {
+        let content = "one".to_owned();
+        Watched::from_file("one".into(), content, path, "HANDOFF_X_FILE".to_owned(), api_key)
+    }
+
+    fn text(value: &Watched<SecretString>) -> String {
+        value.current().expose_secret().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_file_is_noticed_within_ten_seconds() {
+        let folder = Folder::new();
+        let value = watched(folder.write("key", "one"));
+        let known = value.current();
+        let looking = tokio::spawn(watch_file(value.clone()));
+        folder.write("key", "two\n");
+        let began = Instant::now();
+        value.changed_from(&known).await;
+        assert_eq!(text(&value), "two");
+        assert!(began.elapsed() <= LOOK_INTERVAL + READ_LIMIT, "{:?}", began.elapsed());
+        looking.abort();
+    }
+
+    #[tokio::test]
+    async fn swapped_symbolic_link_is_a_change() {
+        let folder = Folder::new();
+        let [one, two] = ["one", "two"].map(|content| folder.write(content, content));
+        let link = folder.0.join("link");
+        symlink(one, &link).unwrap();
+        let value = watched(link.clone());
+        value.look().await;
+        assert_eq!(text(&value), "one");
+        let next = folder.0.join("next");
+        symlink(two, &next).unwrap();
+        fs::rename(next, link).unwrap();
+        value.look().await;
+        assert_eq!(text(&value), "two");
+    }
+
+    #[tokio::test]
+    async fn missing_or_invalid_file_keeps_the_former_value() {
+        let folder = Folder::new();
+        let path = folder.write("key", "one");
+        let value = watched(path.clone());
+        let known = value.current();
+        for content in [Some(""), Some(" two"), None] {
+            match content {
+                Some(content) => drop(folder.write("key", content)),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            value.look().await;
+            assert!(Arc::ptr_eq(&value.current(), &known));
+            let error = value.0.file.as_ref().unwrap().last_error.lock().clone();
+            assert!(error.is_some_and(|error| !error.contains("two")));
+        }
+        folder.write("key", "three");
+        value.look().await;
+        assert_eq!(text(&value), "three");
+    }
+
+    #[tokio::test]
+    async fn hanging_file_does_not_block_a_look() {
+        let folder = Folder::new();
+        let path = folder.0.join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let value = watched(path.clone());
+        let looks = async {
+            value.look().await;
+            value.look().await;
+        };
+        let ended = timeout(Duration::from_secs(5), looks).await.is_ok();
+        // Unblocks the thread that reads the pipe.
+        fs::OpenOptions::new().write(true).open(&path).unwrap();
+        assert!(ended, "still reading");
+    }
+
+    #[test]
+    fn endless_file_is_an_error() {
+        let error = read_secret_file(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error, "names a file of more than 64 KiB");
+    }
+}
