@@ -84,6 +84,9 @@ fn differing_queue(what: String, differences: &[Difference], declare: bool) -> C
     Check::new("queue", verdict, what).cost(cost)
 }
 
+/// Redeliveries of a dead letter that no operator reaches by hand.
+const DEAD_QUEUE_LIMIT: u32 = 1_000_000_000;
+
 /// Lists what AMQP does not show, with the commands that show it.
 pub(super) fn invisible(
     vhost: &str,
@@ -93,17 +96,19 @@ pub(super) fn invisible(
     let ctl = format!("rabbitmqctl --vhost {}", quoted(vhost));
     let check = Check::hint(
         "not seen",
-        "AMQP does not show policies, bindings (whether a queue receives events) or RabbitMQ's settings",
+        "AMQP does not show policies, bindings (whether a queue receives events), RabbitMQ's settings, or expired \
+         messages that do not leave a retry queue",
     )
     .cost(
         "a policy can drop requests early; an event that no queue receives is a failed attempt; large \
-         messages can take more memory than a worker has",
+         messages can take more memory than a worker has; requests that are stuck in a retry queue are late",
     )
     .remedy(format!(
         "check that no policy sets message-ttl, expires, max-length or a lower delivery-limit; that a queue \
          is bound to `{}` for each event; that `{}` is bound to `{}`; that max_message_size is small (1 MiB: \
          the default is 16 MiB, 128 MiB before RabbitMQ 4); and, before RabbitMQ 3.12, that \
-         consumer_timeout is above 17 min",
+         consumer_timeout is above 17 min; and that `messages` and `messages_ready` of each retry queue are \
+         equal (RabbitMQ's plugin rabbitmq_prometheus shows the same to the alert HandoffRetriesStuck)",
         topology.event_exchange,
         topology.request_queue(),
         topology.request_exchange,
@@ -111,15 +116,18 @@ pub(super) fn invisible(
     .command(format!("{ctl} list_policies"))
     .command(format!("{ctl} list_operator_policies"))
     .command(format!("{ctl} list_bindings source_name destination_name routing_key"))
+    .command(format!("{ctl} list_queues name messages messages_ready"))
     .command("rabbitmqctl environment | grep -e consumer_timeout -e max_message_size");
     // RabbitMQ 4 limits every quorum queue to 20 redeliveries. The dead queue has no dead-letter
-    // exchange, so RabbitMQ would then drop its messages.
+    // exchange, so RabbitMQ would then drop its messages. The limit is large, and not -1: RabbitMQ 4.0 and
+    // 4.1 apply a policy of -1 again every 5 s (rabbitmq-server#14202), and up to 4.2 it has no effect
+    // (fixed by rabbitmq-server#16035).
     let limits_redeliveries =
         properties.is_some_and(|properties| !properties.version.starts_with("3."));
     if limits_redeliveries {
         let pattern = quoted(&format!("^{}$", topology.dead_queue().replace('.', r"\.")));
         check.command(format!(
-            "{ctl} set_policy handoff-dead {pattern} '{{\"delivery-limit\":-1}}' --apply-to queues"
+            "{ctl} set_policy handoff-dead {pattern} '{{\"delivery-limit\":{DEAD_QUEUE_LIMIT}}}' --apply-to queues"
         ))
     } else {
         check

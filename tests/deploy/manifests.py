@@ -6,6 +6,7 @@ kubernetes-validate checks the built-in kinds; models generated from the resourc
 of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
 """
 
+import re
 import sys
 
 import kubernetes_validate
@@ -97,23 +98,31 @@ def deployment(manifests, reference):
         yield selects(spread["labelSelector"]["matchLabels"]), "topologySpreadConstraints does not select the pods"
 
 
-def operators(manifests):
+def operators(manifests, reference):
     """As `deployment`, for the resources of KEDA and the Prometheus operator."""
     service, monitor = manifests["Service"], manifests["ServiceMonitor"]
     yield monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items(), "the ServiceMonitor does not select the Service"
     yield service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "handoff", 'the alerts need job="handoff"'
     (endpoint,), (port,) = monitor["spec"]["endpoints"], service["spec"]["ports"]
     yield endpoint["port"] == port["name"], "the ServiceMonitor uses another port than the Service"
-    scaled, authentication = manifests["ScaledObject"], manifests["TriggerAuthentication"]
+    scaled = manifests["ScaledObject"]
     found, (trigger,) = manifests["Deployment"], scaled["spec"]["triggers"]
     yield scaled["spec"]["scaleTargetRef"]["name"] == found["metadata"]["name"], "the ScaledObject does not target the Deployment"
     yield "replicas" not in found["spec"], "KEDA and the Deployment both set the number of replicas"
-    yield trigger["authenticationRef"]["name"] == authentication["metadata"]["name"], "the ScaledObject does not use the TriggerAuthentication"
-    metadata = trigger["metadata"]
-    yield (metadata["protocol"], metadata["excludeUnacknowledged"]) == ("http", "false"), "KEDA must count unacked messages, through the management API"
-    settings = manifests["ConfigMap"]["data"]
-    yield metadata["queueName"] == settings.get("HANDOFF_QUEUE", "verification.requested"), "KEDA must use the queue of HANDOFF_QUEUE"
-    yield metadata["value"] == settings["HANDOFF_CONCURRENCY"], "KEDA's value must be HANDOFF_CONCURRENCY"
+    metadata, settings = trigger["metadata"], manifests["ConfigMap"]["data"]
+    if trigger["type"] == "prometheus":
+        yield "TriggerAuthentication" not in manifests, "the TriggerAuthentication is not used"
+        for name in set(re.findall(r"handoff_\w+", metadata["query"])):
+            yield f"`{name}`" in reference, f"KEDA queries {name}, which is not a documented metric"
+        yield metadata["ignoreNullValues"] == "false", "KEDA must not take missing metrics for an empty queue"
+        value = metadata["threshold"]
+    else:
+        authentication = manifests["TriggerAuthentication"]
+        yield trigger["authenticationRef"]["name"] == authentication["metadata"]["name"], "the ScaledObject does not use the TriggerAuthentication"
+        yield (metadata["protocol"], metadata["excludeUnacknowledged"]) == ("http", "false"), "KEDA must count unacked messages, through the management API"
+        yield metadata["queueName"] == settings.get("HANDOFF_QUEUE", "verification.requested"), "KEDA must use the queue of HANDOFF_QUEUE"
+        value = metadata["value"]
+    yield value == settings["HANDOFF_CONCURRENCY"], "KEDA's value must be HANDOFF_CONCURRENCY"
     yield {"maxReplicaCount", "fallback"} <= scaled["spec"].keys(), "the ScaledObject must limit the replicas in an outage"
 
 
@@ -133,7 +142,7 @@ def main(reference_path, alerts_path):
     try:
         checks += deployment(kinds, reference)
         if "ScaledObject" in kinds:
-            checks += operators(kinds)
+            checks += operators(kinds, reference)
     except KeyError as missing:
         faults.append(f"{missing} is missing")
     faults += [fault for holds, fault in checks if not holds]
