@@ -54,7 +54,7 @@ fn link(c: &mut Criterion) {
 fn sealing(c: &mut Criterion) {
     let expires_at = SystemTime::now() + Duration::from_secs(3600);
     let token = Token { value: TOKEN.to_owned().into(), expires_at };
-    let session = Session { token, id: SESSION.to_owned() };
+    let session = Session { token, id: SESSION.to_owned(), made_at: SystemTime::now() };
     let seal = Seal::new(&[SecretBox::new(Box::new(KEY))]);
     c.bench_function("seal a value", |b| b.iter(|| seal.seal_session(NAME, black_box(&session))));
     let sealed = seal.seal_session(NAME, &session).expect("sealed");

@@ -20,6 +20,8 @@ pub struct Session {
     pub token: Token,
     /// The platform's session id, digit for digit if it is a number.
     pub id: String,
+    /// When it was asked for. The start of 1970 where that is not known.
+    pub made_at: SystemTime,
 }
 
 /// A call to the platform.

@@ -6,7 +6,7 @@ use super::{
     error::CacheError,
     handle::Cache,
     keys::{Keys, Stamp},
-    lease::{Holder, LEASE_TTL, Lease, Overwrite, StoreOutcome},
+    lease::{Holder, Lease, Overwrite, StoreOutcome},
     scripts::{self, ClaimReply},
 };
 use crate::{session::Session, telemetry::metrics::Lookup, units::millis};
@@ -40,6 +40,7 @@ pub(crate) enum Claim {
 #[derive(Debug)]
 pub(crate) struct UnansweredClaim {
     holder: Holder,
+    may_be_granted: bool,
     pub(crate) error: CacheError,
 }
 
@@ -55,27 +56,45 @@ impl UnansweredClaim {
     ) -> Result<StoreOutcome, CacheError> {
         self.holder.store_link(session, overwrite).await
     }
+
+    /// Ends the lease once Redis is available again, should Redis have granted it.
+    pub(crate) fn release(self) {
+        // With no connection the claim was never sent.
+        if self.may_be_granted {
+            self.holder.release_later();
+        }
+    }
 }
 
 impl Cache {
     /// Asks for a link that is fresh enough, or for the lease to make one.
+    ///
+    /// `unanswered`: the claim that is repeated. If Redis granted it the lease, the lease is granted again.
     pub(crate) async fn claim(
         &self,
         keys: &Keys,
         stamp: &Stamp,
         freshness: &Freshness,
+        unanswered: Option<UnansweredClaim>,
     ) -> Result<Claim, UnansweredClaim> {
         let mut freshness = freshness.clone();
+        let (mut repeated, mut may_be_granted) = match unanswered {
+            Some(UnansweredClaim { holder, may_be_granted, .. }) => {
+                (Some(holder.id), may_be_granted)
+            }
+            None => (None, false),
+        };
         loop {
             let (mode, reference) = match &freshness {
                 Freshness::Any => ("any", stamp),
                 Freshness::SinceRequest => ("own", stamp),
                 Freshness::OtherThan(known) => ("other", known),
             };
-            let id = uuid::Uuid::new_v4().simple().to_string();
+            let new_id = || uuid::Uuid::new_v4().simple().to_string();
+            let id = repeated.take().unwrap_or_else(new_id);
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
-            script.arg(&id).arg(millis(LEASE_TTL)).arg(mode).arg(reference.as_str());
+            script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
             let reply = self.run::<Vec<u8>>(&script).await;
             let holder =
                 |id| Holder { cache: self.clone(), keys: keys.clone(), id, stamp: stamp.clone() };
@@ -109,12 +128,8 @@ impl Cache {
                 }
                 Err(error) => error.clone(),
             };
-            let holder = holder(id);
-            // With no connection the claim was never sent, so Redis cannot have granted it.
-            if error != CacheError::Unavailable {
-                holder.defer_release();
-            }
-            return Err(UnansweredClaim { holder, error });
+            may_be_granted |= error != CacheError::Unavailable;
+            return Err(UnansweredClaim { holder: holder(id), may_be_granted, error });
         }
     }
 }

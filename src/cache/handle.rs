@@ -32,6 +32,8 @@ pub(super) struct CacheInner {
     pub(super) prefix: String,
     pub(super) metrics: Arc<Metrics>,
     link_min_life: Duration,
+    /// How long requests wait for Redis.
+    pub(super) patience: Duration,
 }
 
 impl Cache {
@@ -48,6 +50,8 @@ impl Cache {
             prefix: settings.key_prefix.clone(),
             metrics,
             link_min_life: settings.link_min_life,
+            // A connection that Redis closed is replaced within the limit of one operation.
+            patience: settings.patience.max(scripts::SCRIPT_TIMEOUT),
         })))
     }
 
@@ -77,6 +81,13 @@ impl Cache {
         script.arg(stamp.as_str());
         // A failure is counted, and costs at most one session after a crash.
         let _ = self.run::<bool>(&script).await;
+    }
+
+    /// The link of these keys that this replica has made and not stored yet: made for this request, or for
+    /// any request if `of_any`.
+    pub(crate) fn pending_link(&self, keys: &Keys, stamp: &Stamp, of_any: bool) -> Option<Session> {
+        let (made_for, session) = self.0.pool.state.deferred.pending(keys)?;
+        ((of_any || made_for == *stamp) && self.is_reusable(&session.token)).then_some(session)
     }
 
     /// Runs a script, and counts a failure.

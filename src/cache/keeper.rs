@@ -16,7 +16,7 @@ use deadpool_redis::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -24,12 +24,14 @@ use super::{
     error::CacheError,
     log::{AvailabilityLog, RefusalLog},
     refusal::{Recovery, Refusal},
-    scripts,
+    scripts::{self, SCRIPT_TIMEOUT},
 };
 use crate::{retry::Backoff, telemetry::metrics::Metrics};
 
 /// Limit of connecting, with name resolution and TLS; also of a PING that checks a connection.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+///
+/// With TLS, connecting takes four round trips: at 249 ms each, a second.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How often the keeper sends a PING on a connection.
 ///
 /// redis 1.8 reports a closed connection only to the next command, or as a RESP3 push, and this
@@ -37,7 +39,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// gives up, after a minute or more (redis-rs/redis-rs#1513).
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_DELAY: Duration = Duration::from_millis(50);
-const LONGEST_DELAY: Duration = Duration::from_secs(1);
+/// Requests wait for the reconnection, three seconds by default.
+const LONGEST_DELAY: Duration = Duration::from_millis(500);
 
 /// A connection, and the number by which [`ConnectionState`] refers to it.
 type Numbered = (u64, MultiplexedConnection);
@@ -54,6 +57,9 @@ pub(super) struct ConnectionState {
     failure: Notify,
     /// The last operation failed, on whichever connection.
     degraded: AtomicBool,
+    /// Since when Redis executes nothing. `None` while it is available; then `degraded` may be set all the
+    /// same, because Redis refuses an operation until an operator changes something.
+    unavailable_since: Mutex<Option<Instant>>,
     recovery: Notify,
     /// The connection on which Redis itself said that it is unusable, and why: a read-only replica, for
     /// example.
@@ -71,7 +77,8 @@ impl ConnectionState {
             deferred: DeferredScripts::default(),
             failed: AtomicU64::default(),
             failure: Notify::default(),
-            degraded: AtomicBool::default(),
+            degraded: AtomicBool::new(true),
+            unavailable_since: Mutex::new(Some(Instant::now())),
             recovery: Notify::default(),
             unusable: Mutex::default(),
             refusing: AtomicBool::default(),
@@ -85,7 +92,8 @@ impl ConnectionState {
     }
 
     pub(super) fn record_success(&self) {
-        if self.degraded.swap(false, Ordering::Relaxed) {
+        if self.degraded.load(Ordering::Relaxed) {
+            self.available();
             self.recovery.notify_one();
         }
         if self.refusing.load(Ordering::Relaxed) && self.refusing.swap(false, Ordering::Relaxed) {
@@ -95,14 +103,49 @@ impl ConnectionState {
 
     /// Records that an operation was not answered in time.
     pub(super) fn record_timeout(&self, connection: u64) {
-        self.degraded.store(true, Ordering::Relaxed);
+        self.unavailable(Instant::now().checked_sub(SCRIPT_TIMEOUT));
         self.replace(connection);
+    }
+
+    /// Since when Redis executes nothing.
+    pub(super) fn unavailable_since(&self) -> Option<Instant> {
+        *self.unavailable_since.lock()
+    }
+
+    fn unavailable(&self, since: Option<Instant>) {
+        self.degraded.store(true, Ordering::Relaxed);
+        let since = since.unwrap_or_else(Instant::now);
+        self.unavailable_since.lock().get_or_insert(since);
+    }
+
+    fn available(&self) {
+        *self.unavailable_since.lock() = None;
+        self.degraded.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether there is a connection that no operation has reported as failed.
+    pub(super) fn has_working_connection(&self) -> bool {
+        self.is_working(self.current.borrow().as_ref())
+    }
+
+    /// Waits for such a connection.
+    pub(super) async fn until_connected(&self) {
+        let mut current = self.current.subscribe();
+        // Cannot fail: `self` holds the sender.
+        let _ = current.wait_for(|current| self.is_working(current.as_ref())).await;
+    }
+
+    fn is_working(&self, current: Option<&Numbered>) -> bool {
+        current.is_some_and(|(number, _)| *number > self.failed.load(Ordering::Relaxed))
     }
 
     /// Records that an operation failed, and returns why.
     pub(super) fn record_error(&self, connection: u64, error: &RedisError) -> CacheError {
-        self.degraded.store(true, Ordering::Relaxed);
         let cause = CacheError::of(error);
+        match cause.recovery() {
+            Recovery::ByItself => self.unavailable(None),
+            Recovery::ByOperator => self.degraded.store(true, Ordering::Relaxed),
+        }
         let Some(refusal) = cause.refusal() else {
             if concerns_connection(error) {
                 self.replace(connection);
@@ -193,7 +236,7 @@ impl Keeper {
         self.unusable &= !self.state.deferred.run(connection).await;
         if !self.unusable {
             self.backoff.reset();
-            self.state.degraded.store(false, Ordering::Relaxed);
+            self.state.available();
         }
         self.state.current.send_replace(Some((number, connection.clone())));
         if !self.unusable {
@@ -221,7 +264,9 @@ impl Keeper {
     }
 
     async fn withdraw(&mut self, number: u64, connection: Connection) {
+        self.state.unavailable(None);
         self.state.current.send_replace(None);
+        self.state.deferred.repeat_recent();
         // Returned to the pool, it would cost the next checkout a PING to find out that it failed.
         drop(Connection::take(connection));
         tracing::debug!("Redis connection dropped: reconnecting");

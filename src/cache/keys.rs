@@ -1,8 +1,10 @@
 //! Redis keys and stamps, both of them hashes: Redis never sees a user id or a request id.
 
+use std::time::SystemTime;
+
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use crate::hash;
+use crate::{hash, units::millis};
 
 /// Hex digits of a stamp.
 const STAMP_LEN: usize = 32;
@@ -39,6 +41,12 @@ impl Stamp {
     pub(super) fn from_redis(stamps: &[u8]) -> Self {
         let newest = &stamps[..stamps.len().min(STAMP_LEN)];
         Self(String::from_utf8_lossy(newest).into_owned())
+    }
+
+    /// The stamp that shows when the session of this request's link was asked for: see `store.lua`.
+    pub(super) fn with_age(&self, made_at: SystemTime) -> String {
+        let since_1970 = made_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        format!("{:016x}{}", millis(since_1970), self.0.get(..STAMP_LEN / 2).unwrap_or_default())
     }
 
     pub(super) fn as_str(&self) -> &str {

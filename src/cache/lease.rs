@@ -8,9 +8,11 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
+    deferred::StoreCall,
     error::CacheError,
     handle::Cache,
     keys::{Keys, Stamp},
+    refusal::Recovery,
     scripts,
 };
 use crate::{
@@ -18,10 +20,13 @@ use crate::{
     units::millis,
 };
 
-/// How long a lease outlives a killed holder. A live holder extends it every 2 s.
-pub(super) const LEASE_TTL: Duration = Duration::from_secs(6);
-/// A third of the lease's TTL, so that one failed extension leaves time for another.
-const EXTEND_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a lease outlives a killed holder, at least.
+pub(super) const SHORTEST_LEASE: Duration = Duration::from_secs(6);
+/// How long a lease lasts beyond the time that requests wait for Redis.
+const BEYOND_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a live holder extends its lease. When Redis comes back after the longest wait, the lease has
+/// then at least two seconds left.
+const EXTEND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Which stored link a new one may replace once no request holds the lease. The holder of the lease may
 /// replace any.
@@ -61,37 +66,40 @@ impl Holder {
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
+        let deferred = &cache.0.pool.state.deferred;
         let value = cache.0.seal.seal_session(&self.keys.link, session)?;
-        let until = cache.reusable_until(&session.token);
         let overwrite = match overwrite {
             Overwrite::Any => "any",
             Overwrite::IfAbsent => "",
             Overwrite::Only(newest) => newest.as_str(),
         };
-        let script =
-            scripts::store_link(&self.keys, &self.id, overwrite, &self.stamp, until, &value);
-        match cache.run(&script).await {
-            Ok(true) => Ok(StoreOutcome::Stored),
+        let call = StoreCall {
+            keys: self.keys.clone(),
+            holder: self.id.clone(),
+            overwrite: overwrite.to_owned(),
+            stamp: self.stamp.clone(),
+            made_at: session.made_at,
+            until: cache.reusable_until(&session.token),
+            value,
+        };
+        match cache.run(&call.script()).await {
+            Ok(true) => {
+                deferred.stored(call);
+                Ok(StoreOutcome::Stored)
+            }
             Ok(false) => Ok(StoreOutcome::Fenced),
             Err(error) => {
-                let keys = self.keys.clone();
-                let id = self.id.clone();
-                let stamp = self.stamp.clone();
-                let overwrite = overwrite.to_owned();
-                cache.0.pool.state.deferred.push(until, move || {
-                    scripts::store_link(&keys, &id, &overwrite, &stamp, until, &value)
-                });
+                deferred.store_later(call, session);
                 Err(error)
             }
         }
     }
 
     /// Ends the lease once Redis is available again, should Redis have granted it.
-    pub(super) fn defer_release(&self) {
-        let keys = self.keys.clone();
-        let id = self.id.clone();
-        let release = move || scripts::release(&keys, &id, false);
-        self.cache.0.pool.state.deferred.push(SystemTime::now() + LEASE_TTL, release);
+    pub(super) fn release_later(&self) {
+        let until = SystemTime::now() + self.cache.lease_ttl();
+        let deferred = &self.cache.0.pool.state.deferred;
+        deferred.release_later(self.keys.clone(), self.id.clone(), until);
     }
 }
 
@@ -115,22 +123,29 @@ impl Lease {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Extends the lease every 2 s. Never returns: run it alongside the work, and drop it with it.
+    /// Extends the lease every second, and as soon as Redis is back. Never returns: run it alongside the
+    /// work, and drop it with it.
     pub(crate) async fn keep_alive(&self) {
+        let state = &self.holder.cache.0.pool.state;
         loop {
             sleep(EXTEND_INTERVAL).await;
-            self.extend().await;
+            while self.extend().await.is_err_and(|error| error.recovery() == Recovery::ByItself)
+                && !state.has_working_connection()
+            {
+                state.until_connected().await;
+            }
         }
     }
 
-    pub(super) async fn extend(&self) {
+    pub(super) async fn extend(&self) -> Result<(), CacheError> {
         let Holder { cache, keys, id, .. } = &self.holder;
         let mut script = scripts::EXTEND.key(&keys.lease);
-        script.arg(id).arg(millis(LEASE_TTL));
+        script.arg(id).arg(millis(cache.lease_ttl()));
         // An error says nothing about the lease; `store` finds out.
-        if let Ok(false) = cache.run::<bool>(&script).await {
+        if !cache.run::<bool>(&script).await? {
             self.lost.store(true, Ordering::Relaxed);
         }
+        Ok(())
     }
 
     /// Stores the token, so that a successor can use it if this worker dies before it has a session.
@@ -158,5 +173,11 @@ impl Lease {
         let Holder { cache, keys, id, .. } = &self.holder;
         // If this fails, the lease expires within its TTL.
         let _ = cache.run::<bool>(&scripts::release(keys, id, drop_token)).await;
+    }
+}
+
+impl Cache {
+    pub(super) fn lease_ttl(&self) -> Duration {
+        SHORTEST_LEASE.max(self.0.patience + BEYOND_PATIENCE)
     }
 }

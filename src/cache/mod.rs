@@ -3,7 +3,7 @@
 //! **Redis is optional at run time.** Every operation may fail at any time, and without Redis every
 //! request is still served, at the cost of extra sessions.
 //!
-//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper`. `rate_bucket` and
+//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper`. `patience`, `rate_bucket` and
 //! `survey` use some of these; the other files (keys, scripts, values, errors) import none.
 
 mod claim;
@@ -14,6 +14,7 @@ mod keeper;
 mod keys;
 mod lease;
 mod log;
+mod patience;
 mod pool;
 mod rate_bucket;
 mod refusal;
@@ -31,6 +32,7 @@ pub(crate) use self::{
     claim::{Claim, Freshness, UnansweredClaim},
     keys::Stamp,
     lease::{Lease, Overwrite, StoreOutcome},
+    patience::Patience,
     rate_bucket::RateBucket,
     survey::{RefusedCommand, survey},
 };

@@ -34,7 +34,7 @@ impl Seal {
     /// # Errors
     /// The encryption failed.
     pub fn seal_session(&self, name: &str, session: &Session) -> Result<Vec<u8>, CacheError> {
-        self.seal(name, value::write(&session.token, Some(&session.id)))
+        self.seal(name, value::write_session(session))
     }
 
     /// The session that was stored under `name`.
@@ -43,7 +43,7 @@ impl Seal {
     }
 
     pub(super) fn seal_token(&self, name: &str, token: &Token) -> Result<Vec<u8>, CacheError> {
-        self.seal(name, value::write(token, None))
+        self.seal(name, value::write_token(token))
     }
 
     pub(super) fn open_token(&self, name: &str, stored: &[u8]) -> Option<Token> {

@@ -23,14 +23,26 @@ struct Stored<'a> {
     /// The session id, if there is a session.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     s: Option<std::borrow::Cow<'a, str>>,
+    /// When the session was asked for, in milliseconds since 1970; absent in links of release 0.1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    m: Option<u64>,
 }
 
-pub(super) fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
-    let expiry = token.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+pub(super) fn write_session(session: &Session) -> Vec<u8> {
+    let Session { token, id, made_at } = session;
+    write(token, Some(id), Some(since_1970(*made_at)))
+}
+
+pub(super) fn write_token(token: &Token) -> Vec<u8> {
+    write(token, None, None)
+}
+
+fn write(token: &Token, session: Option<&str>, made_at: Option<u64>) -> Vec<u8> {
     let stored = Stored {
         t: token.value.expose_secret().into(),
-        e: millis(expiry),
+        e: since_1970(token.expires_at),
         s: session.map(Into::into),
+        m: made_at,
     };
     // Two strings and a number always serialize.
     serde_json::to_vec(&stored).unwrap_or_default()
@@ -39,7 +51,7 @@ pub(super) fn write(token: &Token, session: Option<&str>) -> Vec<u8> {
 pub(super) fn read_session(json: &[u8]) -> Option<Session> {
     let stored = read(json)?;
     let id = stored.s.as_deref().filter(|id| !id.is_empty())?.to_owned();
-    Some(Session { token: token(&stored), id })
+    Some(Session { token: token(&stored), id, made_at: date(stored.m.unwrap_or(0)) })
 }
 
 pub(super) fn read_token(json: &[u8]) -> Option<Token> {
@@ -56,9 +68,17 @@ fn read(json: &[u8]) -> Option<Stored<'_>> {
 
 fn token(stored: &Stored<'_>) -> Token {
     // The worker never writes an expiry that no date can express, so such a token counts as expired.
-    let expiry_ms = if stored.e > LAST_SECOND_OF_9999 { 0 } else { stored.e };
-    let expires_at = SystemTime::UNIX_EPOCH + Duration::from_millis(expiry_ms);
-    Token { value: stored.t.clone().into_owned().into(), expires_at }
+    Token { value: stored.t.clone().into_owned().into(), expires_at: date(stored.e) }
+}
+
+/// A time that no date can express counts as long past: the worker never writes one.
+fn date(ms: u64) -> SystemTime {
+    let ms = if ms > LAST_SECOND_OF_9999 { 0 } else { ms };
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
+}
+
+fn since_1970(time: SystemTime) -> u64 {
+    millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -77,15 +97,18 @@ mod tests {
             value in r"[^\x00-\x08\x0a-\x1f\x7f]{1,99}",
             id in r"(?s).{1,99}",
             expiry_ms in 0..=LAST_SECOND_OF_9999,
+            made_ms in 0..=LAST_SECOND_OF_9999,
         ) {
             let token = Token { value: value.clone().into(), expires_at: at(expiry_ms) };
-            let read = read_token(&write(&token, None)).unwrap();
+            let read = read_token(&write_token(&token)).unwrap();
             prop_assert_eq!(read.value.expose_secret(), &value);
             prop_assert_eq!(read.expires_at, at(expiry_ms));
-            let read = read_session(&write(&token, Some(&id))).unwrap();
+            let session = Session { token, id: id.clone(), made_at: at(made_ms) };
+            let read = read_session(&write_session(&session)).unwrap();
             prop_assert_eq!(read.token.value.expose_secret(), &value);
             prop_assert_eq!(read.token.expires_at, at(expiry_ms));
             prop_assert_eq!(read.id, id);
+            prop_assert_eq!(read.made_at, at(made_ms));
         }
 
         #[test]
@@ -105,7 +128,7 @@ mod tests {
             cut: prop::sample::Index,
         ) {
             let token = Token { value: value.into(), expires_at: at(9) };
-            let json = write(&token, Some(&id));
+            let json = write_session(&Session { token, id, made_at: at(1) });
             let truncated = &json[..cut.index(json.len())];
             prop_assert!(read_session(truncated).is_none());
             prop_assert!(read_token(truncated).is_none());
@@ -129,7 +152,7 @@ mod tests {
     #[test]
     fn token_without_session_is_no_session() {
         let token = Token { value: "t".to_owned().into(), expires_at: at(0) };
-        assert!(read_session(&write(&token, None)).is_none());
+        assert!(read_session(&write_token(&token)).is_none());
         assert!(read_session(br#"{"t":"t","e":9,"s":""}"#).is_none());
     }
 

@@ -142,6 +142,7 @@ fn cache(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<CacheSe
         key_prefix: parser.value(&table::KEY_PREFIX),
         seal_keys: parser.optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
         link_min_life: link_min_life(parser, token_ttl),
+        patience: parser.value(&table::REDIS_PATIENCE),
     })
 }
 

@@ -79,6 +79,8 @@ pub struct CacheSettings {
     pub seal_keys: Vec<SecretBox<[u8; 32]>>,
     /// Minimum remaining life of a link that is reused.
     pub link_min_life: Duration,
+    /// How long requests wait for Redis before they are served without it.
+    pub patience: Duration,
 }
 
 /// How the worker runs.

@@ -96,6 +96,9 @@ settings! {
     RETRY_DELAYS: Setting<Vec<RetryDelay>> = (Broker, "LIST")
         .default("10s,1m,5m,15m", values::retry_delays);
 
+    /// How long requests wait for a Redis that is unavailable, before they are served without it
+    REDIS_PATIENCE: Setting<Duration> = (Worker, "DURATION").default("3s", parse_duration);
+
     /// Minimum remaining lifetime for a link to be reused; less than --idv-token-ttl
     LINK_MIN_LIFE: Setting<Duration> = (Worker, "DURATION").default("10m", parse_duration);
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time::{Instant, sleep, timeout};
@@ -105,7 +105,7 @@ impl Calls {
         self.retrying(job, budget, Call::Token, false, check, call).await
     }
 
-    /// Makes a session with the token, and returns the session's id. `is_repeat`: an earlier delivery may have
+    /// Makes a session with the token, and returns its id and when it was asked for. `is_repeat`: an earlier delivery may have
     /// tried so with the same token.
     pub(super) async fn session(
         &self,
@@ -114,9 +114,11 @@ impl Calls {
         is_repeat: bool,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
-    ) -> Result<String, Stopped> {
+    ) -> Result<(String, SystemTime), Stopped> {
         let Job { request, request_id, span, .. } = *job;
+        let mut asked_at = SystemTime::UNIX_EPOCH;
         let call = |permit, is_repeat| {
+            asked_at = SystemTime::now();
             self.platform.session(permit, request, request_id, token, is_repeat, span)
         };
         let check = |waited, _| {
@@ -128,7 +130,8 @@ impl Calls {
                 Ok(())
             }
         };
-        self.retrying(job, budget, Call::Session, is_repeat, check, call).await
+        let id = self.retrying(job, budget, Call::Session, is_repeat, check, call).await?;
+        Ok((id, asked_at))
     }
 
     /// Retries a call within the budget. Time at the gate, and failures that are part of an outage, do not
@@ -142,7 +145,7 @@ impl Calls {
         kind: Call,
         mut is_repeat: bool,
         check: impl Fn(Duration, bool) -> Result<(), Stopped>,
-        call: impl Fn(CallPermit<'a>, bool) -> F,
+        mut call: impl FnMut(CallPermit<'a>, bool) -> F,
     ) -> Result<T, Stopped> {
         let mut retried = false;
         loop {

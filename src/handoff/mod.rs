@@ -33,7 +33,10 @@ use self::{
     single_flight::{Follower, Joined, SingleFlight},
 };
 use crate::{
-    cache::{Cache, Claim, Freshness, Keys, Lease, Overwrite, StoreOutcome, UnansweredClaim},
+    cache::{
+        Cache, Claim, Freshness, Keys, Lease, Overwrite, Patience, Stamp, StoreOutcome,
+        UnansweredClaim,
+    },
     platform::{CallError, PlatformClient},
     retry::Backoff,
     session::{Call, Session},
@@ -152,11 +155,14 @@ impl Handoff {
         // Reserve a rate permit early: without a cached link, a platform call comes next.
         budget.ticket.reserve(Call::Token);
         let mut lease_wait = LeaseWait::new(&self.calls.metrics);
+        let cache = &self.calls.cache;
+        let mut patience = cache.patience();
+        let mut unanswered = None;
         loop {
             job.check_not_lost()?;
             job.check_deadline()?;
             let claimed_at = Instant::now();
-            match self.calls.cache.claim(keys, &stamp, &freshness).await {
+            match cache.claim(keys, &stamp, &freshness, unanswered.take()).await {
                 Ok(Claim::Link(session)) => {
                     let session = Arc::new(session);
                     return Ok(Obtained { session, reused: true, not_before });
@@ -166,6 +172,11 @@ impl Handoff {
                     // Should the lease be lost, a renewal accepts any link but the one it has seen.
                     if job.request.renew {
                         freshness = Freshness::OtherThan(lease.newest.clone());
+                    }
+                    if let Some(session) = self.pending_link(job, keys, &stamp) {
+                        // Best effort: it is stored a second time otherwise.
+                        let _ = lease.store(&session).await;
+                        return Ok(Obtained::pending(session));
                     }
                     if let Some(session) = self.make_and_store(job, &lease, budget).await? {
                         return Ok(Obtained::new(session));
@@ -181,14 +192,54 @@ impl Handoff {
                     budget.ticket.cancel_reservation();
                     self.calls.pause(job, poll_backoff.next_delay()).await?;
                 }
-                Err(unanswered) => {
+                Err(claim) => {
                     lease_wait.end();
-                    if let Some(session) = self.make_without_cache(job, budget, unanswered).await? {
-                        return Ok(Obtained::new(session));
+                    match self.wait_for_redis(job, &mut patience, claimed_at, &claim).await {
+                        Ok(true) => {
+                            unanswered = Some(claim);
+                            continue;
+                        }
+                        Ok(false) => {}
+                        Err(failure) => {
+                            claim.release();
+                            return Err(failure);
+                        }
+                    }
+                    if let Some(session) = self.pending_link(job, keys, &stamp) {
+                        claim.release();
+                        return Ok(Obtained::pending(session));
+                    }
+                    match self.make_without_cache(job, budget, claim).await? {
+                        Made::Session(session) => return Ok(Obtained::new(session)),
+                        Made::ClaimAgain(claim) => unanswered = Some(claim),
                     }
                 }
             }
         }
+    }
+
+    /// Waits after a failed claim until it can be repeated. `false`: the request is served without Redis.
+    async fn wait_for_redis(
+        &self,
+        job: &Job<'_>,
+        patience: &mut Patience,
+        claimed_at: Instant,
+        claim: &UnansweredClaim,
+    ) -> Result<bool, Failure> {
+        let wait = self.calls.cache.wait_to_repeat(patience, claimed_at, &claim.error);
+        // Boxed to keep the caller's future small; it lives only while Redis is unavailable.
+        Box::pin(async {
+            tokio::select! {
+                waited = job.result_of(wait) => waited,
+                () = self.calls.draining.cancelled() => Err(Failure::Interrupted),
+            }
+        })
+        .await
+    }
+
+    /// A link that this replica has made and could not store yet, if the request accepts it.
+    fn pending_link(&self, job: &Job<'_>, keys: &Keys, stamp: &Stamp) -> Option<Session> {
+        self.calls.cache.pending_link(keys, stamp, !job.request.renew)
     }
 
     /// Makes a session under the lease. `None`: Redis reports the lease lost; claim again.
@@ -223,14 +274,13 @@ impl Handoff {
         }
     }
 
-    /// Makes a session without a lease while Redis is unavailable. `None`: Redis is back
-    /// before the token call; claim again.
+    /// Makes a session without a lease while Redis is unavailable.
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
         budget: &mut CallBudget<'_>,
         unanswered: UnansweredClaim,
-    ) -> Result<Option<Session>, Failure> {
+    ) -> Result<Made, Failure> {
         log::without_cache(job.request_id, &unanswered.error);
         match self.make(job, None, budget).await {
             Ok(session) => {
@@ -238,10 +288,13 @@ impl Handoff {
                 let overwrite =
                     if job.request.renew { Overwrite::Any } else { Overwrite::IfAbsent };
                 let _ = unanswered.store(&session, overwrite).await;
-                Ok(Some(session))
+                Ok(Made::Session(session))
             }
-            Err(Stopped::ClaimAgain) => Ok(None),
-            Err(stopped) => Err(stopped.into()),
+            Err(Stopped::ClaimAgain) => Ok(Made::ClaimAgain(unanswered)),
+            Err(stopped) => {
+                unanswered.release();
+                Err(stopped.into())
+            }
         }
     }
 
@@ -271,7 +324,7 @@ impl Handoff {
                 None => self.calls.session(job, &token, is_repeat, lease, budget).await,
             };
             match made {
-                Ok(id) => return Ok(Session { token, id }),
+                Ok((id, made_at)) => return Ok(Session { token, id, made_at }),
                 Err(Stopped::TokenStale) => {}
                 // A refused token is replaced once. After `TokenUsed` it is always replaced: a call has
                 // failed before, so the retry budget or the deadline bounds it.
@@ -293,7 +346,19 @@ impl Handoff {
     }
 }
 
+/// What came of making a session without Redis.
+enum Made {
+    Session(Session),
+    /// Redis is back before the token call.
+    ClaimAgain(UnansweredClaim),
+}
+
 impl Obtained {
+    /// The link that this replica has made and not stored yet.
+    fn pending(session: Session) -> Self {
+        Self { session: Arc::new(session), reused: true, not_before: None }
+    }
+
     fn new(session: Session) -> Self {
         Self { session: Arc::new(session), reused: false, not_before: Some(Instant::now()) }
     }

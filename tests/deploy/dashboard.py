@@ -102,19 +102,15 @@ def main(url, dashboard_path, alerts_path, reference_path):
     ]
     required = [place for place, expression in wanted.items() if not optional(expression)]
     deadline = time.monotonic() + SECONDS
-    # A query that has returned data once is not repeated: soon it would look back on a time without requests.
-    pending = dict(wanted)
     while True:
         missing = []
-        for place, expression in list(pending.items()):
+        for place, expression in wanted.items():
             try:
                 empty = not answered(url, expression)
             except ValueError as error:
                 faults.append(f"{place}: {error}: {expression}")
                 continue
-            if not empty:
-                del pending[place]
-            elif place in required:
+            if empty and place in required:
                 missing.append(f"{place}: no data for {expression}")
         if faults or not missing or time.monotonic() > deadline:
             break

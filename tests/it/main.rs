@@ -42,6 +42,7 @@ mod publishing;
 mod queue_depths;
 mod rate;
 mod redis_faults;
+mod redis_patience;
 mod redis_refusals;
 mod rejections;
 mod retries;

@@ -5,7 +5,8 @@
 -- The stamp is the newest of the stored link, the token is the saved one; both are empty where there is
 -- none. One string is returned because Redis and its client are slower with any other reply.
 -- KEYS: link, token, lease. ARGV: holder id, lease TTL in ms, freshness ('any', 'own', 'other'), a stamp.
--- A link is stored as "<stamp>,<stamp>,…|<value>": the requests it was made for, newest first.
+-- A link is stored as "<stamp>,<age stamp>,<stamp>,…|<value>": the requests it was made for, newest first;
+-- for the age stamp, see store.lua.
 -- A value of another form counts as missing, and so does one larger than any that is ever stored.
 local function stored(key)
   local length = redis.call('STRLEN', key)
@@ -24,6 +25,11 @@ if stamps then
   end
 end
 if redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  return 'lease|' .. newest .. '|' .. (stored(KEYS[2]) or '')
+end
+if redis.call('GET', KEYS[3]) == ARGV[1] then
+  -- The claim is repeated, because its answer was lost: the lease is granted again.
+  redis.call('PEXPIRE', KEYS[3], ARGV[2])
   return 'lease|' .. newest .. '|' .. (stored(KEYS[2]) or '')
 end
 if redis.call('PTTL', KEYS[3]) < 0 then

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike};
+use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike, pipe};
 
 use super::keys::{Keys, Stamp};
 use crate::units::millis;
@@ -15,39 +15,27 @@ use crate::units::millis;
 pub(super) const SCRIPT_TIMEOUT: Duration =
     Duration::from_millis(if cfg!(test) { 10_000 } else { 250 });
 
-macro_rules! script {
-    ($name:ident, $file:literal) => {
-        pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(include_str!($file)));
+macro_rules! scripts {
+    ($($name:ident = $file:literal;)*) => {
+        $(pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(include_str!($file)));)*
+        const SOURCES: &[&str] = &[$(include_str!($file)),*];
     };
 }
 
-script!(CLAIM, "claim.lua");
-script!(STORE, "store.lua");
-script!(SAVE_TOKEN, "save_token.lua");
-script!(ADD_STAMP, "add_stamp.lua");
-script!(EXTEND, "extend.lua");
-script!(RELEASE, "release.lua");
-script!(TAKE_CALLS, "take_calls.lua");
+scripts! {
+    CLAIM = "claim.lua";
+    STORE = "store.lua";
+    SAVE_TOKEN = "save_token.lua";
+    ADD_STAMP = "add_stamp.lua";
+    EXTEND = "extend.lua";
+    RELEASE = "release.lua";
+    TAKE_CALLS = "take_calls.lua";
+}
 
 /// Milliseconds from now until `end`; zero once it has passed.
 pub(super) fn remaining_ms(end: SystemTime) -> u64 {
     millis(end.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-/// Stores a link that may be handed out until `until`; for `overwrite`, see `store.lua`.
-pub(super) fn store_link(
-    keys: &Keys,
-    holder: &str,
-    overwrite: &str,
-    stamp: &Stamp,
-    until: SystemTime,
-    value: &[u8],
-) -> ScriptInvocation<'static> {
-    let mut script = STORE.key(&keys.link);
-    script.key(&keys.token).key(&keys.lease);
-    script.arg(holder).arg(overwrite).arg(stamp.as_str()).arg(remaining_ms(until)).arg(value);
-    script
 }
 
 /// Ends a lease that this holder still has.
@@ -57,12 +45,13 @@ pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvo
     script
 }
 
-/// Loads all scripts into Redis, so that each runs by its hash in one round trip.
+/// Loads all scripts into Redis in one round trip, so that each runs by its hash in one round trip.
 pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()> {
-    for script in [&CLAIM, &STORE, &SAVE_TOKEN, &ADD_STAMP, &EXTEND, &RELEASE, &TAKE_CALLS] {
-        script.load_async(connection).await?;
+    let mut load = pipe();
+    for source in SOURCES {
+        load.cmd("SCRIPT").arg("LOAD").arg(*source).ignore();
     }
-    Ok(())
+    load.query_async(connection).await
 }
 
 /// The reply of `claim.lua`.

@@ -67,7 +67,7 @@ impl Person {
                 return Answer::Link(link.session);
             }
         }
-        if self.lease.is_some() {
+        if self.lease.is_some_and(|holder| holder != claim) {
             return Answer::LeaseTaken { newest };
         }
         self.lease = Some(claim);
@@ -76,13 +76,28 @@ impl Person {
 
     /// Returns whether the call went through, and so whether the lease has ended.
     pub(super) fn store(&mut self, call: &StoreCall) -> bool {
+        let is_stored = self
+            .link
+            .as_ref()
+            .is_some_and(|link| (link.session, link.made_for[0]) == (call.session, call.request));
+        let is_unseen = self.link.is_some()
+            && !matches!(call.overwrite, Overwrite::Seen(newest) if self.newest() == newest);
+        let is_newer =
+            is_unseen && self.link.as_ref().is_some_and(|link| link.session > call.session);
         let is_allowed = match (self.lease, call.overwrite) {
-            (Some(holder), _) => holder == call.claim,
-            (None, Overwrite::Any) => true,
-            (None, Overwrite::Seen(newest)) => self.link.is_none() || self.newest() == newest,
+            (Some(holder), _) if holder == call.claim && is_newer => {
+                self.lease = None;
+                self.token = None;
+                return false;
+            }
+            (Some(holder), _) if holder == call.claim => true,
+            _ if is_stored => return true,
+            (Some(_), _) => false,
+            (None, Overwrite::Any) => !is_newer,
+            (None, Overwrite::Seen(_)) => !is_unseen,
         };
         if is_allowed {
-            if !call.short_lived {
+            if !call.short_lived && !is_stored {
                 let earlier = self.link.take().map(|link| link.made_for).unwrap_or_default();
                 let mut made_for = vec![call.request];
                 made_for.extend(earlier.into_iter().take(15));

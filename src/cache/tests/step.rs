@@ -20,6 +20,12 @@ pub(super) enum Step {
         freshness: Freshness,
         fault: Option<InjectedFault>,
     },
+    /// The worker repeats a claim that was not answered.
+    RepeatClaim {
+        worker: usize,
+        freshness: Freshness,
+        fault: Option<InjectedFault>,
+    },
     SaveToken {
         worker: usize,
         fault: Option<InjectedFault>,
@@ -56,6 +62,10 @@ pub(super) enum Step {
     },
     /// The worker reconnects and runs its deferred scripts.
     RunDeferred {
+        worker: usize,
+    },
+    /// The worker's connection fails, so that it will store again what it stored a moment ago.
+    RepeatRecent {
         worker: usize,
     },
     /// A script that seemed lost reaches Redis after all.
@@ -112,6 +122,10 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             |((worker, person, request), fault)| Step::AddStamp { worker, person, request, fault }
         ),
         1 => worker.clone().prop_map(|worker| Step::Crash { worker }),
+        4 => (worker.clone(), freshness(), fault()).prop_map(
+            |(worker, freshness, fault)| Step::RepeatClaim { worker, freshness, fault }
+        ),
+        2 => worker.clone().prop_map(|worker| Step::RepeatRecent { worker }),
         2 => worker.prop_map(|worker| Step::RunDeferred { worker }),
         2 => any::<Index>().prop_map(|which| Step::ArriveLate { which }),
         3 => person.clone().prop_map(|person| Step::ExpireLease { person }),

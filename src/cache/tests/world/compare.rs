@@ -6,7 +6,6 @@ use deadpool_redis::redis;
 use secrecy::ExposeSecret;
 
 use super::{LINK_MIN_LIFE, World};
-use crate::cache::lease::LEASE_TTL;
 
 /// Three values, each with its TTL in milliseconds.
 type Stored = (Option<Vec<u8>>, i64, Option<Vec<u8>>, i64, Option<Vec<u8>>, i64);
@@ -23,13 +22,16 @@ impl World {
         let (stored_link, link_ttl_ms, stored_token, token_ttl_ms, stored_lease, lease_ttl_ms) =
             stored;
         let model = &self.people[person];
+        let lease_ttl = self.workers[0].cache.lease_ttl();
         let seal = &self.workers[0].cache.0.seal;
         let expires =
             |ttl_ms: i64, limit: Duration| 0 < ttl_ms && ttl_ms <= limit.as_millis() as i64;
 
         let expected = model.link.as_ref().map(|link| {
             let stamps = link.made_for.iter().map(|request| self.stamp(person, *request));
-            let stamps: Vec<_> = stamps.map(|stamp| stamp.as_str().to_owned()).collect();
+            let mut stamps: Vec<_> = stamps.map(|stamp| stamp.as_str().to_owned()).collect();
+            let newest = self.stamp(person, link.made_for[0]);
+            stamps.insert(1, newest.with_age(self.made_at(link.session)));
             (stamps.join(","), self.session_id(person, link.session))
         });
         let found = stored_link.map(|stored| {
@@ -48,7 +50,7 @@ impl World {
 
         let holder_id = stored_lease.map(|id| String::from_utf8(id).unwrap());
         assert_eq!(holder_id.is_some(), model.lease.is_some(), "the lease of {person}");
-        assert!(holder_id.is_none() || expires(lease_ttl_ms, LEASE_TTL), "{lease_ttl_ms} ms");
+        assert!(holder_id.is_none() || expires(lease_ttl_ms, lease_ttl), "{lease_ttl_ms} ms");
         if let (Some(claim), Some(holder_id)) = (model.lease, holder_id) {
             let mut others = self.holder_ids.iter().filter(|(other, _)| **other != claim);
             assert!(!others.any(|(_, id)| *id == holder_id), "another claim's holder id");

@@ -50,6 +50,8 @@ struct Worker {
     attempt: Option<(Attempt, Right)>,
     /// What the model expects the worker's deferred scripts to do, in order.
     deferred: Vec<(Attempt, DeferredCall)>,
+    /// What it has stored since its connection last failed.
+    recent: Vec<(Attempt, StoreCall)>,
 }
 
 /// A worker's attempt to serve a request.
@@ -72,6 +74,8 @@ enum Right {
 
 enum DeferredCall {
     Store(StoreCall),
+    /// Stores again what was stored before.
+    Repeat(StoreCall),
     Release,
 }
 
@@ -111,10 +115,11 @@ impl World {
             key_prefix: self.prefix.clone(),
             seal_keys: vec![SecretBox::new(Box::new([7; 32]))],
             link_min_life: LINK_MIN_LIFE,
+            patience: Duration::ZERO,
         };
         let cache = Cache::new(&settings, Metrics::new()).unwrap();
         cache.wait_connected(Duration::from_secs(10)).await;
-        Worker { cache, attempt: None, deferred: Vec::new() }
+        Worker { cache, attempt: None, deferred: Vec::new(), recent: Vec::new() }
     }
 
     fn next_number(&mut self) -> usize {
@@ -137,6 +142,11 @@ impl World {
     fn token(&self, person: usize, token: usize, life: Duration) -> Token {
         let expires_at = SystemTime::now() + life;
         Token { value: self.token_text(person, token).into(), expires_at }
+    }
+
+    /// When a session was made: later for each.
+    fn made_at(&self, session: usize) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(session as u64)
     }
 
     fn session_id(&self, person: usize, session: usize) -> String {

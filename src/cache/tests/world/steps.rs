@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, Right, World};
 use crate::{
     cache::{
-        Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome,
+        Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
         pool::InjectedFault,
         tests::{
             model::{self, Answer, StoreCall},
@@ -35,9 +35,16 @@ impl World {
             Step::Extend { worker, fault } => {
                 self.lease_call(worker, LeaseCall::Extend, fault).await;
             }
+            Step::RepeatClaim { worker, freshness, fault } => {
+                self.repeat_claim(worker, freshness, fault).await;
+            }
             Step::Release { worker, drop_token, fault } => {
                 self.lease_call(worker, LeaseCall::Release { drop_token }, fault).await;
-                self.workers[worker].attempt = None;
+                let worker = &mut self.workers[worker];
+                if let Some((attempt, Right::Unanswered(claim))) = worker.attempt.take() {
+                    claim.release();
+                    worker.deferred.push((attempt, DeferredCall::Release));
+                }
             }
             Step::MakeSession { worker } => {
                 let session = self.next_number();
@@ -53,6 +60,14 @@ impl World {
             }
             Step::Crash { worker } => self.workers[worker] = self.new_worker().await,
             Step::RunDeferred { worker } => self.run_deferred(worker).await,
+            Step::RepeatRecent { worker } => {
+                let worker = &mut self.workers[worker];
+                worker.cache.0.pool.state.deferred.repeat_recent();
+                let recent = std::mem::take(&mut worker.recent).into_iter();
+                worker
+                    .deferred
+                    .extend(recent.map(|(attempt, call)| (attempt, DeferredCall::Repeat(call))));
+            }
             Step::ArriveLate { which } => {
                 if !self.delayed.is_empty() {
                     let delayed = self.delayed.remove(which.index(self.delayed.len()));
@@ -67,6 +82,8 @@ impl World {
             Step::LoseData { person } => {
                 self.people[person].link = None;
                 self.people[person].token = None;
+                // An earlier session may be stored now.
+                self.first_link.retain(|(of, _), _| *of != person);
                 let keys = self.keys(person);
                 self.delete(&[&keys.link, &keys.token]).await;
             }
@@ -84,6 +101,36 @@ impl World {
         freshness: model::Freshness,
         fault: Option<InjectedFault>,
     ) {
+        let claim = self.next_number();
+        let token = self.next_number();
+        let attempt = Attempt { claim, person, request, token, session: None, newest: None };
+        self.claim_as(worker, attempt, None, freshness, fault).await;
+    }
+
+    async fn repeat_claim(
+        &mut self,
+        worker: usize,
+        freshness: model::Freshness,
+        fault: Option<InjectedFault>,
+    ) {
+        match self.workers[worker].attempt.take() {
+            // Once it has made a session, a worker stores it.
+            Some((attempt, Right::Unanswered(claim))) if attempt.session.is_none() => {
+                self.claim_as(worker, attempt, Some(claim), freshness, fault).await;
+            }
+            other => self.workers[worker].attempt = other,
+        }
+    }
+
+    async fn claim_as(
+        &mut self,
+        worker: usize,
+        mut attempt: Attempt,
+        unanswered: Option<UnansweredClaim>,
+        freshness: model::Freshness,
+        fault: Option<InjectedFault>,
+    ) {
+        let Attempt { claim, person, request, .. } = attempt;
         let keys = self.keys(person);
         let stamp = self.stamp(person, request);
         let asked = match freshness {
@@ -92,20 +139,15 @@ impl World {
             model::Freshness::OtherThan(known) => Freshness::OtherThan(self.stamp(person, known)),
         };
         self.inject(worker, fault);
-        let answer = self.workers[worker].cache.claim(&keys, &stamp, &asked).await;
-        let claim = self.next_number();
-        let token = self.next_number();
+        let answer = self.workers[worker].cache.claim(&keys, &stamp, &asked, unanswered).await;
         let expected = (fault != Some(InjectedFault::ScriptLost))
             .then(|| self.people[person].claim(claim, request, freshness));
-        let mut attempt = Attempt { claim, person, request, token, session: None, newest: None };
         let newest = |number: Option<usize>| {
             number.map_or(Stamp::from_redis(b""), |number| self.stamp(person, number))
         };
         match (answer, expected) {
             (Err(unanswered), _) if fault.is_some() => {
-                let worker = &mut self.workers[worker];
-                worker.deferred.push((attempt, DeferredCall::Release));
-                worker.attempt = Some((attempt, Right::Unanswered(unanswered)));
+                self.workers[worker].attempt = Some((attempt, Right::Unanswered(unanswered)));
             }
             (Ok(Claim::Link(session)), Some(Answer::Link(expected))) => {
                 assert_eq!(session.id, self.session_id(person, expected), "another session");
@@ -152,6 +194,7 @@ impl World {
         let made = Session {
             token: self.token(person, token, life),
             id: self.session_id(person, session),
+            made_at: self.made_at(session),
         };
         self.inject(worker, fault);
         let stored = match right {
@@ -163,7 +206,12 @@ impl World {
         let expected =
             (fault != Some(InjectedFault::ScriptLost)).then(|| self.model_store(attempt, &call));
         match stored {
-            Ok(outcome) => assert_eq!(Some(outcome == StoreOutcome::Stored), expected),
+            Ok(outcome) => {
+                assert_eq!(Some(outcome == StoreOutcome::Stored), expected);
+                if outcome == StoreOutcome::Stored {
+                    self.workers[worker].recent.push((attempt, call));
+                }
+            }
             Err(_) => {
                 assert!(fault.is_some());
                 self.workers[worker].deferred.push((attempt, DeferredCall::Store(call)));
@@ -178,14 +226,6 @@ impl World {
             self.spent.insert(attempt.token);
             if !call.short_lived {
                 self.record_first_link(attempt.person, call.request);
-                if let model::Overwrite::Any = call.overwrite {
-                    // A renewal served without Redis replaces any link, even one of a newer session.
-                    let of_person =
-                        |first: &(&(usize, usize), &mut usize)| first.0.0 == attempt.person;
-                    for (_, first) in self.first_link.iter_mut().filter(of_person) {
-                        *first = call.session.min(*first);
-                    }
-                }
             }
         }
         is_stored
@@ -218,9 +258,16 @@ impl World {
         let state = &self.workers[worker].cache.0.pool.state;
         let (_, connection) = state.current.borrow().clone().unwrap();
         state.deferred.run(&connection).await;
-        for (attempt, call) in std::mem::take(&mut self.workers[worker].deferred) {
+        let mut calls = std::mem::take(&mut self.workers[worker].deferred);
+        // Stable: repeats run last.
+        calls.sort_by_key(|(_, call)| matches!(call, DeferredCall::Repeat(_)));
+        for (attempt, call) in calls {
             match call {
-                DeferredCall::Store(call) => drop(self.model_store(attempt, &call)),
+                // Too late to be of use.
+                DeferredCall::Store(call) | DeferredCall::Repeat(call) if call.short_lived => {}
+                DeferredCall::Store(call) | DeferredCall::Repeat(call) => {
+                    let _ = self.model_store(attempt, &call);
+                }
                 DeferredCall::Release => self.people[attempt.person].release(attempt.claim, false),
             }
         }
@@ -246,7 +293,7 @@ impl World {
                 let token = self.token(attempt.person, attempt.token, 6 * LINK_MIN_LIFE);
                 lease.save_token(&token).await;
             }
-            LeaseCall::Extend => lease.extend().await,
+            LeaseCall::Extend => drop(lease.extend().await),
             LeaseCall::Release { drop_token } => lease.release(drop_token).await,
         }
     }

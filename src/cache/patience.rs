@@ -1,0 +1,52 @@
+//! How long a request waits for a Redis that is unavailable: a session made meanwhile might be a duplicate,
+//! which costs money, and the person who waits for the link hardly notices a second.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{error::CacheError, handle::Cache, refusal::Recovery};
+
+/// Delay before a claim is repeated on a connection that still works.
+const REPEAT_DELAY: Duration = Duration::from_millis(50);
+
+/// What is left of the time that one request may wait for Redis, however often Redis comes and goes.
+pub(crate) struct Patience {
+    left: Duration,
+}
+
+impl Cache {
+    pub(crate) fn patience(&self) -> Patience {
+        Patience { left: self.0.patience }
+    }
+
+    /// Waits after a failed claim until it can be repeated.
+    ///
+    /// Returns `false` once the request has waited as long as it may, or Redis has been unavailable that
+    /// long, and at once if only an operator can end the failure. `since`: when the claim was sent.
+    pub(crate) async fn wait_to_repeat(
+        &self,
+        patience: &mut Patience,
+        since: Instant,
+        error: &CacheError,
+    ) -> bool {
+        if error.recovery() == Recovery::ByOperator {
+            return false;
+        }
+        let state = &self.0.pool.state;
+        let end_of_patience = since + patience.left;
+        let until = match state.unavailable_since() {
+            Some(began) => end_of_patience.min(began + self.0.patience),
+            None => end_of_patience,
+        };
+        let repeat = async {
+            if state.has_working_connection() {
+                sleep(REPEAT_DELAY).await;
+            }
+            state.until_connected().await;
+        };
+        let in_time = Instant::now() < until && timeout_at(until, repeat).await.is_ok();
+        patience.left = patience.left.saturating_sub(since.elapsed());
+        in_time
+    }
+}
