@@ -9,6 +9,7 @@ mod key;
 mod link;
 mod proxy;
 mod rate_limit;
+mod repeat;
 
 pub use self::{
     client::{ClientBuildError, PlatformClient},
