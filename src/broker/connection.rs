@@ -4,24 +4,28 @@
 //! without an error or event, and does not recover channels that RabbitMQ closed
 //! (amqp-rs/lapin#450, open). Instead the worker drops a lost connection and opens a new session.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lapin::{ConnectionProperties, types::LongString, uri::AMQPUri};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::{runtime::Handle, time::timeout};
-use url::Url;
 
 use super::{
-    amqp::rpc,
+    amqp::RPC_TIMEOUT,
     error::BrokerError,
+    nodes::{Attempt, NodeCursor},
     socket::{self, Socket},
 };
+use crate::config::AmqpNodes;
 
 /// Limit of an orderly close. After it the socket is shut down.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The AMQP heartbeat in seconds.
 /// lapin ends a connection that was silent for twice as long.
-const HEARTBEAT: &str = "10";
+const HEARTBEAT: u16 = 10;
+/// How long the handshake may take after the first byte.
+const HANDSHAKE: Duration = Duration::from_secs(4);
+/// How often a command tries nodes that stay silent.
+const ROUNDS: usize = 3;
 /// How often waiting code checks whether its connection is still open.
 pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -60,13 +64,13 @@ impl Role {
     }
 
     /// The largest `frame_max` in bytes.
-    fn frame_max(self) -> &'static str {
+    fn frame_max(self) -> u32 {
         match self {
-            Self::Consumer(FrameMax::Small) => "8192",
+            Self::Consumer(FrameMax::Small) => 8_192,
             // Larger than the consumer's: a copy has the headers of its delivery and more.
-            Self::Publisher(FrameMax::Small) => "20480",
+            Self::Publisher(FrameMax::Small) => 20_480,
             Self::Consumer(FrameMax::Large) | Self::Publisher(FrameMax::Large) | Self::Client => {
-                "131072"
+                131_072
             }
         }
     }
@@ -76,25 +80,91 @@ impl Role {
 pub(crate) struct Connection {
     pub(crate) lapin: Arc<lapin::Connection>,
     socket: Option<Socket>,
+    address: SocketAddr,
 }
 
 impl Connection {
-    /// Connects within 10 s, or returns an error. The error holds no password.
-    pub(crate) async fn open(url: &SecretString, role: Role) -> Result<Self, BrokerError> {
+    /// Connects a command: to one node after another, and to silent ones again with more time.
+    pub(crate) async fn open_any(nodes: &AmqpNodes) -> Result<Self, BrokerError> {
+        let mut cursor = NodeCursor::new();
+        let mut failed = no_address("connect to RabbitMQ");
+        for _ in 0..ROUNDS {
+            let mut is_silent = false;
+            for _ in nodes.nodes() {
+                match Self::open(nodes, &cursor, Role::Client).await {
+                    Err(error) if !error.is_login_refused() => {
+                        is_silent |= error.is_silence();
+                        failed = error;
+                    }
+                    result => return result,
+                }
+                cursor.advance();
+            }
+            if !is_silent {
+                break;
+            }
+        }
+        Err(failed)
+    }
+
+    /// Connects to a node, by one address of its host after another. The error holds no password.
+    pub(super) async fn open(
+        nodes: &AmqpNodes,
+        cursor: &NodeCursor,
+        role: Role,
+    ) -> Result<Self, BrokerError> {
+        let attempt = cursor.attempt(nodes);
+        let operation = format!("connect to RabbitMQ{}", attempt.name);
+        let resolved = timeout(RPC_TIMEOUT, socket::resolve(&attempt.node.uri)).await;
+        let mut addresses = resolved
+            .map_err(|_| BrokerError::timeout(&operation))?
+            .map_err(|error| BrokerError::connecting(&operation, &error.into()))?;
+        let mut failed = no_address(&operation);
+        if !addresses.is_empty() {
+            let first = attempt.first_address % addresses.len();
+            addresses.rotate_left(first);
+        }
+        for address in addresses {
+            match Self::open_at(&attempt, address, role).await {
+                Err(error) if !error.is_login_refused() => failed = error,
+                result => return result,
+            }
+        }
+        Err(failed)
+    }
+
+    /// Opens another connection to the same address.
+    pub(super) async fn open_second(
+        &self,
+        nodes: &AmqpNodes,
+        cursor: &NodeCursor,
+        role: Role,
+    ) -> Result<Self, BrokerError> {
+        Self::open_at(&cursor.attempt(nodes), self.address, role).await
+    }
+
+    async fn open_at(
+        attempt: &Attempt,
+        address: SocketAddr,
+        role: Role,
+    ) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default()
             .with_connection_name(LongString::from(role.name()))
             .with_client_property("product".into(), LongString::from("handoff"))
             .with_client_property("version".into(), LongString::from(env!("CARGO_PKG_VERSION")));
-        let Ok(uri) = with_parameters(url, role.frame_max()).parse::<AMQPUri>() else {
-            return Err(BrokerError::new("the RabbitMQ URL is invalid: check HANDOFF_AMQP_URL"));
-        };
-        // `rpc` limits name resolution, TCP, TLS and the AMQP handshake together to 10 s, like
-        // RabbitMQ's `handshake_timeout`. lapin 4.12 has no limit: it ignores
-        // `?connection_timeout=` when it connects asynchronously, and a silent peer holds the
+        let uri = with_parameters(attempt.node.uri.clone(), role.frame_max());
+        let operation = format!("connect to RabbitMQ{}", attempt.name);
+        // Limits TCP, TLS and the AMQP handshake together, to 10 s like RabbitMQ's
+        // `handshake_timeout`, and to more only for a slow first byte. lapin 4.12 has no limit: it
+        // ignores `?connection_timeout=` when it connects asynchronously, and a silent peer holds the
         // handshake indefinitely (not reported upstream).
-        let (connection, socket) =
-            rpc("connect to RabbitMQ", socket::open(uri, properties)).await?;
-        Ok(Self { lapin: Arc::new(connection), socket: Some(socket) })
+        let limit = RPC_TIMEOUT.max(attempt.first_byte + HANDSHAKE);
+        let opening = socket::open(uri, address, attempt.first_byte, properties);
+        let (connection, socket) = timeout(limit, opening)
+            .await
+            .map_err(|_| BrokerError::timeout(&operation))?
+            .map_err(|error| BrokerError::connecting(&operation, &error))?;
+        Ok(Self { lapin: Arc::new(connection), socket: Some(socket), address })
     }
 
     /// Closes the connection, within 1 s.
@@ -122,30 +192,27 @@ async fn close(connection: Arc<lapin::Connection>, socket: Option<Socket>) {
     drop(socket);
 }
 
+fn no_address(operation: &str) -> BrokerError {
+    BrokerError::new(format!("cannot {operation}: the host was not found"))
+}
+
 /// The URL with our `frame_max`, and with our heartbeat unless it sets one.
 /// A `frame_max` in the URL is ignored: with a smaller one, a delivery with large headers would break
 /// every connection until RabbitMQ dead-letters it, and copies would lose headers.
-fn with_parameters(url: &SecretString, frame_max: &str) -> String {
-    let text = url.expose_secret();
-    let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
-    let own: Vec<_> =
-        url.query_pairs().into_owned().filter(|(name, _)| name != "frame_max").collect();
-    let has_heartbeat = own.iter().any(|(name, _)| name == "heartbeat");
-    let heartbeat = (!has_heartbeat).then_some(("heartbeat", HEARTBEAT));
-    let mut query = url.query_pairs_mut();
-    query.clear().extend_pairs(own).extend_pairs(heartbeat).append_pair("frame_max", frame_max);
-    drop(query);
-    url.into()
+fn with_parameters(mut uri: AMQPUri, frame_max: u32) -> AMQPUri {
+    uri.query.frame_max = Some(frame_max);
+    uri.query.heartbeat.get_or_insert(HEARTBEAT);
+    uri
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::republish::RESERVED_BYTES;
+    use crate::{broker::republish::RESERVED_BYTES, config::amqp_nodes};
 
     #[test]
     fn a_received_frame_fits_into_a_published_one_with_our_headers() {
-        let frame_max = |role: Role| role.frame_max().parse::<usize>().unwrap();
+        let frame_max = |role: Role| usize::try_from(role.frame_max()).unwrap();
         let received = frame_max(Role::Consumer(FrameMax::Small));
         let published = frame_max(Role::Publisher(FrameMax::Small));
         assert!(received + RESERVED_BYTES <= published);
@@ -153,15 +220,16 @@ mod tests {
 
     #[test]
     fn frame_max_is_ours_and_the_heartbeat_may_be_the_urls() {
-        let url = |text: &str, frame_max| with_parameters(&SecretString::from(text), frame_max);
-        assert_eq!(url("amqp://h/%2f", "9"), "amqp://h/%2f?heartbeat=10&frame_max=9");
+        let query = |text: &str| {
+            let nodes = amqp_nodes(text).unwrap();
+            with_parameters(nodes.nodes()[0].uri.clone(), 9).query
+        };
+        let other = query("amqp://h?frame_max=8192&channel_max=7");
         assert_eq!(
-            url("amqp://h/%2f?frame_max=8192&channel_max=7", "9"),
-            "amqp://h/%2f?channel_max=7&heartbeat=10&frame_max=9"
+            (other.frame_max, other.heartbeat, other.channel_max),
+            (Some(9), Some(10), Some(7))
         );
-        assert_eq!(
-            url("amqp://h/%2f?frame_max=8192&heartbeat=3", "9"),
-            "amqp://h/%2f?heartbeat=3&frame_max=9"
-        );
+        let own = query("amqp://h/%2f?frame_max=0&heartbeat=3");
+        assert_eq!((own.frame_max, own.heartbeat), (Some(9), Some(3)));
     }
 }

@@ -23,6 +23,10 @@ pub(crate) struct BrokerError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BrokerErrorKind {
     Operation,
+    /// User or password were refused …
+    LoginRefused,
+    /// … or a connection in the making had no answer in time.
+    Silent,
     /// A connection in use was lost …
     ConnectionLost,
     /// … because lapin could not decode a frame …
@@ -39,6 +43,22 @@ impl BrokerError {
     /// A failed operation: `cannot <operation>: <cause>`.
     pub(crate) fn during(operation: &str, error: &lapin::Error) -> Self {
         Self::new(format!("cannot {operation}: {}", cause(error)))
+    }
+
+    /// A connection that was not made.
+    pub(super) fn connecting(operation: &str, error: &lapin::Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::ProtocolError(error)
+                if *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) =>
+            {
+                BrokerErrorKind::LoginRefused
+            }
+            ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut => {
+                BrokerErrorKind::Silent
+            }
+            _ => BrokerErrorKind::Operation,
+        };
+        Self { kind, ..Self::during(operation, error) }
     }
 
     pub(crate) fn timeout(operation: &str) -> Self {
@@ -65,7 +85,19 @@ impl BrokerError {
     }
 
     pub(crate) fn is_connection_lost(&self) -> bool {
-        self.kind != BrokerErrorKind::Operation
+        use BrokerErrorKind::{ConnectionLost, FrameTooLarge, Undecodable};
+        matches!(self.kind, ConnectionLost | Undecodable | FrameTooLarge)
+    }
+
+    /// Whether RabbitMQ refused the user or the password. Another node would do the same, and repeated
+    /// tries may lock the account.
+    pub(crate) fn is_login_refused(&self) -> bool {
+        self.kind == BrokerErrorKind::LoginRefused
+    }
+
+    /// Whether a node did not answer while a connection was being made: it may be slow.
+    pub(super) fn is_silence(&self) -> bool {
+        self.kind == BrokerErrorKind::Silent
     }
 
     /// Whether lapin could not decode a frame, which ends the connection.

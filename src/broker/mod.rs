@@ -10,6 +10,7 @@ mod error;
 mod large;
 mod log;
 mod loss;
+mod nodes;
 mod pipeline;
 mod publisher;
 mod reply;
@@ -22,12 +23,13 @@ mod topology;
 
 pub(crate) use self::{
     amqp::{rpc, short_string},
-    connection::{Connection, FrameMax, Role},
+    connection::{Connection, FrameMax},
     consumer::Consumer,
     dead_queue::{DeadLetter, DeadQueue, MAX_HOLD},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
     error::BrokerError,
     large::MAX_WHEN_FETCHING,
+    nodes::NodeCursor,
     republish::{DeadLetterReason, Tried},
     server_properties::{ServerProperties, server_properties},
     session::BrokerSession,

@@ -15,6 +15,7 @@ use super::{
     error::BrokerError,
     log,
     loss::{Lifeline, Notice},
+    nodes::NodeCursor,
     publisher::Publisher,
     settle::hand_back,
     topology::{Topology, watch},
@@ -39,17 +40,19 @@ pub(crate) struct BrokerSession {
 }
 
 impl BrokerSession {
-    /// Opens both connections, declares or checks the topology, and starts to consume.
+    /// Opens both connections to one node, declares or checks the topology, and starts to consume.
     pub(crate) async fn open(
         settings: &BrokerSettings,
+        cursor: &NodeCursor,
         concurrency: u16,
         frame_max: FrameMax,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
         // In sequence: while RabbitMQ is down, each try costs one connection attempt instead of
         // two.
-        let publishing = Connection::open(&settings.url, Role::Publisher(frame_max)).await?;
-        let consuming = Connection::open(&settings.url, Role::Consumer(frame_max)).await?;
+        let nodes = &settings.nodes;
+        let publishing = Connection::open(nodes, cursor, Role::Publisher(frame_max)).await?;
+        let consuming = publishing.open_second(nodes, cursor, Role::Consumer(frame_max)).await?;
         let topology = Arc::new(Topology::new(settings));
         topology.ensure(&publishing.lapin).await?;
         let consumer = Consumer::start(&consuming.lapin, &settings.queue).await?;

@@ -18,7 +18,7 @@ use std::{
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties,
     tcp::TLSConfig,
-    uri::{AMQPScheme, AMQPUri},
+    uri::{AMQPAuthority, AMQPScheme, AMQPUri},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -27,14 +27,9 @@ use tokio::{
     time::timeout,
 };
 
-/// Limit of a TCP connect to one address.
-/// A host may have several, and an unreachable one must leave time for the others.
+/// Limit of a TCP connect.
+/// A host may have several addresses, and nodes, and an unreachable one must leave time for the others.
 const TCP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Limit of waiting for the first byte.
-/// RabbitMQ answers at once, in AMQP and in TLS. A silent peer is frozen or cut off, and only a new
-/// attempt notices that it has recovered.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// A handle on a lapin connection's socket, which dropping it shuts down.
 pub(super) struct Socket(Arc<Mutex<SocketState>>);
 
@@ -45,16 +40,20 @@ enum SocketState {
     Closed,
 }
 
-/// Opens a connection and a handle on its socket.
-/// Dropping the future shuts the socket down, too.
+/// The addresses of the host.
+pub(super) async fn resolve(uri: &AMQPUri) -> Result<Vec<SocketAddr>> {
+    let AMQPAuthority { host, port, .. } = &uri.authority;
+    Ok(lookup_host((host.as_str(), *port)).await?.collect())
+}
+
+/// Opens a connection to an address and a handle on its socket. The peer must send its first byte
+/// within `first_byte`. Dropping the future shuts the socket down, too.
 pub(super) async fn open(
     uri: AMQPUri,
+    address: SocketAddr,
+    first_byte: Duration,
     properties: ConnectionProperties,
 ) -> lapin::Result<(Connection, Socket)> {
-    // URLs put an IPv6 address in brackets; the resolver and TLS take it without.
-    let host = uri.authority.host.trim_matches(['[', ']']).to_owned();
-    let addresses = lookup_host((host.as_str(), uri.authority.port)).await?;
-    let addresses: Vec<SocketAddr> = addresses.collect();
     let (opened_tx, opened) = oneshot::channel();
     let socket = Socket(Arc::new(Mutex::new(SocketState::Opening(opened_tx))));
 
@@ -65,39 +64,30 @@ pub(super) async fn open(
         runtime,
         // lapin runs this on the connection's thread.
         async move |uri: AMQPUri, runtime| {
-            let mut failed = Error::from(ErrorKind::NotFound);
-            for address in &addresses {
-                let connect = AsyncTcpStream::connect(&runtime, *address);
-                let connected = timeout(TCP_TIMEOUT, connect).await;
-                let stream = match connected.map_err(Error::from).flatten() {
-                    Ok(stream) => stream,
-                    Err(error) => {
-                        failed = error;
-                        continue;
-                    }
-                };
-                if let AsyncTcpStream::Plain(plain) = &stream {
-                    keep_handle(&state, plain.get_ref().as_fd())?;
-                }
-                return match uri.scheme {
-                    AMQPScheme::AMQP => Ok(stream),
-                    AMQPScheme::AMQPS => Ok(stream.into_tls(&host, TLSConfig::default()).await?),
-                };
+            let connect = AsyncTcpStream::connect(&runtime, address);
+            let connected = timeout(TCP_TIMEOUT, connect).await;
+            let stream = connected.map_err(Error::from).flatten()?;
+            if let AsyncTcpStream::Plain(plain) = &stream {
+                keep_handle(&state, plain.get_ref().as_fd())?;
             }
-            Err(failed.into())
+            let host = &uri.authority.host;
+            match uri.scheme {
+                AMQPScheme::AMQP => Ok(stream),
+                AMQPScheme::AMQPS => Ok(stream.into_tls(host, TLSConfig::default()).await?),
+            }
         },
         properties,
     );
     tokio::select! {
         connected = connecting => connected.map(|connection| (connection, socket)),
-        () = silence(opened) => Err(Error::from(ErrorKind::TimedOut).into()),
+        () = silence(opened, first_byte) => Err(Error::from(ErrorKind::TimedOut).into()),
     }
 }
 
-/// Returns if the peer accepts the connection and sends nothing, and never otherwise.
-async fn silence(opened: oneshot::Receiver<TokioTcpStream>) {
+/// Returns if the peer accepts the connection and sends nothing for `limit`, and never otherwise.
+async fn silence(opened: oneshot::Receiver<TokioTcpStream>, limit: Duration) {
     if let Ok(socket) = opened.await
-        && timeout(FIRST_BYTE_TIMEOUT, socket.readable()).await.is_err()
+        && timeout(limit, socket.readable()).await.is_err()
     {
         return;
     }

@@ -117,7 +117,7 @@ fn check_encrypted(parser: &mut Parser<'_>, spec: &Spec, url: Option<&Url>) {
 
 fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
     assemble!(BrokerSettings {
-        url: parser.value(&table::AMQP_URL),
+        nodes: parser.value(&table::AMQP_URL),
         queue: parser.value(&table::QUEUE),
         request_exchange: parser.value(&table::REQUEST_EXCHANGE),
         event_exchange: parser.value(&table::EVENT_EXCHANGE),

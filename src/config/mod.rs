@@ -3,6 +3,7 @@
 //! All configuration errors are reported together, by variable name, never with the value, before
 //! anything connects. `docs/reference.md`, section "Settings", describes each setting.
 
+mod amqp;
 mod assemble;
 mod host;
 mod parser;
@@ -17,16 +18,10 @@ mod unknown;
 mod values;
 mod watched;
 
-pub(crate) use self::{
-    host::is_loopback,
-    proxy::ignored_variables,
-    raw::{DEMO_LOG, DEMO_WORKFLOW},
-    units::{parse_duration, parse_rate},
-    unknown::{UnknownVariable, unknown_variables},
-    values::is_header_value,
-    watched::watch_file,
-};
+#[cfg(test)]
+pub(crate) use self::{amqp::amqp_nodes, raw::RawSettings, setting::Spec};
 pub use self::{
+    amqp::{AmqpNode, AmqpNodes},
     parser::ConfigErrors,
     proxy::{Direct, Proxy, ProxyScheme, Route},
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
@@ -36,5 +31,12 @@ pub use self::{
     },
     watched::Watched,
 };
-#[cfg(test)]
-pub(crate) use self::{raw::RawSettings, setting::Spec};
+pub(crate) use self::{
+    host::is_loopback,
+    proxy::ignored_variables,
+    raw::{DEMO_LOG, DEMO_WORKFLOW},
+    units::{parse_duration, parse_rate},
+    unknown::{UnknownVariable, unknown_variables},
+    values::is_header_value,
+    watched::watch_file,
+};

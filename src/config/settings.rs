@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
-use super::{proxy::Route, watched::Watched};
+use super::{amqp::AmqpNodes, proxy::Route, watched::Watched};
 use crate::retry::RetryDelay;
 
 /// All settings of `handoff run`.
@@ -54,8 +54,8 @@ pub struct RateLimit {
 /// How to connect to RabbitMQ, and the names of exchanges and queues.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
-    /// `amqp://` or `amqps://`.
-    pub url: SecretString,
+    /// The nodes, each `amqp://` or `amqps://`.
+    pub nodes: AmqpNodes,
     /// The request queue; the retry and dead queues are named after it.
     pub queue: String,
     /// The exchange that requests are published to.

@@ -9,6 +9,7 @@ use secrecy::{SecretBox, SecretString};
 use url::Url;
 
 use super::{
+    amqp::{AmqpNodes, amqp_nodes},
     setting::{
         OptionalSetting,
         Scope::{Broker, Logging, Platform, Worker},
@@ -66,9 +67,9 @@ settings! {
     /// Allow plain http to a platform on another machine
     IDV_ALLOW_HTTP: Setting<bool> = (Platform, "BOOL").switch().default("false", values::boolean);
 
-    /// RabbitMQ URL; amqps:// for TLS
-    AMQP_URL: Setting<SecretString> = (Broker, "URL").secret()
-        .default("amqp://guest:guest@127.0.0.1:5672/%2f", values::amqp_url);
+    /// RabbitMQ URL, or one for each node, separated by commas; amqps:// for TLS
+    AMQP_URL: Setting<AmqpNodes> = (Broker, "URL").secret()
+        .default("amqp://guest:guest@127.0.0.1:5672/%2f", amqp_nodes);
 
     /// Redis URL; rediss:// for TLS
     REDIS_URL: Setting<SecretString> = (Worker, "URL").secret()

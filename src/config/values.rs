@@ -4,7 +4,6 @@ use std::{net::SocketAddr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use deadpool_redis::redis::IntoConnectionInfo;
-use lapin::uri::AMQPUri;
 use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
@@ -20,8 +19,6 @@ use crate::retry::RetryDelay;
 const MAX_QUEUE_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 /// Longest name in AMQP 0-9-1, in bytes.
 pub(super) const MAX_NAME: usize = 255;
-/// Smallest frame that RabbitMQ accepts as a limit, in bytes.
-const MIN_FRAME: u32 = 8_192;
 
 pub(super) fn boolean(text: &str) -> ParseResult<bool> {
     text.parse().map_err(|_| "must be true or false")
@@ -82,19 +79,6 @@ pub(super) fn base_url(text: &str) -> ParseResult<Url> {
     let is_base = url.query().is_none() && url.fragment().is_none();
     ensure(is_base, "must be a base URL: remove `?` or `#` and what follows")?;
     Ok(url)
-}
-
-pub(super) fn amqp_url(text: &str) -> ParseResult<SecretString> {
-    const FORM: &str = "must be an AMQP URL such as amqps://user:password@rabbitmq.example.com/%2f";
-    ensure(text.starts_with("amqp://") || text.starts_with("amqps://"), FORM)?;
-    let url = Url::parse(text).map_err(|_| FORM)?;
-    ensure(url.host_str().is_some_and(|host| !host.is_empty()), FORM)?;
-    let query = text.parse::<AMQPUri>().map_err(|_| FORM)?.query;
-    ensure(
-        query.frame_max.is_none_or(|max| max == 0 || max >= MIN_FRAME),
-        "must have a `frame_max` of at least 8192 bytes, the least that RabbitMQ accepts",
-    )?;
-    Ok(text.into())
 }
 
 pub(super) fn redis_url(text: &str) -> ParseResult<SecretString> {

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
 use tokio::time::timeout;
-use url::Url;
 
 use super::{
     check::Check,
@@ -14,7 +12,7 @@ use super::{
 };
 use crate::{
     broker::{ObjectState, QueueCounts, ServerProperties, TopologySurvey, server_properties},
-    config::Settings,
+    config::{AmqpNode, AmqpNodes, Settings},
 };
 
 const SERVER_PROPERTIES_LIMIT: Duration = Duration::from_secs(2);
@@ -26,17 +24,7 @@ const SETTLING: Duration = Duration::from_secs(60);
 const LONG_BACKLOG: u32 = 100;
 
 pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Result<(), Check> {
-    let Ok(url) = Url::parse(settings.broker.url.expose_secret()) else { return Ok(()) };
-    let default_port = if url.scheme() == "amqps" { 5671 } else { 5672 };
-    let connecting = connect("RabbitMQ", &url, default_port, None, checks);
-    let stream = connecting.await.map_err(|finding| {
-        finding.cost("no request is served until RabbitMQ can be reached").or_remedy(
-            "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and that no \
-             firewall blocks the connection",
-        )
-    })?;
-    let properties = timeout(SERVER_PROPERTIES_LIMIT, server_properties(stream));
-    let properties = properties.await.ok().flatten();
+    let properties = reach(&settings.broker.nodes, checks).await?;
     checks.extend([version(properties.as_ref()), consumer_timeout(settings)]);
     let survey = TopologySurvey::open(&settings.broker).await.map_err(|error| {
         Check::finding("login", error.to_string())
@@ -52,6 +40,49 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Res
     checks.push(invisible(&vhost, &survey.topology, properties.as_ref()));
     survey.close().await;
     Ok(())
+}
+
+/// Connects to each node, and returns what a node that answers says of itself.
+async fn reach(
+    nodes: &AmqpNodes,
+    checks: &mut Vec<Check>,
+) -> Result<Option<ServerProperties>, Check> {
+    let mut properties = None;
+    let mut unreachable = Vec::new();
+    let count = nodes.nodes().len();
+    for (index, url) in nodes.nodes().iter().map(AmqpNode::address).enumerate() {
+        let Some(url) = url else { continue };
+        let name = match count {
+            1 => "RabbitMQ".to_owned(),
+            _ => format!("RabbitMQ's node {} of {count}", index + 1),
+        };
+        match connect(&name, &url, 5672, None, checks).await {
+            Ok(stream) => {
+                let greeting = timeout(SERVER_PROPERTIES_LIMIT, server_properties(stream)).await;
+                properties = properties.or(greeting.ok().flatten());
+            }
+            Err(finding) => unreachable.push(finding.or_remedy(
+                "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and that \
+                 no firewall blocks the connection",
+            )),
+        }
+    }
+    let cost = if unreachable.len() < count {
+        "fewer nodes are left when another one fails"
+    } else {
+        "no request is served until RabbitMQ can be reached"
+    };
+    let mut unreachable: Vec<_> = unreachable.into_iter().map(|check| check.cost(cost)).collect();
+    match unreachable.pop() {
+        Some(last) if unreachable.len() + 1 == count => {
+            checks.extend(unreachable);
+            Err(last)
+        }
+        last => {
+            checks.extend(unreachable.into_iter().chain(last));
+            Ok(properties)
+        }
+    }
 }
 
 fn version(properties: Option<&ServerProperties>) -> Check {

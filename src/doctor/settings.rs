@@ -10,7 +10,9 @@ use super::{
     format::{quoted, span},
 };
 use crate::{
-    config::{Settings, UnknownVariable, ignored_variables, is_loopback, unknown_variables},
+    config::{
+        AmqpNode, Settings, UnknownVariable, ignored_variables, is_loopback, unknown_variables,
+    },
     tls,
 };
 
@@ -31,11 +33,18 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
 
 fn encryption(settings: &Settings) -> Vec<Check> {
     let platform = settings.platform.url.as_str();
-    let broker = settings.broker.url.expose_secret();
+    let nodes = settings.broker.nodes.nodes().iter().filter_map(AmqpNode::address);
+    // One hint, however many nodes there are.
+    let broker = nodes.clone().find(|url| url.scheme() == "amqp" && !is_local(url));
+    let broker = broker.or_else(|| nodes.clone().next());
     let cache = settings.cache.url.expose_secret();
     let servers = [
         ("HANDOFF_IDV_URL", platform, "the API key and every link"),
-        ("HANDOFF_AMQP_URL", broker, "the RabbitMQ password and every link"),
+        (
+            "HANDOFF_AMQP_URL",
+            broker.as_ref().map_or("", Url::as_str),
+            "the RabbitMQ password and every link",
+        ),
         ("HANDOFF_REDIS_URL", cache, "the Redis password and all values in it"),
     ];
     let mut checks = Vec::new();
@@ -158,14 +167,12 @@ fn delays(settings: &Settings) -> Option<Check> {
 
 /// Checks the files that name other certificate authorities than the system's.
 fn authorities(settings: &Settings) -> impl Iterator<Item = Check> {
-    let urls = [
-        settings.platform.url.as_str(),
-        settings.broker.url.expose_secret(),
-        settings.cache.url.expose_secret(),
-    ];
+    let urls = [settings.platform.url.as_str(), settings.cache.url.expose_secret()];
     let is_tls =
         |url: &&str| ["https:", "amqps:", "rediss:"].iter().any(|scheme| url.starts_with(scheme));
-    let verdict = if urls.iter().any(is_tls) { Verdict::Finding } else { Verdict::Hint };
+    let is_tls =
+        urls.iter().any(is_tls) || settings.broker.nodes.nodes().iter().any(AmqpNode::is_tls);
+    let verdict = if is_tls { Verdict::Finding } else { Verdict::Hint };
     tls::authority_problems().into_iter().map(move |problem| {
         Check::new("authorities", verdict, problem)
             .cost("certificates of the authorities in it are refused")

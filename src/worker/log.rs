@@ -22,6 +22,8 @@ const FAILED_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound fo
 const FAILED_REFUSED: &str = "handoff.failed not confirmed: dead-lettering without it";
 const AUTHORITIES_UNREADABLE: &str =
     "certificate authorities cannot be read: TLS connections that need them will fail";
+/// More kinds of errors than an outage has.
+const MAX_CONNECT_ERRORS: usize = 32;
 static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
 static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
 static SERVING_ALONE_LIMIT: LogLimit = LogLimit::new(SERVING_ALONE, 3);
@@ -41,7 +43,8 @@ pub(super) fn authorities() {
 pub(super) struct ConnectionLog {
     lost: Outage,
     not_consuming: Outage,
-    connect_error: Option<BrokerError>,
+    /// The errors of failed attempts since the worker last consumed, each logged once.
+    connect_errors: Vec<BrokerError>,
     /// Whether the last line about consuming said "one at a time"; `None`: the next line is due.
     one_at_a_time: Option<bool>,
 }
@@ -51,25 +54,28 @@ impl ConnectionLog {
         Self {
             lost: Outage::new(&LOST_LIMIT),
             not_consuming: Outage::new(&NOT_CONSUMING_LIMIT),
-            connect_error: None,
+            connect_errors: Vec::new(),
             one_at_a_time: None,
         }
     }
 
-    /// Logs a failed attempt to connect, unless the last attempt failed in the same way.
+    /// Logs a failed attempt to connect, unless an earlier one failed in the same way: with several nodes,
+    /// errors alternate.
     pub(super) fn not_connected(&mut self, error: BrokerError) {
-        if self.connect_error.as_ref() != Some(&error) {
+        if !self.connect_errors.contains(&error) {
             // Another error counts as a new outage, so that it is logged.
             self.not_consuming.report_up();
         }
         if self.not_consuming.report_down() {
             tracing::error!(%error, "{NOT_CONSUMING}");
         }
-        self.connect_error = Some(error);
+        if self.connect_errors.len() < MAX_CONNECT_ERRORS && !self.connect_errors.contains(&error) {
+            self.connect_errors.push(error);
+        }
     }
 
     pub(super) fn connected(&mut self) {
-        self.connect_error = None;
+        self.connect_errors.clear();
         self.not_consuming.report_up();
         if self.lost.report_up() {
             tracing::info!("reconnected to RabbitMQ");

@@ -11,7 +11,7 @@ use super::{
     prefetch::PrefetchWindow,
 };
 use crate::{
-    broker::{BrokerError, BrokerSession, FrameMax, Publisher},
+    broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Publisher},
     config::BrokerSettings,
     platform::ReplicaCount,
     retry::Backoff,
@@ -22,6 +22,9 @@ const MIN_UPTIME: Duration = Duration::from_secs(1);
 /// How long requests go on until RabbitMQ has cancelled the consumer. It would deliver to it again what they
 /// return before, and count that towards the delivery limit.
 const CANCEL_LIMIT: Duration = Duration::from_secs(1);
+/// How long to wait after a refused login, at first and at most: one try a second can lock an account.
+const MIN_LOGIN_DELAY: Duration = Duration::from_secs(1);
+const MAX_LOGIN_DELAY: Duration = Duration::from_secs(30);
 /// Time reserved at the end of the grace period for closing the connections.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -40,11 +43,12 @@ impl MainLoop {
     /// Consumes on one connection after another until shutdown, then drains.
     pub(super) async fn run(self) {
         let mut window = PrefetchWindow::new(self.concurrency);
+        let mut nodes = NodeCursor::new();
         let mut frame_max = FrameMax::Small;
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut reconnecting = false;
-        while let Some(mut connected) = self.connect(frame_max, &mut log).await {
+        while let Some(mut connected) = self.connect(&mut nodes, frame_max, &mut log).await {
             if std::mem::replace(&mut reconnecting, true) {
                 self.context.processor.metrics.broker.reconnected();
                 window.on_reconnect();
@@ -71,6 +75,7 @@ impl MainLoop {
                 }
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
+                    nodes.lost();
                     log.lost(&fault);
                     if let Some(timeout) = fault.consumer_timeout() {
                         self.context.processor.hold.on_consumer_timeout(timeout);
@@ -110,23 +115,42 @@ impl MainLoop {
     }
 
     /// Retries until connected. `None` on shutdown.
-    async fn connect(&self, frame_max: FrameMax, log: &mut ConnectionLog) -> Option<Connected> {
+    async fn connect(
+        &self,
+        nodes: &mut NodeCursor,
+        frame_max: FrameMax,
+        log: &mut ConnectionLog,
+    ) -> Option<Connected> {
         let mut backoff = reconnect_backoff();
+        let mut login_delay = MIN_LOGIN_DELAY;
         while !self.context.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.context.processor.metrics);
-            let opening = BrokerSession::open(&self.broker, self.concurrency, frame_max, metrics);
+            let opening =
+                BrokerSession::open(&self.broker, nodes, self.concurrency, frame_max, metrics);
             let session = tokio::select! {
                 session = self.context.health.heartbeat.while_waiting(opening) => session,
                 () = self.context.shutdown.cancelled() => break,
             };
             match session {
-                Ok(session) => return Some(Connected::new(session)),
+                Ok(session) => {
+                    nodes.served();
+                    return Some(Connected::new(session));
+                }
                 Err(error) => {
                     self.context.health.set_consuming(false);
+                    let delay = if error.is_login_refused() {
+                        // The other nodes have the same users.
+                        let delay = login_delay;
+                        login_delay = MAX_LOGIN_DELAY.min(2 * delay);
+                        delay
+                    } else {
+                        nodes.advance();
+                        backoff.next_delay()
+                    };
                     log.not_connected(error);
+                    self.pause(delay).await;
                 }
             }
-            self.pause(backoff.next_delay()).await;
         }
         None
     }

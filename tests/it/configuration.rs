@@ -64,6 +64,8 @@ async fn each_configuration_error_exits_with_status_2_and_names_its_variable() {
         ("AMQP_URL", SECRET),
         ("AMQP_URL", "http://v4lue-must-not-leak"),
         ("AMQP_URL", "amqp://v4lue-must-not-leak/?frame_max=512"),
+        ("AMQP_URL", "amqp://v4lue-must-not-leak,"),
+        ("AMQP_URL", "amqp://u:v4lue-must-not-leak,w@host"),
         ("AMQP_URL_FILE", &file),
         ("REDIS_URL", SECRET),
         ("REDIS_URL", "redis://"),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     broker::{
         amqp::{answer, object_name, open_channel, rpc, short_string},
-        connection::{Connection, Role},
+        connection::Connection,
         error::{BrokerError, cause, refusal_text, soft_error},
         pipeline::MANDATORY,
     },
@@ -72,7 +72,7 @@ pub(crate) enum ObjectState {
 
 impl TopologySurvey {
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open(&settings.url, Role::Client).await?;
+        let connection = Connection::open_any(&settings.nodes).await?;
         Ok(Self { connection, topology: Topology::new(settings) })
     }
 

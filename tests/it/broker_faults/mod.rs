@@ -2,6 +2,7 @@
 
 mod consumer_timeout;
 mod network;
+mod nodes;
 mod one_connection;
 mod operations;
 mod restarts;
