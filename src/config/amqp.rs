@@ -74,23 +74,19 @@ impl fmt::Debug for AmqpNode {
 
 /// Parses a list of URLs.
 pub(crate) fn amqp_nodes(text: &str) -> ParseResult<AmqpNodes> {
-    let nodes = text.split(',').map(|element| node(element.trim())).collect::<Result<_, _>>()?;
+    let elements = || text.split(',').map(str::trim);
+    // First: an unencoded comma in a password makes two elements, and this is the error that says so.
+    for element in elements() {
+        ensure(!element.is_empty(), "has an empty element: remove the comma")?;
+        split_scheme(element)?;
+    }
+    let nodes = elements().map(node).collect::<Result<_, _>>()?;
     Ok(AmqpNodes { text: text.into(), nodes })
 }
 
 fn node(text: &str) -> ParseResult<AmqpNode> {
-    ensure(!text.is_empty(), "has an empty element: remove the comma")?;
     ensure(!text.contains(|c: char| c.is_whitespace() || c.is_control()), FORM)?;
-    let (scheme, rest) = match text.split_once("://") {
-        Some(("amqp", rest)) => (AMQPScheme::AMQP, rest),
-        Some(("amqps", rest)) => (AMQPScheme::AMQPS, rest),
-        _ => {
-            return Err(
-                "must begin with amqp:// or amqps://, as must each element of a list; write a comma in a \
-             password as %2C",
-            );
-        }
-    };
+    let (scheme, rest) = split_scheme(text)?;
     ensure(!rest.contains('#'), UNENCODED)?;
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -109,6 +105,17 @@ fn node(text: &str) -> ParseResult<AmqpNode> {
     let authority = AMQPAuthority { userinfo: credentials(user_info.unwrap_or(""))?, host, port };
     let uri = AMQPUri { scheme, authority, vhost, query: parameters(query)? };
     Ok(AmqpNode { uri, has_credentials: user_info.is_some_and(|user_info| !user_info.is_empty()) })
+}
+
+fn split_scheme(text: &str) -> ParseResult<(AMQPScheme, &str)> {
+    match text.split_once("://") {
+        Some(("amqp", rest)) => Ok((AMQPScheme::AMQP, rest)),
+        Some(("amqps", rest)) => Ok((AMQPScheme::AMQPS, rest)),
+        _ => Err(
+            "must begin with amqp:// or amqps://, as must each element of a list; write a comma in a \
+             password as %2C",
+        ),
+    }
 }
 
 /// User and password, each `guest` where it is missing.
