@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 use url::{Url, form_urlencoded};
 
-use super::{setting::ParseResult, units::ensure};
+use super::setting::{ParseResult, ensure};
 
 /// Smallest frame that RabbitMQ accepts as a limit, in bytes.
 const MIN_FRAME: u32 = 8_192;

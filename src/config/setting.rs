@@ -3,6 +3,11 @@
 /// A value, or how to fix it. The text is static, so it cannot contain the value.
 pub(super) type ParseResult<T> = Result<T, &'static str>;
 
+/// Fails with `why` unless the condition is met.
+pub(super) fn ensure(condition: bool, why: &'static str) -> ParseResult<()> {
+    if condition { Ok(()) } else { Err(why) }
+}
+
 /// The group of commands that read a setting. A command ignores settings outside its groups, valid
 /// or not; `handoff doctor` reads all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,11 +54,6 @@ pub(super) fn parse_whole<T: FromStr>(text: &str) -> Option<T> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// Fails with `why` unless the condition is met.
-pub(super) fn ensure(condition: bool, why: &'static str) -> ParseResult<()> {
-    if condition { Ok(()) } else { Err(why) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,9 +9,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 use super::{
-    setting::ParseResult,
+    setting::{ParseResult, ensure},
     settings::LogFormat,
-    units::{ensure, parse_duration, parse_whole},
+    units::{parse_duration, parse_whole},
 };
 use crate::retry::RetryDelay;
 

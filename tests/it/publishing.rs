@@ -61,12 +61,9 @@ async fn each_concurrent_event_gets_its_own_outcome() {
         .unwrap();
 
     let topology = Topology::new(&BrokerSettings {
-        url: url.as_str().into(),
-        queue: env.rabbitmq.queue.clone(),
-        request_exchange: env.rabbitmq.request_exchange.clone(),
         event_exchange: exchange.clone(),
         declare: false,
-        retry_delays: Vec::new(),
+        ..env.parsed_settings().broker
     });
     let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
     let publisher = Publisher::new(Arc::new(connection), Arc::new(topology), 64, Metrics::new());

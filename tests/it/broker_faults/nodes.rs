@@ -150,7 +150,7 @@ async fn connection_string_of_the_cluster_operator_is_read_from_its_file() {
     let file = TempFile::new(&url);
     env.settings.remove("HANDOFF_AMQP_URL");
     env.set("AMQP_URL_FILE", file.path());
-    env.start_worker().await;
+    let _worker = env.start_worker().await;
     env.publish_requests(0..1).await;
     env.expect_all_ready(1).await;
 }
