@@ -2,7 +2,10 @@
 
 use std::{str::FromStr, time::Duration};
 
-use super::{setting::ParseResult, settings::RateLimit};
+use super::{
+    setting::{ParseResult, ensure},
+    settings::RateLimit,
+};
 
 /// A century. A longer duration is a typing error, and would overflow dates later on.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
