@@ -20,7 +20,7 @@ use super::{
     acks::Acks,
     large::{Held, IN_HAND, large_size},
     log,
-    republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, EVENT_REFUSED, REQUEST_ID},
+    republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, DUE, EVENT_REFUSED, REQUEST_ID},
 };
 
 /// Limit of writing an ack.
@@ -135,6 +135,21 @@ impl Delivery {
     pub(crate) fn event_refused(&self) -> bool {
         let refused = self.headers().and_then(|headers| headers.inner().get(EVENT_REFUSED));
         refused == Some(&AMQPValue::Boolean(true))
+    }
+
+    /// How late a copy is back from its retry queue. `None` on other deliveries, and on redeliveries, which
+    /// may have waited for another reason.
+    pub(crate) fn retry_lateness(&self) -> Option<Duration> {
+        if self.inner.redelivered {
+            return None;
+        }
+        let Some(AMQPValue::LongLongInt(due)) = self.headers()?.inner().get(DUE) else {
+            return None;
+        };
+        let due = Duration::from_millis(u64::try_from(*due).ok()?);
+        let since_1970 = SystemTime::UNIX_EPOCH.elapsed().ok()?;
+        // Zero for a copy that is early: another host's clock may differ.
+        Some(since_1970.saturating_sub(due))
     }
 
     /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.

@@ -1,6 +1,6 @@
 //! The properties of a copy: a retry copy, a dead letter or a replay.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use lapin::{
     BasicProperties,
@@ -19,6 +19,8 @@ pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
 pub(super) const ATTEMPT: &str = "x-handoff-attempt";
 /// On copies: how often the platform deferred the request alone.
 pub(super) const DEFERRED: &str = "x-handoff-deferred";
+/// On copies in a retry queue: when they are due back, in milliseconds since 1970.
+pub(super) const DUE: &str = "x-handoff-due";
 /// On copies and dead letters: `handoff.ready` was refused, and a queue may have received it all the same.
 pub(super) const EVENT_REFUSED: &str = "x-handoff-event-refused";
 /// On dead letters: the reason's code.
@@ -98,6 +100,21 @@ pub(super) fn retry_copy(
     frame_max: usize,
 ) -> BasicProperties {
     with_headers(of, copy_headers(of, tried, frame_max))
+}
+
+/// Adds when a copy is due back. `None`: it does not wait in a retry queue.
+pub(super) fn with_due(
+    copy: BasicProperties,
+    delay: Option<Duration>,
+    now: SystemTime,
+) -> BasicProperties {
+    let Some(delay) = delay else { return copy };
+    let due =
+        now.checked_add(delay).and_then(|due| due.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let Some(due) = due.and_then(|due| i64::try_from(due.as_millis()).ok()) else { return copy };
+    let mut headers = copy.headers().clone().unwrap_or_default();
+    headers.insert(DUE.into(), AMQPValue::LongLongInt(due));
+    copy.with_headers(headers)
 }
 
 pub(super) fn dead_letter(
@@ -198,6 +215,7 @@ fn fitting_headers(headers: &FieldTable, frame_max: usize) -> (FieldTable, usize
         !BROKER_HEADERS.contains(&name)
             && !ROUTING_HEADERS.contains(&name)
             && !FAILURE_HEADERS.contains(&name)
+            && name != DUE
     };
     let entry_size = |&(name, value): &(&ShortString, &AMQPValue)| short_size(name) + size(value);
     let mut entries: Vec<_> =

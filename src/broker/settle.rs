@@ -12,7 +12,7 @@ use super::{
     error::PublishError,
     log,
     publisher::Publisher,
-    republish::{DeadLetterReason, Tried, dead_letter, retry_copy, untried_copy},
+    republish::{DeadLetterReason, Tried, dead_letter, retry_copy, untried_copy, with_due},
 };
 use crate::{
     message::{FailedReason, RequestId},
@@ -99,9 +99,12 @@ pub(crate) async fn settle(
             ),
         ),
     };
+    let delay = publisher.topology().delay_of(queue);
     // Boxed to keep the caller's future small; copies are rare.
     let copied = Box::pin(until_confirmed(tried.request_id, u32::MAX, stop, move || {
-        publisher.republish(kind, queue, properties.clone(), delivery.body())
+        // From this attempt: an earlier one may have waited for its confirm.
+        let properties = with_due(properties.clone(), delay, SystemTime::now());
+        publisher.republish(kind, queue, properties, delivery.body())
     }));
     if lost.run_until_cancelled(copied).await.is_none_or(|copied| copied.is_err()) {
         return requeue(delivery, publisher, lost).await;

@@ -49,6 +49,9 @@ impl Processor {
         lost: &CancellationToken,
     ) {
         let _in_flight = self.metrics.requests.in_flight();
+        if let Some(late) = delivery.retry_lateness() {
+            self.metrics.requests.retry_returned(late);
+        }
         let processed = pin!(self.process_inner(delivery, publisher, lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {
             // This panic did not come from serving the request, which is caught below, so publishing a copy

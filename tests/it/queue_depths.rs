@@ -2,8 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use lapin::{BasicProperties, types::AMQPValue};
+
 use crate::support::{
-    Flow, TestEnv, Worker, log_text, platform::hold_calls, rabbitmq::Message, wait_until,
+    Answer, Flow, TestEnv, Worker, log_text,
+    platform::{Call, hold_calls, success},
+    rabbitmq::{Message, field_table},
+    wait_until,
 };
 
 const CONSUMERS: &str = "handoff_queue_consumers{queue=\"request\"}";
@@ -60,4 +65,36 @@ async fn depths_follow_the_queues_and_vanish_while_not_connected() {
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
     release.open();
     assert_follows(&worker, 0.0, 3.0, 1.0).await;
+}
+
+/// Fails the first session call; the retry budget ends with it.
+fn fail_first(call: &Call) -> Answer {
+    if !call.is_token() && call.nth == 0 { Answer::status(503) } else { success(call) }
+}
+
+#[tokio::test]
+async fn late_copy_is_measured_and_an_old_copy_without_its_due_time_is_not() {
+    let mut env = TestEnv::builder().platform(fail_first).start().await;
+    env.set("RETRY_BUDGET", "100ms").set("RETRY_DELAYS", "1s");
+    let worker = env.start_worker().await;
+    env.publish_request("late", "ann").await;
+    assert_eq!(worker.wait_for_finished(1).await["outcome"], "retried");
+    worker.stop().await;
+    // The copy is due after 1 s, and no worker takes it for another 2 s.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let worker = env.start_worker().await;
+    env.rabbitmq.next_event().await;
+    assert_eq!(worker.metric("handoff_retry_late_seconds_count").await, 1.0);
+    let late = worker.metric("handoff_retry_late_seconds_sum").await;
+    assert!((1.0..20.0).contains(&late), "{late}");
+
+    let attempt = [("x-handoff-attempt", AMQPValue::LongLongInt(1))];
+    let old = Message {
+        routing_key: String::new(),
+        properties: BasicProperties::default().with_headers(field_table(&attempt)),
+        body: br#"{"userId":"ben"}"#.to_vec(),
+    };
+    env.rabbitmq.publish_to_queue(&format!("{}.retry.1s", env.rabbitmq.queue), &old).await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    assert_eq!(worker.metric("handoff_retry_late_seconds_count").await, 1.0);
 }

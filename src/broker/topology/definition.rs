@@ -98,6 +98,12 @@ impl Topology {
         found.map_or(self.request_queue(), |(queue, _)| queue)
     }
 
+    /// How long messages wait in a queue; `None` if it is no retry queue.
+    pub(crate) fn delay_of(&self, queue: &str) -> Option<Duration> {
+        let mut queues = self.retry_queues().zip(&self.retry_delays);
+        queues.find(|(name, _)| *name == queue).map(|(_, delay)| *delay)
+    }
+
     pub(crate) fn retry_queues(&self) -> impl Iterator<Item = &str> {
         self.queues[FIRST_RETRY_QUEUE..].iter().map(|queue| queue.name.as_str())
     }
