@@ -176,7 +176,7 @@ async fn request_that_waits_for_its_next_try_ends_with_its_delivery() {
 async fn request_that_waits_for_the_lease_of_another_worker_ends_with_its_delivery() {
     let (latch, script) = hold_calls(|call| call.user_is("user-0"));
     let mut env = TestEnv::builder().platform(script).start().await;
-    let _holder = env.start_worker().await;
+    let holder = env.start_worker().await;
     env.publish_request("r-0", "user-0").await;
     env.platform.wait_for_calls(2).await;
     let proxy = env.proxy("AMQP_URL").await;
@@ -185,9 +185,15 @@ async fn request_that_waits_for_the_lease_of_another_worker_ends_with_its_delive
     for n in 1..=4 {
         env.publish_request(&format!("r-{n}"), "user-0").await;
     }
-    wait_until("it waits", async || worker.metric("handoff_in_flight").await > 0.0).await;
+    let mut waiting = 0.0;
+    wait_until("both workers have some", async || {
+        waiting = worker.metric("handoff_in_flight").await;
+        waiting > 0.0 && waiting + holder.metric("handoff_in_flight").await == 5.0
+    })
+    .await;
     proxy.close_connections_of(CONSUMER);
-    worker.wait_for_log(log_text::HANDED_BACK).await;
+    // Each of them: one asks for the lease, and the others wait for that one.
+    worker.wait_for_logs(log_text::HANDED_BACK, waiting as usize).await;
     latch.open();
     let mut served: Vec<_> = env.rabbitmq.next_events(5).await;
     served.sort_by_key(|event| event.data()["requestId"].to_string());
