@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    connector::Connector,
     deferred::DeferredScripts,
     error::CacheError,
     log::{AvailabilityLog, RefusalLog},
@@ -190,7 +191,7 @@ fn concerns_connection(error: &RedisError) -> bool {
 }
 
 pub(super) struct Keeper {
-    pool: Deadpool,
+    connector: Connector,
     state: Arc<ConnectionState>,
     backoff: Backoff,
     log: AvailabilityLog,
@@ -199,9 +200,9 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(pool: Deadpool, state: Arc<ConnectionState>) -> Self {
+    pub(super) fn new(connector: Connector, state: Arc<ConnectionState>) -> Self {
         let backoff = Backoff::between(SHORTEST_DELAY, LONGEST_DELAY);
-        Self { pool, state, backoff, log: AvailabilityLog::new(), unusable: false }
+        Self { connector, state, backoff, log: AvailabilityLog::new(), unusable: false }
     }
 
     /// Connects, offers the connection until it fails, and starts over. Never returns.
@@ -219,7 +220,7 @@ impl Keeper {
 
     async fn connect(&mut self) -> Connection {
         loop {
-            match try_connect(&self.pool).await {
+            match try_connect(self.connector.pool().await).await {
                 Ok(connection) => return connection,
                 Err(error) => {
                     if let Some(refusal) = error.refusal() {

@@ -3,10 +3,11 @@
 //! **Redis is optional at run time.** Every operation may fail at any time, and without Redis every
 //! request is still served, at the cost of extra sessions.
 //!
-//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper`. `patience`, `rate_bucket` and
-//! `survey` use some of these; the other files (keys, scripts, values, errors) import none.
+//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper` → `connector`. `patience`,
+//! `rate_bucket` and `survey` use some of these; the other files (keys, scripts, values, errors) import none.
 
 mod claim;
+mod connector;
 mod deferred;
 mod error;
 mod handle;

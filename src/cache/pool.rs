@@ -5,22 +5,20 @@
 //! commands on it. While it is down, operations fail at once and the keeper reconnects: an unresponsive
 //! Redis costs the requests in flight one time-out, and later requests nothing.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
-use deadpool_redis::{
-    Manager, Pool as Deadpool, Runtime,
-    redis::{AsyncConnectionConfig, FromRedisValue, RedisError, ScriptInvocation},
-};
-use secrecy::{ExposeSecret, SecretString};
+use deadpool_redis::redis::{FromRedisValue, RedisError, ScriptInvocation};
+use secrecy::SecretString;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    connector::Connector,
     error::CacheError,
     keeper::{CONNECT_TIMEOUT, ConnectionState, Keeper},
     scripts::SCRIPT_TIMEOUT,
 };
-use crate::telemetry::metrics::Metrics;
+use crate::{config::Watched, telemetry::metrics::Metrics};
 
 pub(super) struct Pool {
     pub(super) state: Arc<ConnectionState>,
@@ -41,24 +39,13 @@ pub(super) enum InjectedFault {
 
 impl Pool {
     /// Starts the keeper, and returns before it has connected.
-    pub(super) fn new(url: &SecretString, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            // redis 1.x limits each answer to 500 ms by default (redis-rs/redis-rs#1686). `run` sets a
-            // shorter limit, and a second timer per operation would be wasted.
-            .set_response_timeout(None);
-        let manager = Manager::new_with_config(url.expose_secret(), config)?;
-        let pool = Deadpool::builder(manager)
-            .max_size(1)
-            .wait_timeout(Some(CONNECT_TIMEOUT))
-            .create_timeout(Some(CONNECT_TIMEOUT))
-            .recycle_timeout(Some(SCRIPT_TIMEOUT))
-            .runtime(Runtime::Tokio1)
-            .build()
-            // Fails only where time-outs are set without a runtime.
-            .map_err(|error| RedisError::from(io::Error::other(error.to_string())))?;
+    pub(super) fn new(
+        url: Watched<SecretString>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, RedisError> {
+        let connector = Connector::new(url, CONNECT_TIMEOUT)?;
         let state = Arc::new(ConnectionState::new(metrics));
-        let keeper = Keeper::new(pool, Arc::clone(&state));
+        let keeper = Keeper::new(connector, Arc::clone(&state));
         Ok(Self {
             state,
             _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),

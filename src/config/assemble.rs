@@ -138,7 +138,7 @@ fn retry_delays(parser: &mut Parser<'_>, queue: Option<&str>) -> Option<Vec<Retr
 
 fn cache(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
     assemble!(CacheSettings {
-        url: parser.value(&table::REDIS_URL),
+        url: parser.watched(&table::REDIS_URL),
         key_prefix: parser.value(&table::KEY_PREFIX),
         seal_keys: parser.optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
         link_min_life: link_min_life(parser, token_ttl),

@@ -72,7 +72,7 @@ pub struct BrokerSettings {
 #[derive(Debug)]
 pub struct CacheSettings {
     /// `redis://` or `rediss://`.
-    pub url: SecretString,
+    pub url: Watched<SecretString>,
     /// Prefix of every key.
     pub key_prefix: String,
     /// Keys that seal values: the first seals, all open. If empty, values are stored in the clear.

@@ -183,7 +183,6 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::config::values::api_key;
 
     /// A folder that is deleted when it is dropped.
     struct Folder(PathBuf);
@@ -208,9 +207,13 @@ mod tests {
         }
     }
 
+    fn word(text: &str) -> ParseResult<SecretString> {
+        if text.contains(' ') { Err("must be one word") } else { Ok(text.into()) }
+    }
+
     fn watched(path: PathBuf) -> Watched<SecretString> {
         let content = "one".to_owned();
-        Watched::from_file("one".into(), content, path, "HANDOFF_X_FILE".to_owned(), api_key)
+        Watched::from_file("one".into(), content, path, "HANDOFF_X_FILE".to_owned(), word)
     }
 
     fn text(value: &Watched<SecretString>) -> String {

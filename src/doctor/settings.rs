@@ -37,7 +37,8 @@ fn encryption(settings: &Settings) -> Vec<Check> {
     // One hint, however many nodes there are.
     let broker = nodes.clone().find(|url| url.scheme() == "amqp" && !is_local(url));
     let broker = broker.or_else(|| nodes.clone().next());
-    let cache = settings.cache.url.expose_secret();
+    let cache = settings.cache.url.current();
+    let cache = cache.expose_secret();
     let servers = [
         ("HANDOFF_IDV_URL", platform, "the API key and every link"),
         (
@@ -167,7 +168,8 @@ fn delays(settings: &Settings) -> Option<Check> {
 
 /// Checks the files that name other certificate authorities than the system's.
 fn authorities(settings: &Settings) -> impl Iterator<Item = Check> {
-    let urls = [settings.platform.url.as_str(), settings.cache.url.expose_secret()];
+    let cache = settings.cache.url.current();
+    let urls = [settings.platform.url.as_str(), cache.expose_secret()];
     let is_tls =
         |url: &&str| ["https:", "amqps:", "rediss:"].iter().any(|scheme| url.starts_with(scheme));
     let is_tls =

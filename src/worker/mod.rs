@@ -78,8 +78,11 @@ pub async fn run(
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
     };
-    let api_key = settings.platform.api_key.clone();
-    let _looking = AbortOnDropHandle::new(tokio::spawn(watch_file(api_key)));
+    let looking = futures_util::future::join(
+        watch_file(settings.platform.api_key.clone()),
+        watch_file(settings.cache.url.clone()),
+    );
+    let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
     cache.wait_connected(CACHE_WARM_UP).await;
 
     let retry_budget = settings.worker.retry_budget;

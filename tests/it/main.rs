@@ -47,6 +47,7 @@ mod redis_refusals;
 mod rejections;
 mod retries;
 mod rights;
+mod rotation;
 mod schema;
 mod secrets;
 mod server_texts;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cache::{Cache, Keys, Lease, Stamp, UnansweredClaim},
-    config::CacheSettings,
+    config::{CacheSettings, Watched},
     session::Token,
     telemetry::metrics::Metrics,
 };
@@ -111,7 +111,7 @@ impl World {
 
     async fn new_worker(&self) -> Worker {
         let settings = CacheSettings {
-            url: self.url.clone().into(),
+            url: Watched::fixed(self.url.clone().into()),
             key_prefix: self.prefix.clone(),
             seal_keys: vec![SecretBox::new(Box::new([7; 32]))],
             link_min_life: LINK_MIN_LIFE,
