@@ -82,7 +82,6 @@ impl<T> Watched<T> {
     }
 
     /// Waits until the current value is another than `known`.
-    #[cfg(test)]
     pub(crate) async fn changed_from(&self, known: &Arc<T>) {
         let mut value = self.0.value.subscribe();
         // The sender lives as long as `self`, so this is never an error.

@@ -5,19 +5,11 @@ use std::{pin::pin, sync::Arc};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connected::{Connected, Context, Slot, settled_in_time},
+    connected::{Connected, Context, End, Slot, settled_in_time},
     log::ConnectionLog,
     prefetch::{Next, PrefetchWindow},
 };
-use crate::broker::{BrokerError, Consumer, Delivery};
-
-/// Why consuming ended.
-pub(super) enum End {
-    Fault(BrokerError),
-    Shutdown,
-    /// A suspected poison message, to be served alone.
-    Suspect(Box<Delivery>, Slot),
-}
+use crate::broker::{Consumer, Delivery};
 
 /// Takes deliveries and serves each in its own task.
 pub(super) async fn consume(
@@ -26,14 +18,14 @@ pub(super) async fn consume(
     window: &mut PrefetchWindow,
     log: &mut ConnectionLog,
 ) -> End {
-    let mut fault = pin!(connected.session.wait_for_fault());
+    let mut over = pin!(connected.until_over());
     let heartbeat = &context.health.heartbeat;
     loop {
         log.consuming(&context.queue, window);
         // The slot comes first, so that no delivery is taken that cannot start.
         let slot = heartbeat.while_waiting(Arc::clone(&context.slots).acquire_owned());
         let slot = receiving(&mut connected.session.consumer, slot);
-        let slot = match until_end(context, slot, &mut fault).await {
+        let slot = match until_end(context, slot, &mut over).await {
             Ok(slot) => slot,
             Err(end) => return end,
         };
@@ -72,7 +64,7 @@ pub(super) async fn consume(
             is_idle = idle, if idle_after.is_some() => {
                 if is_idle { window.on_idle() } else { window.on_slow_delivery() }
             }
-            fault = &mut fault => return End::Fault(fault),
+            end = &mut over => return end,
             () = context.shutdown.cancelled() => return End::Shutdown,
         };
         if next == Next::Keep {
@@ -98,7 +90,7 @@ pub(super) async fn consume(
             }
             Ok(())
         };
-        match until_end(context, changed, &mut fault).await {
+        match until_end(context, changed, &mut over).await {
             Ok(Ok(())) => {}
             Ok(Err(fault)) => return End::Fault(fault),
             Err(end) => return end,
@@ -124,26 +116,26 @@ pub(super) async fn serve_alone(
     suspect: Delivery,
     slot: Slot,
 ) {
-    let mut fault = pin!(connected.session.wait_for_fault());
+    let mut over = pin!(connected.until_over());
     connected.session.stop_consuming().await;
     let settled = settled_in_time(&connected.in_flight);
-    if let Err(End::Fault(_)) = until_end(context, settled, &mut fault).await {
+    if let Err(End::Fault(_)) = until_end(context, settled, &mut over).await {
         // RabbitMQ redelivers the others: serving the suspect here would be in vain.
         return connected.session.hand_back(suspect).await;
     }
     connected.spawn(suspect, slot, context);
-    let _ = until_end(context, settled_in_time(&connected.in_flight), &mut fault).await;
+    let _ = until_end(context, settled_in_time(&connected.in_flight), &mut over).await;
 }
 
 /// Waits for `future`, unless consuming ends first.
 async fn until_end<T>(
     context: &Context,
     future: impl Future<Output = T>,
-    fault: &mut (impl Future<Output = BrokerError> + Unpin),
+    over: &mut (impl Future<Output = End> + Unpin),
 ) -> Result<T, End> {
     tokio::select! {
         done = future => Ok(done),
-        fault = fault => Err(End::Fault(fault)),
+        end = over => Err(end),
         () = context.shutdown.cancelled() => Err(End::Shutdown),
     }
 }

@@ -92,6 +92,11 @@ impl ConnectionLog {
         }
     }
 
+    pub(super) fn settings_changed(&mut self) {
+        self.one_at_a_time = None;
+        tracing::info!("RabbitMQ settings changed: replacing the connection");
+    }
+
     pub(super) fn lost(&mut self, error: &BrokerError) {
         if self.lost.report_down() {
             tracing::warn!(%error, "{LOST}");

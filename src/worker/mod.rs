@@ -78,8 +78,9 @@ pub async fn run(
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
     };
-    let looking = futures_util::future::join(
+    let looking = futures_util::future::join3(
         watch_file(settings.platform.api_key.clone()),
+        watch_file(settings.broker.source.clone()),
         watch_file(settings.cache.url.clone()),
     );
     let _looking = AbortOnDropHandle::new(tokio::spawn(looking));

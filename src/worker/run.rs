@@ -5,14 +5,14 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    connected::{Connected, Context},
-    consume::{End, consume, serve_alone},
+    connected::{Connected, Context, End},
+    consume::{consume, serve_alone},
     log::ConnectionLog,
     prefetch::PrefetchWindow,
 };
 use crate::{
     broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Publisher},
-    config::BrokerSettings,
+    config::{AmqpNodes, BrokerSettings},
     platform::ReplicaCount,
     retry::Backoff,
 };
@@ -73,6 +73,8 @@ impl MainLoop {
                     let alone = serve_alone(&self.context, &mut connected, *suspect, slot);
                     self.context.health.heartbeat.while_waiting(alone).await;
                 }
+                // The deliveries in flight are settled on the former connection. The replica stays ready.
+                End::SettingsChanged => log.settings_changed(),
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
                     nodes.lost();
@@ -125,8 +127,13 @@ impl MainLoop {
         let mut login_delay = MIN_LOGIN_DELAY;
         while !self.context.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.context.processor.metrics);
-            let opening =
-                BrokerSession::open(&self.broker, nodes, self.concurrency, frame_max, metrics);
+            // A rotated password, for example.
+            let source = &self.broker.source;
+            source.look().await;
+            let settings = source.current();
+            let broker =
+                BrokerSettings { nodes: AmqpNodes::clone(&settings), ..self.broker.clone() };
+            let opening = BrokerSession::open(&broker, nodes, self.concurrency, frame_max, metrics);
             let session = tokio::select! {
                 session = self.context.health.heartbeat.while_waiting(opening) => session,
                 () = self.context.shutdown.cancelled() => break,
@@ -134,7 +141,7 @@ impl MainLoop {
             match session {
                 Ok(session) => {
                     nodes.served();
-                    return Some(Connected::new(session));
+                    return Some(Connected::new(session, settings, source.clone()));
                 }
                 Err(error) => {
                     self.context.health.set_consuming(false);

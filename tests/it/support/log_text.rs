@@ -30,6 +30,7 @@ pub const HELD_TOO_LONG: &str = "request held too long: moved to the end of the 
 // RabbitMQ.
 pub const HOLD_LIMIT_LOWERED: &str =
     "RabbitMQ's consumer_timeout is shorter than requests are held: holding them for less";
+pub const RABBITMQ_SETTINGS_CHANGED: &str = "RabbitMQ settings changed: replacing the connection";
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
 pub const CONSUMER_FORGOTTEN: &str =
     "RabbitMQ lost the consumer: the queue has messages and no consumer";
