@@ -22,7 +22,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Time limit for reading a file, which may be on a slow file system, or be a pipe that never ends.
 const READ_LIMIT: Duration = Duration::from_secs(1);
 
-/// A setting's current value. If it comes from a file, [`Watched::look`] reads it again.
+/// A setting's current value. If it comes from a file, the file is read again every 10 s.
 ///
 /// Clones share the value.
 pub struct Watched<T>(Arc<Inner<T>>);
