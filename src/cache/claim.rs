@@ -78,11 +78,9 @@ impl Cache {
         unanswered: Option<UnansweredClaim>,
     ) -> Result<Claim, UnansweredClaim> {
         let mut freshness = freshness.clone();
-        let (mut repeated, mut may_be_granted) = match unanswered {
-            Some(UnansweredClaim { holder, may_be_granted, .. }) => {
-                (Some(holder.id), may_be_granted)
-            }
-            None => (None, false),
+        let (id, mut may_be_granted) = match unanswered {
+            Some(UnansweredClaim { holder, may_be_granted, .. }) => (holder.id, may_be_granted),
+            None => (uuid::Uuid::new_v4().simple().to_string(), false),
         };
         loop {
             let (mode, reference) = match &freshness {
@@ -90,8 +88,6 @@ impl Cache {
                 Freshness::SinceRequest => ("own", stamp),
                 Freshness::OtherThan(known) => ("other", known),
             };
-            let new_id = || uuid::Uuid::new_v4().simple().to_string();
-            let id = repeated.take().unwrap_or_else(new_id);
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.token).key(&keys.lease);
             script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());

@@ -77,6 +77,7 @@ struct Deferred {
     script: LateScript,
     /// When the script has lost its purpose.
     until: SystemTime,
+    is_repeat: bool,
 }
 
 /// A link that Redis does not have yet.
@@ -113,13 +114,14 @@ impl DeferredScripts {
         };
         let mut queue = self.0.lock();
         queue.pending.insert(call.keys.link.clone(), pending);
-        queue.push(Deferred { until: call.until, script: LateScript::Store(call) });
+        let until = call.until;
+        queue.push(Deferred { until, script: LateScript::Store(call), is_repeat: false });
     }
 
     /// Queues the end of a lease that Redis may have granted.
     pub(super) fn release_later(&self, keys: Keys, holder: String, until: SystemTime) {
         let script = LateScript::Release { keys, holder };
-        self.0.lock().push(Deferred { script, until });
+        self.0.lock().push(Deferred { script, until, is_repeat: false });
     }
 
     /// Remembers a link that Redis has stored, in case a fail-over loses it.
@@ -145,7 +147,11 @@ impl DeferredScripts {
             }
             if now - at <= REPEATED {
                 let until = call.until;
-                queue.repeats.push_back(Deferred { until, script: LateScript::Store(call) });
+                queue.repeats.push_back(Deferred {
+                    until,
+                    script: LateScript::Store(call),
+                    is_repeat: true,
+                });
             }
         }
     }
@@ -226,7 +232,8 @@ impl Queue {
     /// Queues scripts again, as the next ones.
     fn put_back(&mut self, batch: Vec<Deferred>) {
         for deferred in batch.into_iter().rev() {
-            self.waiting.push_front(deferred);
+            let queue = if deferred.is_repeat { &mut self.repeats } else { &mut self.waiting };
+            queue.push_front(deferred);
         }
     }
 

@@ -104,6 +104,9 @@ impl ConnectionState {
 
     /// Records that an operation was not answered in time.
     pub(super) fn record_timeout(&self, connection: u64) {
+        if self.is_replaced(connection) {
+            return;
+        }
         self.unavailable(Instant::now().checked_sub(SCRIPT_TIMEOUT));
         self.replace(connection);
     }
@@ -136,6 +139,11 @@ impl ConnectionState {
         let _ = current.wait_for(|current| self.is_working(current.as_ref())).await;
     }
 
+    /// Whether a later connection is in use.
+    fn is_replaced(&self, connection: u64) -> bool {
+        self.current.borrow().as_ref().is_some_and(|(number, _)| *number > connection)
+    }
+
     fn is_working(&self, current: Option<&Numbered>) -> bool {
         current.is_some_and(|(number, _)| *number > self.failed.load(Ordering::Relaxed))
     }
@@ -143,6 +151,9 @@ impl ConnectionState {
     /// Records that an operation failed, and returns why.
     pub(super) fn record_error(&self, connection: u64, error: &RedisError) -> CacheError {
         let cause = CacheError::of(error);
+        if self.is_replaced(connection) {
+            return cause;
+        }
         match cause.recovery() {
             Recovery::ByItself => self.unavailable(None),
             Recovery::ByOperator => self.degraded.store(true, Ordering::Relaxed),
@@ -195,7 +206,8 @@ pub(super) struct Keeper {
     state: Arc<ConnectionState>,
     backoff: Backoff,
     log: AvailabilityLog,
-    /// Redis answered that it is unusable, as a read-only replica does, and has written nothing since.
+    /// Redis answered that it is unusable, as a read-only replica does, and has written nothing since; or it
+    /// answers too late.
     unusable: bool,
 }
 
@@ -235,6 +247,8 @@ impl Keeper {
 
     async fn offer(&mut self, number: u64, connection: &MultiplexedConnection) {
         self.unusable &= !self.state.deferred.run(connection).await;
+        // One that is connected but too slow for scripts does not end the time that requests wait.
+        self.unusable |= !answers_in_time(connection.clone()).await;
         if !self.unusable {
             self.backoff.reset();
             self.state.available();
@@ -293,6 +307,12 @@ async fn try_connect(pool: &Deadpool) -> Result<Connection, CacheError> {
         Ok(Err(error)) => Err(CacheError::of(&error)),
         Err(_) => Err(CacheError::Timeout),
     }
+}
+
+/// Whether Redis answers a PING, if only with a refusal, within the time limit of a script.
+async fn answers_in_time(mut connection: MultiplexedConnection) -> bool {
+    let ping = redis::cmd("PING");
+    timeout(SCRIPT_TIMEOUT, ping.query_async::<()>(&mut connection)).await.is_ok()
 }
 
 /// Sends PINGs until one fails, and retries the scripts that Redis refused before.

@@ -94,10 +94,12 @@ fn node(text: &str) -> ParseResult<AmqpNode> {
         Some((user_info, host_port)) => (Some(user_info), host_port),
         // `amqp://user:5/w@host` would lead to the host `user`.
         None => {
-            ensure(!path.contains('@') && !query.contains('@'), UNENCODED)?;
+            ensure(!query.contains('@'), UNENCODED)?;
             (None, authority)
         }
     };
+    // Nor may `amqp://user:a@b:5/w@host` lead to the host `b`.
+    ensure(!path.contains('@'), UNENCODED)?;
     let (host, port) = host_and_port(host_port)?;
     let vhost = if path.is_empty() { "/".to_owned() } else { decode(path)? };
     ensure(vhost.len() <= 255, "must have a virtual host of at most 255 bytes")?;
@@ -246,6 +248,7 @@ mod tests {
             ("amqp://u:p#w@a", "unencoded delimiter"),
             ("amqp://u:5/w@a", "unencoded delimiter"),
             ("amqp://u:5?w@a", "unencoded delimiter"),
+            ("amqp://u:a@b:5/w@h", "unencoded delimiter"),
             ("amqp://::1", "in brackets"),
             ("amqp://[::1", "must be an AMQP URL"),
             ("amqp://[fe80::1%25eth0]", "invalid IPv6"),

@@ -16,7 +16,7 @@ use super::{
         Setting, Spec,
     },
     settings::{LogFormat, RateLimit},
-    units::{parse_duration, parse_rate, positive_duration, whole_seconds},
+    units::{parse_duration, parse_rate, positive_duration, redis_patience, whole_seconds},
     values,
 };
 use crate::retry::RetryDelay;
@@ -98,7 +98,7 @@ settings! {
         .default("10s,1m,5m,15m", values::retry_delays);
 
     /// How long requests wait for a Redis that is unavailable, before they are served without it
-    REDIS_PATIENCE: Setting<Duration> = (Worker, "DURATION").default("3s", parse_duration);
+    REDIS_PATIENCE: Setting<Duration> = (Worker, "DURATION").default("3s", redis_patience);
 
     /// Minimum remaining lifetime for a link to be reused; less than --idv-token-ttl
     LINK_MIN_LIFE: Setting<Duration> = (Worker, "DURATION").default("10m", parse_duration);

@@ -36,6 +36,13 @@ pub(super) fn positive_duration(text: &str) -> ParseResult<Duration> {
     Ok(duration)
 }
 
+/// At most a minute: a killed worker's lease, for which its user's next request waits, lasts even longer.
+pub(super) fn redis_patience(text: &str) -> ParseResult<Duration> {
+    let patience = parse_duration(text)?;
+    ensure(patience <= Duration::from_secs(60), "must be at most 1m")?;
+    Ok(patience)
+}
+
 pub(super) fn whole_seconds(text: &str) -> ParseResult<Duration> {
     let duration = positive_duration(text)?;
     ensure(duration.subsec_nanos() == 0, "must be whole seconds")?;

@@ -295,8 +295,8 @@ pub(super) async fn until_follower_makes_room(job: &Job<'_>, place: Place<'_>) -
 }
 
 impl CallBudget<'_> {
-    /// Adds time to the budget that the request spent waiting at the gate.
-    fn exclude(&mut self, waited: Duration) {
+    /// Adds time to the budget that the request spent waiting at the gate or for Redis.
+    pub(super) fn exclude(&mut self, waited: Duration) {
         self.waited += waited;
         self.schedule.extend(waited);
     }

@@ -157,10 +157,14 @@ impl Handoff {
         let mut lease_wait = LeaseWait::new(&self.calls.metrics);
         let cache = &self.calls.cache;
         let mut patience = cache.patience();
-        let mut unanswered = None;
+        let mut unanswered: Option<UnansweredClaim> = None;
         loop {
-            job.check_not_lost()?;
-            job.check_deadline()?;
+            if let Err(failure) = job.check_not_lost().and_then(|()| job.check_deadline()) {
+                if let Some(claim) = unanswered {
+                    claim.release();
+                }
+                return Err(failure);
+            }
             let claimed_at = Instant::now();
             match cache.claim(keys, &stamp, &freshness, unanswered.take()).await {
                 Ok(Claim::Link(session)) => {
@@ -194,7 +198,10 @@ impl Handoff {
                 }
                 Err(claim) => {
                     lease_wait.end();
-                    match self.wait_for_redis(job, &mut patience, claimed_at, &claim).await {
+                    budget.ticket.cancel_reservation();
+                    let waited = self.wait_for_redis(job, &mut patience, claimed_at, &claim).await;
+                    budget.exclude(claimed_at.elapsed());
+                    match waited {
                         Ok(true) => {
                             unanswered = Some(claim);
                             continue;

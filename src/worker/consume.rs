@@ -116,7 +116,9 @@ pub(super) async fn serve_alone(
     suspect: Delivery,
     slot: Slot,
 ) {
-    let mut over = pin!(connected.until_over());
+    // Changed settings can wait, and the future is polled twice.
+    let fault = connected.session.wait_for_fault();
+    let mut over = pin!(async move { End::Fault(fault.await) });
     connected.session.stop_consuming().await;
     let settled = settled_in_time(&connected.in_flight);
     if let Err(End::Fault(_)) = until_end(context, settled, &mut over).await {

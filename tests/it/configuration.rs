@@ -88,6 +88,7 @@ async fn each_configuration_error_exits_with_status_2_and_names_its_variable() {
         ("RETRY_DELAYS", "0s"),
         ("RETRY_DELAYS", "2000h"),
         ("LINK_MIN_LIFE", "1h"),
+        ("REDIS_PATIENCE", "61s"),
         ("LINK_MIN_LIFE", SECRET),
         ("CACHE_KEY", SECRET),
         ("CACHE_KEY", &two_keys),
