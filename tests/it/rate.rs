@@ -41,7 +41,7 @@ async fn replicas_share_the_limit_and_use_all_of_it() {
 async fn replica_without_redis_keeps_to_its_share_of_the_limit() {
     let node = Node::redis().await;
     let mut env = TestEnv::builder().redis(&node).start().await;
-    env.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s");
+    env.set("IDV_RATE_LIMIT", "20/1s").set("RETRY_BUDGET", "0s").set("REDIS_PATIENCE", "0s");
     let workers = [env.start_worker().await, env.start_worker().await];
     node.kill().await;
     for worker in &workers {
