@@ -26,8 +26,8 @@ async fn url_taken_for_a_virtual_host_is_not_quoted() {
     let base = amqp.strip_suffix("/%2f").unwrap();
     // RabbitMQ reports that the virtual host does not exist, and quotes it.
     let urls = [
-        format!("{base}/%2f%2camqp:%2f%2f{USER}:{PASSWORD}@elsewhere"),
-        format!("{base}/{PASSWORD}@elsewhere"),
+        format!("{base}/%2f%2camqp:%2f%2f{USER}:{PASSWORD}%40elsewhere"),
+        format!("{base}/{PASSWORD}%40elsewhere"),
     ];
     for url in urls {
         env.set("AMQP_URL", &url);
