@@ -29,15 +29,20 @@ const BATCH: usize = 64;
 /// Replicas confirm within a second what they have, and a fail-over begins seconds after the failure.
 const REPEATED: Duration = Duration::from_secs(10);
 
-/// A script that is safe to repeat, with all it needs to run on its own.
-#[derive(Clone)]
-pub(super) enum LateScript {
+/// A script that waits for Redis, with all it needs to run on its own. Safe to repeat.
+enum LateScript {
     Store(StoreCall),
-    Release { keys: Keys, holder: String },
+    /// Stores again what was stored before.
+    Repeat(StoreCall),
+    Release {
+        keys: Keys,
+        holder: String,
+        /// When the lease has ended by itself.
+        until: SystemTime,
+    },
 }
 
 /// A call of `store.lua`.
-#[derive(Clone)]
 pub(super) struct StoreCall {
     pub(super) keys: Keys,
     pub(super) holder: String,
@@ -67,17 +72,19 @@ impl StoreCall {
 impl LateScript {
     fn script(&self) -> ScriptInvocation<'static> {
         match self {
-            Self::Store(call) => call.script(),
-            Self::Release { keys, holder } => scripts::release(keys, holder, false),
+            Self::Store(call) | Self::Repeat(call) => call.script(),
+            Self::Release { keys, holder, .. } => scripts::release(keys, holder, false),
         }
     }
-}
 
-struct Deferred {
-    script: LateScript,
     /// When the script has lost its purpose.
-    until: SystemTime,
-    is_repeat: bool,
+    fn until(&self) -> SystemTime {
+        match self {
+            Self::Store(StoreCall { until, .. })
+            | Self::Repeat(StoreCall { until, .. })
+            | Self::Release { until, .. } => *until,
+        }
+    }
 }
 
 /// A link that Redis does not have yet.
@@ -91,9 +98,9 @@ struct PendingLink {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Deferred>,
+    waiting: VecDeque<LateScript>,
     /// Run last, so that they never replace what was made since.
-    repeats: VecDeque<Deferred>,
+    repeats: VecDeque<LateScript>,
     /// By the key of the link.
     pending: HashMap<String, PendingLink>,
     /// The latest stored links, oldest first.
@@ -114,14 +121,12 @@ impl DeferredScripts {
         };
         let mut queue = self.0.lock();
         queue.pending.insert(call.keys.link.clone(), pending);
-        let until = call.until;
-        queue.push(Deferred { until, script: LateScript::Store(call), is_repeat: false });
+        queue.push(LateScript::Store(call));
     }
 
     /// Queues the end of a lease that Redis may have granted.
     pub(super) fn release_later(&self, keys: Keys, holder: String, until: SystemTime) {
-        let script = LateScript::Release { keys, holder };
-        self.0.lock().push(Deferred { script, until, is_repeat: false });
+        self.0.lock().push(LateScript::Release { keys, holder, until });
     }
 
     /// Remembers a link that Redis has stored, in case a fail-over loses it.
@@ -146,12 +151,7 @@ impl DeferredScripts {
                 queue.repeats.pop_front();
             }
             if now - at <= REPEATED {
-                let until = call.until;
-                queue.repeats.push_back(Deferred {
-                    until,
-                    script: LateScript::Store(call),
-                    is_repeat: true,
-                });
+                queue.repeats.push_back(LateScript::Repeat(call));
             }
         }
     }
@@ -164,84 +164,127 @@ impl DeferredScripts {
 
     /// Runs all queued scripts, roughly in order. Returns whether Redis wrote anything.
     ///
-    /// A script that Redis refuses or does not answer goes back to the queue.
+    /// A script that Redis refuses or does not answer goes back to the queue, and so do those under way if
+    /// the run is cancelled.
     pub(super) async fn run(&self, connection: &MultiplexedConnection) -> bool {
         let mut wrote = false;
         loop {
-            let batch = self.next_batch();
-            if batch.is_empty() {
+            let mut batch = self.next_batch();
+            if batch.scripts.is_empty() {
                 return wrote;
             }
-            let runs = batch.iter().map(|deferred| {
-                let script = deferred.script.script();
+            let runs = batch.scripts.iter().map(|late| {
+                let script = late.script();
                 let mut connection = connection.clone();
                 async move { script.invoke_async::<bool>(&mut connection).await }
             });
-            let Ok(answers) = timeout(SCRIPT_TIMEOUT, join_all(runs)).await else {
-                self.0.lock().put_back(batch);
-                return wrote;
-            };
+            let Ok(answers) = timeout(SCRIPT_TIMEOUT, join_all(runs)).await else { return wrote };
             // `Ok(false)` proves nothing: a script that writes nothing succeeds on a replica, too.
             wrote |= answers.contains(&Ok(true));
-            let mut failed = Vec::new();
-            let mut queue = self.0.lock();
-            for (deferred, answer) in batch.into_iter().zip(answers) {
-                match answer {
-                    Ok(_) => queue.no_longer_pending(&deferred),
-                    Err(_) => failed.push(deferred),
-                }
-            }
-            if !failed.is_empty() {
-                queue.put_back(failed);
+            batch.remove_answered(answers.iter().map(Result::is_ok));
+            if !batch.scripts.is_empty() {
                 return wrote;
             }
         }
     }
 
-    fn next_batch(&self) -> Vec<Deferred> {
+    fn next_batch(&self) -> Batch<'_> {
         let mut queue = self.0.lock();
         let now = SystemTime::now();
-        let mut batch = Vec::new();
-        while batch.len() < BATCH
+        let mut scripts = Vec::new();
+        while scripts.len() < BATCH
             && let Some(next) = queue.pop()
         {
-            if next.until > now {
-                batch.push(next);
+            if next.until() > now {
+                scripts.push(next);
             } else {
                 queue.no_longer_pending(&next);
             }
         }
-        batch
+        Batch { queue: &self.0, scripts }
+    }
+}
+
+/// Scripts under way. Those that are left when it is dropped are the next ones to run.
+struct Batch<'a> {
+    queue: &'a Mutex<Queue>,
+    scripts: Vec<LateScript>,
+}
+
+impl Batch<'_> {
+    fn remove_answered(&mut self, mut are_answered: impl Iterator<Item = bool>) {
+        let mut queue = self.queue.lock();
+        self.scripts.retain(|script| {
+            let is_answered = are_answered.next() == Some(true);
+            if is_answered {
+                queue.no_longer_pending(script);
+            }
+            !is_answered
+        });
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.queue.lock();
+        for script in self.scripts.drain(..).rev() {
+            match script {
+                LateScript::Repeat(_) => queue.repeats.push_front(script),
+                LateScript::Store(_) | LateScript::Release { .. } => {
+                    queue.waiting.push_front(script)
+                }
+            }
+        }
     }
 }
 
 impl Queue {
-    fn pop(&mut self) -> Option<Deferred> {
+    fn pop(&mut self) -> Option<LateScript> {
         self.waiting.pop_front().or_else(|| self.repeats.pop_front())
     }
 
-    fn push(&mut self, deferred: Deferred) {
+    fn push(&mut self, script: LateScript) {
         while self.waiting.len() >= CAPACITY
             && let Some(oldest) = self.waiting.pop_front()
         {
             self.no_longer_pending(&oldest);
         }
-        self.waiting.push_back(deferred);
+        self.waiting.push_back(script);
     }
 
-    /// Queues scripts again, as the next ones.
-    fn put_back(&mut self, batch: Vec<Deferred>) {
-        for deferred in batch.into_iter().rev() {
-            let queue = if deferred.is_repeat { &mut self.repeats } else { &mut self.waiting };
-            queue.push_front(deferred);
-        }
-    }
-
-    fn no_longer_pending(&mut self, deferred: &Deferred) {
-        if let LateScript::Store(call) = &deferred.script
+    fn no_longer_pending(&mut self, script: &LateScript) {
+        if let LateScript::Store(call) = script
             && self.pending.get(&call.keys.link).is_some_and(|link| link.holder == call.holder)
         {
             self.pending.remove(&call.keys.link);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deadpool_redis::redis;
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::cache::Keys;
+
+    #[tokio::test]
+    async fn scripts_under_way_when_a_run_is_cancelled_are_run_again() {
+        let url = std::env::var("HANDOFF_REDIS_URL");
+        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
+        let client = redis::Client::open(url).unwrap();
+        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        let scripts = DeferredScripts::default();
+        let until = SystemTime::now() + Duration::from_secs(60);
+        for holder in ["a", "b"] {
+            scripts.release_later(Keys::new("test", holder, "w"), holder.to_owned(), until);
+        }
+        // The answers need a round trip, so that the first poll does not complete it.
+        assert_eq!(scripts.run(&connection).now_or_never(), None);
+        let waiting = |scripts: &DeferredScripts| scripts.0.lock().waiting.len();
+        assert_eq!(waiting(&scripts), 2);
+        assert!(!scripts.run(&connection).await, "no lease of theirs to end");
+        assert_eq!(waiting(&scripts), 0);
     }
 }
