@@ -22,6 +22,7 @@ use super::{
     log,
     republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, DUE, EVENT_REFUSED, REQUEST_ID},
 };
+use crate::units::unix_millis;
 
 /// Limit of writing an ack.
 /// lapin 4.12 can lose a write when its connection ends, and then never completes its future
@@ -146,10 +147,9 @@ impl Delivery {
         let Some(AMQPValue::LongLongInt(due)) = self.headers()?.inner().get(DUE) else {
             return None;
         };
-        let due = Duration::from_millis(u64::try_from(*due).ok()?);
-        let since_1970 = SystemTime::UNIX_EPOCH.elapsed().ok()?;
+        let due = u64::try_from(*due).ok()?;
         // Zero for a copy that is early: another host's clock may differ.
-        Some(since_1970.saturating_sub(due))
+        Some(Duration::from_millis(unix_millis(SystemTime::now()).saturating_sub(due)))
     }
 
     /// RabbitMQ's count of redeliveries: a hint at a poison message, no more.

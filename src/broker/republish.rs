@@ -11,7 +11,10 @@ use super::{
     amqp::{long_string, without},
     log,
 };
-use crate::message::{FailedReason, RequestId, format_date_time};
+use crate::{
+    message::{FailedReason, RequestId, format_date_time},
+    units::unix_millis,
+};
 
 /// On each copy: the request's id.
 pub(super) const REQUEST_ID: &str = "x-handoff-request-id";
@@ -108,12 +111,11 @@ pub(super) fn with_due(
     delay: Option<Duration>,
     now: SystemTime,
 ) -> BasicProperties {
-    let Some(delay) = delay else { return copy };
-    let due =
-        now.checked_add(delay).and_then(|due| due.duration_since(SystemTime::UNIX_EPOCH).ok());
-    let Some(due) = due.and_then(|due| i64::try_from(due.as_millis()).ok()) else { return copy };
+    let due = delay.and_then(|delay| now.checked_add(delay));
+    let due_ms = due.and_then(|due| i64::try_from(unix_millis(due)).ok());
+    let Some(due_ms) = due_ms else { return copy };
     let mut headers = copy.headers().clone().unwrap_or_default();
-    headers.insert(DUE.into(), AMQPValue::LongLongInt(due));
+    headers.insert(DUE.into(), AMQPValue::LongLongInt(due_ms));
     copy.with_headers(headers)
 }
 

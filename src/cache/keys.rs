@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use crate::{hash, units::millis};
+use crate::{hash, units::unix_millis};
 
 /// Hex digits of a stamp.
 const STAMP_LEN: usize = 32;
@@ -45,8 +45,7 @@ impl Stamp {
 
     /// The stamp that shows when the session of this request's link was asked for: see `store.lua`.
     pub(super) fn with_age(&self, made_at: SystemTime) -> String {
-        let since_1970 = made_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        format!("{:016x}{}", millis(since_1970), self.0.get(..STAMP_LEN / 2).unwrap_or_default())
+        format!("{:016x}{}", unix_millis(made_at), self.0.get(..STAMP_LEN / 2).unwrap_or_default())
     }
 
     pub(super) fn as_str(&self) -> &str {

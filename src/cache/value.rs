@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     session::{Session, Token},
-    units::millis,
+    units::unix_millis,
 };
 
 /// The last second that RFC 3339 can express, in milliseconds since 1970.
@@ -30,7 +30,7 @@ struct Stored<'a> {
 
 pub(super) fn write_session(session: &Session) -> Vec<u8> {
     let Session { token, id, made_at } = session;
-    write(token, Some(id), Some(since_1970(*made_at)))
+    write(token, Some(id), Some(unix_millis(*made_at)))
 }
 
 pub(super) fn write_token(token: &Token) -> Vec<u8> {
@@ -40,7 +40,7 @@ pub(super) fn write_token(token: &Token) -> Vec<u8> {
 fn write(token: &Token, session: Option<&str>, made_at: Option<u64>) -> Vec<u8> {
     let stored = Stored {
         t: token.value.expose_secret().into(),
-        e: since_1970(token.expires_at),
+        e: unix_millis(token.expires_at),
         s: session.map(Into::into),
         m: made_at,
     };
@@ -75,10 +75,6 @@ fn token(stored: &Stored<'_>) -> Token {
 fn date(ms: u64) -> SystemTime {
     let ms = if ms > LAST_SECOND_OF_9999 { 0 } else { ms };
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
-}
-
-fn since_1970(time: SystemTime) -> u64 {
-    millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 #[cfg(test)]
