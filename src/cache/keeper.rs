@@ -248,7 +248,7 @@ impl Keeper {
     async fn offer(&mut self, number: u64, connection: &MultiplexedConnection) {
         self.unusable &= !self.state.deferred.run(connection).await;
         // One that is connected but too slow for scripts does not end the time that requests wait.
-        self.unusable |= !answers_in_time(connection.clone()).await;
+        self.unusable |= ping(connection, SCRIPT_TIMEOUT).await == Err(CacheError::Timeout);
         if !self.unusable {
             self.backoff.reset();
             self.state.available();
@@ -262,7 +262,7 @@ impl Keeper {
     /// Waits until an operation or a PING fails.
     async fn until_failed(&mut self, number: u64, connection: &MultiplexedConnection) {
         let state = Arc::clone(&self.state);
-        let mut unanswered = pin!(until_ping_fails(connection.clone(), &state));
+        let mut unanswered = pin!(until_ping_fails(connection, &state));
         loop {
             tokio::select! {
                 () = state.failed(number) => return,
@@ -309,30 +309,26 @@ async fn try_connect(pool: &Deadpool) -> Result<Connection, CacheError> {
     }
 }
 
-/// Whether Redis answers a PING, if only with a refusal, within the time limit of a script.
-async fn answers_in_time(mut connection: MultiplexedConnection) -> bool {
+async fn ping(connection: &MultiplexedConnection, limit: Duration) -> Result<(), CacheError> {
     let ping = redis::cmd("PING");
-    timeout(SCRIPT_TIMEOUT, ping.query_async::<()>(&mut connection)).await.is_ok()
+    match timeout(limit, ping.query_async(&mut connection.clone())).await {
+        Ok(answer) => answer.map_err(|error| CacheError::of(&error)),
+        Err(_) => Err(CacheError::Timeout),
+    }
 }
 
 /// Sends PINGs until one fails, and retries the scripts that Redis refused before.
 ///
 /// A refused PING is an answer, too: Redis refuses it with MISCONF, and with NOPERM to a user without
 /// `+ping`.
-async fn until_ping_fails(mut connection: MultiplexedConnection, state: &ConnectionState) {
-    let ping = redis::cmd("PING");
+async fn until_ping_fails(connection: &MultiplexedConnection, state: &ConnectionState) {
     loop {
         sleep(PING_INTERVAL).await;
-        let answer = ping.query_async::<()>(&mut connection);
-        let error = match timeout(CONNECT_TIMEOUT, answer).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(CacheError::of(&error)),
-            Err(_) => Some(CacheError::Timeout),
-        };
-        if error.is_some_and(|error| error.recovery() == Recovery::ByItself) {
+        let answer = ping(connection, CONNECT_TIMEOUT).await;
+        if answer.is_err_and(|error| error.recovery() == Recovery::ByItself) {
             return;
         }
-        if state.deferred.run(&connection).await {
+        if state.deferred.run(connection).await {
             state.record_success();
         }
     }

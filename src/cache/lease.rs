@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a lease outlives a killed holder, at least.
-pub(super) const SHORTEST_LEASE: Duration = Duration::from_secs(6);
+const SHORTEST_LEASE: Duration = Duration::from_secs(6);
 /// How long a lease lasts beyond the time that requests wait for Redis.
 const BEYOND_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a live holder extends its lease. When Redis comes back after the longest wait, the lease has
