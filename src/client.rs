@@ -70,7 +70,7 @@ pub(crate) struct ReceivedReason {
 impl Client {
     /// Connects, ensures the topology, and subscribes to all events published from now on.
     pub(crate) async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open_any(&settings.nodes).await?;
+        let connection = Connection::open_any(&settings.nodes.current()).await?;
         let topology = Arc::new(Topology::new(settings));
         topology.ensure(&connection.lapin).await?;
         let subscribed = subscribe(&connection.lapin, &topology.event_exchange);

@@ -72,7 +72,7 @@ pub(crate) struct DeadLetter {
 impl DeadQueue {
     /// Connects and counts the dead letters.
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open_any(&settings.nodes).await?;
+        let connection = Connection::open_any(&settings.nodes.current()).await?;
         let topology = Arc::new(Topology::new(settings));
         let total = queue_counts(&connection.lapin, topology.dead_queue()).await?.messages;
         let acks = Acks::new(open_channel(&connection.lapin).await?);

@@ -21,7 +21,7 @@ use super::{
     topology::{Topology, watch},
 };
 use crate::{
-    config::BrokerSettings,
+    config::{AmqpNodes, BrokerSettings},
     telemetry::{log_limit::Outage, metrics::Metrics},
 };
 
@@ -43,6 +43,7 @@ impl BrokerSession {
     /// Opens both connections to one node, declares or checks the topology, and starts to consume.
     pub(crate) async fn open(
         settings: &BrokerSettings,
+        nodes: &AmqpNodes,
         cursor: &NodeCursor,
         concurrency: u16,
         frame_max: FrameMax,
@@ -50,7 +51,6 @@ impl BrokerSession {
     ) -> Result<Self, BrokerError> {
         // In sequence: while RabbitMQ is down, each try costs one connection attempt instead of
         // two.
-        let nodes = &settings.nodes;
         let publishing = Connection::open(nodes, cursor, Role::Publisher(frame_max)).await?;
         let consuming = publishing.open_second(nodes, cursor, Role::Consumer(frame_max)).await?;
         let topology = Arc::new(Topology::new(settings));

@@ -247,7 +247,8 @@ async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
 }
 
 fn next_steps(broker: &BrokerSettings, sandbox: &Sandbox, probes: &str) -> String {
-    let amqp = broker.nodes.text().expose_secret();
+    let nodes = broker.nodes.current();
+    let amqp = nodes.text().expose_secret();
     // RabbitMQ's default password is no secret. Any other is not shown.
     let amqp = if amqp.contains("//guest:guest@") { amqp } else { "…" };
     let sandbox = sandbox.url();

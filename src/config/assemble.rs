@@ -5,7 +5,6 @@ use std::time::Duration;
 use url::Url;
 
 use super::{
-    amqp::AmqpNodes,
     host::is_loopback,
     parser::{ConfigErrors, Parser},
     proxy::Route,
@@ -118,8 +117,7 @@ fn check_encrypted(parser: &mut Parser<'_>, spec: &Spec, url: Option<&Url>) {
 
 fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
     assemble!(BrokerSettings {
-        source: parser.watched(&table::AMQP_URL),
-        nodes: source.as_ref().map(|source| AmqpNodes::clone(&source.current())),
+        nodes: parser.watched(&table::AMQP_URL),
         queue: parser.value(&table::QUEUE),
         request_exchange: parser.value(&table::REQUEST_EXCHANGE),
         event_exchange: parser.value(&table::EVENT_EXCHANGE),

@@ -55,9 +55,7 @@ pub struct RateLimit {
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
     /// The nodes, each `amqp://` or `amqps://`.
-    pub nodes: AmqpNodes,
-    /// Where `nodes` come from, to follow their file.
-    pub source: Watched<AmqpNodes>,
+    pub nodes: Watched<AmqpNodes>,
     /// The request queue; the retry and dead queues are named after it.
     pub queue: String,
     /// The exchange that requests are published to.

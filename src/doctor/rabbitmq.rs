@@ -24,7 +24,7 @@ const SETTLING: Duration = Duration::from_secs(60);
 const LONG_BACKLOG: u32 = 100;
 
 pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Result<(), Check> {
-    let properties = reach(&settings.broker.nodes, checks).await?;
+    let properties = reach(&settings.broker.nodes.current(), checks).await?;
     checks.extend([version(properties.as_ref()), consumer_timeout(settings)]);
     let survey = TopologySurvey::open(&settings.broker).await.map_err(|error| {
         Check::finding("login", error.to_string())

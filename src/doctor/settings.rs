@@ -33,7 +33,8 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
 
 fn encryption(settings: &Settings) -> Vec<Check> {
     let platform = settings.platform.url.as_str();
-    let nodes = settings.broker.nodes.nodes().iter().filter_map(AmqpNode::address);
+    let nodes = settings.broker.nodes.current();
+    let nodes = nodes.nodes().iter().filter_map(AmqpNode::address);
     // One hint, however many nodes there are.
     let broker = nodes.clone().find(|url| url.scheme() == "amqp" && !is_local(url));
     let broker = broker.or_else(|| nodes.clone().next());
@@ -172,8 +173,8 @@ fn authorities(settings: &Settings) -> impl Iterator<Item = Check> {
     let urls = [settings.platform.url.as_str(), cache.expose_secret()];
     let is_tls =
         |url: &&str| ["https:", "amqps:", "rediss:"].iter().any(|scheme| url.starts_with(scheme));
-    let is_tls =
-        urls.iter().any(is_tls) || settings.broker.nodes.nodes().iter().any(AmqpNode::is_tls);
+    let is_tls = urls.iter().any(is_tls)
+        || settings.broker.nodes.current().nodes().iter().any(AmqpNode::is_tls);
     let verdict = if is_tls { Verdict::Finding } else { Verdict::Hint };
     tls::authority_problems().into_iter().map(move |problem| {
         Check::new("authorities", verdict, problem)

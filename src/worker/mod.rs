@@ -80,7 +80,7 @@ pub async fn run(
     };
     let looking = futures_util::future::join3(
         watch_file(settings.platform.api_key.clone()),
-        watch_file(settings.broker.source.clone()),
+        watch_file(settings.broker.nodes.clone()),
         watch_file(settings.cache.url.clone()),
     );
     let _looking = AbortOnDropHandle::new(tokio::spawn(looking));

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Publisher},
-    config::{AmqpNodes, BrokerSettings},
+    config::BrokerSettings,
     platform::ReplicaCount,
     retry::Backoff,
 };
@@ -43,12 +43,12 @@ impl MainLoop {
     /// Consumes on one connection after another until shutdown, then drains.
     pub(super) async fn run(self) {
         let mut window = PrefetchWindow::new(self.concurrency);
-        let mut nodes = NodeCursor::new();
+        let mut cursor = NodeCursor::new();
         let mut frame_max = FrameMax::Small;
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut reconnecting = false;
-        while let Some(mut connected) = self.connect(&mut nodes, frame_max, &mut log).await {
+        while let Some(mut connected) = self.connect(&mut cursor, frame_max, &mut log).await {
             if std::mem::replace(&mut reconnecting, true) {
                 self.context.processor.metrics.broker.reconnected();
                 window.on_reconnect();
@@ -77,7 +77,7 @@ impl MainLoop {
                 End::SettingsChanged => log.settings_changed(),
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
-                    nodes.lost();
+                    cursor.lost();
                     log.lost(&fault);
                     if let Some(timeout) = fault.consumer_timeout() {
                         self.context.processor.hold.on_consumer_timeout(timeout);
@@ -119,7 +119,7 @@ impl MainLoop {
     /// Retries until connected. `None` on shutdown.
     async fn connect(
         &self,
-        nodes: &mut NodeCursor,
+        cursor: &mut NodeCursor,
         frame_max: FrameMax,
         log: &mut ConnectionLog,
     ) -> Option<Connected> {
@@ -128,20 +128,25 @@ impl MainLoop {
         while !self.context.shutdown.is_cancelled() {
             let metrics = Arc::clone(&self.context.processor.metrics);
             // A rotated password, for example.
-            let source = &self.broker.source;
+            let source = &self.broker.nodes;
             source.look().await;
-            let settings = source.current();
-            let broker =
-                BrokerSettings { nodes: AmqpNodes::clone(&settings), ..self.broker.clone() };
-            let opening = BrokerSession::open(&broker, nodes, self.concurrency, frame_max, metrics);
+            let nodes = source.current();
+            let opening = BrokerSession::open(
+                &self.broker,
+                &nodes,
+                cursor,
+                self.concurrency,
+                frame_max,
+                metrics,
+            );
             let session = tokio::select! {
                 session = self.context.health.heartbeat.while_waiting(opening) => session,
                 () = self.context.shutdown.cancelled() => break,
             };
             match session {
                 Ok(session) => {
-                    nodes.served();
-                    return Some(Connected::new(session, settings, source.clone()));
+                    cursor.served();
+                    return Some(Connected::new(session, nodes, source.clone()));
                 }
                 Err(error) => {
                     self.context.health.set_consuming(false);
@@ -151,7 +156,7 @@ impl MainLoop {
                         login_delay = MAX_LOGIN_DELAY.min(2 * delay);
                         delay
                     } else {
-                        nodes.advance();
+                        cursor.advance();
                         backoff.next_delay()
                     };
                     log.not_connected(error);

@@ -72,7 +72,7 @@ pub(crate) enum ObjectState {
 
 impl TopologySurvey {
     pub(crate) async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open_any(&settings.nodes).await?;
+        let connection = Connection::open_any(&settings.nodes.current()).await?;
         Ok(Self { connection, topology: Topology::new(settings) })
     }
 
