@@ -147,11 +147,8 @@ async fn links_made_while_redis_was_frozen_are_reused_once_it_thaws() {
     worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     node.thaw().await;
     worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
-    for n in 0..10 {
-        env.publish_request(&format!("again-{n}"), &format!("user-{n}")).await;
-    }
-    let events = env.rabbitmq.next_events(10).await;
-    assert!(events.iter().all(|event| event.data()["reused"] == true));
+    env.request_again(0..10).await;
+    env.expect_all_reused(10).await;
     assert_eq!(env.platform.session_calls().len(), 10);
 }
 

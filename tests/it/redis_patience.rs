@@ -13,14 +13,11 @@ async fn links_are_reused_although_redis_is_frozen_for_a_moment() {
     env.publish_requests(0..10).await;
     env.expect_all_ready(10).await;
     node.freeze().await;
-    for number in 0..10 {
-        env.publish_request(&format!("again-{number}"), &format!("user-{number}")).await;
-    }
+    env.request_again(0..10).await;
     worker.wait_for_in_flight(10).await;
     worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     node.thaw().await;
-    let events = env.rabbitmq.next_events(10).await;
-    assert!(events.iter().all(|event| event.data()["reused"] == true));
+    env.expect_all_reused(10).await;
     assert_eq!(env.platform.session_calls().len(), 10);
 }
 
@@ -109,10 +106,7 @@ async fn what_redis_lost_in_a_restart_is_stored_again() {
     worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     node.start().await;
     worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
-    for number in 0..10 {
-        env.publish_request(&format!("again-{number}"), &format!("user-{number}")).await;
-    }
-    let events = env.rabbitmq.next_events(10).await;
-    assert!(events.iter().all(|event| event.data()["reused"] == true));
+    env.request_again(0..10).await;
+    env.expect_all_reused(10).await;
     assert_eq!(env.platform.session_calls().len(), 10);
 }

@@ -72,9 +72,6 @@ async fn password_of_redis_is_rotated_under_load() {
     })
     .await;
     // The new connection has logged in with the new password: the links are found again.
-    for n in 0..20 {
-        env.publish_request(&format!("again-{n}"), &format!("user-{n}")).await;
-    }
-    let events = env.rabbitmq.next_events(20).await;
-    assert!(events.iter().all(|event| event.data()["reused"] == true));
+    env.request_again(0..20).await;
+    env.expect_all_reused(20).await;
 }

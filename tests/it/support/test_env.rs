@@ -212,6 +212,19 @@ impl TestEnv {
         assert_eq!(self.dead_letters().await, 0);
     }
 
+    /// Publishes another request for each user of [`Self::publish_requests`].
+    pub async fn request_again(&self, numbers: Range<usize>) {
+        for number in numbers {
+            self.publish_request(&format!("again-{number}"), &format!("user-{number}")).await;
+        }
+    }
+
+    /// Receives events, and asserts that each has a link from the cache.
+    pub async fn expect_all_reused(&mut self, count: usize) {
+        let events = self.rabbitmq.next_events(count).await;
+        assert!(events.iter().all(|event| event.data()["reused"] == true));
+    }
+
     /// Starts a worker and waits until it consumes.
     pub async fn start_worker(&self) -> Worker {
         Worker::start_consuming(&self.settings).await
