@@ -104,7 +104,7 @@ impl Running {
         for worker in &self.workers {
             let (before, after) = pauses_around_first_success(worker);
             assert_eq!(after, 0, "pauses after the first success; before: {before}");
-            // A replica that has served nobody cannot know that the platform works.
+            // A replica that has served no one yet cannot know that the platform works.
             let finished = worker.log_lines(log_text::REQUEST_FINISHED);
             if finished.iter().any(|line| line["outcome"] == "ready") {
                 assert_eq!(readiness(worker).await, (200, Value::Null));
