@@ -48,6 +48,11 @@ test-valkey: ## Run the tests of Redis with Valkey, unpacked into a separate roo
 test-redis6: ## Run the tests of Redis with Redis 6.0, unpacked into a separate root (needs root)
 	root=$$(scripts/redis-root redis6) && HANDOFF_REDIS_ROOT=$$root $(MAKE) test ARGS='$(ARGS)'
 
+.PHONY: test-clusters
+test-clusters: tools ## Run the tests of fail-overs, with clusters of RabbitMQ and Redis (minutes)
+	cargo test --locked --test clusters --no-run
+	scripts/with-services cargo test --locked --test clusters $(if $(ARGS),-- $(ARGS))
+
 .PHONY: chaos
 chaos: tools ## Inject random faults for minutes; ARGS='--seed 7 --minutes 5'
 	cargo test --locked --test chaos --no-run
@@ -85,7 +90,7 @@ check-deploy: build ## Check deploy/: Kubernetes, alerts, dashboard, compose, sy
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --test chaos -- -D warnings
+	cargo clippy --locked --workspace --all-targets --test chaos --test clusters -- -D warnings
 	! command -v shellcheck >/dev/null || shellcheck -x scripts/* benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
 
 .PHONY: check-schema

@@ -1,0 +1,15 @@
+//! `make test-clusters`: fail-overs of real clusters of RabbitMQ and of Redis.
+//!
+//! It is not one of the tests, since starting clusters and failing over takes minutes.
+
+#![allow(unreachable_pub, reason = "nothing imports a test binary")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../it/support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
+mod support;
