@@ -51,7 +51,7 @@ test-redis6: ## Run the tests of Redis with Redis 6.0, unpacked into a separate 
 .PHONY: test-clusters
 test-clusters: tools ## Run the tests of fail-overs, with clusters of RabbitMQ and Redis (minutes)
 	cargo test --locked --test clusters --no-run
-	scripts/with-services cargo test --locked --test clusters $(if $(ARGS),-- $(ARGS))
+	RUST_TEST_THREADS=1 scripts/with-services cargo test --locked --test clusters $(if $(ARGS),-- $(ARGS))
 
 .PHONY: chaos
 chaos: tools ## Inject random faults for minutes; ARGS='--seed 7 --minutes 5'

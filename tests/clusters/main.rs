@@ -1,6 +1,7 @@
 //! `make test-clusters`: fail-overs of real clusters of RabbitMQ and of Redis.
 //!
 //! It is not one of the tests, since starting clusters and failing over takes minutes.
+//! The tests run one at a time, because most of them measure time.
 
 #![allow(unreachable_pub, reason = "nothing imports a test binary")]
 #![allow(
@@ -10,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod rabbitmq;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
 mod support;

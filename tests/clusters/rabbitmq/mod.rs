@@ -1,0 +1,1 @@
+//! RabbitMQ clusters of three nodes.
