@@ -4,57 +4,66 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use lapin::BasicProperties;
 
-use crate::support::{TestEnv, log_text, platform::hold_calls};
+use crate::support::{
+    TestEnv, log_text,
+    platform::{Answer, Call, hold_calls},
+    wait::wait_until,
+};
 
 const MIB: usize = 1024 * 1024;
-/// Near the limit of RabbitMQ 4, which is 16 MiB, and above `HANDOFF_MAX_MESSAGE_BYTES`.
+/// Near the limit of RabbitMQ 4, which is 16 MiB.
 const BODY: usize = 15 * MIB;
-/// Together more than twice the memory limit that deploy/ sets.
-const COUNT: usize = 40;
-/// Below that limit, which is 256 MiB.
+/// Together more than the limit below.
+const COUNT: usize = 14;
+/// Below the memory limit that deploy/ sets, which is 256 MiB.
 const MAX_PEAK_MIB: usize = 200;
 
 #[tokio::test]
 async fn large_messages_fit_into_the_memory_limit() {
-    let mut env = TestEnv::start().await;
+    let (latch, script) = hold_calls(|call| !call.is_token() && !call.user_is("user-0"));
+    let script = move |call: &Call| {
+        let answer = script(call);
+        if answer.latch.is_some() { Answer { status: 422, ..answer } } else { answer }
+    };
+    let mut env = TestEnv::builder().platform(script).start().await;
+    env.set("MAX_MESSAGE_BYTES", "16777216");
     env.declare_topology().await;
     // A small message opens the prefetch window, so that RabbitMQ sends all others at once.
-    env.publish_request("small", "ann").await;
-    let body = vec![b'x'; BODY];
-    for n in 0..COUNT {
-        let id = BasicProperties::default().with_message_id(format!("large-{n}").into());
-        env.rabbitmq.publish(&body, id).await;
-    }
+    env.publish_requests(0..1).await;
+    publish_padded(&env, 1..=COUNT, BODY).await;
     let worker = env.start_worker().await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    // Each message in hand stays in memory until the platform answers.
+    wait_until("as many in hand as there will be", async || {
+        let in_hand = worker.metric("handoff_in_flight").await as usize;
+        let is_full = !worker.log_lines(log_text::NO_MEMORY).is_empty();
+        in_hand == COUNT || in_hand == 2 && is_full
+    })
+    .await;
+    latch.open();
     let mut failed = BTreeSet::new();
-    for event in env.rabbitmq.next_events(COUNT + 1).await {
-        let id = event.data()["requestId"].as_str().unwrap().to_owned();
-        if id == "small" {
-            assert_eq!(event.routing_key, "handoff.ready");
-        } else {
-            assert_eq!(event.data()["reason"]["code"], "invalid_request");
-            assert!(failed.insert(id), "one event for each");
-        }
+    for event in env.rabbitmq.next_events(COUNT).await {
+        assert_eq!(event.data()["reason"]["code"], "platform_rejected");
+        failed.insert(event.data()["requestId"].as_str().unwrap().to_owned());
     }
-    worker.wait_for_finished(COUNT + 1).await;
+    assert_eq!(failed, (1..=COUNT).map(|n| format!("r-{n}")).collect(), "one event for each");
+    worker.wait_for_finished(1 + COUNT).await;
     let peak = worker.peak_memory_mib();
     assert!(peak <= MAX_PEAK_MIB, "{peak} MiB");
     assert_eq!(env.dead_letters().await, COUNT as u32);
-    assert_eq!(env.rabbitmq.take_dead_letter().await.body.len(), BODY);
+    assert!(env.rabbitmq.take_dead_letter().await.body.len() > BODY);
     assert_eq!(worker.log_lines(log_text::CONSUMING).len(), 1, "the connection was kept");
     worker.stop().await;
 }
 
 #[tokio::test]
 async fn large_messages_without_room_are_fetched_again() {
-    // Valid ones, which stay in memory until the platform answers.
-    const COUNT: usize = 14;
     let (latch, script) = hold_calls(|call| !call.is_token() && !call.user_is("user-0"));
     let mut env = TestEnv::builder().platform(script).start().await;
     env.set("MAX_MESSAGE_BYTES", "16777216");
     env.declare_topology().await;
     env.publish_requests(0..1).await;
-    publish_padded(&env, 1..=COUNT, 15 * MIB).await;
+    publish_padded(&env, 1..=COUNT, BODY).await;
     let worker = env.start_worker().await;
     worker.wait_for_log(log_text::NO_MEMORY).await;
     // Two of them have room.
