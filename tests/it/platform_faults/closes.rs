@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::support::{
-    Authority, Proxy, TestEnv, Worker,
+    Authority, Flow, Proxy, TestEnv, Worker,
     http2_front::{FrontOptions, Http2Front},
     log_text,
     platform::{Call, success},
     raw_platform::{RawAnswer, RawPlatform},
+    wait_until,
 };
 
 /// Asserts that no pause began and no delivery failed, and returns how many calls lost their connection.
@@ -75,4 +76,34 @@ async fn http2_connections_that_end_under_their_calls_are_no_outage() {
     assert!(lost_calls(&worker).await >= 32.0);
     // Each lost call is sent again at once, on new connections.
     assert!(worker.log_lines(log_text::CALL_RETRIED).is_empty(), "{}", worker.output());
+}
+
+#[tokio::test]
+async fn http2_calls_that_waited_for_the_connect_of_another_call_are_sent_again() {
+    let mut env = TestEnv::start().await;
+    let authority = Authority::new();
+    let identity = authority.issue(&["localhost"]);
+    let front = Http2Front::to(&env.platform.url, &identity, FrontOptions::default()).await;
+    let proxy = Proxy::to(&front.url).await;
+    env.set("IDV_URL", &proxy.url(&front.url)).trust(&authority);
+    let worker = env.start_worker().await;
+    env.publish_requests(0..1).await;
+    env.expect_all_ready(1).await;
+    // One call connects, and six wait for its connection.
+    proxy.set_flow(Flow::Held);
+    proxy.close_connections();
+    proxy.take_sent();
+    env.publish_requests(1..8).await;
+    wait_until("a TLS handshake", async || !proxy.take_sent().is_empty()).await;
+    wait_until("seven leases", async || {
+        let entries = env.redis_entries().await;
+        entries.iter().filter(|entry| entry.key.ends_with(":lease")).count() == 7
+    })
+    .await;
+    proxy.close_connections();
+    proxy.set_flow(Flow::Forwarded);
+    env.expect_all_ready(7).await;
+    assert_eq!(lost_calls(&worker).await, 1.0, "{}", worker.output());
+    assert_eq!(worker.log_lines(log_text::CALL_RETRIED).len(), 1, "{}", worker.output());
+    assert_eq!(env.platform.calls().len(), 2 * 8);
 }
