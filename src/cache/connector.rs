@@ -6,25 +6,24 @@ use deadpool_redis::{
     Manager, Pool as Deadpool, Runtime,
     redis::{AsyncConnectionConfig, RedisError},
 };
-use secrecy::{ExposeSecret, SecretString};
 
 use super::scripts::SCRIPT_TIMEOUT;
-use crate::config::Watched;
+use crate::config::{RedisNodes, Watched};
 
 /// The source of connections. Follows the file that the URL came from.
 ///
 /// Redis authenticates a connection once, so a new password matters to the next connection only.
 pub(super) struct Connector {
-    url: Watched<SecretString>,
+    url: Watched<RedisNodes>,
     /// The URL that `pool` connects to.
-    known: Arc<SecretString>,
+    known: Arc<RedisNodes>,
     pool: Deadpool,
     connect_limit: Duration,
 }
 
 impl Connector {
     pub(super) fn new(
-        url: Watched<SecretString>,
+        url: Watched<RedisNodes>,
         connect_limit: Duration,
     ) -> Result<Self, RedisError> {
         let known = url.current();
@@ -47,13 +46,13 @@ impl Connector {
     }
 }
 
-fn pool(url: &SecretString, connect_limit: Duration) -> Result<Deadpool, RedisError> {
+fn pool(nodes: &RedisNodes, connect_limit: Duration) -> Result<Deadpool, RedisError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(connect_limit))
         // redis 1.x limits each answer to 500 ms by default (redis-rs/redis-rs#1686). Operations set a
         // shorter limit, and a second timer per operation would be wasted.
         .set_response_timeout(None);
-    let manager = Manager::new_with_config(url.expose_secret(), config)?;
+    let manager = Manager::new_with_config(nodes.first().info.clone(), config)?;
     Deadpool::builder(manager)
         .max_size(1)
         .wait_timeout(Some(connect_limit))

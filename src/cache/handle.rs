@@ -42,7 +42,7 @@ impl Cache {
     /// # Errors
     /// The Redis client rejects the URL.
     pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
-        let pool = Pool::new(settings.url.clone(), Arc::clone(&metrics))
+        let pool = Pool::new(settings.redis.nodes.clone(), Arc::clone(&metrics))
             .map_err(|error| CacheError::Url(format!("{:?}", error.kind())))?;
         Ok(Self(Arc::new(CacheInner {
             pool,

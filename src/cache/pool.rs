@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use deadpool_redis::redis::{FromRedisValue, RedisError, ScriptInvocation};
-use secrecy::SecretString;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,7 +17,10 @@ use super::{
     keeper::{CONNECT_TIMEOUT, ConnectionState, Keeper},
     scripts::SCRIPT_TIMEOUT,
 };
-use crate::{config::Watched, telemetry::metrics::Metrics};
+use crate::{
+    config::{RedisNodes, Watched},
+    telemetry::metrics::Metrics,
+};
 
 pub(super) struct Pool {
     pub(super) state: Arc<ConnectionState>,
@@ -40,10 +42,10 @@ pub(super) enum InjectedFault {
 impl Pool {
     /// Starts the keeper, and returns before it has connected.
     pub(super) fn new(
-        url: Watched<SecretString>,
+        nodes: Watched<RedisNodes>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisError> {
-        let connector = Connector::new(url, CONNECT_TIMEOUT)?;
+        let connector = Connector::new(nodes, CONNECT_TIMEOUT)?;
         let state = Arc::new(ConnectionState::new(metrics));
         let keeper = Keeper::new(connector, Arc::clone(&state));
         Ok(Self {

@@ -8,9 +8,9 @@ use std::{
 use deadpool_redis::redis::{
     self, AsyncConnectionConfig, Client, Script, aio::MultiplexedConnection,
 };
-use secrecy::{ExposeSecret, SecretString};
 
 use super::{error::CacheError, refusal::Recovery};
+use crate::config::RedisNode;
 
 /// Limit of each step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,11 +57,11 @@ pub(crate) struct RefusedCommand {
 ///
 /// # Errors
 /// Why there is no connection.
-pub(crate) async fn survey(url: &SecretString, prefix: &str) -> Result<Survey, CacheError> {
+pub(crate) async fn survey(node: &RedisNode, prefix: &str) -> Result<Survey, CacheError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(STEP_TIMEOUT))
         .set_response_timeout(Some(STEP_TIMEOUT));
-    let client = Client::open(url.expose_secret()).map_err(|error| CacheError::of(&error))?;
+    let client = Client::open(node.info.clone()).map_err(|error| CacheError::of(&error))?;
     let connecting = client.get_multiplexed_async_connection_with_config(&config);
     let mut redis = connecting.await.map_err(|error| CacheError::of(&error))?;
     let latency = median_round_trip(&mut redis).await?;

@@ -9,6 +9,7 @@ use super::{
     parser::{ConfigErrors, Parser},
     proxy::Route,
     raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
+    redis::redis,
     setting::Spec,
     settings::{
         BrokerSettings, CacheSettings, LogSettings, PlatformSettings, Settings, WorkerSettings,
@@ -138,7 +139,7 @@ fn retry_delays(parser: &mut Parser<'_>, queue: Option<&str>) -> Option<Vec<Retr
 
 fn cache(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
     assemble!(CacheSettings {
-        url: parser.watched(&table::REDIS_URL),
+        redis: redis(parser),
         key_prefix: parser.value(&table::KEY_PREFIX),
         seal_keys: parser.optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
         link_min_life: link_min_life(parser, token_ttl),

@@ -9,6 +9,7 @@ mod host;
 mod parser;
 mod proxy;
 mod raw;
+mod redis;
 mod secret_file;
 mod setting;
 mod settings;
@@ -25,6 +26,7 @@ pub use self::{
     parser::ConfigErrors,
     proxy::{Direct, Proxy, ProxyScheme, Route},
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
+    redis::{RedisMode, RedisNode, RedisNodes, RedisSettings, Sentinels},
     settings::{
         BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
         Settings, WorkerSettings,

@@ -67,11 +67,35 @@ impl<'a> Parser<'a> {
 
     /// Parses a setting as [`Parser::value`] does, and follows the file that it was read from.
     pub(super) fn watched<T>(&mut self, setting: &Setting<T>) -> Option<Watched<T>> {
+        self.watched_as(setting, setting.parse)
+    }
+
+    /// The same, with the parser that another setting asks for.
+    pub(super) fn watched_as<T>(
+        &mut self,
+        setting: &Setting<T>,
+        parse: fn(&str) -> ParseResult<T>,
+    ) -> Option<Watched<T>> {
         let text = self.required_text(setting)?;
-        let value = self.parse(&text, setting.parse)?;
+        self.watch(text, parse)
+    }
+
+    /// Parses a setting that may be unset, and follows the file that it was read from.
+    pub(super) fn watched_optional<T>(
+        &mut self,
+        setting: &OptionalSetting<T>,
+    ) -> Option<Option<Watched<T>>> {
+        match self.text(&setting.spec)? {
+            Some(text) => self.watch(text, setting.parse).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn watch<T>(&mut self, text: Text, parse: fn(&str) -> ParseResult<T>) -> Option<Watched<T>> {
+        let value = self.parse(&text, parse)?;
         Some(match text {
             Text { value: content, variable, file: Some(path) } => {
-                Watched::from_file(value, content, path, variable, setting.parse)
+                Watched::from_file(value, content, path, variable, parse)
             }
             Text { file: None, .. } => Watched::fixed(value),
         })

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
-use super::{amqp::AmqpNodes, proxy::Route, watched::Watched};
+use super::{amqp::AmqpNodes, proxy::Route, redis::RedisSettings, watched::Watched};
 use crate::retry::RetryDelay;
 
 /// All settings of `handoff run`.
@@ -71,8 +71,8 @@ pub struct BrokerSettings {
 /// How to connect to Redis, and how to store values there.
 #[derive(Debug)]
 pub struct CacheSettings {
-    /// `redis://` or `rediss://`.
-    pub url: Watched<SecretString>,
+    /// Where it is.
+    pub redis: RedisSettings,
     /// Prefix of every key.
     pub key_prefix: String,
     /// Keys that seal values: the first seals, all open. If empty, values are stored in the clear.

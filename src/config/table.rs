@@ -10,6 +10,7 @@ use url::Url;
 
 use super::{
     amqp::{AmqpNodes, amqp_nodes},
+    redis::{self, RedisMode, RedisNodes},
     setting::{
         OptionalSetting,
         Scope::{Broker, Logging, Platform, Worker},
@@ -71,9 +72,21 @@ settings! {
     AMQP_URL: Setting<AmqpNodes> = (Broker, "URL").secret()
         .default("amqp://guest:guest@127.0.0.1:5672/%2f", amqp_nodes);
 
-    /// Redis URL; rediss:// for TLS
-    REDIS_URL: Setting<SecretString> = (Worker, "URL").secret()
-        .default("redis://127.0.0.1:6379/0", values::redis_url);
+    /// Redis URL, or one for each of some nodes of a cluster, separated by commas; rediss:// for TLS
+    REDIS_URL: Setting<RedisNodes> = (Worker, "URL").secret()
+        .default("redis://127.0.0.1:6379/0", redis::one_server);
+
+    /// What the Redis URL leads to: one server, nodes of a Redis Cluster, or what sentinels watch
+    REDIS_MODE: Setting<RedisMode> = (Worker, "single|cluster|sentinel")
+        .default("single", redis::redis_mode);
+
+    /// Sentinels, as redis:// or rediss:// URLs separated by commas (required in sentinel mode)
+    REDIS_SENTINELS: OptionalSetting<RedisNodes> = (Worker, "LIST").secret()
+        .optional(redis::sentinel_nodes);
+
+    /// Name by which the sentinels know the primary [default: mymaster]
+    REDIS_SENTINEL_SERVICE: OptionalSetting<String> = (Worker, "NAME")
+        .optional(redis::sentinel_service);
 
     /// Request queue; the names of its retry and dead queues begin with it
     QUEUE: Setting<String> = (Broker, "NAME").default("verification.requested", values::amqp_name);

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use deadpool_redis::redis::IntoConnectionInfo;
 use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
@@ -79,20 +78,6 @@ pub(super) fn base_url(text: &str) -> ParseResult<Url> {
     let is_base = url.query().is_none() && url.fragment().is_none();
     ensure(is_base, "must be a base URL: remove `?` or `#` and what follows")?;
     Ok(url)
-}
-
-pub(super) fn redis_url(text: &str) -> ParseResult<SecretString> {
-    const FORM: &str =
-        "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
-    ensure(text.starts_with("redis://") || text.starts_with("rediss://"), FORM)?;
-    let url = Url::parse(text).map_err(|_| FORM)?;
-    // redis 1.8 accepts `/-1`, which Redis refuses at each connection.
-    let database = url.path().trim_matches('/');
-    let is_number = database.is_empty() || parse_whole::<u32>(database).is_some();
-    ensure(is_number, "must end with the number of a database, such as /0")?;
-    text.into_connection_info().map_err(|_| FORM)?;
-    ensure(!text.contains('#'), "must not contain `#`: certificate checks cannot be turned off")?;
-    Ok(text.into())
 }
 
 pub(super) fn amqp_name(text: &str) -> ParseResult<String> {

@@ -2,9 +2,6 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use secrecy::ExposeSecret;
-use url::Url;
-
 use super::{
     check::{Check, Tolerance, Verdict},
     clock,
@@ -27,22 +24,21 @@ pub(super) async fn examine(
     settings: &CacheSettings,
     checks: &mut Vec<Check>,
 ) -> Result<(), Check> {
-    let Ok(url) = Url::parse(settings.url.current().expose_secret()) else { return Ok(()) };
+    let nodes = settings.redis.nodes.current();
+    let Some(url) = nodes.first().address() else { return Ok(()) };
     connect("Redis", &url, 6379, None, checks).await.map_err(|finding| {
         finding.cost(NO_CACHE).or_remedy(
             "check that Redis is running, that host and port in HANDOFF_REDIS_URL are right, and that no \
              firewall blocks the connection",
         )
     })?;
-    let survey =
-        cache::survey(&settings.url.current(), &settings.key_prefix).await.map_err(|error| {
-            let check =
-                Check::finding("login", format!("Redis does not answer: {}", error.cause()));
-            let remedy = error.refusal().map(Refusal::remedy).filter(|remedy| !remedy.is_empty());
-            check
-                .cost(NO_CACHE)
-                .remedy(remedy.unwrap_or("check user, password and database in HANDOFF_REDIS_URL"))
-        })?;
+    let survey = cache::survey(nodes.first(), &settings.key_prefix).await.map_err(|error| {
+        let check = Check::finding("login", format!("Redis does not answer: {}", error.cause()));
+        let remedy = error.refusal().map(Refusal::remedy).filter(|remedy| !remedy.is_empty());
+        check
+            .cost(NO_CACHE)
+            .remedy(remedy.unwrap_or("check user, password and database in HANDOFF_REDIS_URL"))
+    })?;
     checks.extend([latency(survey.latency), commands(survey.commands)]);
     let ahead_ms = survey.clock_ahead_ms.map(i128::from);
     checks.extend(ahead_ms.map(|ahead_ms| clock::check("Redis'", ahead_ms, &TOLERANCE)));

@@ -2,7 +2,6 @@
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{
@@ -11,7 +10,8 @@ use super::{
 };
 use crate::{
     config::{
-        AmqpNode, Settings, UnknownVariable, ignored_variables, is_loopback, unknown_variables,
+        AmqpNode, RedisNode, RedisNodes, RedisSettings, Settings, UnknownVariable,
+        ignored_variables, is_loopback, unknown_variables,
     },
     tls,
 };
@@ -38,8 +38,7 @@ fn encryption(settings: &Settings) -> Vec<Check> {
     // One hint, however many nodes there are.
     let broker = nodes.clone().find(|url| url.scheme() == "amqp" && !is_local(url));
     let broker = broker.or_else(|| nodes.clone().next());
-    let cache = settings.cache.url.current();
-    let cache = cache.expose_secret();
+    let cache = redis_address(&settings.cache.redis);
     let servers = [
         ("HANDOFF_IDV_URL", platform, "the API key and every link"),
         (
@@ -47,7 +46,11 @@ fn encryption(settings: &Settings) -> Vec<Check> {
             broker.as_ref().map_or("", Url::as_str),
             "the RabbitMQ password and every link",
         ),
-        ("HANDOFF_REDIS_URL", cache, "the Redis password and all values in it"),
+        (
+            "HANDOFF_REDIS_URL",
+            cache.as_ref().map_or("", Url::as_str),
+            "the Redis password and all values in it",
+        ),
     ];
     let mut checks = Vec::new();
     for (name, url, exposed) in servers {
@@ -65,6 +68,23 @@ fn encryption(settings: &Settings) -> Vec<Check> {
         checks.push(Check::ok("encryption", "every connection to another machine uses TLS"));
     }
     checks
+}
+
+/// The address of a Redis on another machine, if there is one, and of any other otherwise.
+///
+/// In sentinel mode the URL's host is not used: the primary is about as far away as the sentinels are.
+fn redis_address(redis: &RedisSettings) -> Option<Url> {
+    let nodes = redis.nodes.current();
+    let addresses: Vec<_> = match &redis.sentinels {
+        Some(sentinels) => {
+            let sentinels = sentinels.nodes.current();
+            let hosts = sentinels.nodes().iter().map(RedisNode::host_and_port);
+            hosts.filter_map(|(host, port)| nodes.first().at(host, port).address()).collect()
+        }
+        None => nodes.nodes().iter().filter_map(RedisNode::address).collect(),
+    };
+    let remote = addresses.iter().find(|url| !is_local(url));
+    remote.or(addresses.first()).cloned()
 }
 
 fn unknown(variable: &UnknownVariable) -> Check {
@@ -169,11 +189,12 @@ fn delays(settings: &Settings) -> Option<Check> {
 
 /// Checks the files that name other certificate authorities than the system's.
 fn authorities(settings: &Settings) -> impl Iterator<Item = Check> {
-    let cache = settings.cache.url.current();
-    let urls = [settings.platform.url.as_str(), cache.expose_secret()];
-    let is_tls =
-        |url: &&str| ["https:", "amqps:", "rediss:"].iter().any(|scheme| url.starts_with(scheme));
-    let is_tls = urls.iter().any(is_tls)
+    let is_tls = |nodes: &RedisNodes| nodes.nodes().iter().any(RedisNode::is_tls);
+    let redis = &settings.cache.redis;
+    let sentinels = redis.sentinels.as_ref().map(|sentinels| sentinels.nodes.current());
+    let is_tls = settings.platform.url.scheme() == "https"
+        || is_tls(&redis.nodes.current())
+        || sentinels.is_some_and(|nodes| is_tls(&nodes))
         || settings.broker.nodes.current().nodes().iter().any(AmqpNode::is_tls);
     let verdict = if is_tls { Verdict::Finding } else { Verdict::Hint };
     tls::authority_problems().into_iter().map(move |problem| {

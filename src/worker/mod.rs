@@ -81,7 +81,7 @@ pub async fn run(
     let looking = futures_util::future::join3(
         watch_file(settings.platform.api_key.clone()),
         watch_file(settings.broker.nodes.clone()),
-        watch_file(settings.cache.url.clone()),
+        settings.cache.redis.clone().watch_files(),
     );
     let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
     cache.wait_connected(CACHE_WARM_UP).await;

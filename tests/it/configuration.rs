@@ -75,6 +75,11 @@ async fn each_configuration_error_exits_with_status_2_and_names_its_variable() {
         ("REDIS_URL", "redis://v4lue-must-not-leak/+1"),
         ("REDIS_URL", "redis://v4lue-must-not-leak/99999999999"),
         ("REDIS_URL", "rediss://v4lue-must-not-leak.example.com#insecure"),
+        ("REDIS_URL", "redis://v4lue-must-not-leak,redis://b"),
+        ("REDIS_URL", "redis://v4lue-must-not-leak,"),
+        ("REDIS_MODE", SECRET),
+        ("REDIS_SENTINELS", "redis://v4lue-must-not-leak"),
+        ("REDIS_SENTINEL_SERVICE", SECRET),
         ("QUEUE", &long),
         ("QUEUE", "amq.v4lue-must-not-leak"),
         ("REQUEST_EXCHANGE", ""),
@@ -247,4 +252,52 @@ async fn missing_setting_is_reported_together_with_the_misspelt_one() {
     let note =
         "HANDOFF_IDV_APIKEY is not a setting and is ignored; the nearest is HANDOFF_IDV_API_KEY";
     assert!(stderr.contains(note) && !stderr.contains(SECRET), "{stderr}");
+}
+
+#[tokio::test]
+async fn mistakes_in_the_settings_of_a_redis_mode_name_the_variable_and_the_remedy() {
+    for (settings, variable, why) in [
+        (&[("REDIS_MODE", "sentinel")][..], "REDIS_SENTINELS", "is required"),
+        (
+            &[("REDIS_MODE", "cluster"), ("REDIS_SENTINELS", "redis://a")],
+            "REDIS_SENTINELS",
+            "HANDOFF_REDIS_MODE=sentinel",
+        ),
+        (
+            &[("REDIS_SENTINEL_SERVICE", "primary")],
+            "REDIS_SENTINEL_SERVICE",
+            "HANDOFF_REDIS_MODE=sentinel",
+        ),
+        (
+            &[
+                ("REDIS_MODE", "sentinel"),
+                ("REDIS_SENTINELS", "redis://a"),
+                ("REDIS_URL", "redis://a,redis://b"),
+            ],
+            "REDIS_URL",
+            "HANDOFF_REDIS_MODE=cluster",
+        ),
+        (
+            &[("REDIS_MODE", "cluster"), ("REDIS_URL", "redis://a,rediss://b")],
+            "REDIS_URL",
+            "scheme",
+        ),
+        (
+            &[("REDIS_MODE", "cluster"), ("REDIS_URL", "redis://:v4lue-must-not-leak@a,redis://b")],
+            "REDIS_URL",
+            "user or password",
+        ),
+        (&[("REDIS_MODE", "cluster"), ("REDIS_URL", "redis://a/1")], "REDIS_URL", "database"),
+        (
+            &[("REDIS_MODE", "sentinel"), ("REDIS_SENTINELS", "redis://a,,redis://b")],
+            "REDIS_SENTINELS",
+            "empty element",
+        ),
+    ] {
+        let (status, stderr) = run(&[GOOD, settings].concat(), &[]).await;
+        assert_eq!(status, Some(2), "{settings:?}");
+        assert!(stderr.contains("configuration errors: 1"), "{settings:?}: {stderr}");
+        assert!(stderr.contains(&format!("HANDOFF_{variable}: ")), "{settings:?}: {stderr}");
+        assert!(stderr.contains(why) && !stderr.contains(SECRET), "{settings:?}: {stderr}");
+    }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cache::{Cache, Keys, Lease, Stamp, UnansweredClaim},
-    config::{CacheSettings, Watched},
+    config::{CacheSettings, RedisSettings},
     session::Token,
     telemetry::metrics::Metrics,
 };
@@ -111,7 +111,7 @@ impl World {
 
     async fn new_worker(&self) -> Worker {
         let settings = CacheSettings {
-            url: Watched::fixed(self.url.clone().into()),
+            redis: RedisSettings::single(&self.url).unwrap(),
             key_prefix: self.prefix.clone(),
             seal_keys: vec![SecretBox::new(Box::new([7; 32]))],
             link_min_life: LINK_MIN_LIFE,
