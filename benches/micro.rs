@@ -12,7 +12,7 @@ use handoff::{
     cache::Seal,
     message::{Event, EventBody, decode_request},
     platform::handoff_url,
-    session::{Session, Token},
+    session::{Access, Lifetimes, Session},
 };
 use secrecy::SecretBox;
 use url::Url;
@@ -53,13 +53,16 @@ fn link(c: &mut Criterion) {
 
 fn sealing(c: &mut Criterion) {
     let expires_at = SystemTime::now() + Duration::from_secs(3600);
-    let token = Token { value: TOKEN.to_owned().into(), expires_at };
-    let session = Session { token, id: SESSION.to_owned(), made_at: SystemTime::now() };
+    let access = Access::Token(TOKEN.to_owned().into());
+    let made_at = SystemTime::now();
+    let session = Session { access, id: SESSION.to_owned(), made_at, expires_at };
+    let hour = Duration::from_secs(3600);
+    let lifetimes = Lifetimes { token: hour, session: hour, link_min: hour / 6 };
     let seal = Seal::new(&[SecretBox::new(Box::new(KEY))]);
     c.bench_function("seal a value", |b| b.iter(|| seal.seal_session(NAME, black_box(&session))));
     let sealed = seal.seal_session(NAME, &session).expect("sealed");
     c.bench_function("open a value", |b| {
-        b.iter(|| seal.open_session(NAME, black_box(&sealed)).is_some())
+        b.iter(|| seal.open_session(NAME, black_box(&sealed), &lifetimes).is_some())
     });
 }
 

@@ -9,7 +9,7 @@ use super::{
     lease::{Holder, Lease, Overwrite, StoreOutcome},
     scripts::{self, ClaimReply},
 };
-use crate::{session::Session, telemetry::metrics::Lookup, units::millis};
+use crate::{config::Flow, session::Session, telemetry::metrics::Lookup, units::millis};
 
 /// Which stored link a request accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl UnansweredClaim {
         session: &Session,
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, overwrite).await
+        self.holder.store_link(session, overwrite, 0).await
     }
 
     /// Ends the lease once Redis is available again, should Redis have granted it.
@@ -89,7 +89,7 @@ impl Cache {
                 Freshness::OtherThan(known) => ("other", known),
             };
             let mut script = scripts::CLAIM.key(&keys.link);
-            script.key(&keys.token).key(&keys.lease);
+            script.key(&keys.saved).key(&keys.lease);
             script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
             let reply = self.run::<Vec<u8>>(&script).await;
             let holder =
@@ -104,16 +104,16 @@ impl Cache {
                     self.0.metrics.cache.looked_up(Lookup::Hit);
                     return Ok(Claim::Link(session));
                 }
-                Ok(Some(ClaimReply::Lease { newest, token })) => {
+                Ok(Some(ClaimReply::Lease { newest, saved })) => {
                     self.0.metrics.cache.looked_up(Lookup::Miss);
-                    let stored_token = self.open_token(keys, token);
+                    let (stored_token, earlier_links) = match self.flow() {
+                        Flow::Token => (self.open_token(keys, saved), 0),
+                        Flow::Deeplink => (None, stamp.links(saved)),
+                    };
                     let lost = AtomicBool::new(false);
-                    return Ok(Claim::Lease(Lease {
-                        holder: holder(id),
-                        newest,
-                        stored_token,
-                        lost,
-                    }));
+                    let holder = holder(id);
+                    let lease = Lease { holder, newest, stored_token, earlier_links, lost };
+                    return Ok(Claim::Lease(lease));
                 }
                 Ok(Some(ClaimReply::LeaseTaken { newest })) => {
                     return Ok(Claim::LeaseTaken { newest });

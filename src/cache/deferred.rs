@@ -19,7 +19,7 @@ use super::{
     keys::{Keys, Stamp},
     scripts::{self, SCRIPT_TIMEOUT},
 };
-use crate::session::Session;
+use crate::{session::Session, units::millis};
 
 /// Most scripts queued; beyond it the oldest is dropped. At a few hundred bytes each, under 2 MiB.
 const CAPACITY: usize = 4_096;
@@ -28,6 +28,10 @@ const BATCH: usize = 64;
 /// How long before a failure of the connection a script must have been answered not to be run again.
 /// Replicas confirm within a second what they have, and a fail-over begins seconds after the failure.
 const REPEATED: Duration = Duration::from_secs(10);
+
+/// How long Redis remembers how many links a request has had. Platforms that honour an `Idempotency-Key` usually
+/// do so for a day.
+const LINKS_COUNTED: Duration = Duration::from_secs(24 * 3_600);
 
 /// A script that waits for Redis, with all it needs to run on its own. Safe to repeat.
 enum LateScript {
@@ -50,6 +54,8 @@ pub(super) struct StoreCall {
     pub(super) stamp: Stamp,
     /// When the session was asked for.
     pub(super) made_at: SystemTime,
+    /// How many links the request has had, this one included; 0 in the two-call flow, which does not count them.
+    pub(super) links: u32,
     /// When the link is no longer handed out.
     pub(super) until: SystemTime,
     /// The sealed link.
@@ -61,10 +67,10 @@ impl StoreCall {
     pub(super) fn script(&self) -> ScriptInvocation<'static> {
         let Self { keys, stamp, .. } = self;
         let mut script = scripts::STORE.key(&keys.link);
-        script.key(&keys.token).key(&keys.lease);
+        script.key(&keys.saved).key(&keys.lease);
         script.arg(&self.holder).arg(&self.overwrite).arg(stamp.as_str());
         script.arg(stamp.with_age(self.made_at)).arg(scripts::remaining_ms(self.until));
-        script.arg(&self.value[..]);
+        script.arg(&self.value[..]).arg(self.links).arg(millis(LINKS_COUNTED));
         script
     }
 }
@@ -267,7 +273,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::cache::Keys;
+    use crate::{cache::Keys, config::Flow};
 
     #[tokio::test]
     async fn scripts_under_way_when_a_run_is_cancelled_are_run_again() {
@@ -278,7 +284,11 @@ mod tests {
         let scripts = DeferredScripts::default();
         let until = SystemTime::now() + Duration::from_secs(60);
         for holder in ["a", "b"] {
-            scripts.release_later(Keys::new("test", holder, "w"), holder.to_owned(), until);
+            scripts.release_later(
+                Keys::new("test", Flow::Token, holder, "w"),
+                holder.to_owned(),
+                until,
+            );
         }
         // The answers need a round trip, so that the first poll does not complete it.
         assert_eq!(scripts.run(&connection).now_or_never(), None);

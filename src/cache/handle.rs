@@ -17,8 +17,8 @@ use super::{
     seal::Seal,
 };
 use crate::{
-    config::CacheSettings,
-    session::{Session, Token},
+    config::{CacheSettings, Flow},
+    session::{Lifetimes, Session, Token},
     telemetry::metrics::Metrics,
 };
 
@@ -31,7 +31,8 @@ pub(super) struct CacheInner {
     pub(super) seal: Seal,
     pub(super) prefix: String,
     pub(super) metrics: Arc<Metrics>,
-    link_min_life: Duration,
+    flow: Flow,
+    lifetimes: Lifetimes,
     /// How long requests wait for Redis.
     pub(super) patience: Duration,
 }
@@ -49,7 +50,12 @@ impl Cache {
             seal: Seal::new(&settings.seal_keys),
             prefix: settings.key_prefix.clone(),
             metrics,
-            link_min_life: settings.link_min_life,
+            flow: settings.flow,
+            lifetimes: Lifetimes {
+                token: settings.token_ttl,
+                session: settings.session_ttl,
+                link_min: settings.link_min_life,
+            },
             // A connection that Redis closed is replaced within the limit of one operation.
             patience: settings.patience.max(scripts::SCRIPT_TIMEOUT),
         })))
@@ -72,7 +78,7 @@ impl Cache {
 
     /// The Redis keys of a user and workflow.
     pub fn keys(&self, user_id: &str, workflow_id: &str) -> Keys {
-        Keys::new(&self.0.prefix, user_id, workflow_id)
+        Keys::new(&self.0.prefix, self.0.flow, user_id, workflow_id)
     }
 
     /// Records on the stored link that it was handed out to this request, too.
@@ -87,7 +93,7 @@ impl Cache {
     /// any request if `of_any`.
     pub(crate) fn pending_link(&self, keys: &Keys, stamp: &Stamp, of_any: bool) -> Option<Session> {
         let (made_for, session) = self.0.pool.state.deferred.pending(keys)?;
-        ((of_any || made_for == *stamp) && self.is_reusable(&session.token)).then_some(session)
+        ((of_any || made_for == *stamp) && self.is_reusable(&session)).then_some(session)
     }
 
     /// Runs a script, and counts a failure.
@@ -103,25 +109,36 @@ impl Cache {
         answer
     }
 
-    /// Whether a link with this token has enough life left to be handed out again.
-    pub(crate) fn is_reusable(&self, token: &Token) -> bool {
-        remaining_ms(self.reusable_until(token)) > 0
+    pub(super) fn flow(&self) -> Flow {
+        self.0.flow
     }
 
-    /// Until when a link with this token may be handed out.
-    pub(super) fn reusable_until(&self, token: &Token) -> SystemTime {
-        token.expires_at.checked_sub(self.0.link_min_life).unwrap_or(SystemTime::UNIX_EPOCH)
+    /// How long links live, and for how long they are handed out again.
+    pub(crate) fn lifetimes(&self) -> &Lifetimes {
+        &self.0.lifetimes
+    }
+
+    /// Whether a link has enough life left to be handed out again.
+    fn is_reusable(&self, session: &Session) -> bool {
+        remaining_ms(self.0.lifetimes.reusable_until(session)) > 0
+    }
+
+    /// Until when a saved token is used. It may have a session already, which began no earlier than the token.
+    pub(super) fn token_usable_until(&self, token: &Token) -> SystemTime {
+        let lifetimes = &self.0.lifetimes;
+        lifetimes.token_usable_until(token, lifetimes.token_start(token.expires_at))
     }
 
     /// `None` if the link is sealed with another key, damaged, or too close to its end.
     pub(super) fn open_session(&self, keys: &Keys, stored: &[u8]) -> Option<Session> {
-        let session = self.0.seal.open_session(&keys.link, stored);
-        session.filter(|session| self.is_reusable(&session.token))
+        let session = self.0.seal.open_session(&keys.link, stored, &self.0.lifetimes);
+        session.filter(|session| self.is_reusable(session))
     }
 
     /// `None` if the token is sealed with another key, damaged, or too close to its end.
     pub(super) fn open_token(&self, keys: &Keys, stored: &[u8]) -> Option<Token> {
-        self.0.seal.open_token(&keys.token, stored).filter(|token| self.is_reusable(token))
+        let token = self.0.seal.open_token(&keys.saved, stored);
+        token.filter(|token| remaining_ms(self.token_usable_until(token)) > 0)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use crate::{hash, units::unix_millis};
+use crate::{config::Flow, hash, units::unix_millis};
 
 /// Hex digits of a stamp.
 const STAMP_LEN: usize = 32;
@@ -12,19 +12,25 @@ const STAMP_LEN: usize = 32;
 /// The Redis keys of one user and workflow. All lie in one slot of a Redis Cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Keys {
+    /// Key of the link. Each flow has its own, so that no link of the one is handed out in the other.
     pub(crate) link: String,
-    /// Key of a token that has no session yet.
-    pub(crate) token: String,
-    /// Key of the lease, whose value is the holder id.
+    /// Key of what a holder of the lease saves for the next: a token that has no session yet or, in the one-call
+    /// flow, how many links each request has had.
+    pub(crate) saved: String,
+    /// Key of the lease, whose value is the holder id. The flows share it.
     pub(crate) lease: String,
 }
 
 impl Keys {
     /// `prefix:{hash}:kind`. Redis Cluster derives the slot from the part within the braces.
-    pub(super) fn new(prefix: &str, user_id: &str, workflow_id: &str) -> Self {
+    pub(super) fn new(prefix: &str, flow: Flow, user_id: &str, workflow_id: &str) -> Self {
         let hash = BASE64_URL_SAFE_NO_PAD.encode(hash::of_pair(user_id, workflow_id));
         let key = |kind| [prefix, ":{", &hash, "}:", kind].concat();
-        Self { link: key("link"), token: key("token"), lease: key("lease") }
+        let (link, saved) = match flow {
+            Flow::Token => ("link", "token"),
+            Flow::Deeplink => ("deeplink", "links"),
+        };
+        Self { link: key(link), saved: key(saved), lease: key("lease") }
     }
 }
 
@@ -51,6 +57,15 @@ impl Stamp {
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// How many links the request behind this stamp has had, from what is saved in the one-call flow:
+    /// `<stamp>=<n>,…` (`store.lua`).
+    pub(super) fn links(&self, saved: &[u8]) -> u32 {
+        let saved = std::str::from_utf8(saved).unwrap_or_default();
+        let mut counts = saved.split(',').filter_map(|count| count.split_once('='));
+        let own = counts.find(|(stamp, _)| *stamp == self.0);
+        own.and_then(|(_, links)| links.parse().ok()).unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
@@ -59,20 +74,40 @@ mod tests {
 
     #[test]
     fn keys_share_a_slot_and_do_not_show_the_user() {
-        let keys = Keys::new("handoff", "ann@example.com", "w");
-        for (key, kind) in [(&keys.link, ":link"), (&keys.token, ":token"), (&keys.lease, ":lease")]
-        {
+        let keys = |flow| Keys::new("handoff", flow, "ann@example.com", "w");
+        let two_calls = keys(Flow::Token);
+        let one_call = keys(Flow::Deeplink);
+        let slot = |key: &str| key[key.find('{').unwrap()..key.find('}').unwrap()].to_owned();
+        for (key, kind) in [
+            (&two_calls.link, ":link"),
+            (&two_calls.saved, ":token"),
+            (&two_calls.lease, ":lease"),
+            (&one_call.link, ":deeplink"),
+            (&one_call.saved, ":links"),
+            (&one_call.lease, ":lease"),
+        ] {
             assert!(key.starts_with("handoff:{") && key.ends_with(kind), "{key}");
             assert!(!key.contains("ann"), "{key}");
+            assert_eq!(slot(key), slot(&two_calls.lease));
         }
-        let slot = |key: &str| key[key.find('{').unwrap()..key.find('}').unwrap()].to_owned();
-        assert_eq!(slot(&keys.link), slot(&keys.lease));
-        assert_eq!(slot(&keys.link), slot(&keys.token));
+    }
+
+    #[test]
+    fn links_are_counted_by_request() {
+        let stamp = |id: &str| Stamp::of(id);
+        let (a, b) = (stamp("a"), stamp("b"));
+        let saved = format!("{}=12,{}=1", a.as_str(), b.as_str());
+        let links = |stamp: &Stamp, saved: &str| stamp.links(saved.as_bytes());
+        assert_eq!((links(&a, &saved), links(&b, &saved), links(&stamp("c"), &saved)), (12, 1, 0));
+        for damaged in ["", "=", ",", &saved[1..], &format!("{}=x", b.as_str())] {
+            assert_eq!(links(&a, damaged), 0, "{damaged}");
+        }
+        assert_eq!(a.links(b"\xff"), 0);
     }
 
     #[test]
     fn moving_the_border_between_user_and_workflow_changes_the_keys() {
-        let keys = |user, workflow| Keys::new("p", user, workflow);
+        let keys = |user, workflow| Keys::new("p", Flow::Token, user, workflow);
         assert_ne!(keys("ab", "c"), keys("a", "bc"));
         assert_ne!(keys("a", "b"), keys("b", "a"));
         assert_eq!(keys("a", "b"), keys("a", "b"));

@@ -16,6 +16,7 @@ use super::{
     scripts,
 };
 use crate::{
+    config::Flow,
     session::{Session, Token},
     units::millis,
 };
@@ -60,10 +61,12 @@ pub(super) struct Holder {
 
 impl Holder {
     /// Stores the link and ends the lease. If Redis fails, defers both until it is available again.
+    /// `earlier_links`: how many links the request has had before.
     pub(super) async fn store_link(
         &self,
         session: &Session,
         overwrite: Overwrite<'_>,
+        earlier_links: u32,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
         let deferred = &cache.0.pool.state.deferred;
@@ -79,7 +82,11 @@ impl Holder {
             overwrite: overwrite.to_owned(),
             stamp: self.stamp.clone(),
             made_at: session.made_at,
-            until: cache.reusable_until(&session.token),
+            links: match cache.flow() {
+                Flow::Token => 0,
+                Flow::Deeplink => earlier_links.saturating_add(1),
+            },
+            until: cache.lifetimes().reusable_until(session),
             value,
         };
         match cache.run(&call.script()).await {
@@ -114,6 +121,8 @@ pub(crate) struct Lease {
     pub(crate) newest: Stamp,
     /// A token that an earlier attempt obtained and made no session with.
     pub(crate) stored_token: Option<Token>,
+    /// How many links this request has had, all of them ended or forgotten. Counted in the one-call flow only.
+    pub(crate) earlier_links: u32,
     pub(super) lost: AtomicBool,
 }
 
@@ -151,10 +160,10 @@ impl Lease {
     /// Stores the token, so that a successor can use it if this worker dies before it has a session.
     pub(crate) async fn save_token(&self, token: &Token) {
         let Holder { cache, keys, id, .. } = &self.holder;
-        let ttl_ms = scripts::remaining_ms(cache.reusable_until(token));
-        let Ok(sealed) = cache.0.seal.seal_token(&keys.token, token) else { return };
+        let ttl_ms = scripts::remaining_ms(cache.token_usable_until(token));
+        let Ok(sealed) = cache.0.seal.seal_token(&keys.saved, token) else { return };
         if ttl_ms > 0 {
-            let mut script = scripts::SAVE_TOKEN.key(&keys.token);
+            let mut script = scripts::SAVE_TOKEN.key(&keys.saved);
             script.key(&keys.lease).arg(id).arg(ttl_ms).arg(sealed);
             // A failure is counted, and costs at most one token call after a crash.
             let _ = cache.run::<bool>(&script).await;
@@ -165,7 +174,8 @@ impl Lease {
     ///
     /// If Redis fails, the link is stored once it is available again.
     pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, Overwrite::Only(&self.newest)).await
+        let overwrite = Overwrite::Only(&self.newest);
+        self.holder.store_link(session, overwrite, self.earlier_links).await
     }
 
     /// Ends the lease without a link, and deletes the stored token if `drop_token`.

@@ -7,7 +7,7 @@ use aws_lc_rs::{
 use secrecy::{ExposeSecret, SecretBox};
 
 use super::{error::CacheError, value};
-use crate::session::{Session, Token};
+use crate::session::{Lifetimes, Session, Token};
 
 /// First byte of a sealed value. A plain value is a JSON object and starts with `{`.
 const SEALED_V1: u8 = 1;
@@ -38,8 +38,13 @@ impl Seal {
     }
 
     /// The session that was stored under `name`.
-    pub fn open_session(&self, name: &str, stored: &[u8]) -> Option<Session> {
-        value::read_session(&self.open(name, stored)?)
+    pub fn open_session(
+        &self,
+        name: &str,
+        stored: &[u8],
+        lifetimes: &Lifetimes,
+    ) -> Option<Session> {
+        value::read_session(&self.open(name, stored)?, lifetimes)
     }
 
     pub(super) fn seal_token(&self, name: &str, token: &Token) -> Result<Vec<u8>, CacheError> {

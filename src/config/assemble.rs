@@ -12,7 +12,8 @@ use super::{
     redis::redis,
     setting::Spec,
     settings::{
-        BrokerSettings, CacheSettings, LogSettings, PlatformSettings, Settings, WorkerSettings,
+        BrokerSettings, CacheSettings, Flow, LogSettings, PlatformSettings, Settings,
+        WorkerSettings,
     },
     table,
     values::MAX_NAME,
@@ -69,17 +70,22 @@ impl LogSettings {
 }
 
 fn settings(parser: &mut Parser<'_>) -> Option<Settings> {
+    let flow = parser.value(&table::IDV_FLOW);
     let token_ttl = parser.value(&table::IDV_TOKEN_TTL);
     assemble!(Settings {
-        platform: platform(parser, token_ttl),
+        platform: platform(parser, flow, token_ttl),
         broker: broker(parser),
-        cache: cache(parser, token_ttl),
+        cache: cache(parser, flow, token_ttl),
         worker: worker(parser),
         log: log(parser),
     })
 }
 
-fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<PlatformSettings> {
+fn platform(
+    parser: &mut Parser<'_>,
+    flow: Option<Flow>,
+    token_ttl: Option<Duration>,
+) -> Option<PlatformSettings> {
     let allow_http = parser.value(&table::IDV_ALLOW_HTTP);
     let url = parser.value(&table::IDV_URL);
     let public_url = parser.optional(&table::IDV_PUBLIC_URL);
@@ -91,6 +97,7 @@ fn platform(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Plat
     }
     let route = url.as_ref().and_then(|url| route(parser, url));
     assemble!(PlatformSettings {
+        flow,
         route,
         public_url: public_url.and_then(|public_url| public_url.or(url.clone())),
         url,
@@ -137,20 +144,34 @@ fn retry_delays(parser: &mut Parser<'_>, queue: Option<&str>) -> Option<Vec<Retr
     Some(delays)
 }
 
-fn cache(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<CacheSettings> {
+fn cache(
+    parser: &mut Parser<'_>,
+    flow: Option<Flow>,
+    token_ttl: Option<Duration>,
+) -> Option<CacheSettings> {
+    let session_ttl = parser.optional(&table::IDV_SESSION_TTL);
     assemble!(CacheSettings {
         redis: redis(parser),
+        flow,
+        link_min_life: link_min_life(parser, token_ttl, session_ttl.flatten()),
+        session_ttl: session_ttl.and_then(|session_ttl| session_ttl.or(token_ttl)),
+        token_ttl,
         key_prefix: parser.value(&table::KEY_PREFIX),
         seal_keys: parser.optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
-        link_min_life: link_min_life(parser, token_ttl),
         patience: parser.value(&table::REDIS_PATIENCE),
     })
 }
 
-fn link_min_life(parser: &mut Parser<'_>, token_ttl: Option<Duration>) -> Option<Duration> {
+fn link_min_life(
+    parser: &mut Parser<'_>,
+    token_ttl: Option<Duration>,
+    session_ttl: Option<Duration>,
+) -> Option<Duration> {
     let life = parser.value(&table::LINK_MIN_LIFE)?;
     if token_ttl.is_some_and(|ttl| life >= ttl) {
         parser.reject(&table::LINK_MIN_LIFE.spec, "must be less than HANDOFF_IDV_TOKEN_TTL");
+    } else if session_ttl.is_some_and(|ttl| life >= ttl) {
+        parser.reject(&table::LINK_MIN_LIFE.spec, "must be less than HANDOFF_IDV_SESSION_TTL");
     }
     Some(life)
 }

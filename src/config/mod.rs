@@ -28,7 +28,7 @@ pub use self::{
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
     redis::{RedisMode, RedisNode, RedisNodes, RedisSettings, Sentinels},
     settings::{
-        BrokerSettings, CacheSettings, LogFormat, LogSettings, PlatformSettings, RateLimit,
+        BrokerSettings, CacheSettings, Flow, LogFormat, LogSettings, PlatformSettings, RateLimit,
         Settings, WorkerSettings,
     },
     watched::Watched,

@@ -28,18 +28,29 @@ pub struct Settings {
 pub struct PlatformSettings {
     /// Base URL of the two calls; a path prefix is kept.
     pub url: Url,
+    /// How it makes a link.
+    pub flow: Flow,
     /// How to reach it: directly or through a proxy.
     pub route: Route,
     /// Base URL of the links that people open; a path prefix is kept.
     pub public_url: Url,
     /// The API key.
     pub api_key: Watched<SecretString>,
-    /// Lifetime to request for each token: whole seconds, at least one.
+    /// Lifetime to request for each token, or for each link of the one-call flow: whole seconds, at least one.
     pub token_ttl: Duration,
     /// Time limit of one call, from connect to last byte.
     pub timeout: Duration,
     /// Maximum rate of calls, shared by all replicas.
     pub rate_limit: Option<RateLimit>,
+}
+
+/// How the platform makes a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Two calls: for a token and, with it, for a session.
+    Token,
+    /// One call, whose answer is the link.
+    Deeplink,
 }
 
 /// At most `count` calls in each window of length `per`.
@@ -77,6 +88,12 @@ pub struct CacheSettings {
     pub key_prefix: String,
     /// Keys that seal values: the first seals, all open. If empty, values are stored in the clear.
     pub seal_keys: Vec<SecretBox<[u8; 32]>>,
+    /// How the platform makes a link: each flow has keys of its own.
+    pub flow: Flow,
+    /// Lifetime that is requested for tokens.
+    pub token_ttl: Duration,
+    /// Lifetime of sessions.
+    pub session_ttl: Duration,
     /// Minimum remaining life of a link that is reused.
     pub link_min_life: Duration,
     /// How long requests wait for Redis before they are served without it.

@@ -16,7 +16,7 @@ use super::{
         Scope::{Broker, Logging, Platform, Worker},
         Setting, Spec,
     },
-    settings::{LogFormat, RateLimit},
+    settings::{Flow, LogFormat, RateLimit},
     units::{parse_duration, parse_rate, positive_duration, redis_patience, whole_seconds},
     values,
 };
@@ -56,8 +56,14 @@ settings! {
     /// Default workflow, for requests that specify none
     IDV_WORKFLOW_ID: OptionalSetting<String> = (Worker, "ID").optional(values::workflow_id);
 
-    /// Lifetime to request for each token, in whole seconds
+    /// How the platform makes a link: by a call for a token and one for a session, or by one call
+    IDV_FLOW: Setting<Flow> = (Platform, "token|deeplink").default("token", values::flow);
+
+    /// Lifetime to request for each token or deeplink, in whole seconds
     IDV_TOKEN_TTL: Setting<Duration> = (Worker, "DURATION").default("1h", whole_seconds);
+
+    /// Lifetime of sessions, if their workflow ends them sooner than their token [default: --idv-token-ttl]
+    IDV_SESSION_TTL: OptionalSetting<Duration> = (Worker, "DURATION").optional(positive_duration);
 
     /// Time limit of one platform call, from connect to last byte
     IDV_TIMEOUT: Setting<Duration> = (Worker, "DURATION").default("10s", positive_duration);
@@ -113,7 +119,7 @@ settings! {
     /// How long requests wait for a Redis that is unavailable, before they are served without it
     REDIS_PATIENCE: Setting<Duration> = (Worker, "DURATION").default("3s", redis_patience);
 
-    /// Minimum remaining lifetime for a link to be reused; less than --idv-token-ttl
+    /// Minimum remaining lifetime for a link to be reused; less than that of tokens and sessions
     LINK_MIN_LIFE: Setting<Duration> = (Worker, "DURATION").default("10m", parse_duration);
 
     /// Keys that encrypt the values in Redis, base64 of 32 bytes each: the first encrypts, all decrypt

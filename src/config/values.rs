@@ -9,7 +9,7 @@ use url::Url;
 
 use super::{
     setting::{ParseResult, ensure},
-    settings::LogFormat,
+    settings::{Flow, LogFormat},
     units::{parse_duration, parse_whole},
 };
 use crate::retry::RetryDelay;
@@ -41,6 +41,14 @@ pub(super) fn socket_addr(text: &str) -> ParseResult<SocketAddr> {
 pub(super) fn workflow_id(text: &str) -> ParseResult<String> {
     ensure(text.len() <= 128, "must be 1 to 128 bytes long")?;
     Ok(text.to_owned())
+}
+
+pub(super) fn flow(text: &str) -> ParseResult<Flow> {
+    match text {
+        "token" => Ok(Flow::Token),
+        "deeplink" => Ok(Flow::Deeplink),
+        _ => Err("must be token or deeplink"),
+    }
 }
 
 pub(super) fn log_format(text: &str) -> ParseResult<LogFormat> {

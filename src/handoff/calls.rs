@@ -95,58 +95,61 @@ impl Calls {
         budget: &mut CallBudget<'_>,
     ) -> Result<Token, Stopped> {
         let call = |permit, _| self.platform.token(permit, job.span);
-        let check = |waited, retried| {
+        let check = |waited, retried, _| {
             let claim_again = match lease {
                 Some(lease) => lease.is_lost(),
                 None => (retried || waited >= LONG_WAIT) && self.cache.is_available(),
             };
             if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
         };
-        self.retrying(job, budget, Call::Token, false, check, call).await
+        let (token, _) = self.retrying(job, budget, Call::Token, None, check, call).await?;
+        Ok(token)
     }
 
-    /// Makes a session with the token, and returns its id and when it was asked for. `is_repeat`: an earlier delivery may have
-    /// tried so with the same token.
+    /// Makes a session with the token, and returns its id and when it was asked for: at the first try that may have
+    /// made it. `tried_at`: when an earlier delivery may have tried with the same token.
     pub(super) async fn session(
         &self,
         job: &Job<'_>,
         token: &Token,
-        is_repeat: bool,
+        tried_at: Option<SystemTime>,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
     ) -> Result<(String, SystemTime), Stopped> {
         let Job { request, request_id, span, .. } = *job;
-        let mut asked_at = SystemTime::UNIX_EPOCH;
         let call = |permit, is_repeat| {
-            asked_at = SystemTime::now();
             self.platform.session(permit, request, request_id, token, is_repeat, span)
         };
-        let check = |waited, _| {
+        let check = |waited, _, asked_at: Option<SystemTime>| {
             if lease.is_some_and(Lease::is_lost) {
                 Err(Stopped::ClaimAgain)
-            } else if waited >= LONG_WAIT && !self.cache.is_reusable(token) {
-                Err(Stopped::TokenStale)
+            } else if waited >= LONG_WAIT {
+                let now = SystemTime::now();
+                let made_at = asked_at.unwrap_or(now);
+                let until = self.cache.lifetimes().token_usable_until(token, made_at);
+                if until > now { Ok(()) } else { Err(Stopped::TokenStale) }
             } else {
                 Ok(())
             }
         };
-        let id = self.retrying(job, budget, Call::Session, is_repeat, check, call).await?;
-        Ok((id, asked_at))
+        self.retrying(job, budget, Call::Session, tried_at, check, call).await
     }
 
     /// Retries a call within the budget. Time at the gate, and failures that are part of an outage, do not
     /// use the budget up: the call is repeated once the gate lets calls through again.
     ///
-    /// `is_repeat`: the platform may be processing an earlier try already.
+    /// `tried_at`: when an earlier delivery may have tried; the platform may be processing that try already.
+    /// Also returns when the call was made: at the first try whose result this may be.
     async fn retrying<'a, T, F: Future<Output = Result<T, FailedCall>>>(
         &self,
         job: &Job<'_>,
         budget: &mut CallBudget<'a>,
         kind: Call,
-        mut is_repeat: bool,
-        check: impl Fn(Duration, bool) -> Result<(), Stopped>,
+        tried_at: Option<SystemTime>,
+        check: impl Fn(Duration, bool, Option<SystemTime>) -> Result<(), Stopped>,
         mut call: impl FnMut(CallPermit<'a>, bool) -> F,
-    ) -> Result<T, Stopped> {
+    ) -> Result<(T, SystemTime), Stopped> {
+        let mut asked_at = tried_at;
         let mut retried = false;
         loop {
             let arrived_at = Instant::now();
@@ -154,20 +157,23 @@ impl Calls {
             let permit = Box::pin(self.acquire(job, budget, kind)).await?;
             let waited = arrived_at.elapsed();
             budget.exclude(waited);
-            check(waited, retried)?;
+            check(waited, retried, asked_at)?;
             if kind == Call::Token {
                 budget.ticket.reserve(Call::Session);
             }
             let called_at = Instant::now();
-            let FailedCall { error, scope } = match call(permit, is_repeat).await {
-                Ok(value) => return Ok(value),
+            let first_at = asked_at.unwrap_or_else(SystemTime::now);
+            let FailedCall { error, scope } = match call(permit, asked_at.is_some()).await {
+                Ok(value) => return Ok((value, first_at)),
                 Err(failed) => failed,
             };
             budget.last_call = called_at.elapsed();
             if retried && matches!(error, CallError::Unauthorized) {
                 return Err(Stopped::TokenUsed);
             }
-            is_repeat |= error.may_have_reached_platform();
+            if error.may_have_reached_platform() {
+                asked_at = Some(first_at);
+            }
             retried = true;
             let mut is_held = match scope {
                 FailureScope::Pause => true,

@@ -39,7 +39,7 @@ use crate::{
     },
     platform::{CallError, PlatformClient},
     retry::Backoff,
-    session::{Call, Session},
+    session::{Access, Call, Session},
     telemetry::metrics::Metrics,
 };
 
@@ -313,8 +313,9 @@ impl Handoff {
         budget: &mut CallBudget<'_>,
     ) -> Result<Session, Stopped> {
         let stored = lease.and_then(|lease| lease.stored_token.clone());
-        // The earlier holder may have called with it.
-        let mut is_repeat = stored.is_some();
+        let lifetimes = self.calls.cache.lifetimes();
+        // The earlier holder may have called with it, no earlier than the token began.
+        let mut tried_at = stored.as_ref().map(|token| lifetimes.token_start(token.expires_at));
         let mut token = match stored {
             Some(token) => token,
             None => self.calls.token(job, lease, budget).await?,
@@ -325,13 +326,21 @@ impl Handoff {
                 // Saves the token for the next holder of the lease, in case this worker is killed during
                 // the session call. Best effort: the call does not wait for Redis.
                 Some(held) => {
-                    let call = pin!(self.calls.session(job, &token, is_repeat, lease, budget));
+                    let call = pin!(self.calls.session(job, &token, tried_at, lease, budget));
                     with_background(call, pin!(held.save_token(&token))).await
                 }
-                None => self.calls.session(job, &token, is_repeat, lease, budget).await,
+                None => self.calls.session(job, &token, tried_at, lease, budget).await,
             };
             match made {
-                Ok((id, made_at)) => return Ok(Session { token, id, made_at }),
+                Ok((id, made_at)) => {
+                    let expires_at = lifetimes.link_end(made_at, token.expires_at);
+                    return Ok(Session {
+                        access: Access::Token(token.value),
+                        id,
+                        made_at,
+                        expires_at,
+                    });
+                }
                 Err(Stopped::TokenStale) => {}
                 // A refused token is replaced once. After `TokenUsed` it is always replaced: a call has
                 // failed before, so the retry budget or the deadline bounds it.
@@ -348,7 +357,7 @@ impl Handoff {
                 Err(stopped) => return Err(stopped),
             }
             token = self.calls.token(job, lease, budget).await?;
-            is_repeat = false;
+            tried_at = None;
         }
     }
 }

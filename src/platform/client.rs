@@ -148,10 +148,11 @@ impl PlatformClient {
             self.post(self.token_url.clone(), key.clone(), &body)
         };
         let child = || span.call(Call::Token, TOKEN_ROUTE, &self.server);
-        let mut answer = self.call(Call::Token, request(), child(), Reuse::Allowed).await;
+        let mut answer =
+            self.call(Call::Token, request(), child(), Reuse::Allowed, parse_token).await;
         if self.was_ordinary_close(&permit, &answer) {
             let http = request().timeout(ends.saturating_duration_since(Instant::now()));
-            answer = self.call(Call::Token, http, child(), Reuse::Avoided).await;
+            answer = self.call(Call::Token, http, child(), Reuse::Avoided, parse_token).await;
         }
         if let Err(error @ CallError::Refused(_)) = &answer
             && !permit.is_probe()
@@ -175,7 +176,7 @@ impl PlatformClient {
             Ok(mut reply) => {
                 let date = reply.header(DATE);
                 let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (read_answer(Call::Token, &mut reply).await.map(drop), date)
+                (read_answer(Call::Token, &mut reply, parse_token).await.map(drop), date)
             }
             Err(error) => {
                 (Err(CallError::from_transport(Call::Token, &error, self.proxy.as_ref())), None)
@@ -205,7 +206,7 @@ impl PlatformClient {
                 Reuse::Avoided => http.timeout(ends.saturating_duration_since(Instant::now())),
             };
             let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
-            Some(self.call(Call::Session, http, span, reuse))
+            Some(self.call(Call::Session, http, span, reuse, answer::parse_session_id))
         };
         let Some(sent) = send(Reuse::Allowed) else {
             return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
@@ -283,13 +284,14 @@ impl PlatformClient {
     ///
     /// Not an `async fn`: the future then holds only what it needs while it waits for the answer, not
     /// the request, which reqwest has taken over by then.
-    fn call<'a>(
+    fn call<'a, T>(
         &'a self,
         call: Call,
         mut request: RequestBuilder,
         mut span: Span<'a>,
         reuse: Reuse,
-    ) -> impl Future<Output = Result<String, CallError>> + 'a {
+        parse: ParseAnswer<T>,
+    ) -> impl Future<Output = Result<T, CallError>> + use<'a, T> {
         request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
             request = request.header(TRACESTATE, state);
@@ -300,7 +302,7 @@ impl PlatformClient {
             let answer = match sent.await {
                 Ok(mut reply) => {
                     span.set_status(reply.status().as_u16());
-                    read_answer(call, &mut reply).await
+                    read_answer(call, &mut reply, parse).await
                 }
                 Err(error) => Err(CallError::from_transport(call, &error, self.proxy.as_ref())),
             };
@@ -319,7 +321,19 @@ impl PlatformClient {
     }
 }
 
-async fn read_answer(call: Call, reply: &mut Reply<'_>) -> Result<String, CallError> {
+/// Reads what a call is for out of its answer's body. The error says what the body is instead.
+type ParseAnswer<T> = fn(&[u8]) -> Result<T, &'static str>;
+
+fn parse_token(body: &[u8]) -> Result<String, &'static str> {
+    let token = answer::parse_token(body)?;
+    if is_header_value(&token) { Ok(token) } else { Err(TOKEN_NOT_SENDABLE) }
+}
+
+async fn read_answer<T>(
+    call: Call,
+    reply: &mut Reply<'_>,
+    parse: ParseAnswer<T>,
+) -> Result<T, CallError> {
     let status = reply.status();
     if !status.is_success() {
         let retry_after = reply.header(RETRY_AFTER);
@@ -327,13 +341,7 @@ async fn read_answer(call: Call, reply: &mut Reply<'_>) -> Result<String, CallEr
         return Err(CallError::from_status(call, status, retry_after));
     }
     let body = read_body(call, reply).await?;
-    let value = match call {
-        Call::Token => answer::parse_token(&body).and_then(|token| {
-            if is_header_value(&token) { Ok(token) } else { Err(TOKEN_NOT_SENDABLE) }
-        }),
-        Call::Session => answer::parse_session_id(&body),
-    };
-    value.map_err(|what| {
+    parse(&body).map_err(|what| {
         let why = answer::explain(status, reply.headers(), &body);
         CallError::broken_answer(call, why.unwrap_or(what))
     })

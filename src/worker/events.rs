@@ -12,6 +12,7 @@ use crate::{
     handoff::{Failure, Obtained},
     message::{Event, EventBody, FailedReason, InvalidRequest, Request},
     platform::handoff_url,
+    session::Access,
     telemetry::metrics::Metrics,
 };
 
@@ -37,14 +38,19 @@ impl Events {
         lost: &CancellationToken,
     ) -> Result<(), Failure> {
         let session = &obtained.session;
-        let url = handoff_url(&self.public_url, session.token.value.expose_secret(), &session.id);
+        let url = match &session.access {
+            Access::Token(token) => {
+                handoff_url(&self.public_url, token.expose_secret(), &session.id)
+            }
+            Access::Link(link) => link.expose_secret().to_owned(),
+        };
         let body = EventBody::Ready {
             request_id: metadata.request_id.as_str(),
             user_id: &request.user_id,
             workflow_id: &request.workflow_id,
             session_id: &session.id,
             url: &url,
-            expires_at: session.token.expires_at,
+            expires_at: session.expires_at,
             reused: obtained.reused,
         };
         let event = Event::new(&body, SystemTime::now());

@@ -56,6 +56,11 @@ async fn each_configuration_error_exits_with_status_2_and_names_its_variable() {
         ("IDV_TOKEN_TTL", "1500ms"),
         ("IDV_TOKEN_TTL", "0s"),
         ("IDV_TOKEN_TTL", "10m"),
+        ("IDV_FLOW", SECRET),
+        ("IDV_FLOW", "Deeplink"),
+        ("IDV_SESSION_TTL", SECRET),
+        ("IDV_SESSION_TTL", "0s"),
+        ("IDV_SESSION_TTL", "10m"),
         ("IDV_TIMEOUT", "10"),
         ("IDV_TIMEOUT", "0s"),
         ("IDV_RATE_LIMIT", "0/1m"),
@@ -120,7 +125,7 @@ async fn each_configuration_error_exits_with_status_2_and_names_its_variable() {
         assert_eq!(status, Some(2), "{name}={value}: {stderr}");
         let reported = match name {
             // The conflict of two settings is reported under LINK_MIN_LIFE, with the TTL in its text.
-            "IDV_TOKEN_TTL" if value == "10m" => "LINK_MIN_LIFE",
+            "IDV_TOKEN_TTL" | "IDV_SESSION_TTL" if value == "10m" => "LINK_MIN_LIFE",
             _ => name,
         };
         assert!(stderr.contains(&format!("HANDOFF_{reported}")), "{name}={value}: {stderr}");

@@ -8,7 +8,7 @@ use handoff::{
     config::{LogSettings, RunFlags, Settings},
     message::decode_request,
     platform::PlatformClient as Client,
-    session::{Session, Token},
+    session::{Access, Session, Token},
     telemetry::{logs, metrics::Metrics},
 };
 use lapin::{BasicProperties, types::AMQPValue};
@@ -297,7 +297,8 @@ async fn debug_output_of_secret_types_contains_no_secret() {
     let client = Client::new(&settings.platform, None, 1, Metrics::new()).unwrap();
     let expires_at = std::time::SystemTime::now() + Duration::from_secs(1);
     let token = Token { value: format!("t0ken-{MARK}").into(), expires_at };
-    let session = Session { token: token.clone(), id: "s".into(), made_at: expires_at };
+    let access = Access::Token(token.value.clone());
+    let session = Session { access, id: "s".into(), made_at: expires_at, expires_at };
     let body =
         json!({ "userId": USER, "metadata": { USER: USER }, "locale": USER, "workflowId": "w" });
     let request = decode_request(body.to_string().as_bytes(), 65_536, None);

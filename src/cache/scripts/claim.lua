@@ -1,10 +1,10 @@
 -- Returns one of three strings:
 --   the stored link, if it is fresh enough;
---   "lease|<stamp>|<token>", if the lease was granted;
+--   "lease|<stamp>|<saved>", if the lease was granted;
 --   "held|<stamp>", if another request holds the lease.
--- The stamp is the newest of the stored link, the token is the saved one; both are empty where there is
--- none. One string is returned because Redis and its client are slower with any other reply.
--- KEYS: link, token, lease. ARGV: holder id, lease TTL in ms, freshness ('any', 'own', 'other'), a stamp.
+-- The stamp is the newest of the stored link, the rest is the saved token or, in the
+-- one-call flow, how many links requests have had (store.lua); both are empty where there is none. One string is returned because Redis and its client are slower with any other reply.
+-- KEYS: link, saved, lease. ARGV: holder id, lease TTL in ms, freshness ('any', 'own', 'other'), a stamp.
 -- A link is stored as "<stamp>,<age stamp>,<stamp>,…|<value>": the requests it was made for, newest first;
 -- for the age stamp, see store.lua.
 -- A value of another form counts as missing, and so does one larger than any that is ever stored.

@@ -40,7 +40,7 @@ pub(super) fn remaining_ms(end: SystemTime) -> u64 {
 
 /// Ends a lease that this holder still has.
 pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
-    let mut script = RELEASE.key(&keys.token);
+    let mut script = RELEASE.key(&keys.saved);
     script.key(&keys.lease).arg(holder).arg(u8::from(drop_token));
     script
 }
@@ -57,7 +57,7 @@ pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()
 /// The reply of `claim.lua`.
 pub(super) enum ClaimReply<'a> {
     Link { stamps: &'a [u8], value: &'a [u8] },
-    Lease { newest: Stamp, token: &'a [u8] },
+    Lease { newest: Stamp, saved: &'a [u8] },
     LeaseTaken { newest: Stamp },
 }
 
@@ -67,8 +67,8 @@ impl<'a> ClaimReply<'a> {
         // Stamps are hexadecimal, so a link starts with neither "lease" nor "held".
         Some(match split_at_bar(reply)? {
             (b"lease", rest) => {
-                let (newest, token) = split_at_bar(rest)?;
-                Self::Lease { newest: Stamp::from_redis(newest), token }
+                let (newest, saved) = split_at_bar(rest)?;
+                Self::Lease { newest: Stamp::from_redis(newest), saved }
             }
             (b"held", newest) => Self::LeaseTaken { newest: Stamp::from_redis(newest) },
             (stamps, value) => Self::Link { stamps, value },
@@ -95,11 +95,11 @@ mod tests {
         ));
         assert!(matches!(
             ClaimReply::parse(b"lease|ab|t|u"),
-            Some(ClaimReply::Lease { newest, token: b"t|u" }) if newest == stamp(b"ab")
+            Some(ClaimReply::Lease { newest, saved: b"t|u" }) if newest == stamp(b"ab")
         ));
         assert!(matches!(
             ClaimReply::parse(b"lease||"),
-            Some(ClaimReply::Lease { newest, token: b"" }) if newest == stamp(b"")
+            Some(ClaimReply::Lease { newest, saved: b"" }) if newest == stamp(b"")
         ));
         assert!(matches!(
             ClaimReply::parse(b"held|ab"),

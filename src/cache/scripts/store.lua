@@ -1,7 +1,10 @@
 -- Stores a link and ends the lease, unless another request has taken over since the claim: then it
 -- changes no link and returns 0. Returns 1 again if it is repeated, as long as the link is there.
--- KEYS: link, token, lease. ARGV: holder id, newest stamp at the claim ('any': replace any older link), own
--- stamp, age stamp, TTL in ms, value.
+-- KEYS: link, saved, lease. ARGV: holder id, newest stamp at the claim ('any': replace any older link), own
+-- stamp, age stamp, TTL in ms, value, links, their TTL in ms.
+-- In the two-call flow, links is 0, and a saved token ends with the lease. In the one-call flow, it says how many
+-- links the request has had, this one included. It is saved as "<stamp>=<n>,…", newest first, and outlives the
+-- link: a link that is gone has ended or was forgotten.
 -- A link is stored as "<stamp>,<age stamp>,<stamp>,…|<value>". The age stamp has the form of a stamp, which
 -- a release that does not know it passes over: 16 hex digits of the time when the session was asked for, and
 -- 16 of the link's own stamp, without which it belongs to an earlier link.
@@ -11,6 +14,25 @@ local stamps = link and string.match(link, '^(%x[%x,]*)|') or ''
 local newest = string.sub(stamps, 1, 32)
 local of_newest = string.sub(newest, 1, 16)
 local age = stamps ~= '' and string.match(stamps, ',(' .. string.rep('%x', 16) .. of_newest .. ')') or ''
+local function end_lease()
+  redis.call('DEL', KEYS[3])
+  if ARGV[7] == '0' then
+    redis.call('DEL', KEYS[2])
+  end
+end
+local function count_links()
+  local counts, links, others = redis.call('GET', KEYS[2]) or '', tonumber(ARGV[7]), 0
+  local saved = ''
+  for stamp, n in string.gmatch(counts, '(%x+)=(%d+)') do
+    if stamp == ARGV[3] then
+      links = math.max(links, tonumber(n))
+    elseif others < 7 then
+      others = others + 1
+      saved = saved .. ',' .. stamp .. '=' .. n
+    end
+  end
+  redis.call('SET', KEYS[2], ARGV[3] .. '=' .. string.format('%d', links) .. saved, 'PX', ARGV[8])
+end
 local is_repeated = newest == ARGV[3] and age == ARGV[4]
 -- Whether the claim has not seen the present link.
 local is_unseen = stamps ~= '' and newest ~= ARGV[2]
@@ -25,7 +47,7 @@ if holder ~= ARGV[1] then
     return 0
   end
 elseif is_newer then
-  redis.call('DEL', KEYS[2], KEYS[3])
+  end_lease()
   return 0
 end
 if tonumber(ARGV[5]) > 0 and not is_repeated then
@@ -37,5 +59,8 @@ if tonumber(ARGV[5]) > 0 and not is_repeated then
   local earlier = stamps ~= '' and ',' .. string.sub(stamps, 1, 15 * 33 - 1) or ''
   redis.call('SET', KEYS[1], ARGV[3] .. ',' .. ARGV[4] .. earlier .. '|' .. ARGV[6], 'PX', ARGV[5])
 end
-redis.call('DEL', KEYS[2], KEYS[3])
+if ARGV[7] ~= '0' then
+  count_links()
+end
+end_lease()
 return 1

@@ -5,6 +5,7 @@
 //! scripts, and a test that runs one step at a time covers all of it.
 
 mod model;
+mod one_call;
 mod step;
 mod world;
 

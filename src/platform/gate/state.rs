@@ -37,7 +37,7 @@ pub(super) struct GateState {
     deferrals: Deferrals,
     breaker: Option<OpenBreaker>,
     /// By call: the platform may serve one and fail the other.
-    streaks: [Streak; 2],
+    streaks: [Streak; 3],
     evidence: Evidence,
     held: HeldRequests,
     slow_start: SlowStart,
@@ -91,7 +91,7 @@ impl GateState {
         // A token says nothing about session calls.
         let last_success = match call {
             Call::Token => self.slow_start.last_success,
-            Call::Session => self.evidence.last_session(),
+            Call::Session | Call::Deeplink => self.evidence.last_session(),
         };
         let no_success_since = last_success.is_none_or(|last| last < began);
         if no_success_since && self.in_flight() > 0 && failing > 0 {
@@ -257,7 +257,7 @@ impl GateState {
         self.slow_start.record_success(now);
         match call {
             // A session needs a token, so both calls work.
-            Call::Session => {
+            Call::Session | Call::Deeplink => {
                 self.streaks = Default::default();
                 self.evidence.record_session(caller, now);
                 self.deferrals.record_served(caller);

@@ -63,6 +63,7 @@ struct Grant {
 #[derive(Default)]
 struct Waiters {
     sessions: VecDeque<oneshot::Sender<Grant>>,
+    /// Or for deeplinks.
     tokens: VecDeque<oneshot::Sender<Grant>>,
     unused: Vec<Grant>,
 }
@@ -161,7 +162,7 @@ impl Queue {
         let mut waiters = self.waiters.lock();
         match call {
             Call::Session => waiters.sessions.push_back(grant),
-            Call::Token => waiters.tokens.push_back(grant),
+            Call::Token | Call::Deeplink => waiters.tokens.push_back(grant),
         }
         self.requested.notify_one();
         request

@@ -13,7 +13,7 @@ use prometheus_client::{
 use super::register::{Labels, durations, register, series};
 use crate::session::Call;
 
-const CALLS: [Call; 2] = [Call::Token, Call::Session];
+const CALLS: [Call; 3] = [Call::Token, Call::Session, Call::Deeplink];
 
 type Seconds = Counter<f64, AtomicU64>;
 
@@ -21,8 +21,8 @@ type Seconds = Counter<f64, AtomicU64>;
 pub(crate) struct PlatformMetrics {
     calls: Family<Labels<2>, Counter>,
     /// The counters of `outcome="ok"`, by call.
-    ok: [Counter; 2],
-    durations: [Histogram; 2],
+    ok: [Counter; 3],
+    durations: [Histogram; 3],
     retries: Family<Labels<2>, Counter>,
     rate_wait: Histogram,
     paused: Gauge,

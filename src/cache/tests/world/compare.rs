@@ -15,7 +15,7 @@ impl World {
     pub(super) async fn compare(&mut self, person: usize) {
         let keys = self.keys(person);
         let mut read = redis::pipe();
-        for key in [&keys.link, &keys.token, &keys.lease] {
+        for key in [&keys.link, &keys.saved, &keys.lease] {
             read.cmd("GET").arg(key).cmd("PTTL").arg(key);
         }
         let stored: Stored = read.query_async(&mut self.redis).await.unwrap();
@@ -24,6 +24,7 @@ impl World {
         let model = &self.people[person];
         let lease_ttl = self.workers[0].cache.lease_ttl();
         let seal = &self.workers[0].cache.0.seal;
+        let lifetimes = self.workers[0].cache.lifetimes();
         let expires =
             |ttl_ms: i64, limit: Duration| 0 < ttl_ms && ttl_ms <= limit.as_millis() as i64;
 
@@ -36,13 +37,13 @@ impl World {
         });
         let found = stored_link.map(|stored| {
             let bar = stored.iter().position(|byte| *byte == b'|').unwrap();
-            let session = seal.open_session(&keys.link, &stored[bar + 1..]).unwrap();
+            let session = seal.open_session(&keys.link, &stored[bar + 1..], lifetimes).unwrap();
             (String::from_utf8(stored[..bar].to_vec()).unwrap(), session.id)
         });
         assert_eq!(found, expected, "the link of {person}");
         assert!(found.is_none() || expires(link_ttl_ms, 5 * LINK_MIN_LIFE), "{link_ttl_ms} ms");
 
-        let found = stored_token.map(|stored| seal.open_token(&keys.token, &stored).unwrap());
+        let found = stored_token.map(|stored| seal.open_token(&keys.saved, &stored).unwrap());
         let found = found.map(|token| token.value.expose_secret().to_owned());
         assert!(found.is_none() || expires(token_ttl_ms, 5 * LINK_MIN_LIFE), "{token_ttl_ms} ms");
         let expected = model.token.map(|token| self.token_text(person, token));

@@ -18,12 +18,14 @@ use super::{
 };
 use crate::{
     cache::{Cache, Keys, Lease, Stamp, UnansweredClaim},
-    config::{CacheSettings, RedisSettings},
+    config::{CacheSettings, Flow, RedisSettings},
     session::Token,
     telemetry::metrics::Metrics,
 };
 
 const LINK_MIN_LIFE: Duration = Duration::from_secs(600);
+/// The life of tokens and links.
+const LIFE: Duration = Duration::from_secs(6 * 600);
 
 pub(super) struct World {
     url: String,
@@ -114,6 +116,10 @@ impl World {
             redis: RedisSettings::single(&self.url).unwrap(),
             key_prefix: self.prefix.clone(),
             seal_keys: vec![SecretBox::new(Box::new([7; 32]))],
+            flow: Flow::Token,
+            token_ttl: LIFE,
+            // Sessions are dated by their numbers, from 1970 on.
+            session_ttl: Duration::MAX,
             link_min_life: LINK_MIN_LIFE,
             patience: Duration::ZERO,
         };
@@ -160,8 +166,8 @@ impl World {
 
     pub(super) async fn clean_up(self) {
         for person in 0..PEOPLE {
-            let Keys { link, token, lease } = self.keys(person);
-            self.delete(&[&link, &token, &lease]).await;
+            let Keys { link, saved, lease } = self.keys(person);
+            self.delete(&[&link, &saved, &lease]).await;
         }
     }
 }

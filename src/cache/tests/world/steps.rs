@@ -1,11 +1,11 @@
 //! Takes each step in Redis and in the model, and compares the answers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use deadpool_redis::redis::cmd;
 use secrecy::ExposeSecret;
 
-use super::{Attempt, DeferredCall, LINK_MIN_LIFE, LeaseCall, Right, World};
+use super::{Attempt, DeferredCall, LIFE, LINK_MIN_LIFE, LeaseCall, Right, World};
 use crate::{
     cache::{
         Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
@@ -15,7 +15,7 @@ use crate::{
             step::{PEOPLE, Step},
         },
     },
-    session::Session,
+    session::{Access, Session},
 };
 
 /// What is left of a lease before the test extends it, in milliseconds: less than a full TTL.
@@ -85,7 +85,7 @@ impl World {
                 // An earlier session may be stored now.
                 self.first_link.retain(|(of, _), _| *of != person);
                 let keys = self.keys(person);
-                self.delete(&[&keys.link, &keys.token]).await;
+                self.delete(&[&keys.link, &keys.saved]).await;
             }
         }
         for person in 0..PEOPLE {
@@ -190,11 +190,12 @@ impl World {
             Right::Unanswered(_) if replace => model::Overwrite::Any,
             Right::Unanswered(_) => model::Overwrite::Seen(None),
         };
-        let life = if short_lived { LINK_MIN_LIFE } else { 6 * LINK_MIN_LIFE };
+        let life = if short_lived { LINK_MIN_LIFE } else { LIFE };
         let made = Session {
-            token: self.token(person, token, life),
+            access: Access::Token(self.token_text(person, token).into()),
             id: self.session_id(person, session),
             made_at: self.made_at(session),
+            expires_at: SystemTime::now() + life,
         };
         self.inject(worker, fault);
         let stored = match right {
@@ -290,7 +291,7 @@ impl World {
     async fn send(&self, attempt: Attempt, lease: &Lease, call: LeaseCall) {
         match call {
             LeaseCall::SaveToken => {
-                let token = self.token(attempt.person, attempt.token, 6 * LINK_MIN_LIFE);
+                let token = self.token(attempt.person, attempt.token, LIFE);
                 lease.save_token(&token).await;
             }
             LeaseCall::Extend => drop(lease.extend().await),

@@ -1,0 +1,132 @@
+//! What Redis keeps for the one-call flow.
+
+use std::time::{Duration, SystemTime};
+
+use deadpool_redis::redis::{self, AsyncCommands, aio::MultiplexedConnection};
+
+use crate::{
+    cache::{Cache, Claim, Freshness, Keys, Lease, Stamp, StoreOutcome},
+    config::{CacheSettings, Flow, RedisSettings},
+    session::{Access, Session},
+    telemetry::metrics::Metrics,
+};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+struct Setup {
+    prefix: String,
+    url: String,
+    redis: MultiplexedConnection,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let url = std::env::var("HANDOFF_REDIS_URL");
+        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
+        let redis = redis::Client::open(url.as_str()).unwrap();
+        let redis = redis.get_multiplexed_async_connection().await.unwrap();
+        Self { prefix: format!("test-{}", uuid::Uuid::new_v4().simple()), url, redis }
+    }
+
+    async fn cache(&self, flow: Flow) -> Cache {
+        let settings = CacheSettings {
+            redis: RedisSettings::single(&self.url).unwrap(),
+            key_prefix: self.prefix.clone(),
+            seal_keys: Vec::new(),
+            flow,
+            token_ttl: HOUR,
+            session_ttl: HOUR,
+            link_min_life: HOUR / 6,
+            patience: Duration::ZERO,
+        };
+        let cache = Cache::new(&settings, Metrics::new()).unwrap();
+        cache.wait_connected(Duration::from_secs(10)).await;
+        cache
+    }
+
+    async fn forget(&mut self, key: &str) {
+        self.redis.del::<_, ()>(key).await.unwrap();
+    }
+
+    async fn clean_up(&mut self, keys: &[Keys]) {
+        for Keys { link, saved, lease } in keys {
+            self.redis.del::<_, ()>(&[link, saved, lease]).await.unwrap();
+        }
+    }
+}
+
+fn link(url: &str) -> Session {
+    let made_at = SystemTime::now();
+    let access = Access::Link(url.to_owned().into());
+    Session { access, id: "s".to_owned(), made_at, expires_at: made_at + HOUR }
+}
+
+async fn claim(cache: &Cache, request: &str) -> Claim {
+    let stamp = Stamp::of(request);
+    cache.claim(&cache.keys("ann", "w"), &stamp, &Freshness::Any, None).await.unwrap()
+}
+
+async fn lease(cache: &Cache, request: &str) -> Lease {
+    match claim(cache, request).await {
+        Claim::Lease(lease) => lease,
+        other => panic!("not the lease: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn links_of_a_request_that_ended_or_were_forgotten_are_counted() {
+    let mut setup = Setup::new().await;
+    let cache = setup.cache(Flow::Deeplink).await;
+    let keys = cache.keys("ann", "w");
+    for earlier_links in 0..3 {
+        // A crash before the link is stored changes nothing.
+        lease(&cache, "r1").await.release(false).await;
+        let lease = lease(&cache, "r1").await;
+        assert_eq!(lease.earlier_links, earlier_links);
+        // A store whose answer was lost is repeated.
+        let made = link("https://x/mobile?a");
+        for _ in 0..2 {
+            assert_eq!(lease.store(&made).await, Ok(StoreOutcome::Stored));
+        }
+        assert!(matches!(claim(&cache, "r1").await, Claim::Link(_)));
+        setup.forget(&keys.link).await;
+    }
+    // The count is the request's own.
+    for other in 2..9 {
+        let lease = lease(&cache, &format!("r{other}")).await;
+        assert_eq!(lease.earlier_links, 0);
+        lease.store(&link("https://x/mobile?b")).await.unwrap();
+        setup.forget(&keys.link).await;
+    }
+    let again = lease(&cache, "r1").await;
+    assert_eq!(again.earlier_links, 3, "others were counted since");
+    again.release(false).await;
+    let ttl: i64 = setup.redis.pttl(&keys.saved).await.unwrap();
+    assert!(0 < ttl && ttl <= 24 * 3_600_000, "{ttl}");
+    let saved: String = setup.redis.get(&keys.saved).await.unwrap();
+    assert_eq!(saved.split(',').count(), 8);
+    setup.clean_up(&[keys]).await;
+}
+
+#[tokio::test]
+async fn flows_share_the_lease_and_hand_out_no_link_of_each_other() {
+    let mut setup = Setup::new().await;
+    let caches = [setup.cache(Flow::Token).await, setup.cache(Flow::Deeplink).await];
+    let keys = caches.each_ref().map(|cache| cache.keys("ann", "w"));
+    for (own, other) in [(0, 1), (1, 0)] {
+        let held = lease(&caches[own], "r1").await;
+        assert!(matches!(claim(&caches[other], "r2").await, Claim::LeaseTaken { .. }));
+        let mut made = link("https://x/mobile?a");
+        if own == 0 {
+            made.access = Access::Token("t".to_owned().into());
+        }
+        held.store(&made).await.unwrap();
+        let Claim::Link(found) = claim(&caches[own], "r2").await else { panic!("no link") };
+        assert_eq!(matches!(found.access, Access::Token(_)), own == 0);
+        let others = lease(&caches[other], "r2").await;
+        assert!(others.stored_token.is_none() && others.earlier_links == 0);
+        others.release(false).await;
+        setup.forget(&keys[own].link).await;
+    }
+    setup.clean_up(&keys).await;
+}
