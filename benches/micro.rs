@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use handoff::{
     cache::Seal,
     message::{Event, EventBody, decode_request},
-    platform::handoff_url,
+    platform::Links,
     session::{Access, Lifetimes, Session},
 };
 use secrecy::SecretBox;
@@ -47,7 +47,7 @@ fn decoding(c: &mut Criterion) {
 fn link(c: &mut Criterion) {
     let public = Url::parse("https://idv.example.com/eu").expect("a URL");
     c.bench_function("build a link", |b| {
-        b.iter(|| handoff_url(black_box(&public), black_box(TOKEN), SESSION))
+        b.iter(|| Links::of_token(black_box(&public), black_box(TOKEN), SESSION))
     });
 }
 
@@ -68,14 +68,15 @@ fn sealing(c: &mut Criterion) {
 
 fn event(c: &mut Criterion) {
     let public = Url::parse("https://idv.example.com/eu").expect("a URL");
-    let url = handoff_url(&public, TOKEN, SESSION);
+    let links = Links::of_token(&public, TOKEN, SESSION);
     let now = SystemTime::now();
     let body = EventBody::Ready {
         request_id: "0b9f6c1e-8c55-4d0e-9a51-2f8f4f0c8f11",
         user_id: "user-4711",
         workflow_id: "6c1d",
         session_id: SESSION,
-        url: &url,
+        url: &links.url,
+        mobile_url: &links.mobile_url,
         expires_at: now,
         reused: false,
     };

@@ -13,7 +13,7 @@ use url::Url;
 use crate::{
     config::is_header_value,
     message::{Decoded, Request, TraceContext, decode_request},
-    platform::{answer, handoff_url},
+    platform::{Links, answer},
     retry::{MAX_RETRY_AFTER, parse_retry_after},
 };
 
@@ -107,7 +107,7 @@ fn check_link(token: &str, session_id: &str) {
         url.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
     };
     let Ok(public) = Url::parse("https://idv.example.com") else { return };
-    let link = Url::parse(&handoff_url(&public, token, session_id)).ok();
+    let link = Url::parse(&Links::of_token(&public, token, session_id).url).ok();
     let inner = link.and_then(|link| Url::parse(&query(&link, "url")?).ok());
     let found = inner.map(|inner| [query(&inner, "authorization"), query(&inner, "sessionId")]);
     assert_eq!(found, Some([Some(token.to_owned()), Some(session_id.to_owned())]));

@@ -56,6 +56,8 @@ pub(crate) struct ReceivedData {
     pub(crate) user_id: Option<String>,
     /// The link of `handoff.ready`. A bearer secret.
     pub(crate) url: Option<String>,
+    /// Missing in events of release 0.1.
+    pub(crate) mobile_url: Option<String>,
     /// Of `handoff.ready`: whether the link existed before.
     pub(crate) reused: Option<bool>,
     /// Of `handoff.failed`: why there is no link.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
@@ -55,11 +55,20 @@ pub(super) struct RequestArgs {
     /// Give up when no event has arrived for this long
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
-    /// Print each link as a QR code, on stderr
-    #[arg(long)]
-    qr: bool,
+    /// Print each link as a QR code, on stderr: the one to open in a browser, or the one that SDKs take
+    #[arg(long, value_name = "LINK", num_args = 0..=1, require_equals = true, default_missing_value = "url")]
+    qr: Option<QrLink>,
     #[command(flatten)]
     settings: BrokerFlags,
+}
+
+/// The link that a QR code shows.
+#[derive(Clone, Copy, ValueEnum)]
+enum QrLink {
+    /// The event's url, for browsers and cameras
+    Url,
+    /// The event's mobileUrl, for apps with the platform's SDK
+    Mobile,
 }
 
 pub(super) async fn run(args: RequestArgs) -> Result<(), CliError> {
@@ -195,10 +204,15 @@ async fn publish(requester: Requester, requests: Vec<(String, Vec<u8>)>) -> Resu
     published.map_err(|error| CliError::Failed(format!("cannot publish a request: {error}")))
 }
 
-fn print_event(event: &ReceivedEvent, with_qr: bool) -> Result<(), CliError> {
+fn print_event(event: &ReceivedEvent, qr: Option<QrLink>) -> Result<(), CliError> {
     print_json(&event.json)?;
-    if with_qr && let Some(url) = &event.data.url {
-        note(format_args!("{}\n{}", qr_code(url), escape(url)));
+    let link = match qr {
+        Some(QrLink::Url) => event.data.url.as_ref(),
+        Some(QrLink::Mobile) => event.data.mobile_url.as_ref(),
+        None => None,
+    };
+    if let Some(link) = link {
+        note(format_args!("{}\n{}", qr_code(link), escape(link)));
     }
     Ok(())
 }

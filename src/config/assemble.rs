@@ -99,7 +99,7 @@ fn platform(
     assemble!(PlatformSettings {
         flow,
         route,
-        public_url: public_url.and_then(|public_url| public_url.or(url.clone())),
+        public_url,
         url,
         api_key: parser.watched(&table::IDV_API_KEY),
         token_ttl,

@@ -32,8 +32,8 @@ pub struct PlatformSettings {
     pub flow: Flow,
     /// How to reach it: directly or through a proxy.
     pub route: Route,
-    /// Base URL of the links that people open; a path prefix is kept.
-    pub public_url: Url,
+    /// Base URL of the links that people open, if it differs; a path prefix is kept.
+    pub public_url: Option<Url>,
     /// The API key.
     pub api_key: Watched<SecretString>,
     /// Lifetime to request for each token, or for each link of the one-call flow: whole seconds, at least one.

@@ -66,9 +66,11 @@ pub enum EventBody<'a> {
         workflow_id: &'a str,
         /// The id of the platform's session; always a string.
         session_id: &'a str,
-        /// The link. It grants access to the session: treat it as a secret.
+        /// The link that a person opens. It grants access to the session: treat it as a secret.
         url: &'a str,
-        /// When the link expires; never later than its token.
+        /// The link that the platform's SDKs take, a secret as well. Links of the one-call flow are the same.
+        mobile_url: &'a str,
+        /// When the links expire; never later than the token or the session.
         #[serde(serialize_with = "serialize_date_time")]
         #[schemars(with = "String", extend("format" = "date-time"))]
         expires_at: SystemTime,
@@ -186,6 +188,7 @@ mod tests {
             workflow_id: "w",
             session_id: "42",
             url: "https://x/capture?url=y",
+            mobile_url: "https://x/mobile?z",
             expires_at: at(1_800_000_000_999),
             reused: false,
         };
@@ -198,8 +201,8 @@ mod tests {
                 "subject": "ann", "time": "2023-11-14T22:13:20Z", "datacontenttype": "application/json",
                 "data": {
                     "requestId": "r1", "userId": "ann", "workflowId": "w", "sessionId": "42",
-                    "url": "https://x/capture?url=y", "expiresAt": "2027-01-15T08:00:00.999Z",
-                    "reused": false,
+                    "url": "https://x/capture?url=y", "mobileUrl": "https://x/mobile?z",
+                    "expiresAt": "2027-01-15T08:00:00.999Z", "reused": false,
                 },
             })
         );

@@ -1,7 +1,13 @@
-//! The handoff URL: the link that a person opens, which contains a second link.
+//! The links of a session: the handoff URL, which a person opens, and the inner link, which SDKs take.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use secrecy::ExposeSecret;
 use url::Url;
+
+use crate::{
+    config::PlatformSettings,
+    session::{Access, Session},
+};
 
 /// The set that JavaScript's `encodeURIComponent` escapes: all but ASCII letters, digits, `-_.!~*'()`.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
@@ -20,32 +26,80 @@ pub(crate) fn encode_component(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, COMPONENT)
 }
 
-/// Builds the handoff URL for a token and a session.
-///
-/// `{public}/capture?url=<inner>`, where the inner link is
-/// `{public}/mobile?authorization=<token>&sessionId=<id>`, escaped again as a whole.
-pub fn handoff_url(public: &Url, token: &str, session_id: &str) -> String {
-    let public = without_slash(public);
-    // One allocation as a rule: few characters grow to `%XX` or, escaped twice, to `%25XX`.
-    let mut link =
-        String::with_capacity(3 * public.len() + 3 * (token.len() + session_id.len()) + 80);
-    link.extend([public, "/capture?url="]);
-    link.extend(encode_component(public));
-    link.extend(encode_component("/mobile?authorization="));
-    push_encoded_twice(&mut link, token);
-    link.extend(encode_component("&sessionId="));
-    push_encoded_twice(&mut link, session_id);
-    link
+/// The links of a session. Secrets.
+pub struct Links {
+    /// The handoff URL, which a person opens.
+    pub url: String,
+    /// The inner link, which the platform's SDKs take. In the one-call flow, both are the same.
+    pub mobile_url: String,
 }
 
-fn push_encoded_twice(link: &mut String, text: &str) {
-    for piece in encode_component(text) {
-        // The second escape changes only the percent signs of the first.
-        match piece.strip_prefix('%') {
-            Some(digits) => link.extend(["%25", digits]),
-            None => link.push_str(piece),
+/// Builds the links of sessions.
+pub(crate) struct LinkBuilder {
+    /// The base of the links that people open.
+    public: Url,
+    /// The same, if it replaces that of the one-call flow's links.
+    replacement: Option<Url>,
+}
+
+impl LinkBuilder {
+    pub(crate) fn new(settings: &PlatformSettings) -> Self {
+        let replacement = settings.public_url.clone();
+        Self { public: replacement.clone().unwrap_or_else(|| settings.url.clone()), replacement }
+    }
+
+    pub(crate) fn links(&self, session: &Session) -> Links {
+        match &session.access {
+            Access::Token(token) => {
+                Links::of_token(&self.public, token.expose_secret(), &session.id)
+            }
+            Access::Link(link) => {
+                let link = link.expose_secret();
+                let replaced = self.replacement.as_ref().and_then(|public| with_base(link, public));
+                // The call checked that the base can be replaced. A link made before this setting stays as it is.
+                let url = replaced.unwrap_or_else(|| link.to_owned());
+                Links { mobile_url: url.clone(), url }
+            }
         }
     }
+}
+
+impl Links {
+    /// Builds the links of the two-call flow.
+    ///
+    /// The handoff URL is `{public}/capture?url=<inner>`, where the inner link is
+    /// `{public}/mobile?authorization=<token>&sessionId=<id>`, escaped again as a whole.
+    pub fn of_token(public: &Url, token: &str, session_id: &str) -> Self {
+        let public = without_slash(public);
+        // One allocation each as a rule: few characters grow to `%XX` or, escaped twice, to `%25XX`.
+        let length = public.len() + token.len() + session_id.len();
+        let mut mobile_url = String::with_capacity(length + 64);
+        mobile_url.extend([public, "/mobile?authorization="]);
+        mobile_url.extend(encode_component(token));
+        mobile_url.push_str("&sessionId=");
+        mobile_url.extend(encode_component(session_id));
+        let mut url = String::with_capacity(public.len() + 3 * length + 80);
+        url.extend([public, "/capture?url="]);
+        url.extend(encode_component(&mobile_url));
+        Self { url, mobile_url }
+    }
+}
+
+/// Replaces everything before the last path segment that is exactly `mobile`. `None`: there is no such segment.
+pub(super) fn with_base(link: &str, public: &Url) -> Option<String> {
+    let path_end = link.find(['?', '#']).unwrap_or(link.len());
+    let path_start = link.find("://")? + 3;
+    let (path, rest) = (link.get(path_start..path_end)?, link.get(path_end..)?);
+    // The first piece is the host.
+    let (_, path) = path.split_once('/')?;
+    let mut pieces = path.rsplit('/');
+    let mut kept = path.len();
+    let found = pieces.find_map(|piece| {
+        let start = kept - piece.len();
+        kept = start.saturating_sub(1);
+        (piece == "mobile").then_some(start)
+    })?;
+    Some([without_slash(public), "/", path.get(found..)?, rest].concat())
 }
 
 /// A base URL as text without its final slash, ready to append a path to.
@@ -81,9 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn link_has_the_documented_form() {
+    fn links_have_the_documented_form() {
+        let links = Links::of_token(&base("https://idv.example.com"), "Token tr-1+2", "5f");
         assert_eq!(
-            handoff_url(&base("https://idv.example.com"), "Token tr-1+2", "5f"),
+            links.mobile_url,
+            "https://idv.example.com/mobile?authorization=Token%20tr-1%2B2&sessionId=5f"
+        );
+        assert_eq!(
+            links.url,
             "https://idv.example.com/capture?url=https%3A%2F%2Fidv.example.com%2Fmobile\
              %3Fauthorization%3DToken%2520tr-1%252B2%26sessionId%3D5f"
         );
@@ -92,21 +151,45 @@ mod tests {
     #[test]
     fn path_prefix_is_kept() {
         for url in ["https://x.example/idv", "https://x.example/idv/"] {
-            let link = handoff_url(&base(url), "t", "s");
-            assert!(link.starts_with("https://x.example/idv/capture?url="), "{link}");
-            assert!(link.contains("%2Fidv%2Fmobile%3F"), "{link}");
+            let Links { url, mobile_url } = Links::of_token(&base(url), "t", "s");
+            assert!(url.starts_with("https://x.example/idv/capture?url="), "{url}");
+            assert!(url.contains("%2Fidv%2Fmobile%3F"), "{url}");
+            assert!(mobile_url.starts_with("https://x.example/idv/mobile?"), "{mobile_url}");
+        }
+    }
+
+    #[test]
+    fn public_url_replaces_what_is_before_the_last_segment_mobile() {
+        let public = base("https://idv.example.com/eu/");
+        for (link, expected) in [
+            ("http://10.0.0.1:3000/mobile?a=1", Some("/mobile?a=1")),
+            ("http://h/a/b/mobile?a=/mobile/x", Some("/mobile?a=/mobile/x")),
+            ("http://h/mobile/mobile?a#/mobile/y", Some("/mobile?a#/mobile/y")),
+            ("http://h/mobile/mobile/x//y?a", Some("/mobile/x//y?a")),
+            ("http://mobile/x/mobile/?a", Some("/mobile/?a")),
+            ("http://h/mobile#x", Some("/mobile#x")),
+            ("http://h/mobiles/Mobile/%6Dobile?a", None),
+            ("http://mobile?a=/mobile", None),
+            ("http://mobile", None),
+            ("http://h/?a=/mobile", None),
+            ("http://h/x#/mobile", None),
+            ("/mobile", None),
+        ] {
+            let expected = expected.map(|rest| format!("https://idv.example.com/eu{rest}"));
+            assert_eq!(with_base(link, &public), expected, "{link}");
         }
     }
 
     proptest! {
         #[test]
         fn any_token_and_id_survive_encoding(token in "\\PC*|.*", id in "\\PC*|.*") {
-            let link = handoff_url(&base("https://idv.example.com/p"), &token, &id);
+            let Links { url: link, mobile_url } = Links::of_token(&base("https://idv.example.com/p"), &token, &id);
             let (before, inner) = link.split_once("?url=").unwrap();
             prop_assert_eq!(before, "https://idv.example.com/p/capture");
             prop_assert!(inner.is_ascii() && !inner.contains(['+', ' ', '&', '=', '#']));
 
             let inner = decode(inner);
+            prop_assert_eq!(&inner, &mobile_url);
             let (before, query) = inner.split_once('?').unwrap();
             prop_assert_eq!(before, "https://idv.example.com/p/mobile");
             let (authorization, session) = query.split_once('&').unwrap();

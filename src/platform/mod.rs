@@ -13,10 +13,11 @@ mod repeat;
 
 pub use self::{
     client::{ClientBuildError, PlatformClient},
-    link::handoff_url,
+    link::Links,
 };
 pub(crate) use self::{
     error::CallError,
     gate::{CallPermit, FailedCall, FailureScope, Place, Room, Ticket},
+    link::LinkBuilder,
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };

@@ -9,7 +9,7 @@ use crate::{
     message::{
         Event, EventBody, FailedReason, REQUESTED, ReasonCode, format_date_time, parse_date_time,
     },
-    platform::handoff_url,
+    platform::Links,
 };
 
 const REQUEST_ID: &str = "order-7781-verify";
@@ -65,13 +65,14 @@ pub(super) fn request_in_cloud_event() -> Value {
 /// An event with a link.
 pub(super) fn ready() -> Value {
     let Ok(public) = Url::parse("https://idv.example.com") else { return Value::Null };
-    let url = handoff_url(&public, "Token tr-1+2/é", "65f1c0ffee0ddba11ca7beef");
+    let links = Links::of_token(&public, "Token tr-1+2/é", "65f1c0ffee0ddba11ca7beef");
     let body = EventBody::Ready {
         request_id: REQUEST_ID,
         user_id: USER,
         workflow_id: WORKFLOW,
         session_id: "65f1c0ffee0ddba11ca7beef",
-        url: &url,
+        url: &links.url,
+        mobile_url: &links.mobile_url,
         expires_at: later(60),
         reused: false,
     };

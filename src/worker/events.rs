@@ -2,27 +2,27 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::{log, metadata::Metadata};
 use crate::{
     broker::{PublishError, Publisher, until_confirmed},
     handoff::{Failure, Obtained},
     message::{Event, EventBody, FailedReason, InvalidRequest, Request},
-    platform::handoff_url,
-    session::Access,
+    platform::{LinkBuilder, Links},
     telemetry::metrics::Metrics,
 };
 
 /// How often `handoff.failed` is offered to queues that refuse it: about two seconds in all.
 const FAILED_EVENT_TRIES: u32 = 4;
 
+/// The failure of a request whose link has ended before its event could be published.
+const LINK_ENDED: &str = "the link ended before it could be published: the platform's calls take as long as a session lives \
+     (HANDOFF_IDV_SESSION_TTL, HANDOFF_IDV_TOKEN_TTL)";
+
 /// Publishes events.
 pub(super) struct Events {
-    /// The base of the links that people open.
-    pub(super) public_url: Url,
+    pub(super) links: LinkBuilder,
     pub(super) metrics: Arc<Metrics>,
     pub(super) grace_over: CancellationToken,
 }
@@ -38,22 +38,22 @@ impl Events {
         lost: &CancellationToken,
     ) -> Result<(), Failure> {
         let session = &obtained.session;
-        let url = match &session.access {
-            Access::Token(token) => {
-                handoff_url(&self.public_url, token.expose_secret(), &session.id)
-            }
-            Access::Link(link) => link.expose_secret().to_owned(),
-        };
+        let now = SystemTime::now();
+        if session.expires_at <= now {
+            return Err(Failure::Transient(LINK_ENDED.to_owned()));
+        }
+        let Links { url, mobile_url } = self.links.links(session);
         let body = EventBody::Ready {
             request_id: metadata.request_id.as_str(),
             user_id: &request.user_id,
             workflow_id: &request.workflow_id,
             session_id: &session.id,
             url: &url,
+            mobile_url: &mobile_url,
             expires_at: session.expires_at,
             reused: obtained.reused,
         };
-        let event = Event::new(&body, SystemTime::now());
+        let event = Event::new(&body, now);
         let published = publisher.publish_event(&event, metadata.correlation_id(), &metadata.span);
         // A publish without an answer when the delivery is lost: the redelivery repeats it.
         let published = lost.run_until_cancelled(published).await;

@@ -27,7 +27,8 @@ use crate::{
     handoff::Handoff,
     health::{self, Health},
     platform::{
-        BucketGrant, ClientBuildError, PlatformClient, RateLimiter, ReplicaCount, SharedBucket,
+        BucketGrant, ClientBuildError, LinkBuilder, PlatformClient, RateLimiter, ReplicaCount,
+        SharedBucket,
     },
     telemetry::{metrics::Metrics, traces::Traces},
 };
@@ -99,7 +100,7 @@ pub async fn run(
             draining.clone(),
         ),
         events: Events {
-            public_url: settings.platform.public_url,
+            links: LinkBuilder::new(&settings.platform),
             metrics: Arc::clone(&metrics),
             grace_over: grace_over.clone(),
         },

@@ -129,6 +129,12 @@ async fn request_is_published_and_its_event_printed() {
         env.platform.session_calls()[0].body,
         json!({ "metadata": { "plan": "gold", "note": "a=b", "externalUserId": "ann" }, "locale": "de" })
     );
+    for (qr, link) in [("--qr=url", "url"), ("--qr=mobile", "mobileUrl")] {
+        let again = ["request", "--user", "ann", "--workflow", "w", qr];
+        let output = run(&again, &client_settings(&env)).await;
+        let link = event["data"][link].as_str().unwrap();
+        assert_eq!(stderr(&output).lines().last(), Some(link), "its QR code and its text");
+    }
     let renewed =
         run(&["request", "--user", "ann", "--workflow", "w", "--renew"], &client_settings(&env))
             .await;

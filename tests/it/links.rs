@@ -56,6 +56,7 @@ async fn request_becomes_a_link() {
     let (token, session) = query.split_once("&sessionId=").unwrap();
     assert_eq!(percent_decoded(token), "Token t0ken-must-not-leak é/+=&%0");
     assert_eq!(session, "session-0");
+    assert_eq!(data["mobileUrl"], inner);
 
     let properties = &event.properties;
     let property =

@@ -30,6 +30,7 @@ mod hostile;
 mod imports;
 mod invalid_requests;
 mod large_messages;
+mod lifetimes;
 mod links;
 mod logs;
 mod metrics;

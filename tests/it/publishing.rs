@@ -24,6 +24,7 @@ fn ready(request_id: &str) -> Event {
         workflow_id: "w",
         session_id: "s",
         url: "https://idv.example",
+        mobile_url: "https://idv.example",
         expires_at: SystemTime::now(),
         reused: false,
     };

@@ -181,6 +181,7 @@ fn every_event_matches_its_schema_and_no_other() {
         workflow_id: "w",
         session_id: "s",
         url: "https://idv.example.com/capture?url=x",
+        mobile_url: "https://idv.example.com/mobile?x",
         expires_at: now,
         reused: false,
     };

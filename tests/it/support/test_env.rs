@@ -246,6 +246,11 @@ impl TestEnv {
         redis::set(&mut redis::connect(&self.redis_url).await, key, value).await;
     }
 
+    /// Deletes everything that Redis holds for this test.
+    pub async fn delete_redis_values(&self) {
+        redis::delete_all(&mut redis::connect(&self.redis_url).await, &self.name).await;
+    }
+
     /// Everything Redis holds for this test.
     pub async fn redis_entries(&self) -> Vec<RedisEntry> {
         redis::entries(&mut redis::connect(&self.redis_url).await, &self.name).await
