@@ -159,7 +159,8 @@ impl Connection {
         // ignores `?connection_timeout=` when it connects asynchronously, and a silent peer holds the
         // handshake indefinitely (not reported upstream).
         let limit = RPC_TIMEOUT.max(attempt.first_byte + HANDSHAKE);
-        let opening = socket::open(uri, address, attempt.first_byte, properties);
+        let identity = attempt.identity.clone();
+        let opening = socket::open(uri, identity, address, attempt.first_byte, properties);
         let (connection, socket) = timeout(limit, opening)
             .await
             .map_err(|_| BrokerError::timeout(&operation))?

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config::{AmqpNode, AmqpNodes};
+use lapin::{tcp::OwnedIdentity, uri::SASLMechanism};
+
+use crate::config::{AmqpNode, AmqpNodes, ClientIdentity};
 
 /// Limit of waiting for the first byte, at first and at most.
 /// RabbitMQ usually answers at once, in AMQP and in TLS. A silent peer is frozen or cut off, or slow:
@@ -27,6 +29,8 @@ pub(super) struct Attempt {
     pub(super) first_address: usize,
     /// Limit of waiting for the first byte.
     pub(super) first_byte: Duration,
+    /// The client certificate and its key.
+    pub(super) identity: Option<OwnedIdentity>,
 }
 
 impl NodeCursor {
@@ -51,13 +55,17 @@ impl NodeCursor {
     }
 
     pub(super) fn attempt(&self, nodes: &AmqpNodes) -> Attempt {
-        let nodes = nodes.nodes();
         // There is at least one.
-        let count = nodes.len();
+        let count = nodes.nodes().len();
         let index = self.position % count;
         let round = self.failures / count;
+        let mut node = nodes.nodes()[index].clone();
+        if nodes.is_external(&node) {
+            node.uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
+        }
         Attempt {
-            node: nodes[index].clone(),
+            identity: nodes.identity().map(ClientIdentity::to_lapin),
+            node,
             name: if count > 1 {
                 format!(" (node {} of {count})", index + 1)
             } else {

@@ -9,7 +9,7 @@ use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
 /// RabbitMQ's code, a part of its text, and what this means. The first row that fits counts; an empty
 /// part fits every text.
-const CAUSES: [(&str, &str, &str); 30] = [
+const CAUSES: [(&str, &str, &str); 32] = [
     (
         "NOT_ALLOWED",
         "number of channels",
@@ -23,6 +23,11 @@ const CAUSES: [(&str, &str, &str); 30] = [
     ("NOT_ALLOWED", "is down", "the virtual host is down: see RabbitMQ's log"),
     ("NOT_ALLOWED", "not found", "the virtual host does not exist: check the end of the URL"),
     ("NOT_ALLOWED", "", "does the virtual host exist?"),
+    (
+        "ACCESS_REFUSED",
+        " - Login was refused using authentication mechanism EXTERNAL",
+        "the client certificate is accepted, but no user has its name (ssl_cert_login_from)",
+    ),
     ("ACCESS_REFUSED", " - Login was refused", "user or password refused"),
     ("ACCESS_REFUSED", " - configure access to ", "the user has no `configure` permission"),
     ("ACCESS_REFUSED", " - write access to ", "the user has no `write` permission"),
@@ -47,6 +52,12 @@ const CAUSES: [(&str, &str, &str); 30] = [
     ("CONNECTION_FORCED", "'shutdown'", "RabbitMQ shuts down"),
     ("CONNECTION_FORCED", "", "an operator closed the connection"),
     ("RESOURCE_ERROR", "", "RabbitMQ is out of resources: see its log"),
+    (
+        "COMMAND_INVALID",
+        "authentication mechanism",
+        "the login mechanism is off; for client certificates, enable rabbitmq_auth_mechanism_ssl and add \
+         EXTERNAL to auth_mechanisms",
+    ),
     ("INTERNAL_ERROR", "", "RabbitMQ failed: see its log"),
     ("FRAME_ERROR", "", "a frame is invalid or too large"),
 ];
@@ -133,6 +144,12 @@ mod tests {
                 "Login was refused using authentication mechanism PLAIN.",
                 "password",
             ),
+            (
+                "ACCESS_REFUSED",
+                "Login was refused using authentication mechanism EXTERNAL. For details see",
+                "ssl_cert_login_from",
+            ),
+            ("COMMAND_INVALID", "unknown authentication mechanism 's3cret'", "rabbitmq_auth_mech"),
             ("ACCESS_REFUSED", "write access to exchange 's3cret' in vhost '/'", "`write`"),
             ("NOT_FOUND", "no exchange 'handoff' in vhost 's3cret'", "the exchange"),
             ("CONNECTION_FORCED", "s3cret", "operator"),

@@ -3,6 +3,8 @@
 //! lapin 4.12 reads them and does not expose them (not reported upstream), so `doctor` reads them
 //! from a separate connection.
 
+use std::io::Result;
+
 use lapin::{
     protocol::{AMQPClass, connection::AMQPMethod, parse_class},
     types::{AMQPValue, FieldTable},
@@ -21,24 +23,28 @@ pub(crate) struct ServerProperties {
 }
 
 /// Reads the server's first frame, or `None` if it does not speak AMQP 0-9-1.
+///
+/// With TLS 1.3, a server that refuses the client certificate says so only in answer to the first bytes: this
+/// is the error then.
 pub(crate) async fn server_properties(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-) -> Option<ServerProperties> {
-    stream.write_all(b"AMQP\x00\x00\x09\x01").await.ok()?;
+) -> Result<Option<ServerProperties>> {
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
     // A frame's header: its type (1 byte), channel (2) and payload size (4).
     let mut header = [0; 7];
-    stream.read_exact(&mut header).await.ok()?;
+    stream.read_exact(&mut header).await?;
     let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]);
-    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_FRAME)?;
+    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_FRAME);
+    let Some(size) = size else { return Ok(None) };
     let mut payload = vec![0; size];
-    stream.read_exact(&mut payload).await.ok()?;
-    match parse_class(&payload[..]).ok()?.1 {
-        AMQPClass::Connection(AMQPMethod::Start(start)) => Some(ServerProperties {
+    stream.read_exact(&mut payload).await?;
+    Ok(match parse_class(&payload[..]) {
+        Ok((_, AMQPClass::Connection(AMQPMethod::Start(start)))) => Some(ServerProperties {
             product: text(&start.server_properties, "product"),
             version: text(&start.server_properties, "version"),
         }),
         _ => None,
-    }
+    })
 }
 
 fn text(table: &FieldTable, key: &str) -> String {

@@ -17,7 +17,7 @@ use std::{
 
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties,
-    tcp::TLSConfig,
+    tcp::{OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPAuthority, AMQPScheme, AMQPUri},
 };
 use parking_lot::Mutex;
@@ -50,10 +50,12 @@ pub(super) async fn resolve(uri: &AMQPUri) -> Result<Vec<SocketAddr>> {
 /// within `first_byte`. Dropping the future shuts the socket down, too.
 pub(super) async fn open(
     uri: AMQPUri,
+    identity: Option<OwnedIdentity>,
     address: SocketAddr,
     first_byte: Duration,
     properties: ConnectionProperties,
 ) -> lapin::Result<(Connection, Socket)> {
+    let tls = OwnedTLSConfig { identity, cert_chain: None };
     let (opened_tx, opened) = oneshot::channel();
     let socket = Socket(Arc::new(Mutex::new(SocketState::Opening(opened_tx))));
 
@@ -73,7 +75,7 @@ pub(super) async fn open(
             let host = &uri.authority.host;
             match uri.scheme {
                 AMQPScheme::AMQP => Ok(stream),
-                AMQPScheme::AMQPS => Ok(stream.into_tls(host, TLSConfig::default()).await?),
+                AMQPScheme::AMQPS => Ok(stream.into_tls(host, tls.as_ref()).await?),
             }
         },
         properties,

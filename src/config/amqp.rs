@@ -11,7 +11,10 @@ use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 use url::{Url, form_urlencoded};
 
-use super::setting::{ParseResult, ensure};
+use super::{
+    client_identity::ClientIdentity,
+    setting::{ParseResult, ensure},
+};
 
 /// Smallest frame that RabbitMQ accepts as a limit, in bytes.
 const MIN_FRAME: u32 = 8_192;
@@ -20,11 +23,12 @@ const FORM: &str = "must be an AMQP URL such as amqps://user:password@rabbitmq.e
 const UNENCODED: &str = "holds an unencoded delimiter in user, password or virtual host: write `/` as %2F, \
      `@` as %40, `:` as %3A, `,` as %2C, `?` as %3F, `#` as %23";
 
-/// The nodes of `HANDOFF_AMQP_URL`: at least one.
+/// The nodes of `HANDOFF_AMQP_URL`, at least one, and the client certificate for them.
 #[derive(Clone)]
 pub struct AmqpNodes {
-    text: SecretString,
+    text: Arc<SecretString>,
     nodes: Arc<[AmqpNode]>,
+    identity: Option<Arc<ClientIdentity>>,
 }
 
 /// One node. Holds a password.
@@ -32,7 +36,7 @@ pub struct AmqpNodes {
 pub struct AmqpNode {
     pub(crate) uri: AMQPUri,
     /// Whether the URL names a user or a password.
-    pub(crate) has_credentials: bool,
+    has_credentials: bool,
 }
 
 impl AmqpNodes {
@@ -43,6 +47,27 @@ impl AmqpNodes {
 
     pub(crate) fn nodes(&self) -> &[AmqpNode] {
         &self.nodes
+    }
+
+    /// The client certificate to present.
+    pub(crate) fn identity(&self) -> Option<&ClientIdentity> {
+        self.identity.as_deref()
+    }
+
+    /// Whether the client certificate is the login at a node: the URL names no user.
+    pub(crate) fn is_external(&self, node: &AmqpNode) -> bool {
+        self.identity.is_some() && !node.has_credentials
+    }
+
+    pub(super) fn with_identity(self, identity: Option<Arc<ClientIdentity>>) -> Self {
+        Self { identity, ..self }
+    }
+
+    /// Whether both were read at the same time from the same files.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let [identity, other_identity] =
+            [self, other].map(|nodes| nodes.identity.as_ref().map(Arc::as_ptr));
+        Arc::ptr_eq(&self.nodes, &other.nodes) && identity == other_identity
     }
 }
 
@@ -81,7 +106,17 @@ pub(crate) fn amqp_nodes(text: &str) -> ParseResult<AmqpNodes> {
         split_scheme(element)?;
     }
     let nodes = elements().map(node).collect::<Result<_, _>>()?;
-    Ok(AmqpNodes { text: text.into(), nodes })
+    Ok(AmqpNodes { text: Arc::new(text.into()), nodes, identity: None })
+}
+
+/// The same where a client certificate is set, which TLS alone can carry.
+pub(super) fn amqps_nodes(text: &str) -> ParseResult<AmqpNodes> {
+    let nodes = amqp_nodes(text)?;
+    ensure(
+        nodes.nodes().iter().all(AmqpNode::is_tls),
+        "must begin with amqps:// in each element: HANDOFF_AMQP_CERT_FILE and HANDOFF_AMQP_KEY_FILE need TLS",
+    )?;
+    Ok(nodes)
 }
 
 fn node(text: &str) -> ParseResult<AmqpNode> {

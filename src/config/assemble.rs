@@ -1,22 +1,26 @@
 //! From parsed rows to the settings of each subsystem, with the checks across settings.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use url::Url;
 
 use super::{
+    amqp::{amqp_nodes, amqps_nodes},
+    amqp_source::AmqpSource,
+    client_identity::ClientIdentity,
     host::is_loopback,
     parser::{ConfigErrors, Parser},
     proxy::Route,
     raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
     redis::redis,
-    setting::Spec,
+    setting::{Source, Spec},
     settings::{
         BrokerSettings, CacheSettings, Flow, LogSettings, PlatformSettings, Settings,
         WorkerSettings,
     },
     table,
     values::MAX_NAME,
+    watched::{NamedFile, Watched},
 };
 use crate::retry::RetryDelay;
 
@@ -125,13 +129,49 @@ fn check_encrypted(parser: &mut Parser<'_>, spec: &Spec, url: Option<&Url>) {
 
 fn broker(parser: &mut Parser<'_>) -> Option<BrokerSettings> {
     assemble!(BrokerSettings {
-        nodes: parser.watched(&table::AMQP_URL),
+        nodes: amqp_source(parser),
         queue: parser.value(&table::QUEUE),
         request_exchange: parser.value(&table::REQUEST_EXCHANGE),
         event_exchange: parser.value(&table::EVENT_EXCHANGE),
         declare: parser.value(&table::DECLARE_TOPOLOGY),
         retry_delays: retry_delays(parser, queue.as_deref()),
     })
+}
+
+fn amqp_source(parser: &mut Parser<'_>) -> Option<AmqpSource> {
+    let certificate = parser.optional(&table::AMQP_CERT_FILE);
+    let key = parser.optional(&table::AMQP_KEY_FILE);
+    let is_given = |file: &Option<Option<_>>| file.as_ref().is_none_or(Option::is_some);
+    let [has_certificate, has_key] = [&certificate, &key].map(is_given);
+    let parse = if has_certificate || has_key { amqps_nodes } else { amqp_nodes };
+    let nodes = parser.watched_as(&table::AMQP_URL, parse);
+    if has_certificate != has_key {
+        if has_certificate {
+            let why = "needs the certificate's key: set HANDOFF_AMQP_KEY_FILE";
+            parser.reject(&table::AMQP_CERT_FILE.spec, why);
+        } else {
+            let why = "needs the key's certificate: set HANDOFF_AMQP_CERT_FILE";
+            parser.reject(&table::AMQP_KEY_FILE.spec, why);
+        }
+        return None;
+    }
+    let identity = match certificate?.zip(key?) {
+        Some((certificate, key)) => Some(client_identity(parser, certificate, key)?),
+        None => None,
+    };
+    Some(AmqpSource::new(nodes?, identity))
+}
+
+fn client_identity(
+    parser: &mut Parser<'_>,
+    certificate: PathBuf,
+    key: PathBuf,
+) -> Option<Watched<ClientIdentity>> {
+    let file = |path, spec: &Spec| NamedFile { path, variable: spec.variable(Source::Value) };
+    let files =
+        [file(certificate, &table::AMQP_CERT_FILE.spec), file(key, &table::AMQP_KEY_FILE.spec)];
+    let identity = ClientIdentity::watch(files);
+    identity.map_err(|(variable, why)| parser.error(&variable, why)).ok()
 }
 
 fn retry_delays(parser: &mut Parser<'_>, queue: Option<&str>) -> Option<Vec<RetryDelay>> {

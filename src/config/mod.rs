@@ -4,7 +4,9 @@
 //! anything connects. `docs/reference.md`, section "Settings", describes each setting.
 
 mod amqp;
+mod amqp_source;
 mod assemble;
+mod client_identity;
 mod host;
 mod parser;
 mod proxy;
@@ -23,6 +25,8 @@ mod watched;
 pub(crate) use self::{amqp::amqp_nodes, raw::RawSettings, setting::Spec};
 pub use self::{
     amqp::{AmqpNode, AmqpNodes},
+    amqp_source::AmqpSource,
+    client_identity::ClientIdentity,
     parser::ConfigErrors,
     proxy::{Direct, Proxy, ProxyScheme, Route},
     raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},

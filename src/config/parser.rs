@@ -7,7 +7,7 @@ use super::{
     secret_file::read_secret_file,
     setting::{OptionalSetting, ParseResult, Setting, Source, Spec},
     unknown::{UnknownVariable, unknown_variables},
-    watched::Watched,
+    watched::{NamedFile, Watched},
 };
 
 /// Every error in the configuration. Holds variable names and how to fix them, no values.
@@ -66,12 +66,12 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses a setting as [`Parser::value`] does, and follows the file that it was read from.
-    pub(super) fn watched<T>(&mut self, setting: &Setting<T>) -> Option<Watched<T>> {
+    pub(super) fn watched<T: 'static>(&mut self, setting: &Setting<T>) -> Option<Watched<T>> {
         self.watched_as(setting, setting.parse)
     }
 
     /// The same, with the parser that another setting asks for.
-    pub(super) fn watched_as<T>(
+    pub(super) fn watched_as<T: 'static>(
         &mut self,
         setting: &Setting<T>,
         parse: fn(&str) -> ParseResult<T>,
@@ -95,7 +95,7 @@ impl<'a> Parser<'a> {
         let value = self.parse(&text, parse)?;
         Some(match text {
             Text { value: content, variable, file: Some(path) } => {
-                Watched::from_file(value, content, path, variable, parse)
+                Watched::from_file(value, content, NamedFile { path, variable }, parse)
             }
             Text { file: None, .. } => Watched::fixed(value),
         })

@@ -20,6 +20,9 @@ pub(super) fn read_secret_file(path: &Path) -> Result<String, String> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err("names a file that does not exist".to_owned());
         }
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            return Err("names a file that is not text (UTF-8)".to_owned());
+        }
         Err(error) => return Err(format!("names a file that cannot be read: {}", error.kind())),
     }
     let line =

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use secrecy::{SecretBox, SecretString};
 use url::Url;
 
-use super::{amqp::AmqpNodes, proxy::Route, redis::RedisSettings, watched::Watched};
+use super::{amqp_source::AmqpSource, proxy::Route, redis::RedisSettings, watched::Watched};
 use crate::retry::RetryDelay;
 
 /// All settings of `handoff run`.
@@ -65,8 +65,8 @@ pub struct RateLimit {
 /// How to connect to RabbitMQ, and the names of exchanges and queues.
 #[derive(Clone, Debug)]
 pub struct BrokerSettings {
-    /// The nodes, each `amqp://` or `amqps://`.
-    pub nodes: Watched<AmqpNodes>,
+    /// The nodes, each `amqp://` or `amqps://`, and the client certificate.
+    pub nodes: AmqpSource,
     /// The request queue; the retry and dead queues are named after it.
     pub queue: String,
     /// The exchange that requests are published to.

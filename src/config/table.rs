@@ -3,7 +3,7 @@
 //! To add a setting: add a row here, a field in `settings.rs`, and a line in `assemble.rs`. The flag, the
 //! environment variable and the help text come from the row; its doc comment is the help text.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::{SecretBox, SecretString};
 use url::Url;
@@ -77,6 +77,12 @@ settings! {
     /// RabbitMQ URL, or one for each node, separated by commas; amqps:// for TLS
     AMQP_URL: Setting<AmqpNodes> = (Broker, "URL").secret()
         .default("amqp://guest:guest@127.0.0.1:5672/%2f", amqp_nodes);
+
+    /// PEM file with the client certificate for RabbitMQ, which needs amqps:// URLs; also the login of a URL without user and password
+    AMQP_CERT_FILE: OptionalSetting<PathBuf> = (Broker, "PATH").optional(values::path);
+
+    /// PEM file with the key of --amqp-cert-file
+    AMQP_KEY_FILE: OptionalSetting<PathBuf> = (Broker, "PATH").optional(values::path);
 
     /// Redis URL, or one for each of some nodes of a cluster, separated by commas; rediss:// for TLS
     REDIS_URL: Setting<RedisNodes> = (Worker, "URL").secret()

@@ -1,6 +1,6 @@
 //! Parsers of single values.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{SecretBox, SecretString};
@@ -21,6 +21,10 @@ pub(super) const MAX_NAME: usize = 255;
 
 pub(super) fn boolean(text: &str) -> ParseResult<bool> {
     text.parse().map_err(|_| "must be true or false")
+}
+
+pub(super) fn path(text: &str) -> ParseResult<PathBuf> {
+    Ok(text.into())
 }
 
 pub(super) fn concurrency(text: &str) -> ParseResult<u16> {

@@ -22,53 +22,79 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Time limit for reading a file, which may be on a slow file system, or be a pipe that never ends.
 const READ_LIMIT: Duration = Duration::from_secs(1);
 
-/// A setting's current value. If it comes from a file, the file is read again every 10 s.
+/// A setting's current value. If it comes from files, they are read again every 10 s.
 ///
 /// Clones share the value.
 pub struct Watched<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
     value: watch::Sender<Arc<T>>,
-    file: Option<SecretFile<T>>,
+    source: Option<Source<T>>,
 }
 
-/// The file of a secret. Compared by content: Kubernetes replaces a symbolic link to its folder.
-struct SecretFile<T> {
-    path: PathBuf,
-    /// The variable that names the file: `HANDOFF_AMQP_URL_FILE`.
-    variable: String,
-    parse: fn(&str) -> ParseResult<T>,
-    /// The content that the value was parsed from.
-    content: Mutex<SecretString>,
+/// A file, and the variable that names it: `HANDOFF_AMQP_URL_FILE`.
+pub(super) struct NamedFile {
+    pub(super) path: PathBuf,
+    pub(super) variable: String,
+}
+
+/// What is wrong with which of the files.
+pub(super) type FileError = (usize, &'static str);
+
+/// The files of a value: one, or a certificate and its key.
+struct Source<T> {
+    files: Vec<NamedFile>,
+    parse: Box<ParseFiles<T>>,
+    /// The contents that the value was parsed from. Compared, rather than the times of the files: Kubernetes
+    /// replaces a symbolic link to their folder.
+    contents: Mutex<Vec<SecretString>>,
     /// The error of the last look, so that each error is logged once.
     last_error: Mutex<Option<String>>,
     /// Lets one thread read at a time: a hanging read cannot be cancelled, and more must not join it.
     reader: Arc<Semaphore>,
 }
 
+/// Parses the contents of the files together.
+pub(super) type ParseFiles<T> = dyn Fn(&[SecretString]) -> Result<T, FileError> + Send + Sync;
+
 impl<T> Watched<T> {
     /// A value that never changes.
     pub fn fixed(value: T) -> Self {
-        Self(Arc::new(Inner { value: watch::Sender::new(Arc::new(value)), file: None }))
+        Self(Arc::new(Inner { value: watch::Sender::new(Arc::new(value)), source: None }))
     }
 
     /// A value that was parsed from the content of a file.
     pub(super) fn from_file(
         value: T,
         content: String,
-        path: PathBuf,
-        variable: String,
+        file: NamedFile,
         parse: fn(&str) -> ParseResult<T>,
+    ) -> Self
+    where
+        T: 'static,
+    {
+        let parse = move |contents: &[SecretString]| {
+            let content = contents.first().map_or("", |content| content.expose_secret());
+            parse(content).map_err(|why| (0, why))
+        };
+        Self::from_files(value, vec![content.into()], vec![file], Box::new(parse))
+    }
+
+    /// A value that was parsed from the contents of several files.
+    pub(super) fn from_files(
+        value: T,
+        contents: Vec<SecretString>,
+        files: Vec<NamedFile>,
+        parse: Box<ParseFiles<T>>,
     ) -> Self {
-        let file = SecretFile {
-            path,
-            variable,
+        let source = Source {
+            files,
             parse,
-            content: Mutex::new(content.into()),
+            contents: Mutex::new(contents),
             last_error: Mutex::default(),
             reader: Arc::new(Semaphore::new(1)),
         };
-        Self(Arc::new(Inner { value: watch::Sender::new(Arc::new(value)), file: Some(file) }))
+        Self(Arc::new(Inner { value: watch::Sender::new(Arc::new(value)), source: Some(source) }))
     }
 
     /// The current value.
@@ -76,9 +102,14 @@ impl<T> Watched<T> {
         Arc::clone(&self.0.value.borrow())
     }
 
-    /// The file that the value comes from.
+    /// The first file that the value comes from.
     pub(crate) fn path(&self) -> Option<&Path> {
-        self.0.file.as_ref().map(|file| &*file.path)
+        self.file().map(|file| &*file.path)
+    }
+
+    /// The first file that the value comes from, and its variable.
+    pub(super) fn file(&self) -> Option<&NamedFile> {
+        self.0.source.as_ref()?.files.first()
     }
 
     /// Waits until the current value is another than `known`.
@@ -90,11 +121,11 @@ impl<T> Watched<T> {
 }
 
 impl<T: Send + Sync + 'static> Watched<T> {
-    /// Reads the file again, if there is one, within a second. Keeps the former value if the file cannot
-    /// be read or is invalid.
+    /// Reads the files again, if there are any, within a second. Keeps the former value if a file cannot be
+    /// read or is invalid, or if they do not fit together.
     pub(crate) async fn look(&self) {
-        let Some(file) = &self.0.file else { return };
-        let reader = Arc::clone(&file.reader);
+        let Some(source) = &self.0.source else { return };
+        let reader = Arc::clone(&source.reader);
         let inner = Arc::clone(&self.0);
         let read = async {
             let turn = reader.acquire_owned().await;
@@ -106,42 +137,51 @@ impl<T: Send + Sync + 'static> Watched<T> {
             let _ = read.await;
         };
         if timeout(READ_LIMIT, read).await.is_err() {
-            file.failed("names a file that takes too long to read".to_owned());
+            source.failed(0, "names a file that takes too long to read");
         }
     }
 }
 
 impl<T> Inner<T> {
     fn read(&self) {
-        let Some(file) = &self.file else { return };
-        let content = match read_secret_file(&file.path) {
-            Ok(content) => SecretString::from(content),
-            Err(error) => return file.failed(error),
+        let Some(source) = &self.source else { return };
+        let mut contents = Vec::with_capacity(source.files.len());
+        for (n, file) in source.files.iter().enumerate() {
+            match read_secret_file(&file.path) {
+                Ok(content) => contents.push(SecretString::from(content)),
+                Err(error) => return source.failed(n, &error),
+            }
+        }
+        let is_known = {
+            let known = source.contents.lock();
+            let known = known.iter().map(SecretString::expose_secret);
+            known.eq(contents.iter().map(SecretString::expose_secret))
         };
-        if content.expose_secret() == file.content.lock().expose_secret() {
-            *file.last_error.lock() = None;
+        if is_known {
+            *source.last_error.lock() = None;
             return;
         }
-        match (file.parse)(content.expose_secret()) {
+        match (source.parse)(&contents) {
             Ok(value) => {
-                *file.last_error.lock() = None;
-                *file.content.lock() = content;
+                *source.last_error.lock() = None;
+                *source.contents.lock() = contents;
                 self.value.send_replace(Arc::new(value));
-                let setting = &*file.variable;
+                let setting = source.files.first().map_or("", |file| &*file.variable);
                 tracing::info!(setting, "secret file changed: using the new value");
             }
-            Err(why) => file.failed(format!("the file's content {why}")),
+            Err((n, why)) => source.failed(n, &format!("the file's content {why}")),
         }
     }
 }
 
-impl<T> SecretFile<T> {
-    fn failed(&self, error: String) {
+impl<T> Source<T> {
+    fn failed(&self, n: usize, why: &str) {
+        let Some(NamedFile { path, variable }) = self.files.get(n) else { return };
+        let error = format!("{variable}: {why}");
         let mut last_error = self.last_error.lock();
         if last_error.as_ref() != Some(&error) {
-            let path = self.path.display();
-            let text = format_args!("{}: {error}", self.variable);
-            tracing::warn!(error = %text, file = %path, "secret file is invalid: keeping the former value");
+            let file = path.display();
+            tracing::warn!(%error, %file, "secret file is invalid: keeping the former value");
             *last_error = Some(error);
         }
     }
@@ -212,7 +252,8 @@ mod tests {
 
     fn watched(path: PathBuf) -> Watched<SecretString> {
         let content = "one".to_owned();
-        Watched::from_file("one".into(), content, path, "HANDOFF_X_FILE".to_owned(), word)
+        let file = NamedFile { path, variable: "HANDOFF_X_FILE".to_owned() };
+        Watched::from_file("one".into(), content, file, word)
     }
 
     fn text(value: &Watched<SecretString>) -> String {
@@ -262,7 +303,7 @@ mod tests {
             }
             value.look().await;
             assert!(Arc::ptr_eq(&value.current(), &known));
-            let error = value.0.file.as_ref().unwrap().last_error.lock().clone();
+            let error = value.0.source.as_ref().unwrap().last_error.lock().clone();
             assert!(error.is_some_and(|error| !error.contains("two")));
         }
         folder.write("key", "three");

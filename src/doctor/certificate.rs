@@ -38,6 +38,12 @@ impl Expiry {
         let soon = |end: &SystemTime| days(*end) < MIN_VALIDITY_DAYS;
         let left = days(self.server);
         let date = format_date_time(self.server);
+        // A server's would have failed the handshake.
+        if self.server <= now {
+            return Check::finding("certificate", format!("has expired, on {date}"))
+                .cost("every new connection fails")
+                .remedy("renew it, and find out why it was not renewed automatically");
+        }
         if soon(&self.server) {
             return Check::finding("certificate", format!("expires in {left} days, on {date}"))
                 .cost("after that, every connection fails")

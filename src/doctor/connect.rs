@@ -11,7 +11,7 @@ use super::{
     proxy,
     stream::{Failure, Stream, open, secure},
 };
-use crate::config::Proxy;
+use crate::config::{ClientIdentity, Proxy};
 
 /// Time limit of all three steps together.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -24,6 +24,7 @@ pub(super) async fn connect(
     url: &Url,
     default_port: u16,
     proxy: Option<&Proxy>,
+    identity: Option<&ClientIdentity>,
     checks: &mut Vec<Check>,
 ) -> Result<Box<dyn Stream>, Check> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -33,12 +34,12 @@ pub(super) async fn connect(
     let failed = |failure| finding(server, failure);
     let connecting = async {
         let Some(proxy) = proxy else {
-            return open(host, port, is_tls).await.map_err(failed);
+            return open(host, port, is_tls, identity).await.map_err(failed);
         };
         let stream = proxy::connect(proxy, url).await?;
         let what = format!("{} connects to {server}", proxy.name);
         checks.push(Check::ok("proxy", what));
-        secure(host, stream, is_tls).await.map_err(failed)
+        secure(host, stream, is_tls, identity).await.map_err(failed)
     };
     let connected = timeout(LIMIT, connecting).await;
     let (stream, expiry) = connected.unwrap_or_else(|_| {

@@ -37,7 +37,7 @@ pub(super) async fn examine(
         checks.push(check);
     }
     let proxy = settings.route.proxy();
-    connect("the platform", &settings.url, 443, proxy, checks).await.map_err(|finding| {
+    connect("the platform", &settings.url, 443, proxy, None, checks).await.map_err(|finding| {
         finding.cost("requests are held until the platform can be reached").or_remedy(
             "check HANDOFF_IDV_URL, whether a firewall blocks the connection, and whether this machine needs \
              a proxy (HTTPS_PROXY)",

@@ -48,7 +48,7 @@ async fn through(proxy: &Proxy, url: &Url) -> Result<Box<dyn Stream>, Refusal> {
         host => host.to_string(),
     };
     let is_tls = proxy.scheme == ProxyScheme::Https;
-    let opened = open(&host, proxy.port, is_tls).await.map_err(|failure| match failure {
+    let opened = open(&host, proxy.port, is_tls, None).await.map_err(|failure| match failure {
         Failure::Network(why) => refusal(
             format!("cannot be reached: {why}"),
             format!(

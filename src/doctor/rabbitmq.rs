@@ -1,18 +1,21 @@
 //! RabbitMQ: whether it can be reached, fits, and accepts messages.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
 
 use super::{
+    certificate::Expiry,
     check::Check,
     connect::connect,
     format::quoted,
+    stream::Stream,
     topology::{check_object, invisible},
 };
 use crate::{
     broker::{ObjectState, QueueCounts, ServerProperties, TopologySurvey, server_properties},
     config::{AmqpNode, AmqpNodes, Settings},
+    tls,
 };
 
 const SERVER_PROPERTIES_LIMIT: Duration = Duration::from_secs(2);
@@ -24,14 +27,27 @@ const SETTLING: Duration = Duration::from_secs(60);
 const LONG_BACKLOG: u32 = 100;
 
 pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Result<(), Check> {
-    let properties = reach(&settings.broker.nodes.current(), checks).await?;
+    let nodes = settings.broker.nodes.current();
+    checks.extend(client_certificate(&nodes));
+    let properties = reach(&nodes, checks).await?;
     checks.extend([version(properties.as_ref()), consumer_timeout(settings)]);
     let survey = TopologySurvey::open(&settings.broker).await.map_err(|error| {
-        Check::finding("login", error.to_string())
-            .cost("no request is served until the login succeeds")
-            .remedy("check user, password and virtual host in HANDOFF_AMQP_URL")
-            .command("rabbitmqctl authenticate_user USER")
-            .command("rabbitmqctl list_user_permissions USER")
+        let check = Check::finding("login", error.to_string())
+            .cost("no request is served until the login succeeds");
+        let check = if nodes.nodes().iter().any(|node| nodes.is_external(node)) {
+            check
+                .remedy(
+                    "give the client certificate's name a user (by default the whole subject, such as \
+                     CN=handoff), or set ssl_cert_login_from in rabbitmq.conf",
+                )
+                .command("rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl")
+                .command("rabbitmqctl list_users")
+        } else {
+            check
+                .remedy("check user, password and virtual host in HANDOFF_AMQP_URL")
+                .command("rabbitmqctl authenticate_user USER")
+        };
+        check.command("rabbitmqctl list_user_permissions USER")
     })?;
     let vhost = survey.vhost();
     checks.push(Check::ok("login", format!("the user may access the virtual host {vhost}")));
@@ -56,11 +72,13 @@ async fn reach(
             1 => "RabbitMQ".to_owned(),
             _ => format!("RabbitMQ's node {} of {count}", index + 1),
         };
-        match connect(&name, &url, 5672, None, checks).await {
-            Ok(stream) => {
-                let greeting = timeout(SERVER_PROPERTIES_LIMIT, server_properties(stream)).await;
-                properties = properties.or(greeting.ok().flatten());
-            }
+        let connected = connect(&name, &url, 5672, None, nodes.identity(), checks).await;
+        let greeted = match connected {
+            Ok(stream) => greeting(&name, stream).await,
+            Err(finding) => Err(finding),
+        };
+        match greeted {
+            Ok(greeting) => properties = properties.or(greeting),
             Err(finding) => unreachable.push(finding.or_remedy(
                 "check that RabbitMQ is running, that host and port in HANDOFF_AMQP_URL are right, and that \
                  no firewall blocks the connection",
@@ -83,6 +101,30 @@ async fn reach(
             Ok(properties)
         }
     }
+}
+
+/// Waits for the first frame of a node. The finding says that the node refuses the client certificate.
+async fn greeting(name: &str, stream: Box<dyn Stream>) -> Result<Option<ServerProperties>, Check> {
+    let greeting = timeout(SERVER_PROPERTIES_LIMIT, server_properties(stream)).await;
+    match greeting {
+        Ok(Ok(properties)) => Ok(properties),
+        Ok(Err(error)) => match tls::explain(&error) {
+            Some(why) => {
+                let what = format!("cannot connect to {name}: {why}");
+                Err(Check::finding("connection", what).remedy(
+                    "the network connection works: correct the certificates that the finding names",
+                ))
+            }
+            None => Ok(None),
+        },
+        Err(_) => Ok(None),
+    }
+}
+
+/// How long the client certificate is still valid.
+fn client_certificate(nodes: &AmqpNodes) -> Option<Check> {
+    let expiry = Expiry::of(nodes.identity()?.chain())?;
+    Some(Check { name: "client certificate", ..expiry.check(SystemTime::now()) })
 }
 
 fn version(properties: Option<&ServerProperties>) -> Check {

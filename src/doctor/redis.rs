@@ -26,7 +26,7 @@ pub(super) async fn examine(
 ) -> Result<(), Check> {
     let nodes = settings.redis.nodes.current();
     let Some(url) = nodes.first().address() else { return Ok(()) };
-    connect("Redis", &url, 6379, None, checks).await.map_err(|finding| {
+    connect("Redis", &url, 6379, None, None, checks).await.map_err(|finding| {
         finding.cost(NO_CACHE).or_remedy(
             "check that Redis is running, that host and port in HANDOFF_REDIS_URL are right, and that no \
              firewall blocks the connection",

@@ -14,7 +14,13 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{certificate::Expiry, presented::Witness};
-use crate::tls::{self, NO_AUTHORITY};
+use crate::{
+    config::ClientIdentity,
+    tls::{self, NO_AUTHORITY},
+};
+
+/// Never shown: the setting's parser has made the same checks.
+const UNUSABLE_IDENTITY: &str = "the client certificate cannot be used";
 
 /// A TCP or TLS connection.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -32,22 +38,24 @@ pub(super) async fn open(
     host: &str,
     port: u16,
     is_tls: bool,
+    identity: Option<&ClientIdentity>,
 ) -> Result<(Box<dyn Stream>, Option<Expiry>), Failure> {
     let tcp = TcpStream::connect((host, port)).await;
     let tcp = tcp.map_err(|error| Failure::Network(tls::explain_io(&error)))?;
-    secure(host, Box::new(tcp), is_tls).await
+    secure(host, Box::new(tcp), is_tls, identity).await
 }
 
-/// Adds TLS to a connection, if wanted.
+/// Adds TLS to a connection, if wanted, and presents the client certificate.
 pub(super) async fn secure(
     host: &str,
     stream: Box<dyn Stream>,
     is_tls: bool,
+    identity: Option<&ClientIdentity>,
 ) -> Result<(Box<dyn Stream>, Option<Expiry>), Failure> {
     if !is_tls {
         return Ok((stream, None));
     }
-    let stream = handshake(host, stream).await.map_err(Failure::Tls)?;
+    let stream = handshake(host, stream, identity).await.map_err(Failure::Tls)?;
     let presented = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let expiry = Expiry::of(presented);
     Ok((Box::new(stream), expiry))
@@ -57,16 +65,22 @@ pub(super) async fn secure(
 async fn handshake(
     host: &str,
     stream: Box<dyn Stream>,
+    identity: Option<&ClientIdentity>,
 ) -> Result<TlsStream<Box<dyn Stream>>, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build();
     let witness = Arc::new(Witness::new(verifier.map_err(|_| NO_AUTHORITY)?));
     let verifier: Arc<dyn ServerCertVerifier> = Arc::clone(&witness) as _;
-    let config = ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+    let config = ClientConfig::builder().dangerous().with_custom_certificate_verifier(verifier);
+    let config = match identity {
+        Some(identity) => {
+            let key = identity.key().map_err(|_| UNUSABLE_IDENTITY)?;
+            config.with_client_auth_cert(identity.chain().to_vec(), key)
+        }
+        None => Ok(config.with_no_client_auth()),
+    };
+    let config = config.map_err(|_| UNUSABLE_IDENTITY)?;
     let name = ServerName::try_from(host.to_owned()).map_err(|_| "the host is not a valid name")?;
     let connector = TlsConnector::from(Arc::new(config));
     connector.connect(name, stream).await.map_err(|error| {

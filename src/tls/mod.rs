@@ -63,12 +63,41 @@ fn explain_tls(error: &TlsError) -> &'static str {
         TlsError::AlertReceived(AlertDescription::InternalError) => {
             "the server failed in the TLS handshake: see its log, and check its certificate and key"
         }
-        TlsError::AlertReceived(_) => {
-            "the server refused the TLS handshake: does it require a client certificate?"
-        }
+        TlsError::AlertReceived(alert) => explain_alert(*alert),
         // rustls-platform-verifier 0.7, which reqwest uses, reports an empty store this way.
         TlsError::General(_) => NO_AUTHORITY,
         _ => "the TLS handshake failed",
+    }
+}
+
+/// Explains the other alerts, which are about the client certificate.
+fn explain_alert(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::CertificateRequired => {
+            "the server requires a client certificate, which handoff presents to RabbitMQ alone: set \
+             HANDOFF_AMQP_CERT_FILE and HANDOFF_AMQP_KEY_FILE"
+        }
+        AlertDescription::UnknownCA => {
+            "the server refused the client certificate: it does not know its authority. Add that authority \
+             to those that the server trusts (RabbitMQ: ssl_options.cacertfile), and put intermediate \
+             certificates behind the client's own into HANDOFF_AMQP_CERT_FILE"
+        }
+        AlertDescription::CertificateExpired => {
+            "the server refused the client certificate: it has expired, or is not valid yet; renew it, or \
+             check both clocks"
+        }
+        AlertDescription::CertificateRevoked => {
+            "the server refused the client certificate: it has been revoked; issue another one"
+        }
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown => {
+            "the server refused the client certificate: see the server's log; it must be for clients \
+             (extended key usage clientAuth) and signed with SHA-256 or better"
+        }
+        _ => {
+            "the server refused the TLS handshake: see its log. Does it require a client certificate?"
+        }
     }
 }
 

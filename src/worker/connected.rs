@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::process::Processor;
 use crate::{
     broker::{BrokerError, BrokerSession, Delivery},
-    config::{AmqpNodes, Watched},
+    config::{AmqpNodes, AmqpSource},
     health::Health,
 };
 
@@ -57,15 +57,11 @@ pub(super) struct Connected {
     /// When the prefetch window last changed.
     pub(super) grown_at: Instant,
     /// The nodes and credentials of this connection, and where they come from.
-    nodes: (Arc<AmqpNodes>, Watched<AmqpNodes>),
+    nodes: (AmqpNodes, AmqpSource),
 }
 
 impl Connected {
-    pub(super) fn new(
-        session: BrokerSession,
-        nodes: Arc<AmqpNodes>,
-        source: Watched<AmqpNodes>,
-    ) -> Self {
+    pub(super) fn new(session: BrokerSession, nodes: AmqpNodes, source: AmqpSource) -> Self {
         let in_flight = TaskTracker::new();
         Self { session, in_flight, grown_at: Instant::now(), nodes: (nodes, source) }
     }

@@ -81,7 +81,7 @@ pub async fn run(
     };
     let looking = futures_util::future::join3(
         watch_file(settings.platform.api_key.clone()),
-        watch_file(settings.broker.nodes.clone()),
+        settings.broker.nodes.clone().watch(),
         settings.cache.redis.clone().watch_files(),
     );
     let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
