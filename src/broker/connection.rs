@@ -118,7 +118,7 @@ impl Connection {
         let resolved = timeout(RPC_TIMEOUT, socket::resolve(&attempt.node.uri)).await;
         let mut addresses = resolved
             .map_err(|_| BrokerError::timeout(&operation))?
-            .map_err(|error| BrokerError::connecting(&operation, &error.into()))?;
+            .map_err(|error| BrokerError::connecting(&operation, &error.into(), ""))?;
         let mut failed = no_address(&operation);
         if !addresses.is_empty() {
             let first = attempt.first_address % addresses.len();
@@ -164,7 +164,7 @@ impl Connection {
         let (connection, socket) = timeout(limit, opening)
             .await
             .map_err(|_| BrokerError::timeout(&operation))?
-            .map_err(|error| BrokerError::connecting(&operation, &error))?;
+            .map_err(|error| BrokerError::connecting(&operation, &error, attempt.on_close()))?;
         Ok(Self { lapin: Arc::new(connection), socket: Some(socket), address })
     }
 

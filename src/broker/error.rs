@@ -35,6 +35,11 @@ enum BrokerErrorKind {
     FrameTooLarge,
 }
 
+fn is_end(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
 impl BrokerError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), kind: BrokerErrorKind::Operation, consumer_timeout: None }
@@ -45,8 +50,8 @@ impl BrokerError {
         Self::new(format!("cannot {operation}: {}", cause(error)))
     }
 
-    /// A connection that was not made.
-    pub(super) fn connecting(operation: &str, error: &lapin::Error) -> Self {
+    /// A connection that was not made. `on_close` says why the peer may have closed it.
+    pub(super) fn connecting(operation: &str, error: &lapin::Error, on_close: &str) -> Self {
         let kind = match error.kind() {
             ErrorKind::ProtocolError(error)
                 if *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) =>
@@ -55,6 +60,9 @@ impl BrokerError {
             }
             ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut => {
                 BrokerErrorKind::Silent
+            }
+            ErrorKind::IOError(error) if !on_close.is_empty() && is_end(error.kind()) => {
+                return Self::new(format!("cannot {operation}: {}: {on_close}", error.kind()));
             }
             _ => BrokerErrorKind::Operation,
         };

@@ -12,6 +12,27 @@ use crate::config::{AmqpNode, AmqpNodes, ClientIdentity};
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 const MAX_DOUBLINGS: usize = 2;
 
+impl Attempt {
+    /// Why the node may close the connection before the login, apart from going down; empty without TLS.
+    ///
+    /// With TLS 1.3 a server that refuses the client certificate sends an alert after the handshake, and
+    /// closes the connection. The alert is lost if the client writes in between. RabbitMQ 3.10 closes the
+    /// connection without an answer if the SASL mechanism is off.
+    pub(super) fn on_close(&self) -> &'static str {
+        match (self.node.uri.query.auth_mechanism, &self.identity) {
+            (Some(SASLMechanism::External), _) => {
+                "RabbitMQ may have refused the client certificate, or lack the plugin \
+                 rabbitmq_auth_mechanism_ssl or EXTERNAL in auth_mechanisms: see its log"
+            }
+            (_, Some(_)) => "RabbitMQ may have refused the client certificate: see its log",
+            _ if self.node.is_tls() => {
+                "RabbitMQ may require a client certificate (HANDOFF_AMQP_CERT_FILE): see its log"
+            }
+            _ => "",
+        }
+    }
+}
+
 /// Goes through the nodes: from a random one on, to the next one at each failure.
 #[derive(Debug)]
 pub(crate) struct NodeCursor {
@@ -60,9 +81,7 @@ impl NodeCursor {
         let index = self.position % count;
         let round = self.failures / count;
         let mut node = nodes.nodes()[index].clone();
-        if nodes.is_external(&node) {
-            node.uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
-        }
+        node.uri.query.auth_mechanism = Some(nodes.mechanism(&node));
         Attempt {
             identity: nodes.identity().map(ClientIdentity::to_lapin),
             node,

@@ -26,7 +26,8 @@ const CAUSES: [(&str, &str, &str); 32] = [
     (
         "ACCESS_REFUSED",
         " - Login was refused using authentication mechanism EXTERNAL",
-        "the client certificate is accepted, but no user has its name (ssl_cert_login_from)",
+        "the client certificate is no login: no user has its name (ssl_cert_login_from), or ssl_options.verify is \
+         not verify_peer",
     ),
     ("ACCESS_REFUSED", " - Login was refused", "user or password refused"),
     ("ACCESS_REFUSED", " - configure access to ", "the user has no `configure` permission"),

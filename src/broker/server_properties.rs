@@ -20,6 +20,8 @@ pub(crate) struct ServerProperties {
     pub(crate) product: String,
     /// `4.2.1`, for example.
     pub(crate) version: String,
+    /// The SASL mechanisms that it offers, separated by spaces.
+    pub(crate) mechanisms: String,
 }
 
 /// Reads the server's first frame, or `None` if it does not speak AMQP 0-9-1.
@@ -29,10 +31,11 @@ pub(crate) struct ServerProperties {
 pub(crate) async fn server_properties(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> Result<Option<ServerProperties>> {
-    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+    let written = stream.write_all(b"AMQP\x00\x00\x09\x01").await;
     // A frame's header: its type (1 byte), channel (2) and payload size (4).
     let mut header = [0; 7];
-    stream.read_exact(&mut header).await?;
+    // The refusal may have arrived before the write, which then fails as well.
+    stream.read_exact(&mut header).await.and(written)?;
     let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]);
     let size = usize::try_from(size).ok().filter(|size| *size <= MAX_FRAME);
     let Some(size) = size else { return Ok(None) };
@@ -42,6 +45,7 @@ pub(crate) async fn server_properties(
         Ok((_, AMQPClass::Connection(AMQPMethod::Start(start)))) => Some(ServerProperties {
             product: text(&start.server_properties, "product"),
             version: text(&start.server_properties, "version"),
+            mechanisms: start.mechanisms.to_string(),
         }),
         _ => None,
     })

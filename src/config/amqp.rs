@@ -6,7 +6,9 @@
 
 use std::{fmt, net::Ipv6Addr, str::FromStr, sync::Arc};
 
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::uri::{
+    AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
+};
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 use url::{Url, form_urlencoded};
@@ -54,9 +56,11 @@ impl AmqpNodes {
         self.identity.as_deref()
     }
 
-    /// Whether the client certificate is the login at a node: the URL names no user.
-    pub(crate) fn is_external(&self, node: &AmqpNode) -> bool {
-        self.identity.is_some() && !node.has_credentials
+    /// How to log in to a node: by the client certificate if the URL names no user.
+    pub(crate) fn mechanism(&self, node: &AmqpNode) -> SASLMechanism {
+        let by_certificate = self.identity.is_some() && !node.has_credentials;
+        let default = if by_certificate { SASLMechanism::External } else { SASLMechanism::Plain };
+        node.uri.query.auth_mechanism.unwrap_or(default)
     }
 
     pub(super) fn with_identity(self, identity: Option<Arc<ClientIdentity>>) -> Self {
@@ -221,7 +225,6 @@ fn parameter<T: FromStr>(query: &str, name: &str) -> ParseResult<Option<T>> {
 
 #[cfg(test)]
 mod tests {
-    use lapin::uri::SASLMechanism;
     use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
     use proptest::prelude::*;
 

@@ -18,6 +18,8 @@ use crate::{
     tls,
 };
 
+/// The SASL mechanism of a login by client certificate.
+const EXTERNAL: &str = "EXTERNAL";
 const SERVER_PROPERTIES_LIMIT: Duration = Duration::from_secs(2);
 /// The consumer time-out that the worker asks for, and RabbitMQ's default.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -31,20 +33,25 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Res
     checks.extend(client_certificate(&nodes));
     let properties = reach(&nodes, checks).await?;
     checks.extend([version(properties.as_ref()), consumer_timeout(settings)]);
+    if let Some(finding) = missing_mechanism(&nodes, properties.as_ref()) {
+        return Err(finding);
+    }
     let survey = TopologySurvey::open(&settings.broker).await.map_err(|error| {
         let check = Check::finding("login", error.to_string())
             .cost("no request is served until the login succeeds");
-        let check = if nodes.nodes().iter().any(|node| nodes.is_external(node)) {
+        let check = if mechanism(&nodes) == EXTERNAL {
             check
                 .remedy(
                     "give the client certificate's name a user (by default the whole subject, such as \
-                     CN=handoff), or set ssl_cert_login_from in rabbitmq.conf",
+                     CN=handoff), or set ssl_cert_login_from in rabbitmq.conf; RabbitMQ's log says which",
                 )
-                .command("rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl")
                 .command("rabbitmqctl list_users")
         } else {
             check
-                .remedy("check user, password and virtual host in HANDOFF_AMQP_URL")
+                .remedy(format!(
+                    "check user, password and virtual host in {}",
+                    settings.broker.nodes.describe()
+                ))
                 .command("rabbitmqctl authenticate_user USER")
         };
         check.command("rabbitmqctl list_user_permissions USER")
@@ -74,7 +81,7 @@ async fn reach(
         };
         let connected = connect(&name, &url, 5672, None, nodes.identity(), checks).await;
         let greeted = match connected {
-            Ok(stream) => greeting(&name, stream).await,
+            Ok(stream) => greeting(&name, stream, url.scheme() == "amqps").await,
             Err(finding) => Err(finding),
         };
         match greeted {
@@ -104,20 +111,24 @@ async fn reach(
 }
 
 /// Waits for the first frame of a node. The finding says that the node refuses the client certificate.
-async fn greeting(name: &str, stream: Box<dyn Stream>) -> Result<Option<ServerProperties>, Check> {
+async fn greeting(
+    name: &str,
+    stream: Box<dyn Stream>,
+    is_tls: bool,
+) -> Result<Option<ServerProperties>, Check> {
     let greeting = timeout(SERVER_PROPERTIES_LIMIT, server_properties(stream)).await;
-    match greeting {
-        Ok(Ok(properties)) => Ok(properties),
-        Ok(Err(error)) => match tls::explain(&error) {
-            Some(why) => {
-                let what = format!("cannot connect to {name}: {why}");
-                Err(Check::finding("connection", what).remedy(
-                    "the network connection works: correct the certificates that the finding names",
-                ))
-            }
-            None => Ok(None),
-        },
-        Err(_) => Ok(None),
+    let Ok(Err(error)) = greeting else { return Ok(greeting.ok().and_then(Result::ok).flatten()) };
+    // The alert is lost if the first bytes were written before it arrived.
+    let lost = "it closed the connection after the TLS handshake. RabbitMQ may require a client certificate \
+                or have refused the one presented: see its log";
+    match tls::explain(&error).or_else(|| is_tls.then_some(lost)) {
+        Some(why) => {
+            let what = format!("cannot connect to {name}: {why}");
+            Err(Check::finding("connection", what).remedy(
+                "the network connection works: correct the certificates that the finding names",
+            ))
+        }
+        None => Ok(None),
     }
 }
 
@@ -127,8 +138,32 @@ fn client_certificate(nodes: &AmqpNodes) -> Option<Check> {
     Some(Check { name: "client certificate", ..expiry.check(SystemTime::now()) })
 }
 
+/// The SASL mechanism of the first node; several nodes have the same users.
+fn mechanism(nodes: &AmqpNodes) -> &'static str {
+    nodes.nodes().first().map_or("PLAIN", |node| nodes.mechanism(node).name())
+}
+
+/// The finding that RabbitMQ does not offer the way to log in. It then closes the connection without an answer.
+fn missing_mechanism(nodes: &AmqpNodes, properties: Option<&ServerProperties>) -> Option<Check> {
+    let offered = &properties?.mechanisms;
+    let needed = mechanism(nodes);
+    if offered.split_whitespace().any(|mechanism| mechanism == needed) {
+        return None;
+    }
+    let what = format!("RabbitMQ does not offer the SASL mechanism {needed}, only: {offered}");
+    let finding = Check::finding("login", what).cost("no request is served").remedy(format!(
+        "add {needed} to the list in rabbitmq.conf (auth_mechanisms.1 = PLAIN, auth_mechanisms.2 = EXTERNAL), \
+         and restart RabbitMQ"
+    ));
+    Some(if needed == EXTERNAL {
+        finding.command("rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl")
+    } else {
+        finding
+    })
+}
+
 fn version(properties: Option<&ServerProperties>) -> Check {
-    let Some(ServerProperties { product, version }) = properties else {
+    let Some(ServerProperties { product, version, .. }) = properties else {
         return Check::finding("version", "the server says nothing in AMQP 0-9-1")
             .cost("no request is served")
             .remedy("check that host and port in HANDOFF_AMQP_URL lead to RabbitMQ");
@@ -264,8 +299,11 @@ mod tests {
     use crate::doctor::check::Verdict;
 
     fn of(product: &str, version: &str) -> Verdict {
-        let greeting =
-            ServerProperties { product: product.to_owned(), version: version.to_owned() };
+        let greeting = ServerProperties {
+            product: product.to_owned(),
+            version: version.to_owned(),
+            mechanisms: "PLAIN".to_owned(),
+        };
         super::version(Some(&greeting)).verdict
     }
 

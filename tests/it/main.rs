@@ -18,6 +18,7 @@ mod broker_faults;
 mod browser;
 mod cache;
 mod certificates;
+mod client_cert;
 mod commands;
 mod configuration;
 mod crash;

@@ -3,7 +3,7 @@
 use crate::support::{
     Authority, Node, TempFile, TestEnv, TlsProxy, Worker, log_text,
     platform::API_KEY,
-    tls::{Identity, tls_url},
+    tls::{Identity, free_port, listen_for_amqps, tls_url},
     within_timeout,
     worker::command,
 };
@@ -94,10 +94,12 @@ async fn servers_are_reached_over_tls_with_a_private_authority() {
         proxies.push(add_tls(&mut env, "AMQP_URL", &identity).await);
         proxies.push(add_tls(&mut env, "REDIS_URL", &identity).await);
     } else {
-        let amqps = free_port();
+        let rabbitmq = Node::shared_rabbitmq();
         let rediss = free_port();
-        let ((), node) =
-            tokio::join!(listen_for_amqps(&identity, amqps), redis_with_tls(&identity, rediss));
+        let (amqps, node) = tokio::join!(
+            listen_for_amqps(&rabbitmq, &identity, None),
+            redis_with_tls(&identity, rediss)
+        );
         let amqp = env.setting("AMQP_URL").to_owned();
         env.set("AMQP_URL", &tls_url(&amqp, amqps)).set("REDIS_URL", &tls_url(&node.url, rediss));
         redis_node = Some(node);
@@ -151,23 +153,6 @@ async fn missing_trust_store_is_reported_by_name() {
         let error = logged_error(&worker, "AMQP_URL").await;
         assert!(error.contains("SSL_CERT_FILE"), "{file}: {error}");
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Has the shared RabbitMQ also listen for TLS.
-async fn listen_for_amqps(identity: &Identity, port: u16) {
-    let bytes =
-        |der: &[u8]| format!("<<{}>>", der.iter().map(u8::to_string).collect::<Vec<_>>().join(","));
-    let listen = format!(
-        "ok = rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}, inet}}, \
-         [{{cert, {}}}, {{key, {{'PrivateKeyInfo', {}}}}}], 1).",
-        bytes(&identity.certificate),
-        bytes(&identity.key),
-    );
-    Node::shared_rabbitmq().ctl(&["eval", &listen]).await;
 }
 
 /// A Redis that also listens for TLS. Redis 6.0 takes the port only when it starts.

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair,
+};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -24,11 +27,12 @@ use tokio_rustls::{
     },
 };
 
-use super::temp_file::TempFile;
+use super::{node::Node, temp_file::TempFile};
 
 /// A private certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    certificate: Vec<u8>,
     /// Holds its certificate, and nothing else.
     dir: PathBuf,
 }
@@ -47,12 +51,15 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "handoff tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap().pem();
+        let certificate = params.self_signed(&key).unwrap();
         let name = format!("handoff-authority-{}", uuid::Uuid::new_v4().simple());
-        let authority =
-            Self { dir: std::env::temp_dir().join(name), issuer: Issuer::new(params, key) };
+        let authority = Self {
+            dir: std::env::temp_dir().join(name),
+            issuer: Issuer::new(params, key),
+            certificate: certificate.der().to_vec(),
+        };
         fs::create_dir(&authority.dir).unwrap();
-        fs::write(authority.certificate_file(), certificate).unwrap();
+        fs::write(authority.certificate_file(), certificate.pem()).unwrap();
         authority
     }
 
@@ -75,6 +82,15 @@ impl Authority {
     pub fn issue_valid_for(&self, names: &[&str], duration: Duration) -> Identity {
         let not_after = SystemTime::now() + duration;
         self.issue_with(names, |params| params.not_after = not_after.into())
+    }
+
+    /// Issues one for a client whose subject is `CN=<name>`.
+    pub fn issue_client(&self, name: &str) -> Identity {
+        self.issue_with(&[], |params| {
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        })
     }
 
     /// Issues one with changed parameters.
@@ -103,7 +119,11 @@ impl Authority {
         params.not_after = not_after.into();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
-        let intermediate = Self { issuer: Issuer::new(params, key), dir: PathBuf::new() };
+        let intermediate = Self {
+            issuer: Issuer::new(params, key),
+            certificate: certificate.clone(),
+            dir: PathBuf::new(),
+        };
         Identity { chain: vec![certificate], ..intermediate.issue(names) }
     }
 }
@@ -137,8 +157,13 @@ impl Identity {
 
     /// As PEM: the certificate and the key.
     pub fn pem(&self) -> (TempFile, TempFile) {
-        let file = |tag, der: &[u8]| TempFile::new(&pem(tag, der));
-        (file("CERTIFICATE", &self.certificate), file("PRIVATE KEY", &self.key))
+        let (certificate, key) = self.pem_text();
+        (TempFile::new(&certificate), TempFile::new(&key))
+    }
+
+    /// As the text of PEM files.
+    pub fn pem_text(&self) -> (String, String) {
+        (pem("CERTIFICATE", &self.certificate), pem("PRIVATE KEY", &self.key))
     }
 }
 
@@ -219,4 +244,34 @@ pub fn tls_url(url: &str, port: u16) -> String {
     let mut url = url::Url::parse(&format!("{scheme}s://{rest}")).unwrap();
     url.set_port(Some(port)).unwrap();
     url.to_string()
+}
+
+/// A port that nothing uses.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Has a RabbitMQ also listen for TLS, and require certificates of the clients' authority if there is one.
+/// Returns the port.
+pub async fn listen_for_amqps(
+    node: &Node,
+    identity: &Identity,
+    clients: Option<&Authority>,
+) -> u16 {
+    let port = free_port();
+    let bytes =
+        |der: &[u8]| format!("<<{}>>", der.iter().map(u8::to_string).collect::<Vec<_>>().join(","));
+    let verify = clients.map(|authority| {
+        let certificate = bytes(&authority.certificate);
+        format!(", {{cacerts, [{certificate}]}}, {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}")
+    });
+    let listen = format!(
+        "ok = rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}, inet}}, \
+         [{{cert, {}}}, {{key, {{'PrivateKeyInfo', {}}}}}{}], 1).",
+        bytes(&identity.certificate),
+        bytes(&identity.key),
+        verify.unwrap_or_default(),
+    );
+    node.ctl(&["eval", &listen]).await;
+    port
 }
