@@ -81,7 +81,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses a setting that may be unset, and follows the file that it was read from.
-    pub(super) fn watched_optional<T>(
+    pub(super) fn watched_optional<T: 'static>(
         &mut self,
         setting: &OptionalSetting<T>,
     ) -> Option<Option<Watched<T>>> {
@@ -91,7 +91,11 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn watch<T>(&mut self, text: Text, parse: fn(&str) -> ParseResult<T>) -> Option<Watched<T>> {
+    fn watch<T: 'static>(
+        &mut self,
+        text: Text,
+        parse: fn(&str) -> ParseResult<T>,
+    ) -> Option<Watched<T>> {
         let value = self.parse(&text, parse)?;
         Some(match text {
             Text { value: content, variable, file: Some(path) } => {

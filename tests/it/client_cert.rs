@@ -177,8 +177,8 @@ async fn mistakes_in_client_certificates_are_reported_by_name() {
     for (cert, key, url, errors) in [
         (cert, "", tls, &["CERT_FILE: needs the certificate's key"][..]),
         ("", key, tls, &["KEY_FILE: needs the key's certificate"]),
-        (cert, key, plain, &["CERT_FILE: needs TLS"]),
-        ("", key, plain, &["KEY_FILE: needs TLS", "KEY_FILE: needs the key's certificate"]),
+        (cert, key, plain, &["URL: must begin with amqps:// in each element: HANDOFF_AMQP_CERT"]),
+        ("", key, plain, &["URL: must begin with amqps://", "KEY_FILE: needs the key's"]),
         ("/no/such", key, tls, &["CERT_FILE: names a file that does not exist; give the path"]),
         (cert, "/no/such", tls, &["KEY_FILE: names a file that does not exist; give the path"]),
         (no_pem, key, tls, &["CERT_FILE: the file's content is not a certificate in PEM"]),
