@@ -6,17 +6,27 @@ use tokio::process::Command;
 
 use super::test_run::required_env;
 
-/// A server in a separate folder. Destroyed when it is dropped, unless all tests share it.
+/// A server in a separate folder. Destroyed when it is dropped, unless something else owns it.
 pub struct Node {
     script: PathBuf,
     dir: PathBuf,
     pub url: String,
-    is_shared: bool,
+    is_owned: bool,
 }
 
 impl Node {
     pub async fn rabbitmq() -> Self {
-        Self::new("rabbitmq-node", &[]).await
+        Self::rabbitmq_with(&[]).await
+    }
+
+    /// A RabbitMQ with these lines of `rabbitmq.conf`.
+    pub async fn rabbitmq_with(lines: &[&str]) -> Self {
+        Self::new("rabbitmq-node", lines).await
+    }
+
+    /// A RabbitMQ that something else has started and will destroy.
+    pub fn running_rabbitmq(dir: PathBuf, url: String) -> Self {
+        Self { script: script("rabbitmq-node"), dir, url, is_owned: false }
     }
 
     pub async fn redis() -> Self {
@@ -30,12 +40,8 @@ impl Node {
 
     /// The RabbitMQ that all tests share: a test may change there only what bears its name.
     pub fn shared_rabbitmq() -> Self {
-        Self {
-            script: script("rabbitmq-node"),
-            dir: PathBuf::from(required_env("HANDOFF_SERVICES_DIR")).join("rabbitmq"),
-            url: required_env("HANDOFF_AMQP_URL"),
-            is_shared: true,
-        }
+        let dir = PathBuf::from(required_env("HANDOFF_SERVICES_DIR")).join("rabbitmq");
+        Self::running_rabbitmq(dir, required_env("HANDOFF_AMQP_URL"))
     }
 
     async fn new(name: &str, options: &[&str]) -> Self {
@@ -44,7 +50,7 @@ impl Node {
             script: script(name),
             dir: std::env::temp_dir().join(dir),
             url: String::new(),
-            is_shared: false,
+            is_owned: true,
         };
         node.url = node.run(&["start"], options).await;
         node
@@ -121,13 +127,14 @@ impl Node {
     }
 }
 
-fn script(name: &str) -> PathBuf {
+/// One of the project's scripts.
+pub fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.is_shared {
+        if !self.is_owned {
             return;
         }
         let destroyed =

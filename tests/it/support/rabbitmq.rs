@@ -98,7 +98,10 @@ pub struct RabbitMq {
 impl RabbitMq {
     /// Connects; queue and exchanges are named after the test.
     pub async fn connect(url: &str, name: &str) -> Self {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        // lapin would accept whatever a RabbitMQ without a limit on frames proposes, and allocate 64 of them.
+        let url =
+            if url.contains('?') { url.to_owned() } else { format!("{url}?frame_max=131072") };
+        let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         Self {
