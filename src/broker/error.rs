@@ -27,12 +27,16 @@ enum BrokerErrorKind {
     LoginRefused,
     /// … or a connection in the making had no answer in time.
     Silent,
+    /// An operation on an open connection had no answer in time.
+    NoAnswer,
     /// A connection in use was lost …
     ConnectionLost,
     /// … because lapin could not decode a frame …
     Undecodable,
-    /// … or because a frame was larger than the negotiated `frame_max`.
+    /// … or because a frame was larger than the negotiated `frame_max` …
     FrameTooLarge,
+    /// … or because one more channel was opened than a limit allows.
+    TooManyChannels,
 }
 
 fn is_end(kind: io::ErrorKind) -> bool {
@@ -47,7 +51,14 @@ impl BrokerError {
 
     /// A failed operation: `cannot <operation>: <cause>`.
     pub(crate) fn during(operation: &str, error: &lapin::Error) -> Self {
-        Self::new(format!("cannot {operation}: {}", cause(error)))
+        let kind = match error.kind() {
+            ErrorKind::ProtocolError(error) if reply::is_channel_limit(error) => {
+                BrokerErrorKind::TooManyChannels
+            }
+            _ => BrokerErrorKind::Operation,
+        };
+        let message = format!("cannot {operation}: {}", cause(error));
+        Self { kind, ..Self::new(message) }
     }
 
     /// A connection that was not made. `on_close` says why the peer may have closed it.
@@ -64,13 +75,14 @@ impl BrokerError {
             ErrorKind::IOError(error) if !on_close.is_empty() && is_end(error.kind()) => {
                 return Self::new(format!("cannot {operation}: {}: {on_close}", error.kind()));
             }
-            _ => BrokerErrorKind::Operation,
+            _ => return Self::during(operation, error),
         };
         Self { kind, ..Self::during(operation, error) }
     }
 
     pub(crate) fn timeout(operation: &str) -> Self {
-        Self::new(format!("cannot {operation}: RabbitMQ did not answer in time"))
+        let message = format!("cannot {operation}: RabbitMQ did not answer in time");
+        Self { kind: BrokerErrorKind::NoAnswer, ..Self::new(message) }
     }
 
     /// A connection that was lost while in use: `<what>: <cause>`.
@@ -81,6 +93,9 @@ impl BrokerError {
                 if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR) =>
             {
                 BrokerErrorKind::FrameTooLarge
+            }
+            ErrorKind::ProtocolError(error) if reply::is_channel_limit(error) => {
+                BrokerErrorKind::TooManyChannels
             }
             _ => BrokerErrorKind::ConnectionLost,
         };
@@ -93,8 +108,8 @@ impl BrokerError {
     }
 
     pub(crate) fn is_connection_lost(&self) -> bool {
-        use BrokerErrorKind::{ConnectionLost, FrameTooLarge, Undecodable};
-        matches!(self.kind, ConnectionLost | Undecodable | FrameTooLarge)
+        use BrokerErrorKind::{ConnectionLost, FrameTooLarge, TooManyChannels, Undecodable};
+        matches!(self.kind, ConnectionLost | Undecodable | FrameTooLarge | TooManyChannels)
     }
 
     /// Whether RabbitMQ refused the user or the password. Another node would do the same, and repeated
@@ -106,6 +121,16 @@ impl BrokerError {
     /// Whether a node did not answer while a connection was being made: it may be slow.
     pub(super) fn is_silence(&self) -> bool {
         self.kind == BrokerErrorKind::Silent
+    }
+
+    /// Whether RabbitMQ closed the connection because a limit on channels was reached.
+    pub(crate) fn is_too_many_channels(&self) -> bool {
+        self.kind == BrokerErrorKind::TooManyChannels
+    }
+
+    /// Whether an operation had no answer in time. The connection may still serve others.
+    pub(super) fn is_timeout(&self) -> bool {
+        self.kind == BrokerErrorKind::NoAnswer
     }
 
     /// Whether lapin could not decode a frame, which ends the connection.
@@ -164,6 +189,15 @@ impl PublishError {
             Self::ExchangeMissing | Self::ChannelClosed(_) => "failed",
             Self::Disconnected => "disconnected",
         }
+    }
+}
+
+/// RabbitMQ's reason for closing the connection, if it gave one.
+pub(super) fn hard_error(error: &lapin::Error) -> Option<&AMQPHardError> {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    match error.kind() {
+        AMQPErrorKind::Hard(error) => Some(error),
+        AMQPErrorKind::Soft(_) => None,
     }
 }
 

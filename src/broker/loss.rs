@@ -4,14 +4,36 @@
 //! redelivers them, or must: without the publishing connection, no event, copy or dead letter can be
 //! confirmed.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
 
 use futures_util::{Stream, StreamExt, stream};
 use lapin::{Channel, Connection, Event};
 use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{connection::STATUS_INTERVAL, error::BrokerError};
+use super::{
+    connection::STATUS_INTERVAL,
+    error::{BrokerError, hard_error},
+};
+
+/// Why RabbitMQ closed a connection.
+///
+/// lapin 4.12 reports it only to calls that wait for an answer at that moment, and not as an event (not
+/// reported upstream).
+#[derive(Clone, Debug, Default)]
+pub(super) struct CloseReason(Arc<OnceLock<BrokerError>>);
+
+impl CloseReason {
+    /// Keeps the error of a call, if it says why the connection was closed.
+    pub(super) fn note(&self, error: &lapin::Error) {
+        if hard_error(error).is_some() {
+            let _ = self.0.set(BrokerError::connection_lost("connection lost", error));
+        }
+    }
+}
 
 /// What a session's deliveries depend on.
 #[derive(Clone)]
@@ -19,6 +41,7 @@ pub(super) struct Lifeline {
     consuming: Arc<Connection>,
     publishing: Arc<Connection>,
     channel: Channel,
+    publishing_closed: CloseReason,
 }
 
 /// Waits until a session is lost, or for RabbitMQ to block or unblock publishing.
@@ -41,8 +64,9 @@ impl Lifeline {
         consuming: Arc<Connection>,
         publishing: Arc<Connection>,
         channel: Channel,
+        publishing_closed: CloseReason,
     ) -> Self {
-        Self { consuming, publishing, channel }
+        Self { consuming, publishing, channel, publishing_closed }
     }
 
     pub(super) fn watch(&self) -> LossWatch {
@@ -123,7 +147,10 @@ impl LossWatch {
             }
             Some(error) => BrokerError::connection_lost("connection lost", &error),
             None if is_connected => BrokerError::new("the consuming channel was closed"),
-            None => BrokerError::new("connection closed"),
+            None => {
+                let reason = self.lifeline.publishing_closed.0.get().cloned();
+                reason.unwrap_or_else(|| BrokerError::new("connection closed"))
+            }
         }
     }
 }

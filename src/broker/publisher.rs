@@ -28,6 +28,7 @@ use super::{
     connection::STATUS_INTERVAL,
     error::{BrokerError, PublishError, cause, soft_error},
     large::{COPYING, is_large},
+    loss::CloseReason,
     pipeline::{MANDATORY, Message, Pipeline, PublishOutcome},
     topology::{Topology, queue_counts},
 };
@@ -39,8 +40,11 @@ use crate::{
     },
 };
 
-/// Limit of the channel pool. More are no faster: RabbitMQ confirms in batches.
-const MAX_CHANNELS: u16 = 64;
+/// Limit of the channel pool. With 2 ms for a confirm, this many publish 4,000 copies a second, and providers
+/// limit the channels of all connections together.
+const MAX_CHANNELS: u16 = 8;
+/// Channels of the connection that are not in the pool: for events, and for a declaration or a look.
+const OTHER_CHANNELS: u16 = 2;
 /// Limit of one publish, from opening a channel to the confirm.
 /// Longer than two heartbeats (20 s), so that a dead connection is reported as
 /// [`PublishError::Disconnected`].
@@ -58,23 +62,29 @@ struct PublisherInner {
     events: tokio::sync::Mutex<Option<Pipeline>>,
     idle_channels: Mutex<Vec<Channel>>,
     channel_permits: Semaphore,
+    close_reason: CloseReason,
     metrics: Arc<Metrics>,
 }
 
 impl Publisher {
-    /// Opens no channel until one is needed.
+    /// Opens no channel until one is needed. At most this many `copies` are published at once.
     pub fn new(
         connection: Arc<Connection>,
         topology: Arc<Topology>,
-        concurrency: u16,
+        copies: u16,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let most = match connection.configuration().channel_max() {
+            0 => MAX_CHANNELS,
+            channel_max => channel_max.saturating_sub(OTHER_CHANNELS).clamp(1, MAX_CHANNELS),
+        };
         Self(Arc::new(PublisherInner {
             connection,
             topology,
             events: tokio::sync::Mutex::default(),
             idle_channels: Mutex::default(),
-            channel_permits: Semaphore::new(concurrency.clamp(1, MAX_CHANNELS).into()),
+            channel_permits: Semaphore::new(copies.clamp(1, most).into()),
+            close_reason: CloseReason::default(),
             metrics,
         }))
     }
@@ -85,6 +95,11 @@ impl Publisher {
 
     pub(super) fn is_connected(&self) -> bool {
         self.0.connection.status().connected()
+    }
+
+    /// Says why RabbitMQ closed the connection, once it has.
+    pub(super) fn close_reason(&self) -> CloseReason {
+        self.0.close_reason.clone()
     }
 
     /// Counts the consumers of the request queue, this worker's included.
@@ -286,12 +301,16 @@ impl Publisher {
     }
 
     async fn open_channel(&self) -> lapin::Result<Channel> {
-        let channel = self.0.connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(channel)
+        let opening = async {
+            let channel = self.0.connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            Ok(channel)
+        };
+        opening.await.inspect_err(|error| self.0.close_reason.note(error))
     }
 
     fn publish_error(&self, error: &lapin::Error) -> PublishError {
+        self.0.close_reason.note(error);
         if soft_error(error) == Some(&AMQPSoftError::NOTFOUND) {
             PublishError::ExchangeMissing
         } else if self.0.connection.status().connected() {

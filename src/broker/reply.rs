@@ -7,22 +7,48 @@ use std::time::Duration;
 
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
+/// Anything longer is no limit.
+const MAX_LIMIT_DIGITS: usize = 10;
+
 /// RabbitMQ's code, a part of its text, and what this means. The first row that fits counts; an empty
 /// part fits every text.
-const CAUSES: [(&str, &str, &str); 32] = [
+const CAUSES: [(&str, &str, &str); 38] = [
     (
         "NOT_ALLOWED",
-        "number of channels",
-        "a limit on channels is reached (of the user or the node)",
+        "channels opened for user",
+        "the user's limit on channels is reached (set_user_limits: max-channels)",
     ),
-    ("NOT_ALLOWED", "user connection limit", "the user's limit on connections is reached"),
-    ("NOT_ALLOWED", "node connection limit", "the node's limit on connections is reached"),
+    (
+        "NOT_ALLOWED",
+        "channels opened on node",
+        "the node's limit on channels is reached (channel_max_per_node)",
+    ),
+    ("NOT_ALLOWED", CHANNEL_LIMIT, "the connection's limit on channels is reached (channel_max)"),
+    (
+        "NOT_ALLOWED",
+        "user connection limit",
+        "the user's limit on connections is reached (set_user_limits: max-connections)",
+    ),
+    (
+        "NOT_ALLOWED",
+        "node connection limit",
+        "the node's limit on connections is reached (connection_max)",
+    ),
     ("NOT_ALLOWED", "cluster connection limit", "the cluster's limit on connections is reached"),
-    ("NOT_ALLOWED", "connection limit", "the virtual host's limit on connections is reached"),
+    (
+        "NOT_ALLOWED",
+        "connection limit",
+        "the virtual host's limit on connections is reached (set_vhost_limits: max-connections)",
+    ),
+    (
+        "NOT_ALLOWED",
+        "of consumers per channel",
+        "the channel's limit on consumers is reached (consumer_max_per_channel)",
+    ),
     ("NOT_ALLOWED", "refused for user", "the user has no permissions in the virtual host"),
     ("NOT_ALLOWED", "is down", "the virtual host is down: see RabbitMQ's log"),
     ("NOT_ALLOWED", "not found", "the virtual host does not exist: check the end of the URL"),
-    ("NOT_ALLOWED", "", "does the virtual host exist?"),
+    ("NOT_ALLOWED", "", "see RabbitMQ's log"),
     (
         "ACCESS_REFUSED",
         " - Login was refused using authentication mechanism EXTERNAL",
@@ -49,6 +75,17 @@ const CAUSES: [(&str, &str, &str); 32] = [
     ("PRECONDITION_FAILED", " - unknown delivery tag ", "unknown delivery tag"),
     ("PRECONDITION_FAILED", " - inequivalent arg ", "it exists with other arguments"),
     ("PRECONDITION_FAILED", " - message size ", "the message is larger than max_message_size"),
+    (
+        "PRECONDITION_FAILED",
+        "queue limit in vhost",
+        "the virtual host's limit on queues is reached (set_vhost_limits: max-queues)",
+    ),
+    (
+        "PRECONDITION_FAILED",
+        "queue limit in cluster",
+        "the cluster's limit on queues is reached (cluster_queue_limit)",
+    ),
+    ("PRECONDITION_FAILED", "exchange limit", "the limit on exchanges is reached"),
     ("PRECONDITION_FAILED", "", "see RabbitMQ's log"),
     ("CONNECTION_FORCED", "'shutdown'", "RabbitMQ shuts down"),
     ("CONNECTION_FORCED", "", "an operator closed the connection"),
@@ -63,6 +100,15 @@ const CAUSES: [(&str, &str, &str); 32] = [
     ("FRAME_ERROR", "", "a frame is invalid or too large"),
 ];
 
+/// A part of each text about a limit on channels.
+const CHANNEL_LIMIT: &str = "number of channels";
+
+/// Whether RabbitMQ closed the connection because the user, the node or the connection has too many channels.
+pub(super) fn is_channel_limit(error: &AMQPError) -> bool {
+    error.get_message().as_str().contains(CHANNEL_LIMIT)
+        && *error.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)
+}
+
 /// RabbitMQ's code, and what it means where that is known. Quotes nothing of RabbitMQ's text.
 pub(super) fn describe(error: &AMQPError) -> String {
     let code = match error.kind() {
@@ -75,9 +121,21 @@ pub(super) fn describe(error: &AMQPError) -> String {
 fn describe_text(code: &str, text: &str) -> String {
     let fits = |row: &&(&str, &str, &str)| row.0 == code && text.contains(row.1);
     match CAUSES.iter().find(fits) {
-        Some((_, _, cause)) => format!("{code}: {cause}"),
+        Some((_, _, cause)) => match limit(text) {
+            Some(limit) => format!("{code}: {cause}; it is {limit}"),
+            None => format!("{code}: {cause}"),
+        },
         None => code.to_owned(),
     }
+}
+
+/// The number in "… limit of (15,000)" or "… limit (5000) is reached", which ends the text.
+fn limit(text: &str) -> Option<&str> {
+    let (rest, number) = text.strip_suffix(" is reached").unwrap_or(text).rsplit_once('(')?;
+    let number = number.strip_suffix(')')?;
+    let is_number = |c: char| c.is_ascii_digit() || c == ',';
+    let is_limit = rest.contains("limit") && (1..=MAX_LIMIT_DIGITS).contains(&number.len());
+    (is_limit && number.chars().all(is_number)).then_some(number)
 }
 
 /// RabbitMQ's `consumer_timeout`, if it closed the channel because a delivery was unsettled for longer.
@@ -133,12 +191,27 @@ mod tests {
             (
                 "NOT_ALLOWED",
                 "access to vhost 's3cret' refused for user 's3cret': connection limit (0) is reached",
-                "virtual host's limit",
+                "virtual host's limit on connections is reached (set_vhost_limits: max-connections); it is 0",
             ),
             (
                 "NOT_ALLOWED",
                 "connection refused for user 's3cret': user connection limit (1) is reached",
-                "user's limit",
+                "user's limit on connections is reached (set_user_limits: max-connections); it is 1",
+            ),
+            (
+                "NOT_ALLOWED",
+                "number of channels opened for user 's3cret' has reached the maximum allowed user limit of (5)",
+                "the user's limit on channels is reached (set_user_limits: max-channels); it is 5",
+            ),
+            (
+                "NOT_ALLOWED",
+                "number of channels opened on node 's3cret' has reached the maximum allowed limit of (15,000)",
+                "the node's limit on channels is reached (channel_max_per_node); it is 15,000",
+            ),
+            (
+                "PRECONDITION_FAILED",
+                "cannot declare queue 's3cret': queue limit in vhost 's3cret' (7) is reached",
+                "the virtual host's limit on queues is reached (set_vhost_limits: max-queues); it is 7",
             ),
             (
                 "ACCESS_REFUSED",

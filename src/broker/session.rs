@@ -21,7 +21,7 @@ use super::{
     topology::{Topology, watch},
 };
 use crate::{
-    config::{AmqpNodes, BrokerSettings},
+    config::AmqpNodes,
     telemetry::{log_limit::Outage, metrics::Metrics},
 };
 
@@ -32,6 +32,8 @@ pub(crate) struct BrokerSession {
     pub(crate) consumer: Consumer,
     pub(crate) publisher: Publisher,
     lifeline: Lifeline,
+    /// Whether the topology was declared or checked on these connections.
+    ensured: bool,
     metrics: Arc<Metrics>,
     lost: CancellationToken,
     /// Cancelled when RabbitMQ delivers nothing more.
@@ -40,12 +42,13 @@ pub(crate) struct BrokerSession {
 }
 
 impl BrokerSession {
-    /// Opens both connections to one node, declares or checks the topology, and starts to consume.
+    /// Opens both connections to one node, and starts to consume. At most this many `copies` are published at
+    /// once.
     pub(crate) async fn open(
-        settings: &BrokerSettings,
+        topology: Arc<Topology>,
         nodes: &AmqpNodes,
         cursor: &NodeCursor,
-        concurrency: u16,
+        copies: u16,
         frame_max: FrameMax,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
@@ -53,20 +56,19 @@ impl BrokerSession {
         // two.
         let publishing = Connection::open(nodes, cursor, Role::Publisher(frame_max)).await?;
         let consuming = publishing.open_second(nodes, cursor, Role::Consumer(frame_max)).await?;
-        let topology = Arc::new(Topology::new(settings));
-        topology.ensure(&publishing.lapin).await?;
-        let consumer = Consumer::start(&consuming.lapin, &settings.queue).await?;
+        let (consumer, ensured) = start_consumer(&topology, &publishing, &consuming).await?;
+        let connection = Arc::clone(&publishing.lapin);
+        let publisher =
+            Publisher::new(connection, Arc::clone(&topology), copies, Arc::clone(&metrics));
         let lifeline = Lifeline::new(
             Arc::clone(&consuming.lapin),
             Arc::clone(&publishing.lapin),
             consumer.channel(),
+            publisher.close_reason(),
         );
         let lost = CancellationToken::new();
         let stopped = CancellationToken::new();
         let loss_watch = lifeline.cancel_when_lost(lost.clone(), stopped.clone());
-        let connection = Arc::clone(&publishing.lapin);
-        let publisher =
-            Publisher::new(connection, Arc::clone(&topology), concurrency, Arc::clone(&metrics));
         Ok(Self {
             consuming,
             publishing,
@@ -74,6 +76,7 @@ impl BrokerSession {
             consumer,
             publisher,
             lifeline,
+            ensured,
             metrics,
             lost,
             stopped,
@@ -91,6 +94,7 @@ impl BrokerSession {
             Arc::clone(&self.topology),
             Arc::clone(&self.consuming.lapin),
             Arc::clone(&self.metrics),
+            self.ensured,
         );
         async move {
             let mut watch = pin!(watch);
@@ -149,5 +153,33 @@ impl BrokerSession {
         // is closed, and redeliver what they acked (rabbitmq-server#10327, open).
         let _ = timeout(CLOSE_TIMEOUT, self.consumer.close()).await;
         tokio::join!(self.consuming.close(), self.publishing.close());
+    }
+}
+
+/// Starts to consume, and returns whether the topology was declared or checked before.
+///
+/// That waits until later if this worker has done it before, or if RabbitMQ does not answer. While a node of a
+/// cluster is frozen, RabbitMQ 3.10 does not answer a declaration of the binding, for as long as the other nodes
+/// wait for that node (Erlang's `net_ticktime`: 45 to 75 s), but it delivers.
+async fn start_consumer(
+    topology: &Topology,
+    publishing: &Connection,
+    consuming: &Connection,
+) -> Result<(Consumer, bool), BrokerError> {
+    let start = || Consumer::start(&consuming.lapin, topology.request_queue());
+    if topology.was_ensured() {
+        // Fails if the queue was deleted meanwhile.
+        match start().await {
+            Err(error) if consuming.lapin.status().connected() && !error.is_timeout() => {}
+            started => return Ok((started?, false)),
+        }
+    }
+    match topology.ensure(&publishing.lapin).await {
+        Ok(()) => Ok((start().await?, true)),
+        Err(unanswered) if unanswered.is_timeout() => match start().await {
+            Ok(consumer) => Ok((consumer, false)),
+            Err(_) => Err(unanswered),
+        },
+        Err(refused) => Err(refused),
     }
 }

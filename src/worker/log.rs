@@ -39,6 +39,13 @@ pub(super) fn authorities() {
     }
 }
 
+/// A limit of RabbitMQ on channels has ended a connection.
+pub(super) fn fewer_channels() {
+    tracing::warn!(
+        "RabbitMQ's limit on channels is reached: publishing copies one at a time from now on"
+    );
+}
+
 /// Logs the life of connections: lost, reconnected, consuming.
 pub(super) struct ConnectionLog {
     lost: Outage,

@@ -7,11 +7,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{
     connected::{Connected, Context, End},
     consume::{consume, serve_alone},
-    log::ConnectionLog,
+    log::{self, ConnectionLog},
     prefetch::PrefetchWindow,
 };
 use crate::{
-    broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Publisher},
+    broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Publisher, Topology},
     config::BrokerSettings,
     platform::ReplicaCount,
     retry::Backoff,
@@ -42,13 +42,17 @@ pub(super) struct MainLoop {
 impl MainLoop {
     /// Consumes on one connection after another until shutdown, then drains.
     pub(super) async fn run(self) {
+        let topology = Arc::new(Topology::new(&self.broker));
         let mut window = PrefetchWindow::new(self.concurrency);
         let mut cursor = NodeCursor::new();
         let mut frame_max = FrameMax::Small;
+        let mut copies = self.concurrency;
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut reconnecting = false;
-        while let Some(mut connected) = self.connect(&mut cursor, frame_max, &mut log).await {
+        while let Some(mut connected) =
+            self.connect(&topology, &mut cursor, (frame_max, copies), &mut log).await
+        {
             if std::mem::replace(&mut reconnecting, true) {
                 self.context.processor.metrics.broker.reconnected();
                 window.on_reconnect();
@@ -82,7 +86,12 @@ impl MainLoop {
                     if let Some(timeout) = fault.consumer_timeout() {
                         self.context.processor.hold.on_consumer_timeout(timeout);
                     }
-                    if fault.is_frame_too_large() && frame_max == FrameMax::Small {
+                    if fault.is_too_many_channels() {
+                        if copies > 1 {
+                            log::fewer_channels();
+                        }
+                        copies = 1;
+                    } else if fault.is_frame_too_large() && frame_max == FrameMax::Small {
                         frame_max = FrameMax::Large;
                     } else if is_caused_by_delivery(&fault, &connected) {
                         window.on_poison();
@@ -119,8 +128,9 @@ impl MainLoop {
     /// Retries until connected. `None` on shutdown.
     async fn connect(
         &self,
+        topology: &Arc<Topology>,
         cursor: &mut NodeCursor,
-        frame_max: FrameMax,
+        (frame_max, copies): (FrameMax, u16),
         log: &mut ConnectionLog,
     ) -> Option<Connected> {
         let mut backoff = reconnect_backoff();
@@ -132,10 +142,10 @@ impl MainLoop {
             source.look().await;
             let nodes = source.current();
             let opening = BrokerSession::open(
-                &self.broker,
+                Arc::clone(topology),
                 &nodes,
                 cursor,
-                self.concurrency,
+                copies,
                 frame_max,
                 metrics,
             );

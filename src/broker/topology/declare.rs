@@ -1,5 +1,7 @@
 //! Declares or checks the topology over a connection.
 
+use std::sync::atomic::Ordering;
+
 use lapin::{
     Channel, Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -58,9 +60,15 @@ impl Topology {
             let what = format!("the binding of the queue `{request_queue}`");
             self.checked(&what, QUEUE_SETTING, bound).await?;
         }
+        self.ensured.store(true, Ordering::Relaxed);
         // Not used again, whether or not RabbitMQ answers.
         let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
         Ok(())
+    }
+
+    /// Whether [`Self::ensure`] has succeeded once, on any connection.
+    pub(in crate::broker) fn was_ensured(&self) -> bool {
+        self.ensured.load(Ordering::Relaxed)
     }
 
     /// Waits for a declaration, and adds the fix to a refusal.
@@ -74,6 +82,11 @@ impl Topology {
         let operation = format!("{verb} {what}");
         let Err(error) = answer(&operation, declared).await? else { return Ok(()) };
         let fix = match (soft_error(&error), self.declare) {
+            (Some(AMQPSoftError::PRECONDITIONFAILED), _)
+                if !Difference::is_named_in(refusal_text(&error)) =>
+            {
+                return Err(BrokerError::during(&operation, &error));
+            }
             (Some(AMQPSoftError::PRECONDITIONFAILED), true) => format!(
                 "it exists with other arguments; delete it once it is empty, or choose another name \
                  with {setting}, or set HANDOFF_DECLARE_TOPOLOGY=false to use it unchanged"

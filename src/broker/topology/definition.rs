@@ -1,6 +1,6 @@
 //! Names and arguments of the exchanges and queues.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use lapin::types::{AMQPValue, FieldTable};
 
@@ -44,6 +44,8 @@ pub struct Topology {
     pub(super) queues: Vec<QueueDeclaration>,
     /// The delay of each retry queue, in the same order.
     retry_delays: Vec<Duration>,
+    /// Whether it was declared or checked once.
+    pub(super) ensured: AtomicBool,
 }
 
 impl Topology {
@@ -74,6 +76,7 @@ impl Topology {
             event_exchange: settings.event_exchange.clone(),
             queues,
             retry_delays: settings.retry_delays.iter().map(|delay| delay.duration).collect(),
+            ensured: AtomicBool::new(false),
         }
     }
 

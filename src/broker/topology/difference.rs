@@ -31,6 +31,12 @@ const UNNAMED: &str = "something that RabbitMQ does not name (see its log)";
 const ABSENT: &str = "none";
 
 impl Difference {
+    /// Whether RabbitMQ refused because of a difference. It refuses with the same code where a limit on queues is
+    /// reached.
+    pub(super) fn is_named_in(refusal: &str) -> bool {
+        refusal.contains("inequivalent arg")
+    }
+
     /// Parses RabbitMQ's text.
     ///
     /// `… inequivalent arg 'x' for queue 'q' in vhost '/': received none but current is the value 'a' of

@@ -21,6 +21,10 @@ use crate::{
 /// How long [`watch`] may miss a fault. Declaring existing objects costs RabbitMQ little.
 const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Limit of declaring or checking, so that the next look comes before the last one is too old.
+const ENSURE_LIMIT: Duration = Duration::from_secs(4);
+const ENSURE: &str = "declare or check the topology";
+
 /// Removes the depths from the metrics when the watch ends, with its connection.
 struct Watching(Arc<Metrics>);
 
@@ -30,7 +34,7 @@ impl Drop for Watching {
     }
 }
 
-/// Declares or checks the topology every 10 s, until RabbitMQ has lost the consumer, and records how
+/// Declares or checks the topology every 10 s, and at first unless `ensured`, until RabbitMQ has lost the consumer, and records how
 /// long the queues are.
 ///
 /// A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at
@@ -43,14 +47,17 @@ pub(in crate::broker) async fn watch(
     topology: Arc<Topology>,
     connection: Arc<Connection>,
     metrics: Arc<Metrics>,
+    ensured: bool,
 ) -> BrokerError {
     let watching = Watching(metrics);
     let mut logged = None;
-    // The topology was declared just before.
-    look(&topology, &connection, &watching.0).await;
-    loop {
+    if ensured {
+        look(&topology, &connection, &watching.0).await;
         sleep(WATCH_INTERVAL).await;
-        let error = topology.ensure(&connection).await.err();
+    }
+    loop {
+        let ensure = timeout(ENSURE_LIMIT, topology.ensure(&connection)).await;
+        let error = ensure.unwrap_or_else(|_| Err(BrokerError::timeout(ENSURE))).err();
         // The session reports a lost connection.
         if let Some(error) = &error
             && connection.status().connected()
@@ -67,6 +74,7 @@ pub(in crate::broker) async fn watch(
                 "RabbitMQ lost the consumer: the queue has messages and no consumer",
             );
         }
+        sleep(WATCH_INTERVAL).await;
     }
 }
 

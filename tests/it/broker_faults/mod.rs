@@ -1,6 +1,7 @@
 //! Faults of RabbitMQ: whatever happens, no request is lost and no resource leaks.
 
 mod consumer_timeout;
+mod limits;
 mod network;
 mod nodes;
 mod one_connection;
