@@ -15,27 +15,35 @@ pub(super) struct AvailabilityLog {
     outage: Outage,
     /// Redis' own reason in the latest line.
     refusal: Option<Refusal>,
+    /// The latest line says only that there was no answer in time.
+    timed_out: bool,
 }
 
 impl AvailabilityLog {
     pub(super) const fn new() -> Self {
-        Self { outage: Outage::new(&UNAVAILABLE_LIMIT), refusal: None }
+        Self { outage: Outage::new(&UNAVAILABLE_LIMIT), refusal: None, timed_out: false }
     }
 
     pub(super) fn unavailable(&mut self, error: &CacheError) {
         let refusal = error.refusal();
+        let timed_out = *error == CacheError::Timeout;
         if refusal.is_some() && refusal != self.refusal {
             // Redis' own reason is logged even if an earlier line said that the connection failed.
             self.refusal = refusal;
             self.outage.report_up();
+        } else if self.timed_out && !timed_out {
+            // So is the first error that says more than a time-out: a refused certificate, for example.
+            self.outage.report_up();
         }
         if self.outage.report_down() {
+            self.timed_out = timed_out;
             tracing::warn!(error = error.cause(), remedy = remedy(refusal), "{UNAVAILABLE}");
         }
     }
 
     pub(super) fn available(&mut self) {
         self.refusal = None;
+        self.timed_out = false;
         if self.outage.report_up() {
             tracing::info!("Redis available again: using the cache");
         }

@@ -30,7 +30,7 @@ pub(crate) use self::job::{Failure, Job};
 use self::{
     calls::{CallBudget, Calls, Stopped, until_follower_makes_room},
     lease_wait::LeaseWait,
-    single_flight::{Follower, Joined, SingleFlight},
+    single_flight::{Follower, Joined, Leader, SingleFlight},
 };
 use crate::{
     cache::{
@@ -87,7 +87,7 @@ impl Handoff {
             let joined_at = Instant::now();
             match self.in_flight.join(&keys.link) {
                 Joined::Leader(leader) => {
-                    let obtained = self.claim_or_make(job, &keys, &mut budget).await;
+                    let obtained = self.claim_or_make(job, &keys, &mut budget, &leader).await;
                     leader.finish(obtained.clone());
                     return obtained;
                 }
@@ -122,6 +122,9 @@ impl Handoff {
         budget: &CallBudget<'_>,
         follower: Follower<Result<Obtained, Failure>>,
     ) -> Result<Option<Result<Obtained, Failure>>, Failure> {
+        if job.request.renew {
+            follower.announce_renewal();
+        }
         tokio::select! {
             biased;
             result = job.result_of(follower.result()) => result,
@@ -145,6 +148,7 @@ impl Handoff {
         job: &Job<'_>,
         keys: &Keys,
         budget: &mut CallBudget<'_>,
+        leader: &Leader<Result<Obtained, Failure>>,
     ) -> Result<Obtained, Failure> {
         let stamp = job.stamp();
         let mut not_before = None;
@@ -194,7 +198,12 @@ impl Handoff {
                     not_before = Some(claimed_at);
                     lease_wait.begin();
                     budget.ticket.cancel_reservation();
-                    self.calls.pause(job, poll_backoff.next_delay()).await?;
+                    tokio::select! {
+                        waited = self.calls.pause(job, poll_backoff.next_delay()) => waited?,
+                        // Claims again at once: without a claim between a renewal and the link, the renewal
+                        // could not know that the link is the later one, and would make another.
+                        () = leader.renewal_joined() => poll_backoff.reset(),
+                    }
                 }
                 Err(claim) => {
                     lease_wait.end();

@@ -4,14 +4,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// The work in flight, by key.
 pub(super) struct SingleFlight<T> {
     in_flight: Arc<Mutex<Flights<T>>>,
 }
 
-type Flights<T> = HashMap<String, watch::Receiver<Option<T>>>;
+type Flights<T> = HashMap<String, Follower<T>>;
 
 /// The caller's part among concurrent requests for one key.
 pub(super) enum Joined<T> {
@@ -26,11 +26,14 @@ pub(super) struct Leader<T> {
     in_flight: Arc<Mutex<Flights<T>>>,
     key: String,
     result: watch::Sender<Option<T>>,
+    renewal: Arc<Notify>,
 }
 
 /// A request that waits for the leader's result.
+#[derive(Clone)]
 pub(super) struct Follower<T> {
     result: watch::Receiver<Option<T>>,
+    renewal: Arc<Notify>,
 }
 
 impl<T: Clone> SingleFlight<T> {
@@ -41,13 +44,15 @@ impl<T: Clone> SingleFlight<T> {
     /// Joins the work in flight for a key, or starts it.
     pub(super) fn join(&self, key: &str) -> Joined<T> {
         let mut in_flight = self.in_flight.lock();
-        if let Some(result) = in_flight.get(key) {
-            return Joined::Follower(Follower { result: result.clone() });
+        if let Some(follower) = in_flight.get(key) {
+            return Joined::Follower(follower.clone());
         }
-        let (result, followers) = watch::channel(None);
-        in_flight.insert(key.to_owned(), followers);
+        let (sender, result) = watch::channel(None);
+        let renewal = Arc::<Notify>::default();
+        let follower = Follower { result, renewal: Arc::clone(&renewal) };
+        in_flight.insert(key.to_owned(), follower);
         let in_flight = Arc::clone(&self.in_flight);
-        Joined::Leader(Leader { in_flight, key: key.to_owned(), result })
+        Joined::Leader(Leader { in_flight, key: key.to_owned(), result: sender, renewal })
     }
 }
 
@@ -55,6 +60,11 @@ impl<T> Leader<T> {
     /// Shares the result with all followers.
     pub(super) fn finish(self, result: T) {
         self.result.send_replace(Some(result));
+    }
+
+    /// Waits until a renewal has joined since the last call.
+    pub(super) async fn renewal_joined(&self) {
+        self.renewal.notified().await;
     }
 }
 
@@ -65,6 +75,11 @@ impl<T> Drop for Leader<T> {
 }
 
 impl<T: Clone> Follower<T> {
+    /// Lets the leader know that this request is a renewal.
+    pub(super) fn announce_renewal(&self) {
+        self.renewal.notify_one();
+    }
+
     /// The leader's result; `None` if the leader was dropped without one.
     pub(super) async fn result(mut self) -> Option<T> {
         let finished = self.result.wait_for(Option::is_some).await.ok()?;
@@ -74,6 +89,8 @@ impl<T: Clone> Follower<T> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn leader(flight: &SingleFlight<u8>, key: &str) -> Leader<u8> {
@@ -101,6 +118,16 @@ mod tests {
             assert_eq!(other.result().await, Some(7));
         }
         let _next = leader(&flight, "a");
+    }
+
+    #[tokio::test]
+    async fn leader_notices_a_renewal_that_joined_before_it_waits() {
+        let flight = SingleFlight::new();
+        let leader = leader(&flight, "a");
+        follower(&flight, "a").announce_renewal();
+        assert!(leader.renewal_joined().now_or_never().is_some());
+        let _plain = follower(&flight, "a");
+        assert!(leader.renewal_joined().now_or_never().is_none());
     }
 
     #[tokio::test]

@@ -70,6 +70,9 @@ pub(super) fn expires_at(raw: &RawValue) -> Result<SystemTime, String> {
 
 /// Returns what common formats of dates lack.
 fn why_no_date_time(text: &str) -> Option<&'static str> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return Some("it is a number of seconds or milliseconds");
+    }
     let (_, time) = text.split_at_checked("2030-01-31".len())?;
     if text.starts_with("/Date(") {
         Some("it is a Microsoft JSON date")

@@ -1,5 +1,7 @@
 //! Links: how a request becomes one, and when it is reused or renewed.
 
+use std::time::Duration;
+
 use lapin::BasicProperties;
 use serde_json::json;
 
@@ -204,6 +206,38 @@ async fn renewal_adopts_no_old_link_from_concurrent_requests() {
     let renewed = events.iter().find(|event| event.data()["requestId"] == "r-5").unwrap().data();
     assert_eq!(renewed["reused"], false);
     assert_eq!(renewed["sessionId"], "session-1");
+}
+
+#[tokio::test]
+async fn renewals_share_the_session_that_another_worker_is_making() {
+    const PEOPLE: usize = 5;
+    let (latch, script) = hold_calls(|call| !call.is_token());
+    let mut env = TestEnv::builder().platform(script).start().await;
+    let publish = async |env: &TestEnv, what: &str, renew: bool| {
+        for n in 0..PEOPLE {
+            let data = json!({ "userId": format!("user-{n}"), "renew": renew });
+            env.rabbitmq.publish_request(&format!("{what}-{n}"), data).await;
+        }
+    };
+    // The first worker has no place for more.
+    env.set("CONCURRENCY", &PEOPLE.to_string());
+    let first = env.start_worker().await;
+    first.wait_for_log(log_text::WINDOW_GROWN).await;
+    publish(&env, "first", false).await;
+    env.platform.wait_for_calls(2 * PEOPLE).await;
+    env.set("CONCURRENCY", "64");
+    let second = env.start_worker().await;
+    second.wait_for_log(log_text::WINDOW_GROWN).await;
+    publish(&env, "second", false).await;
+    second.wait_for_in_flight(PEOPLE).await;
+    // After a second, a request asks Redis every 250 ms whether the other worker has finished.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    publish(&env, "renewal", true).await;
+    second.wait_for_in_flight(2 * PEOPLE).await;
+    latch.open();
+    let events = env.rabbitmq.next_events(3 * PEOPLE).await;
+    assert!(events.iter().all(|event| event.routing_key == "handoff.ready"));
+    assert_eq!(env.platform.session_calls().len(), PEOPLE);
 }
 
 #[tokio::test]

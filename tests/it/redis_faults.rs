@@ -263,6 +263,19 @@ async fn replica_counts_as_unavailable_until_it_accepts_writes() {
     assert_eq!(worker.log_lines(log_text::REDIS_UNAVAILABLE).len(), 1);
 }
 
+#[tokio::test]
+async fn cause_that_says_more_than_a_timeout_is_logged_in_the_same_outage() {
+    let mut env = TestEnv::start().await;
+    let proxy = env.proxy("REDIS_URL").await;
+    proxy.set_flow(Flow::Held);
+    let worker = env.start_worker().await;
+    let timeout = worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
+    assert_eq!(timeout["error"], "no answer in time");
+    drop(proxy);
+    let refused = worker.wait_for_logs(log_text::REDIS_UNAVAILABLE, 2).await;
+    assert_eq!(refused["error"], "connection refused");
+}
+
 /// Limits the memory of a Redis; 0 removes the limit.
 async fn set_max_memory(client: &mut MultiplexedConnection, bytes: &str) {
     redis::run(client, &format!("CONFIG SET maxmemory {bytes}")).await;

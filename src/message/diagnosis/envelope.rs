@@ -3,7 +3,7 @@
 use crate::message::decode;
 
 /// Keys that appear in an envelope together, and its name with the remedy.
-const ENVELOPES: [(&[&str], &str); 7] = [
+const ENVELOPES: [(&[&str], &str); 10] = [
     (
         &["messageType", "message"],
         "it is a MassTransit envelope: publish raw JSON (UseRawJsonSerializer)",
@@ -16,6 +16,9 @@ const ENVELOPES: [(&[&str], &str); 7] = [
         &["task", "args", "kwargs"],
         "it is a Celery task: publish the request itself, with kombu or pika",
     ),
+    (&["actor_name", "args"], "it is a Dramatiq task: publish the request itself, with pika"),
+    (&["class", "args", "jid"], "it is a Sidekiq job: publish the request itself"),
+    (&["job_class", "arguments"], "it is an Active Job: publish the request itself"),
     (&["displayName", "job"], "it is a Laravel job: publish the request itself"),
     (
         &["detail", "detail-type"],
@@ -47,6 +50,8 @@ const WRAPPERS: [(&str, &str); 8] = [
     ("value", "there is one in `value`: publish that object itself"),
 ];
 
+const INSIDE: &str = "there is one in another object: publish that object itself";
+
 /// Returns what an object without `userId` is, with the remedy.
 pub(super) fn name(json: &str) -> Option<String> {
     let mut keys = Vec::new();
@@ -61,12 +66,7 @@ pub(super) fn name(json: &str) -> Option<String> {
             similar = Some(key);
         }
         is_buffer |= key == "type" && value == "\"Buffer\"";
-        let wraps = || value.starts_with('{') && has_user(value);
-        if let Some((_, remedy)) = WRAPPERS.iter().find(|(name, _)| *name == key)
-            && wraps()
-        {
-            wrapper = Some(*remedy);
-        }
+        wrapper = wrapper.or_else(|| wrapping(key, value));
     })?;
     let contains = |wanted: &[&str]| wanted.iter().all(|key| keys.contains(key));
     if is_buffer && keys.contains(&"data") {
@@ -81,7 +81,33 @@ pub(super) fn name(json: &str) -> Option<String> {
     similar.map(|key| format!("there is `{key}`: spell it `userId`")).or(wrapper.map(str::to_owned))
 }
 
+/// Returns where a value holds a request, with the remedy.
+fn wrapping(key: &str, value: &str) -> Option<&'static str> {
+    if let Some(text) = object_in_string(value) {
+        return has_user(&text).then_some(
+            "there is one in a string: publish that object itself, and encode it only once",
+        );
+    }
+    if has_user(value) {
+        let known = WRAPPERS.iter().find(|(name, _)| *name == key);
+        return known.map(|(_, remedy)| *remedy).or(Some(INSIDE));
+    }
+    let mut is_inside = false;
+    decode::for_each_entry(value, |_, value| is_inside |= has_user(value.get()));
+    is_inside.then_some(INSIDE)
+}
+
+/// The JSON object that a JSON string contains.
+fn object_in_string(value: &str) -> Option<String> {
+    let may_contain_one = value.starts_with('"') && value.contains('{');
+    let text: String = may_contain_one.then(|| serde_json::from_str(value).ok())??;
+    Some(text.trim().to_owned()).filter(|text| text.starts_with('{'))
+}
+
 fn has_user(json: &str) -> bool {
+    if !json.starts_with('{') {
+        return false;
+    }
     let mut found = false;
     decode::for_each_entry(json, |key, _| {
         found |= is_spelled_like_user_id(key.get().trim_matches('"'));

@@ -24,6 +24,9 @@ pub(super) fn why_without_user(json: &str) -> Option<String> {
 pub(super) fn why_not_utf8(body: &[u8], valid_up_to: usize) -> String {
     match binary::name(body) {
         Some(name) => format!("is {name}"),
+        None if syntax::object_within(body) => {
+            "is not UTF-8: something precedes the JSON object: publish the object alone".to_owned()
+        }
         None => format!(
             "is not UTF-8 (at byte {}): encode it as UTF-8, not as ISO 8859-1 or Windows-1252",
             valid_up_to + 1

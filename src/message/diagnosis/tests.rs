@@ -72,6 +72,7 @@ fn serializers_of_other_languages_are_named() {
     let base64 = BASE64_STANDARD.encode(REQUEST);
     let twice = serde_json::to_string(REQUEST).unwrap();
     let bytes = serde_json::to_string(REQUEST.as_bytes()).unwrap();
+    let typed = format!(r#"["com.example.Request", {REQUEST}]"#);
     let celery = format!(r#"[[{REQUEST}], {{}}, {{"callbacks": null, "chain": null}}]"#);
     assert_named(&[
         ("Java's ObjectOutputStream", b"\xac\xed\x00\x05sr\x00", "a serialized Java object"),
@@ -90,12 +91,27 @@ fn serializers_of_other_languages_are_named() {
         ("JMS's TextMessage", b"\x00\x53\x77\xa1\x02{}", "JMS: as a BytesMessage"),
         ("an AMQP 1.0 sequence", b"\x00\x53\x76\xc0\x01\x00", "AMQP 1.0"),
         ("an AMQP 1.0 value, long form", b"\x00\x80\0\0\0\0\0\0\0\x77\xa1\x02{}", "AMQP 1.0"),
+        ("a whole AMQP 1.0 message", b"\x00\x53\x70\xc0\x01\x00\x00\x53\x75", "AMQP 1.0"),
+        ("AMQP 1.0 with a symbol", b"\x00\xa3\x11amqp:amqp-value:*", "AMQP 1.0"),
+        (".NET's BinaryFormatter", b"\x00\x01\0\0\0\xff\xff\xff\xff\x01\0\0\0", ".NET object"),
+        ("Ruby's Marshal", b"\x04\x08{\x06", "a Ruby object"),
+        ("PHP's igbinary", b"\0\0\0\x02\x14\x01", "igbinary"),
+        ("Erlang's term_to_binary", b"\x83t\0\0\0\x01", "an Erlang term"),
+        ("an Avro file", b"Obj\x01\x04", "Avro"),
+        ("Smile", b":)\n\x01\xfa", "Smile"),
+        ("Jackson's default typing", typed.as_bytes(), "Jackson's default typing"),
+        ("base64 for URLs", base64.trim_end_matches('=').as_bytes(), "JSON in base64"),
+        ("base64 in lines", format!("{}\r\n{}", &base64[..20], &base64[20..]).as_bytes(), "base64"),
+        ("a JSON Web Token", b"eyJhbGciOiJIUzI1NiJ9.eyJ1IjoxfQ.c2ln", "a JSON Web Token"),
     ]);
 }
 
 #[test]
 fn envelopes_and_other_spellings_are_named() {
     let wrapped = |key: &str| format!(r#"{{"{key}":{REQUEST},"x":1}}"#).into_bytes();
+    let json_api = format!(r#"{{"data":{{"type":"requests","attributes":{REQUEST}}}}}"#);
+    let in_string =
+        format!(r#"{{"Type":"Notification","Message":{}}}"#, serde_json::Value::from(REQUEST));
     let mass_transit =
         format!(r#"{{"messageId":"1","messageType":["urn:message:A:B"],"message":{REQUEST}}}"#);
     assert_named(&[
@@ -104,6 +120,12 @@ fn envelopes_and_other_spellings_are_named() {
         ("Celery 1", br#"{"task":"t","args":[],"kwargs":{}}"#, "a Celery task"),
         ("Laravel", br#"{"uuid":"1","displayName":"d","job":"j","data":{}}"#, "a Laravel job"),
         ("in `payload`", &wrapped("payload"), "there is one in `payload`"),
+        ("in another key", &wrapped("VerificationRequest"), "there is one in another object"),
+        ("JSON:API", json_api.as_bytes(), "there is one in another object"),
+        ("encoded twice within", in_string.as_bytes(), "in a string: publish that object itself"),
+        ("Dramatiq", br#"{"queue_name":"q","actor_name":"a","args":[]}"#, "a Dramatiq task"),
+        ("Sidekiq", br#"{"class":"C","args":["u"],"jid":"1"}"#, "a Sidekiq job"),
+        ("Active Job", br#"{"job_class":"C","job_id":"1","arguments":[]}"#, "an Active Job"),
         ("in `data`", &wrapped("data"), "there is one in `data`: publish that object itself"),
         (".NET's spelling", br#"{"UserId":"u"}"#, "`userId` is missing: there is `UserId`"),
         ("Python's spelling", br#"{"user_id":"u"}"#, "there is `user_id`: spell it `userId`"),
@@ -125,12 +147,41 @@ fn items_of_a_large_body_are_not_looked_at() {
 fn syntax_errors_of_other_languages_are_named() {
     let followed = |by: &str| format!("{REQUEST}{by}").into_bytes();
     let twice = followed(&format!("\n{REQUEST}"));
+    let after = |prefix: &str| format!("{prefix}{REQUEST}").into_bytes();
+    let binary_prefix = [b"\0\0\x01\xff", REQUEST.as_bytes()].concat();
     assert_named(&[
         ("nothing", b"", "the body is empty"),
         ("white space", b" \r\n", "the body is empty"),
         ("half of it", br#"{"userId":"u","wor"#, "it ends too early"),
         ("a C string", &followed("\0"), "a NUL byte follows the object"),
         ("two objects", &twice, "several objects: publish a message for each request"),
+        ("NULs on the next line", &followed("\n\0\0"), "a NUL byte follows the object"),
+        ("a mark at the end", &followed("\u{feff}"), "an invisible character follows the object"),
+        ("Ctrl-Z", &followed("\u{1a}"), "an invisible character follows the object"),
+        ("a list without brackets", &followed(&format!(",{REQUEST}")), "several objects"),
+        ("a comment at the end", &followed(" // x"), "JSON has no comments"),
+        ("a NUL", &after("\0"), "invisible character, such as a mark or a length, precedes"),
+        ("a length", &after("\0\0\0\x22"), "invisible character, such as a mark or a length"),
+        ("a schema id", &after("\0\0\0\0\x01"), "invisible character, such as a mark or a length"),
+        ("a record separator", &after("\u{1e}"), "invisible character, such as a mark"),
+        ("a zero-width space", &after("\u{200b}"), "invisible character, such as a mark"),
+        ("a no-break space", &after("\u{a0}"), "invisible character, such as a mark"),
+        ("a mark in two encodings", &after("\u{ef}\u{bb}\u{bf}"), "precedes the object"),
+        ("a guard", &after(")]}',\n"), "something precedes the object"),
+        ("a binary prefix", &binary_prefix, "something precedes the JSON object"),
+        ("YAML", b"userId: u\n", "it does not begin with an object"),
+        ("hexadecimal", b"7b227573", "it does not begin with an object"),
+        ("single quotes", br#"{"userId":'u'}"#, "strings need double quotes"),
+        (
+            "a leading zero",
+            br#"{"userId":"u","x":01}"#,
+            "JSON writes numbers without a leading zero",
+        ),
+        ("a plus", br#"{"userId":"u","x":+1}"#, "or plus"),
+        ("no digit before the point", br#"{"userId":"u","x":.5}"#, "digits around the point"),
+        ("nil", br#"{"userId":"u","x":nil}"#, "no words but true, false and null"),
+        ("no comma", br#"{"userId":"u" "x":1}"#, "a comma or a closing bracket is missing"),
+        ("Ruby's inspect", br#"{"userId"=>"u"}"#, "a colon is missing after a key"),
         ("a semicolon", &followed(";"), "(line 1, column 34): something follows the object"),
         ("NaN", br#"{"userId":"u","metadata":{"x":NaN}}"#, "no NaN and no Infinity"),
         ("nan", br#"{"userId":"u","metadata":{"x":nan}}"#, "no NaN and no Infinity"),
@@ -172,6 +223,7 @@ fn wrong_values_are_named_by_their_kind() {
         ("Python's isoformat", expires(r#""2027-01-01T09:00:00""#), "no offset from UTC"),
         ("PHP's ISO8601", expires(r#""2027-01-01T09:00:00+0000""#), "with a colon"),
         ("Java's ZonedDateTime", expires(r#""2027-01-01T09:00+01:00[Europe/Vienna]""#), "zone"),
+        ("milliseconds as text", expires(r#""1798794000000""#), "seconds or milliseconds"),
         ("Microsoft's date", expires(r#""/Date(1798794000000)/""#), "Microsoft"),
         ("a day", expires(r#""2027-01-01""#), "no time of day"),
         ("hour 24", expires(r#""2027-01-01T24:00:00Z""#), "write 00:00:00 of the next day"),

@@ -1,6 +1,6 @@
 //! Values that are not the object that was meant.
 
-use base64::{Engine, prelude::BASE64_STANDARD};
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
@@ -23,6 +23,9 @@ pub(super) fn name_of_text(text: &str) -> Option<&'static str> {
     }
     if is_base64_of_json(text) {
         return Some("JSON in base64: publish the JSON itself");
+    }
+    if text.split_once('.').is_some_and(|(header, _)| is_base64_of_json(header)) {
+        return Some("a JSON Web Token: publish the request itself");
     }
     let is_form =
         text.split('&').all(|pair| pair.split_once('=').is_some_and(|(key, _)| is_word(key)));
@@ -59,6 +62,9 @@ fn why_array(json: &str) -> &'static str {
         {
             "a Celery task: publish the request itself, with kombu or pika"
         }
+        [name, object] if begin(name) == Some(b'"') && begin(object) == Some(b'{') => {
+            "a type name and an object, as Jackson's default typing writes it: publish the object alone"
+        }
         [] => "an empty array",
         _ if serde_json::from_str::<Vec<u8>>(json).is_ok() => BYTES,
         _ if items.iter().all(|item| begin(item) == Some(b'{')) => {
@@ -72,8 +78,15 @@ fn is_json_object(text: &str) -> bool {
     text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
+/// In either alphabet, with or without padding and line breaks.
 fn is_base64_of_json(text: &str) -> bool {
-    let bytes = BASE64_STANDARD.decode(text).unwrap_or_default();
+    let digits = text.bytes().filter(|byte| !byte.is_ascii_whitespace() && *byte != b'=');
+    let standard = digits.map(|byte| match byte {
+        b'-' => b'+',
+        b'_' => b'/',
+        byte => byte,
+    });
+    let bytes = BASE64_STANDARD_NO_PAD.decode(standard.collect::<Vec<_>>()).unwrap_or_default();
     std::str::from_utf8(&bytes).is_ok_and(is_json_object)
 }
 
