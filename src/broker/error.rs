@@ -80,6 +80,11 @@ impl BrokerError {
         Self { kind, ..Self::during(operation, error) }
     }
 
+    /// The same error, with what to do at its end.
+    pub(crate) fn with_remedy(self, remedy: &str) -> Self {
+        Self { message: format!("{}; {remedy}", self.message), ..self }
+    }
+
     pub(crate) fn timeout(operation: &str) -> Self {
         let message = format!("cannot {operation}: RabbitMQ did not answer in time");
         Self { kind: BrokerErrorKind::NoAnswer, ..Self::new(message) }

@@ -34,7 +34,7 @@ impl Attempt {
 }
 
 /// Goes through the nodes: from a random one on, to the next one at each failure.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct NodeCursor {
     position: usize,
     /// Failures since a node last served.

@@ -68,7 +68,7 @@ impl AmqpNodes {
     }
 
     /// Whether both were read at the same time from the same files.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         let [identity, other_identity] =
             [self, other].map(|nodes| nodes.identity.as_ref().map(Arc::as_ptr));
         Arc::ptr_eq(&self.nodes, &other.nodes) && identity == other_identity

@@ -18,7 +18,8 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use serde_json::json;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use self::{heartbeat::Heartbeat, listener::LimitedListener};
@@ -31,6 +32,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Health {
     consuming: AtomicBool,
+    /// Why RabbitMQ refuses the login with the current settings.
+    login_error: Mutex<Option<String>>,
     /// The heartbeat of the request loop.
     pub(crate) heartbeat: Heartbeat,
     metrics: Arc<Metrics>,
@@ -38,7 +41,12 @@ pub(crate) struct Health {
 
 impl Health {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { consuming: AtomicBool::new(false), heartbeat: Heartbeat::new(), metrics })
+        Arc::new(Self {
+            consuming: AtomicBool::new(false),
+            login_error: Mutex::default(),
+            heartbeat: Heartbeat::new(),
+            metrics,
+        })
     }
 
     /// Starts the watchdog, which ends when `self` is dropped.
@@ -53,6 +61,12 @@ impl Health {
     pub(crate) fn set_consuming(&self, consuming: bool) {
         self.consuming.store(consuming, Ordering::Relaxed);
         self.metrics.broker.set_connected(consuming);
+    }
+
+    /// Records that RabbitMQ refuses the login with the current settings, or accepts it again. The text holds
+    /// no secret.
+    pub(crate) fn set_login_error(&self, error: Option<String>) {
+        *self.login_error.lock() = error;
     }
 }
 
@@ -109,25 +123,33 @@ async fn livez(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     (StatusCode::SERVICE_UNAVAILABLE, Json(stuck))
 }
 
-/// Answers 503 while the worker serves no requests. Redis does not count: the worker can do without.
+/// Answers 503 while the worker serves no requests. Redis does not count: the worker can do without. Nor does a
+/// login that RabbitMQ refuses while an earlier connection still serves.
 async fn readyz(State(probes): State<Arc<Probes>>) -> impl IntoResponse {
     let broker = probes.health.consuming.load(Ordering::Relaxed);
     let platform = (probes.platform)();
+    let login_error = probes.health.login_error.lock().clone();
     let ok_or_failing = |works| if works { "ok" } else { "failing" };
     let checks = json!({
-        "broker": ok_or_failing(broker),
+        "broker": if login_error.is_some() && broker { "degraded" } else { ok_or_failing(broker) },
         "platform": ok_or_failing(platform),
         "redis": if (probes.redis)() { "ok" } else { "degraded" },
     });
+    let respond = |status, mut page: Value| {
+        if let Some(error) = login_error {
+            page["login"] = error.into();
+        }
+        (status, Json(page))
+    };
     if broker && platform {
-        return (StatusCode::OK, Json(json!({ "status": "ready", "checks": checks })));
+        return respond(StatusCode::OK, json!({ "status": "ready", "checks": checks }));
     }
     let failing: Vec<_> = [("broker", broker), ("platform", platform)]
         .into_iter()
         .filter_map(|(name, works)| (!works).then_some(name))
         .collect();
     let unready = json!({ "status": "unready", "failing": failing, "checks": checks });
-    (StatusCode::SERVICE_UNAVAILABLE, Json(unready))
+    respond(StatusCode::SERVICE_UNAVAILABLE, unready)
 }
 
 async fn scrape(State(probes): State<Arc<Probes>>) -> impl IntoResponse {

@@ -10,8 +10,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::process::Processor;
 use crate::{
-    broker::{BrokerError, BrokerSession, Delivery},
-    config::{AmqpNodes, AmqpSource},
+    broker::{BrokerSession, Delivery},
+    config::AmqpNodes,
     health::Health,
 };
 
@@ -39,16 +39,6 @@ pub(super) struct Context {
 /// A place among the requests in flight. The semaphore is never closed, so this is always `Ok`.
 pub(super) type Slot = Result<OwnedSemaphorePermit, AcquireError>;
 
-/// Why consuming ended.
-pub(super) enum End {
-    Fault(BrokerError),
-    /// The file with the nodes and credentials has changed.
-    SettingsChanged,
-    Shutdown,
-    /// A suspected poison message, to be served alone.
-    Suspect(Box<Delivery>, Slot),
-}
-
 /// A connection, and the deliveries that arrived on it.
 pub(super) struct Connected {
     pub(super) session: BrokerSession,
@@ -56,26 +46,14 @@ pub(super) struct Connected {
     pub(super) in_flight: TaskTracker,
     /// When the prefetch window last changed.
     pub(super) grown_at: Instant,
-    /// The nodes and credentials of this connection, and where they come from.
-    nodes: (AmqpNodes, AmqpSource),
+    /// The nodes and credentials of this connection.
+    pub(super) nodes: AmqpNodes,
 }
 
 impl Connected {
-    pub(super) fn new(session: BrokerSession, nodes: AmqpNodes, source: AmqpSource) -> Self {
+    pub(super) fn new(session: BrokerSession, nodes: AmqpNodes) -> Self {
         let in_flight = TaskTracker::new();
-        Self { session, in_flight, grown_at: Instant::now(), nodes: (nodes, source) }
-    }
-
-    /// Waits until the connection must be replaced: it is lost, or its settings have changed.
-    pub(super) fn until_over(&self) -> impl Future<Output = End> + Send + 'static {
-        let fault = self.session.wait_for_fault();
-        let (nodes, source) = self.nodes.clone();
-        async move {
-            tokio::select! {
-                fault = fault => End::Fault(fault),
-                () = source.changed_from(&nodes) => End::SettingsChanged,
-            }
-        }
+        Self { session, in_flight, grown_at: Instant::now(), nodes }
     }
 
     /// Serves a delivery in its own task, which keeps the slot until it ends.

@@ -5,20 +5,33 @@ use std::{pin::pin, sync::Arc};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connected::{Connected, Context, End, Slot, settled_in_time},
+    connected::{Connected, Context, Slot, settled_in_time},
+    connector::{Connector, Replacement},
     log::ConnectionLog,
     prefetch::{Next, PrefetchWindow},
 };
-use crate::broker::{Consumer, Delivery};
+use crate::broker::{BrokerError, Consumer, Delivery};
+
+/// Why consuming ended.
+pub(super) enum End {
+    Fault(BrokerError),
+    /// The file with the nodes and credentials has changed, and a connection with them was made.
+    Replaced(Box<Replacement>),
+    Shutdown,
+    /// A suspected poison message, to be served alone.
+    Suspect(Box<Delivery>, Slot),
+}
 
 /// Takes deliveries and serves each in its own task.
 pub(super) async fn consume(
     context: &Context,
     connected: &mut Connected,
+    connector: &Connector,
     window: &mut PrefetchWindow,
     log: &mut ConnectionLog,
 ) -> End {
-    let mut over = pin!(connected.until_over());
+    // Boxed: it has room for a connection in the making.
+    let mut over = Box::pin(until_over(connected, connector.clone()));
     let heartbeat = &context.health.heartbeat;
     loop {
         log.consuming(&context.queue, window);
@@ -94,6 +107,21 @@ pub(super) async fn consume(
             Ok(Ok(())) => {}
             Ok(Err(fault)) => return End::Fault(fault),
             Err(end) => return end,
+        }
+    }
+}
+
+/// Waits until the connection is lost, or is replaced because its settings have changed.
+fn until_over(
+    connected: &Connected,
+    connector: Connector,
+) -> impl Future<Output = End> + Send + 'static {
+    let fault = connected.session.wait_for_fault();
+    let replacing = connector.replace(connected.nodes.clone());
+    async move {
+        tokio::select! {
+            fault = fault => End::Fault(fault),
+            replacement = replacing => End::Replaced(Box::new(replacement)),
         }
     }
 }

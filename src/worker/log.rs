@@ -12,6 +12,8 @@ use crate::{
 
 const LOST: &str = "connection lost: reconnecting to RabbitMQ";
 const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
+const NOT_REPLACED: &str =
+    "cannot connect with changed RabbitMQ settings: retrying, still consuming with the former ones";
 const SERVING_ALONE: &str = "message redelivered often: serving it alone, then on a new connection";
 const MADE_ROOM: &str =
     "request failed in an outage: moved to the end of the queue for others to probe";
@@ -26,6 +28,7 @@ const AUTHORITIES_UNREADABLE: &str =
 const MAX_CONNECT_ERRORS: usize = 32;
 static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
 static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
+static NOT_REPLACED_LIMIT: LogLimit = LogLimit::new(NOT_REPLACED, 3);
 static SERVING_ALONE_LIMIT: LogLimit = LogLimit::new(SERVING_ALONE, 3);
 static MADE_ROOM_LIMIT: LogLimit = LogLimit::new(MADE_ROOM, 3);
 static DEFERRED_LIMIT: LogLimit = LogLimit::new(DEFERRED, 3);
@@ -116,6 +119,13 @@ impl ConnectionLog {
         if SERVING_ALONE_LIMIT.permit() {
             tracing::info!(redeliveries, "{SERVING_ALONE}");
         }
+    }
+}
+
+/// Logs that a connection with changed settings was not made.
+pub(super) fn not_replaced(error: BrokerError) {
+    if NOT_REPLACED_LIMIT.permit() {
+        tracing::error!(%error, "{NOT_REPLACED}");
     }
 }
 

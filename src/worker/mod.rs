@@ -1,10 +1,12 @@
 //! The worker: takes deliveries, serves them concurrently, settles each, and drains on shutdown.
 
 mod connected;
+mod connector;
 mod consume;
 mod events;
 mod hold;
 mod log;
+mod logins;
 mod metadata;
 mod prefetch;
 mod process;

@@ -5,16 +5,16 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    connected::{Connected, Context, End},
-    consume::{consume, serve_alone},
+    connected::{Connected, Context},
+    connector::{Connector, reconnect_backoff},
+    consume::{End, consume, serve_alone},
     log::{self, ConnectionLog},
     prefetch::PrefetchWindow,
 };
 use crate::{
-    broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Publisher, Topology},
+    broker::{BrokerError, FrameMax, Publisher},
     config::BrokerSettings,
     platform::ReplicaCount,
-    retry::Backoff,
 };
 
 /// A connection that is lost sooner than this counts as a failed attempt to connect.
@@ -22,9 +22,6 @@ const MIN_UPTIME: Duration = Duration::from_secs(1);
 /// How long requests go on until RabbitMQ has cancelled the consumer. It would deliver to it again what they
 /// return before, and count that towards the delivery limit.
 const CANCEL_LIMIT: Duration = Duration::from_secs(1);
-/// How long to wait after a refused login, at first and at most: one try a second can lock an account.
-const MIN_LOGIN_DELAY: Duration = Duration::from_secs(1);
-const MAX_LOGIN_DELAY: Duration = Duration::from_secs(30);
 /// Time reserved at the end of the grace period for closing the connections.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -42,17 +39,22 @@ pub(super) struct MainLoop {
 impl MainLoop {
     /// Consumes on one connection after another until shutdown, then drains.
     pub(super) async fn run(self) {
-        let topology = Arc::new(Topology::new(&self.broker));
         let mut window = PrefetchWindow::new(self.concurrency);
-        let mut cursor = NodeCursor::new();
-        let mut frame_max = FrameMax::Small;
-        let mut copies = self.concurrency;
+        let metrics = Arc::clone(&self.context.processor.metrics);
+        let health = Arc::clone(&self.context.health);
+        let mut connector = Connector::new(self.broker.clone(), self.concurrency, metrics, health);
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut reconnecting = false;
-        while let Some(mut connected) =
-            self.connect(&topology, &mut cursor, (frame_max, copies), &mut log).await
-        {
+        let mut replacement = None;
+        loop {
+            let mut connected = match replacement.take() {
+                Some(connected) => connected,
+                None => match self.connect(&mut connector, &mut log).await {
+                    Some(connected) => connected,
+                    None => break,
+                },
+            };
             if std::mem::replace(&mut reconnecting, true) {
                 self.context.processor.metrics.broker.reconnected();
                 window.on_reconnect();
@@ -62,7 +64,7 @@ impl MainLoop {
             let connected_at = Instant::now();
             let publisher = connected.session.publisher.clone();
             let end = tokio::select! {
-                end = consume(&self.context, &mut connected, &mut window, &mut log) => end,
+                end = consume(&self.context, &mut connected, &connector, &mut window, &mut log) => end,
                 never = self.count_replicas(publisher) => match never {},
             };
             let mut pause = None;
@@ -77,22 +79,26 @@ impl MainLoop {
                     let alone = serve_alone(&self.context, &mut connected, *suspect, slot);
                     self.context.health.heartbeat.while_waiting(alone).await;
                 }
-                // The deliveries in flight are settled on the former connection. The replica stays ready.
-                End::SettingsChanged => log.settings_changed(),
+                // The deliveries in flight are settled on the former connection.
+                End::Replaced(new) => {
+                    log.settings_changed();
+                    connector = new.connector;
+                    replacement = Some(new.connected);
+                }
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
-                    cursor.lost();
+                    connector.cursor.lost();
                     log.lost(&fault);
                     if let Some(timeout) = fault.consumer_timeout() {
                         self.context.processor.hold.on_consumer_timeout(timeout);
                     }
                     if fault.is_too_many_channels() {
-                        if copies > 1 {
+                        if connector.copies > 1 {
                             log::fewer_channels();
                         }
-                        copies = 1;
-                    } else if fault.is_frame_too_large() && frame_max == FrameMax::Small {
-                        frame_max = FrameMax::Large;
+                        connector.copies = 1;
+                    } else if fault.is_frame_too_large() && connector.frame_max == FrameMax::Small {
+                        connector.frame_max = FrameMax::Large;
                     } else if is_caused_by_delivery(&fault, &connected) {
                         window.on_poison();
                     }
@@ -128,53 +134,16 @@ impl MainLoop {
     /// Retries until connected. `None` on shutdown.
     async fn connect(
         &self,
-        topology: &Arc<Topology>,
-        cursor: &mut NodeCursor,
-        (frame_max, copies): (FrameMax, u16),
+        connector: &mut Connector,
         log: &mut ConnectionLog,
     ) -> Option<Connected> {
-        let mut backoff = reconnect_backoff();
-        let mut login_delay = MIN_LOGIN_DELAY;
-        while !self.context.shutdown.is_cancelled() {
-            let metrics = Arc::clone(&self.context.processor.metrics);
-            // A rotated password, for example.
-            let source = &self.broker.nodes;
-            source.look().await;
-            let nodes = source.current();
-            let opening = BrokerSession::open(
-                Arc::clone(topology),
-                &nodes,
-                cursor,
-                copies,
-                frame_max,
-                metrics,
-            );
-            let session = tokio::select! {
-                session = self.context.health.heartbeat.while_waiting(opening) => session,
-                () = self.context.shutdown.cancelled() => break,
-            };
-            match session {
-                Ok(session) => {
-                    cursor.served();
-                    return Some(Connected::new(session, nodes, source.clone()));
-                }
-                Err(error) => {
-                    self.context.health.set_consuming(false);
-                    let delay = if error.is_login_refused() {
-                        // The other nodes have the same users.
-                        let delay = login_delay;
-                        login_delay = MAX_LOGIN_DELAY.min(2 * delay);
-                        delay
-                    } else {
-                        cursor.advance();
-                        backoff.next_delay()
-                    };
-                    log.not_connected(error);
-                    self.pause(delay).await;
-                }
-            }
+        let Context { health, shutdown, .. } = &self.context;
+        let connecting = connector.connect(|error| log.not_connected(error));
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => None,
+            connected = health.heartbeat.while_waiting(connecting) => Some(connected),
         }
-        None
     }
 
     /// Sleeps until `delay` has passed or the worker shuts down.
@@ -230,11 +199,6 @@ impl MainLoop {
         let _ = timeout_at(exit_at, close).await;
         tracing::info!("stopped");
     }
-}
-
-/// Short: a person waits for the link, and an attempt to connect costs RabbitMQ little.
-fn reconnect_backoff() -> Backoff {
-    Backoff::between(Duration::from_millis(250), Duration::from_secs(1))
 }
 
 /// Whether a delivery probably broke the connection: it could not be decoded, or the connection was lost

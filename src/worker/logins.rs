@@ -1,0 +1,123 @@
+//! Which credentials to log in to RabbitMQ with next, and when.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::AmqpNodes;
+
+/// How long to wait after a refused login, at first and at most: one try a second can lock an account.
+const MIN_DELAY: Duration = Duration::from_secs(1);
+const MAX_DELAY: Duration = Duration::from_secs(30);
+
+/// The logins so far.
+#[derive(Clone, Debug)]
+pub(super) struct Logins {
+    /// The settings of the last login that RabbitMQ accepted.
+    accepted: Option<AmqpNodes>,
+    /// Settings whose login RabbitMQ refused, and when they may be tried again.
+    refused: Vec<(AmqpNodes, Instant)>,
+    /// The delay after the next refused login.
+    delay: Duration,
+}
+
+/// What to do next.
+#[derive(Clone, Debug)]
+pub(super) enum NextLogin {
+    /// Log in with these settings.
+    Now(AmqpNodes),
+    /// Wait until this time, or until the settings change.
+    At(Instant),
+}
+
+impl Logins {
+    pub(super) fn new() -> Self {
+        Self { accepted: None, refused: Vec::new(), delay: MIN_DELAY }
+    }
+
+    /// Tries the current settings, and, if `or_former`, those that RabbitMQ accepted last: a file may change
+    /// before RabbitMQ does, or hold a mistake.
+    pub(super) fn next(&self, current: &AmqpNodes, or_former: bool) -> NextLogin {
+        let former = self.accepted.as_ref().filter(|_| or_former);
+        let mut next = None;
+        for nodes in [Some(current), former].into_iter().flatten() {
+            match self.refused.iter().find(|(refused, _)| refused.is_same(nodes)) {
+                Some((_, at)) if *at > Instant::now() => {
+                    next = Some(next.map_or(*at, |next: Instant| next.min(*at)));
+                }
+                _ => return NextLogin::Now(nodes.clone()),
+            }
+        }
+        NextLogin::At(next.unwrap_or_else(Instant::now))
+    }
+
+    /// RabbitMQ refused a login with these settings, while others may be current by now.
+    pub(super) fn refused(&mut self, nodes: &AmqpNodes) {
+        self.refused.retain(|(refused, _)| {
+            !refused.is_same(nodes)
+                && self.accepted.as_ref().is_some_and(|own| own.is_same(refused))
+        });
+        self.refused.push((nodes.clone(), Instant::now() + self.delay));
+        self.delay = MAX_DELAY.min(2 * self.delay);
+    }
+
+    /// RabbitMQ accepted a login with these settings.
+    pub(super) fn accepted(&mut self, nodes: &AmqpNodes) {
+        self.refused.retain(|(refused, _)| !refused.is_same(nodes));
+        self.accepted = Some(nodes.clone());
+        if self.refused.is_empty() {
+            self.delay = MIN_DELAY;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::config::amqp_nodes;
+
+    fn is_now(next: NextLogin, nodes: &AmqpNodes) -> bool {
+        matches!(next, NextLogin::Now(now) if now.is_same(nodes))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delay_grows_from_one_to_thirty_seconds() {
+        let current = amqp_nodes("amqp://u:wrong@a").unwrap();
+        let mut logins = Logins::new();
+        let mut delays = Vec::new();
+        for _ in 0..7 {
+            assert!(is_now(logins.next(&current, true), &current));
+            logins.refused(&current);
+            let NextLogin::At(at) = logins.next(&current, true) else { panic!("at once") };
+            delays.push((at - Instant::now()).as_secs());
+            advance(at - Instant::now()).await;
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30]);
+        logins.accepted(&current);
+        logins.refused(&current);
+        let NextLogin::At(at) = logins.next(&current, true) else { panic!("at once") };
+        assert_eq!((at - Instant::now()).as_secs(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_settings_are_tried_at_once_and_former_ones_if_they_are_refused() {
+        let [former, wrong, right] =
+            ["former", "wrong", "right"].map(|p| amqp_nodes(&format!("amqp://u:{p}@a")).unwrap());
+        let mut logins = Logins::new();
+        logins.accepted(&former);
+        assert!(is_now(logins.next(&wrong, true), &wrong));
+        logins.refused(&wrong);
+        assert!(matches!(logins.next(&wrong, false), NextLogin::At(_)));
+        assert!(is_now(logins.next(&wrong, true), &former));
+        logins.accepted(&former);
+        // Still waits before it tries the wrong ones again.
+        assert!(matches!(logins.next(&wrong, false), NextLogin::At(_)));
+        assert!(is_now(logins.next(&right, false), &right));
+        logins.refused(&former);
+        assert!(matches!(logins.next(&wrong, true), NextLogin::At(_)));
+        advance(Duration::from_secs(1)).await;
+        assert!(is_now(logins.next(&wrong, true), &wrong));
+    }
+}
