@@ -58,7 +58,7 @@ fn sealing(c: &mut Criterion) {
     let session = Session { access, id: SESSION.to_owned(), made_at, expires_at };
     let hour = Duration::from_secs(3600);
     let lifetimes = Lifetimes { token: hour, session: hour, link_min: hour / 6 };
-    let seal = Seal::new(&[SecretBox::new(Box::new(KEY))]);
+    let seal = Seal::new(vec![SecretBox::new(Box::new(KEY))]);
     c.bench_function("seal a value", |b| b.iter(|| seal.seal_session(NAME, black_box(&session))));
     let sealed = seal.seal_session(NAME, &session).expect("sealed");
     c.bench_function("open a value", |b| {

@@ -96,7 +96,11 @@ impl Cache {
                 |id| Holder { cache: self.clone(), keys: keys.clone(), id, stamp: stamp.clone() };
             let error = match reply.as_deref().map(ClaimReply::parse) {
                 Ok(Some(ClaimReply::Link { stamps, value })) => {
-                    let Some(session) = self.open_session(keys, value) else {
+                    let mut session = self.open_session(keys, value);
+                    if session.is_none() && self.learn_key_of(&keys.link, value).await {
+                        session = self.open_session(keys, value);
+                    }
+                    let Some(session) = session else {
                         // Unreadable, or about to expire: claim again as if this link were not there.
                         freshness = Freshness::OtherThan(Stamp::from_redis(stamps));
                         continue;
@@ -107,7 +111,10 @@ impl Cache {
                 Ok(Some(ClaimReply::Lease { newest, saved })) => {
                     self.0.metrics.cache.looked_up(Lookup::Miss);
                     let (stored_token, earlier_links) = match self.flow() {
-                        Flow::Token => (self.open_token(keys, saved), 0),
+                        Flow::Token => {
+                            self.learn_key_of(&keys.saved, saved).await;
+                            (self.open_token(keys, saved), 0)
+                        }
                         Flow::Deeplink => (None, stamp.links(saved)),
                     };
                     let lost = AtomicBool::new(false);

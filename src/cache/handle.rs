@@ -47,7 +47,7 @@ impl Cache {
             .map_err(|error| CacheError::Url(format!("{:?}", error.kind())))?;
         Ok(Self(Arc::new(CacheInner {
             pool,
-            seal: Seal::new(&settings.seal_keys),
+            seal: Seal::new(settings.seal_keys.clone()),
             prefix: settings.key_prefix.clone(),
             metrics,
             flow: settings.flow,
@@ -127,6 +127,13 @@ impl Cache {
     pub(super) fn token_usable_until(&self, token: &Token) -> SystemTime {
         let lifetimes = &self.0.lifetimes;
         lifetimes.token_usable_until(token, lifetimes.token_start(token.expires_at))
+    }
+
+    /// Reads the key file again if a value is sealed with an unknown key. Returns whether it opens now.
+    ///
+    /// Boxed to keep the caller's future small; this is rare.
+    pub(super) async fn learn_key_of(&self, name: &str, stored: &[u8]) -> bool {
+        !stored.is_empty() && Box::pin(self.0.seal.learn_key_of(name, stored)).await
     }
 
     /// `None` if the link is sealed with another key, damaged, or too close to its end.

@@ -1,13 +1,20 @@
 //! Encrypts the values in Redis with AES-256-GCM, bound to the key they are stored under.
 
+use std::{sync::Arc, time::Duration};
+
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     rand,
 };
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretBox};
+use tokio::time::Instant;
 
 use super::{error::CacheError, value};
-use crate::session::{Lifetimes, Session, Token};
+use crate::{
+    config::Watched,
+    session::{Lifetimes, Session, Token},
+};
 
 /// First byte of a sealed value. A plain value is a JSON object and starts with `{`.
 const SEALED_V1: u8 = 1;
@@ -16,17 +23,54 @@ const SEALED_V1: u8 = 1;
 ///
 /// Public for `benches/micro.rs`.
 pub struct Seal {
-    keys: Vec<LessSafeKey>,
+    source: Watched<Keys>,
+    /// The keys, and the setting that they were made from.
+    keys: Mutex<(Arc<Keys>, Arc<[LessSafeKey]>)>,
+    /// When the file was last read because of a value that no key opens.
+    looked_at: Mutex<Option<Instant>>,
 }
+
+/// The setting: the first key seals, every key opens.
+type Keys = Vec<SecretBox<[u8; 32]>>;
+
+/// How often values that no key opens may cause the file to be read.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Seal {
     /// The first key seals; every key opens, so that keys can be rotated.
-    pub fn new(keys: &[SecretBox<[u8; 32]>]) -> Self {
-        let key = |key: &SecretBox<[u8; 32]>| {
-            // Fails only for a key of another length, which the type rules out.
-            UnboundKey::new(&AES_256_GCM, key.expose_secret()).ok().map(LessSafeKey::new)
-        };
-        Self { keys: keys.iter().filter_map(key).collect() }
+    pub fn new(source: impl Into<Watched<Vec<SecretBox<[u8; 32]>>>>) -> Self {
+        let source = source.into();
+        let current = source.current();
+        let keys = Mutex::new((Arc::clone(&current), prepare(&current)));
+        Self { source, keys, looked_at: Mutex::default() }
+    }
+
+    /// The keys as the file has them now, or had them at most 10 s ago.
+    fn keys(&self) -> Arc<[LessSafeKey]> {
+        let current = self.source.current();
+        let mut keys = self.keys.lock();
+        if !Arc::ptr_eq(&keys.0, &current) {
+            *keys = (Arc::clone(&current), prepare(&current));
+        }
+        Arc::clone(&keys.1)
+    }
+
+    /// Reads the key file again if the value is sealed with a key that is not known: another replica may have
+    /// read the file earlier. Returns whether the value can be opened now.
+    pub(super) async fn learn_key_of(&self, name: &str, stored: &[u8]) -> bool {
+        let is_unknown = stored.first() == Some(&SEALED_V1) && self.open(name, stored).is_none();
+        if !is_unknown || self.source.path().is_none() {
+            return false;
+        }
+        {
+            let mut looked_at = self.looked_at.lock();
+            if looked_at.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
+                return false;
+            }
+            *looked_at = Some(Instant::now());
+        }
+        self.source.look().await;
+        self.open(name, stored).is_some()
     }
 
     /// The session as stored under `name`.
@@ -57,7 +101,8 @@ impl Seal {
 
     fn seal(&self, name: &str, mut value: Vec<u8>) -> Result<Vec<u8>, CacheError> {
         let failed = |_| CacheError::Failed("sealing failed".to_owned());
-        let Some(key) = self.keys.first() else { return Ok(value) };
+        let keys = self.keys();
+        let Some(key) = keys.first() else { return Ok(value) };
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(failed)?;
         let unique = Nonce::assume_unique_for_key(nonce);
@@ -72,13 +117,14 @@ impl Seal {
 
     /// `None` if the value cannot be opened; it then counts as missing.
     fn open(&self, name: &str, stored: &[u8]) -> Option<Vec<u8>> {
-        if self.keys.is_empty() {
+        let keys = self.keys();
+        if keys.is_empty() {
             // A sealed or damaged value is no JSON, and is rejected when it is read.
             return Some(stored.to_vec());
         }
         let rest = stored.strip_prefix(&[SEALED_V1])?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
-        self.keys.iter().find_map(|key| {
+        keys.iter().find_map(|key| {
             let mut value = sealed.to_vec();
             let nonce = Nonce::assume_unique_for_key(*nonce);
             let length =
@@ -89,6 +135,14 @@ impl Seal {
     }
 }
 
+fn prepare(keys: &Keys) -> Arc<[LessSafeKey]> {
+    let key = |key: &SecretBox<[u8; 32]>| {
+        // Fails only for a key of another length, which the type rules out.
+        UnboundKey::new(&AES_256_GCM, key.expose_secret()).ok().map(LessSafeKey::new)
+    };
+    keys.iter().filter_map(key).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -97,7 +151,7 @@ mod tests {
 
     fn seal(keys: &[u8]) -> Seal {
         let keys: Vec<_> = keys.iter().map(|byte| SecretBox::new(Box::new([*byte; 32]))).collect();
-        Seal::new(&keys)
+        Seal::new(keys)
     }
 
     #[test]
@@ -108,6 +162,28 @@ mod tests {
         assert_eq!(seal(&[2]).open("k", &new).unwrap(), b"{}");
         assert_eq!(seal(&[2]).open("k", &old), None);
         assert_eq!(seal(&[1]).open("k", &new), None);
+    }
+
+    #[tokio::test]
+    async fn unknown_key_is_looked_for_in_the_file() {
+        let path = std::env::temp_dir().join(format!("handoff-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, "1").unwrap();
+        let parse = |text: &str| {
+            let bytes = text.split(',').map(|byte| byte.parse::<u8>().unwrap());
+            Ok(bytes.map(|byte| SecretBox::new(Box::new([byte; 32]))).collect())
+        };
+        let reader = Seal::new(Watched::of_file(path.clone(), parse));
+        let sealed = seal(&[2]).seal("k", b"{}".to_vec()).unwrap();
+        std::fs::write(&path, "1,2").unwrap();
+        assert_eq!(reader.open("k", &sealed), None);
+        assert!(reader.learn_key_of("k", &sealed).await);
+        assert_eq!(reader.open("k", &sealed).unwrap(), b"{}");
+        // Not for what is no sealed value, nor twice within a second.
+        std::fs::write(&path, "1,2,3").unwrap();
+        assert!(!reader.learn_key_of("k", b"{}").await);
+        let sealed = seal(&[3]).seal("k", b"{}".to_vec()).unwrap();
+        assert!(!reader.learn_key_of("k", &sealed).await);
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

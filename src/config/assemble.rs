@@ -197,7 +197,7 @@ fn cache(
         session_ttl: session_ttl.and_then(|session_ttl| session_ttl.or(token_ttl)),
         token_ttl,
         key_prefix: parser.value(&table::KEY_PREFIX),
-        seal_keys: parser.optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
+        seal_keys: parser.watched_optional(&table::CACHE_KEY).map(Option::unwrap_or_default),
         patience: parser.value(&table::REDIS_PATIENCE),
     })
 }

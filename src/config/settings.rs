@@ -87,7 +87,7 @@ pub struct CacheSettings {
     /// Prefix of every key.
     pub key_prefix: String,
     /// Keys that seal values: the first seals, all open. If empty, values are stored in the clear.
-    pub seal_keys: Vec<SecretBox<[u8; 32]>>,
+    pub seal_keys: Watched<Vec<SecretBox<[u8; 32]>>>,
     /// How the platform makes a link: each flow has keys of its own.
     pub flow: Flow,
     /// Lifetime that is requested for tokens.

@@ -193,6 +193,23 @@ impl<T> Clone for Watched<T> {
     }
 }
 
+#[cfg(test)]
+impl<T: 'static> Watched<T> {
+    /// The value of a file, for the tests of those who use one.
+    pub(crate) fn of_file(path: PathBuf, parse: fn(&str) -> ParseResult<T>) -> Self {
+        let content = read_secret_file(&path).unwrap();
+        let value = parse(&content).unwrap();
+        let file = NamedFile { path, variable: "HANDOFF_X_FILE".to_owned() };
+        Self::from_file(value, content, file, parse)
+    }
+}
+
+impl<T: Default> Default for Watched<T> {
+    fn default() -> Self {
+        Self::fixed(T::default())
+    }
+}
+
 impl<T> From<T> for Watched<T> {
     fn from(value: T) -> Self {
         Self::fixed(value)
@@ -250,12 +267,6 @@ mod tests {
         if text.contains(' ') { Err("must be one word") } else { Ok(text.into()) }
     }
 
-    fn watched(path: PathBuf) -> Watched<SecretString> {
-        let content = "one".to_owned();
-        let file = NamedFile { path, variable: "HANDOFF_X_FILE".to_owned() };
-        Watched::from_file("one".into(), content, file, word)
-    }
-
     fn text(value: &Watched<SecretString>) -> String {
         value.current().expose_secret().to_owned()
     }
@@ -263,7 +274,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn changed_file_is_noticed_within_ten_seconds() {
         let folder = Folder::new();
-        let value = watched(folder.write("key", "one"));
+        let value = Watched::of_file(folder.write("key", "one"), word);
         let known = value.current();
         let looking = tokio::spawn(watch_file(value.clone()));
         folder.write("key", "two\n");
@@ -280,7 +291,7 @@ mod tests {
         let [one, two] = ["one", "two"].map(|content| folder.write(content, content));
         let link = folder.0.join("link");
         symlink(one, &link).unwrap();
-        let value = watched(link.clone());
+        let value = Watched::of_file(link.clone(), word);
         value.look().await;
         assert_eq!(text(&value), "one");
         let next = folder.0.join("next");
@@ -294,7 +305,7 @@ mod tests {
     async fn missing_or_invalid_file_keeps_the_former_value() {
         let folder = Folder::new();
         let path = folder.write("key", "one");
-        let value = watched(path.clone());
+        let value = Watched::of_file(path.clone(), word);
         let known = value.current();
         for content in [Some(""), Some(" two"), None] {
             match content {
@@ -317,7 +328,7 @@ mod tests {
         let path = folder.0.join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
-        let value = watched(path.clone());
+        let value = Watched::of_file(path.clone(), word);
         let looks = async {
             value.look().await;
             value.look().await;

@@ -117,7 +117,7 @@ fn key_file(file: Option<&Path>) -> Check {
 }
 
 fn seal(settings: &Settings) -> Check {
-    match settings.cache.seal_keys.len() {
+    match settings.cache.seal_keys.current().len() {
         0 => Check::hint("seal", "HANDOFF_CACHE_KEY is not set: Redis holds tokens in the clear")
             .cost("anyone who can read Redis can use a person's live link")
             .remedy("set it to the same key for all replicas")

@@ -81,10 +81,11 @@ pub async fn run(
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
     };
-    let looking = futures_util::future::join3(
+    let looking = futures_util::future::join4(
         watch_file(settings.platform.api_key.clone()),
         settings.broker.nodes.clone().watch(),
         settings.cache.redis.clone().watch_files(),
+        watch_file(settings.cache.seal_keys.clone()),
     );
     let _looking = AbortOnDropHandle::new(tokio::spawn(looking));
     cache.wait_connected(CACHE_WARM_UP).await;

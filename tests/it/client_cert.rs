@@ -1,13 +1,17 @@
 //! Client certificates for RabbitMQ: as the login (SASL EXTERNAL), and beside a password.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    os::unix::fs::symlink,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::Value;
 
 use crate::support::{
     Authority, Node, TempFile, TestEnv, Worker, log_text,
     tls::{Identity, listen_for_amqps},
-    within_timeout,
+    wait_until, within_timeout,
     worker::{Settings, command},
 };
 
@@ -201,4 +205,80 @@ async fn mistakes_in_client_certificates_are_reported_by_name() {
         assert!(stderr.contains(&format!("configuration errors: {}\n", errors.len())), "{stderr}");
         assert!(!stderr.contains("s3cret"), "{stderr}");
     }
+}
+
+/// A folder as Kubernetes mounts a secret: the files are symbolic links through `..data`, which is replaced
+/// as a whole.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new() -> Self {
+        let name = format!("handoff-test-{}", uuid::Uuid::new_v4());
+        let mount = Self(std::env::temp_dir().join(name));
+        std::fs::create_dir(&mount.0).unwrap();
+        for name in ["tls.crt", "tls.key"] {
+            symlink(format!("..data/{name}"), mount.0.join(name)).unwrap();
+        }
+        mount
+    }
+
+    fn write(&self, certificate: &str, key: &str) {
+        let version = format!("..{}", uuid::Uuid::new_v4());
+        let folder = self.0.join(&version);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("tls.crt"), certificate).unwrap();
+        std::fs::write(folder.join("tls.key"), key).unwrap();
+        let next = self.0.join("..data_tmp");
+        symlink(version, &next).unwrap();
+        std::fs::rename(next, self.0.join("..data")).unwrap();
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn replaced_client_certificate_leads_to_a_calm_reconnect() {
+    let Some(secure) = SecureNode::start().await else { return };
+    secure.enable_external().await;
+    let mut env = secure.env("").await;
+    let mount = Mount::new();
+    let [first, second] =
+        ["first", "second"].map(|name| secure.authority.issue_client(name).pem_text());
+    mount.write(&first.0, &first.1);
+    env.set("AMQP_CERT_FILE", &mount.file("tls.crt"));
+    env.set("AMQP_KEY_FILE", &mount.file("tls.key"));
+    for name in ["first", "second"] {
+        secure.node.add_user(&format!("CN={name}"), "unused").await;
+    }
+    let worker = env.start_worker().await;
+    env.publish_requests(0..5).await;
+
+    // Half of the pair is replaced: the former pair stays.
+    mount.write(&second.0, &first.1);
+    let line = worker.wait_for_log(log_text::SECRET_FILE_INVALID).await;
+    let error = line["error"].as_str().unwrap();
+    assert!(error.starts_with("HANDOFF_AMQP_KEY_FILE: "), "{error}");
+    env.publish_requests(5..10).await;
+    assert_eq!(secure.logins().await, ["CN=first\tEXTERNAL"; 2]);
+
+    mount.write(&second.0, &second.1);
+    worker.wait_for_log(log_text::RABBITMQ_SETTINGS_CHANGED).await;
+    env.publish_requests(10..15).await;
+    env.expect_all_ready(15).await;
+    wait_until("the new certificate is the login", async || {
+        secure.logins().await == ["CN=second\tEXTERNAL"; 2]
+    })
+    .await;
+    assert_eq!(env.platform.session_calls().len(), 15);
+    assert_eq!(worker.log_lines(log_text::SECRET_FILE_INVALID).len(), 1, "one line");
+    assert_eq!(worker.log_lines(log_text::RABBITMQ_LOST).len(), 0);
+    worker.stop().await;
 }

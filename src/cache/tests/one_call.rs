@@ -32,7 +32,7 @@ impl Setup {
         let settings = CacheSettings {
             redis: RedisSettings::single(&self.url).unwrap(),
             key_prefix: self.prefix.clone(),
-            seal_keys: Vec::new(),
+            seal_keys: Vec::new().into(),
             flow,
             token_ttl: HOUR,
             session_ttl: HOUR,

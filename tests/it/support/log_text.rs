@@ -31,6 +31,8 @@ pub const HELD_TOO_LONG: &str = "request held too long: moved to the end of the 
 pub const HOLD_LIMIT_LOWERED: &str =
     "RabbitMQ's consumer_timeout is shorter than requests are held: holding them for less";
 pub const RABBITMQ_SETTINGS_CHANGED: &str = "RabbitMQ settings changed: replacing the connection";
+pub const NOT_REPLACED: &str =
+    "cannot connect with changed RabbitMQ settings: retrying, still consuming with the former ones";
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
 pub const CONSUMER_FORGOTTEN: &str =
     "RabbitMQ lost the consumer: the queue has messages and no consumer";

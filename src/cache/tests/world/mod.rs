@@ -115,7 +115,7 @@ impl World {
         let settings = CacheSettings {
             redis: RedisSettings::single(&self.url).unwrap(),
             key_prefix: self.prefix.clone(),
-            seal_keys: vec![SecretBox::new(Box::new([7; 32]))],
+            seal_keys: vec![SecretBox::new(Box::new([7; 32]))].into(),
             flow: Flow::Token,
             token_ttl: LIFE,
             // Sessions are dated by their numbers, from 1970 on.
