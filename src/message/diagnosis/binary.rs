@@ -32,8 +32,18 @@ const AMQP_1_0_REMEDY: &str =
 
 const UTF_16: &str = "in UTF-16 or UTF-32: encode it as UTF-8";
 
+/// What RabbitMQ's JMS client writes first to a destination that is not declared as one of AMQP: the name of
+/// a class, as serialized Java objects begin.
+const RABBITMQ_JMS: (&[u8], &[u8]) = (b"\xac\xed\x00\x05", b"com.rabbitmq.jms.");
+
 /// Returns the name of the format and the remedy, as what follows "the body is ".
 pub(super) fn name(body: &[u8]) -> Option<&'static str> {
+    let (start, class) = RABBITMQ_JMS;
+    if body.starts_with(start) && body.windows(class.len()).take(32).any(|part| part == class) {
+        return Some(
+            "a message of RabbitMQ's JMS client: send it to an AMQP destination (RMQDestination with amqp=true)",
+        );
+    }
     let known = BEGINNINGS.iter().find(|(beginning, _)| body.starts_with(beginning));
     if let Some((_, name)) = known {
         return Some(name);

@@ -75,6 +75,16 @@ fn serializers_of_other_languages_are_named() {
     let typed = format!(r#"["com.example.Request", {REQUEST}]"#);
     let celery = format!(r#"[[{REQUEST}], {{}}, {{"callbacks": null, "chain": null}}]"#);
     assert_named(&[
+        (
+            "RabbitMQ's JMS client",
+            b"\xac\xed\x00\x05w\x40\x00\x2ecom.rabbitmq.jms.client.message.RMQTextMessage",
+            "an AMQP destination",
+        ),
+        (
+            "Symfony Messenger",
+            br#"O:36:\"Symfony\\Component\\Messenger\\Envelope\":2:{"#,
+            "PHP value",
+        ),
         ("Java's ObjectOutputStream", b"\xac\xed\x00\x05sr\x00", "a serialized Java object"),
         ("Python's pickle", b"\x80\x04\x95\x1a\x00\x00\x00\x00.", "a Python pickle"),
         ("PHP's serialize", br#"O:8:"stdClass":1:{s:6:"userId";s:3:"u-1";}"#, "json_encode"),

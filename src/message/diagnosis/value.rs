@@ -17,7 +17,8 @@ pub(super) fn name_of_text(text: &str) -> Option<&'static str> {
         let count = text
             .strip_prefix(start)
             .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
-        count.is_some_and(|rest| rest.starts_with(":\"") || rest.starts_with(":{"))
+        // Symfony Messenger escapes the quotes.
+        count.is_some_and(|rest| [":\"", ":{", ":\\\""].iter().any(|start| rest.starts_with(start)))
     }) {
         return Some("a serialized PHP value: publish JSON (json_encode)");
     }
