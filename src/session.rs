@@ -84,6 +84,11 @@ pub(crate) enum Call {
 }
 
 impl Call {
+    /// Returns whether this call makes a session, so that its failure may be its request's own fault.
+    pub(crate) fn makes_session(self) -> bool {
+        self != Self::Token
+    }
+
     /// The value of the label `call` in metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -161,6 +161,11 @@ impl Delivery {
         if self.inner.redelivered { self.number(DELIVERY_COUNT) } else { 0 }
     }
 
+    /// Whether RabbitMQ has delivered it before.
+    pub(crate) fn was_redelivered(&self) -> bool {
+        self.inner.redelivered
+    }
+
     /// Whether RabbitMQ has redelivered it so often that its delivery limit is near.
     pub(crate) fn was_returned_often(&self) -> bool {
         self.redeliveries() >= SUSPECT_REDELIVERIES

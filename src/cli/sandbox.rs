@@ -11,7 +11,7 @@ use crate::{
     sandbox::{Options, Sandbox, TokenAlphabet},
 };
 
-/// Simulates the platform: its two calls, and the pages that people open
+/// Simulates the platform: the calls of both flows, and the pages that people open
 ///
 /// It keeps everything in memory and verifies no identity. The first line on stdout shows its base
 /// URL; open that in a browser to see what it offers. While it runs, PUT /sandbox/faults makes calls
@@ -44,14 +44,17 @@ pub(super) struct SandboxArgs {
     /// Characters of tokens
     #[arg(long, value_name = "KIND", default_value = "plain")]
     token_alphabet: Alphabet,
-    /// Honour Idempotency-Key: answer a repeated session call with the same session. The real platform
-    /// is not known to do this
+    /// Honour Idempotency-Key: answer a repeated session or deeplink call with the same session. The real
+    /// platform is not known to do this
     #[arg(long, value_parser = BoolishValueParser::new())]
     idempotency: bool,
+    /// How long a session lives, such as 17m, if that is less than its token [default: as its token]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    session_lifetime: Option<Duration>,
     /// Path prefix of everything it serves, such as /idv
     #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true, value_parser = path_prefix)]
     path_prefix: String,
-    /// Base URL to show on the index page, if it differs from the address
+    /// Base URL of the one-call flow's links and on the index page, if it differs from the address
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     #[command(flatten)]
@@ -110,6 +113,7 @@ impl From<SandboxArgs> for Options {
                 Alphabet::Hostile => TokenAlphabet::Hostile,
             },
             honour_idempotency_key: args.idempotency,
+            session_lifetime: args.session_lifetime,
             path_prefix: args.path_prefix,
             public_url: args.public_url,
             seed: None,

@@ -71,7 +71,7 @@ async fn request_token(settings: &PlatformSettings, checks: &mut Vec<Check>) -> 
         Ok(()) => Check::ok("key", "the platform accepts it"),
         Err(error) => {
             let remedy = match &error {
-                CallError::Refused(_) => {
+                CallError::Refused { .. } => {
                     "give the key the permission `Ephemeral Devices: Write`; test the key and the URL with curl"
                 }
                 _ => "the key is not at fault: fix what the error names, then test the key again",

@@ -1,4 +1,4 @@
-//! The two platform calls, retried within the delivery's budget.
+//! The platform's calls, retried within the delivery's budget.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -16,7 +16,8 @@ use crate::{
     cache::{Cache, Lease},
     message::Request,
     platform::{
-        CallError, CallPermit, FailedCall, FailureScope, Place, PlatformClient, Room, Ticket,
+        CallError, CallPermit, Deeplink, FailedCall, FailureScope, Place, PlatformClient, Room,
+        Ticket,
     },
     retry::RetrySchedule,
     session::{Call, Token},
@@ -59,6 +60,15 @@ pub(super) struct Calls {
     pub(super) draining: CancellationToken,
 }
 
+/// When a link was asked for.
+#[derive(Clone, Copy)]
+pub(super) struct AskedAt {
+    /// At the first try that may have made it.
+    pub(super) first_at: SystemTime,
+    /// At the try that was answered.
+    pub(super) last_at: SystemTime,
+}
+
 /// Why making a session stopped without a result.
 pub(super) enum Stopped {
     /// The platform's last answer; the budget is spent, or retrying cannot help.
@@ -95,15 +105,46 @@ impl Calls {
         budget: &mut CallBudget<'_>,
     ) -> Result<Token, Stopped> {
         let call = |permit, _| self.platform.token(permit, job.span);
-        let check = |waited, retried, _| {
-            let claim_again = match lease {
-                Some(lease) => lease.is_lost(),
-                None => (retried || waited >= LONG_WAIT) && self.cache.is_available(),
-            };
-            if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
-        };
+        let check = |waited, retried, _| self.check_claim(lease, waited, retried);
         let (token, _) = self.retrying(job, budget, Call::Token, None, check, call).await?;
         Ok(token)
+    }
+
+    /// Makes a session and its link in one call, unless the lease is lost or Redis comes back meanwhile. Also
+    /// returns when it was asked for.
+    pub(super) async fn deeplink(
+        &self,
+        job: &Job<'_>,
+        earlier_links: u32,
+        lease: Option<&Lease>,
+        budget: &mut CallBudget<'_>,
+    ) -> Result<(Deeplink, AskedAt), Stopped> {
+        let Job { request, request_id, span, may_be_repeat, .. } = *job;
+        let mut last_at = SystemTime::UNIX_EPOCH;
+        let call = |permit, is_repeat| {
+            last_at = SystemTime::now();
+            let is_repeat = is_repeat || may_be_repeat;
+            self.platform.deeplink(permit, request, request_id, earlier_links, is_repeat, span)
+        };
+        // Both carry the same key, so that claiming again costs nothing even if this call made a session.
+        let check = |waited, retried, _| self.check_claim(lease, waited, retried);
+        let made = self.retrying(job, budget, Call::Deeplink, None, check, call).await;
+        let (link, first_at) = made?;
+        Ok((link, AskedAt { first_at, last_at }))
+    }
+
+    /// Fails if Redis knows better than this request whether a link exists by now.
+    fn check_claim(
+        &self,
+        lease: Option<&Lease>,
+        waited: Duration,
+        retried: bool,
+    ) -> Result<(), Stopped> {
+        let claim_again = match lease {
+            Some(lease) => lease.is_lost(),
+            None => (retried || waited >= LONG_WAIT) && self.cache.is_available(),
+        };
+        if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
     }
 
     /// Makes a session with the token, and returns its id and when it was asked for: at the first try that may have
@@ -161,6 +202,7 @@ impl Calls {
             if kind == Call::Token {
                 budget.ticket.reserve(Call::Session);
             }
+            let is_probe = permit.is_probe();
             let called_at = Instant::now();
             let first_at = asked_at.unwrap_or_else(SystemTime::now);
             let FailedCall { error, scope } = match call(permit, asked_at.is_some()).await {
@@ -168,6 +210,10 @@ impl Calls {
                 Err(failed) => failed,
             };
             budget.last_call = called_at.elapsed();
+            if is_probe && error.may_refuse_workflow() {
+                // Others probe next: the platform may refuse this workflow alone.
+                return Err(Failure::MadeRoom.into());
+            }
             if retried && matches!(error, CallError::Unauthorized) {
                 return Err(Stopped::TokenUsed);
             }
@@ -234,7 +280,8 @@ impl Calls {
         kind: Call,
     ) -> Result<CallPermit<'a>, Failure> {
         job.check_deadline()?;
-        if kind == Call::Token {
+        // Repeating a session call costs nothing more, whichever delivery does.
+        if kind != Call::Session {
             job.check_not_lost()?;
         }
         let place = budget.ticket.place();
@@ -332,8 +379,8 @@ impl From<Stopped> for Failure {
             Stopped::Call(error @ (CallError::Rejected(_) | CallError::Unauthorized)) => {
                 Self::Rejected(error.to_string())
             }
-            // A refused token call is about the API key or the URL, not about the request.
-            Stopped::Call(error @ (CallError::Transient { .. } | CallError::Refused(_))) => {
+            // A refused call is about the API key or the URL, not about the request.
+            Stopped::Call(error @ (CallError::Transient { .. } | CallError::Refused { .. })) => {
                 Self::Transient(error.to_string())
             }
             // `Handoff` gets a new token or claims again instead, so these do not get here.

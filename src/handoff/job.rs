@@ -30,6 +30,8 @@ pub(crate) struct Job<'a> {
     pub(crate) was_returned_often: bool,
     /// Cancelled when the delivery is lost: RabbitMQ redelivers the request.
     pub(crate) lost: &'a CancellationToken,
+    /// An earlier delivery, of this message or of one that it copies, may have called the platform.
+    pub(crate) may_be_repeat: bool,
     /// How often the platform deferred this request alone, over all its deliveries.
     pub(crate) deferrals: &'a AtomicU32,
     /// The places for requests in flight: without a free one, requests in the queue wait for this one.

@@ -1,8 +1,11 @@
-//! What the log says about obtaining a session; all at debug level.
+//! What the log says about obtaining a session; mostly at debug level.
 
 use std::time::Duration;
 
-use crate::{cache::CacheError, message::RequestId, platform::CallError, units::millis};
+use crate::{
+    cache::CacheError, message::RequestId, platform::CallError, telemetry::log_limit::LogLimit,
+    units::millis,
+};
 
 pub(super) fn lease_lost(request_id: &RequestId) {
     tracing::debug!(request_id = request_id.short(), "lease lost: using the new holder's link");
@@ -16,6 +19,15 @@ pub(super) fn link_not_stored(request_id: &RequestId, error: &CacheError) {
 pub(super) fn without_cache(request_id: &RequestId, error: &CacheError) {
     let request_id = request_id.short();
     tracing::debug!(request_id, %error, "Redis unavailable: serving the request without it");
+}
+
+/// The platform's `expiresAt` cannot be true.
+pub(super) fn expiry_ignored(request_id: &RequestId) {
+    const TEXT: &str = "expiresAt of a deeplink is missing, unreadable or past: ignored";
+    static LIMIT: LogLimit = LogLimit::new(TEXT, 1);
+    if LIMIT.permit() {
+        tracing::warn!(request_id = request_id.short(), "{TEXT}");
+    }
 }
 
 pub(super) fn call_held(request_id: &RequestId, error: &CallError) {

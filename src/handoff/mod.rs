@@ -4,29 +4,29 @@
 //! and workflow do the work (single-flight). `claim_or_make` claims the link in Redis: it gets the cached
 //! link or, without one, the lease, which is the exclusive right to make one. `make_and_store` makes
 //! a session under the lease and stores it; `make_without_cache` makes one while Redis is unavailable.
-//! `make` calls the platform for a token and, with it, for a session. The worker publishes the event.
+//! `flow` calls the platform, in the flow that is configured. The worker publishes the event.
 //!
 //! Each cached link carries up to sixteen stamps, which are hashes of request ids: of the request it was
 //! made for, of the renewals that reused it, and of the links before it. A redelivered renewal that finds
 //! its own stamp accepts the link instead of making another.
 
+mod background;
 mod calls;
+mod flow;
 mod job;
 mod lease_wait;
 mod log;
 mod single_flight;
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use futures_util::future::{Either, select};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::job::{Failure, Job};
+pub(crate) use self::{
+    background::with_background,
+    job::{Failure, Job},
+};
 use self::{
     calls::{CallBudget, Calls, Stopped, until_follower_makes_room},
     lease_wait::LeaseWait,
@@ -37,15 +37,17 @@ use crate::{
         Cache, Claim, Freshness, Keys, Lease, Overwrite, Patience, Stamp, StoreOutcome,
         UnansweredClaim,
     },
-    platform::{CallError, PlatformClient},
+    config::Flow,
+    platform::PlatformClient,
     retry::Backoff,
-    session::{Access, Call, Session},
+    session::Session,
     telemetry::metrics::Metrics,
 };
 
 /// Obtains sessions, at most one per user and workflow at a time.
 pub(crate) struct Handoff {
     calls: Calls,
+    flow: Flow,
     in_flight: SingleFlight<Result<Obtained, Failure>>,
 }
 
@@ -64,6 +66,7 @@ impl Handoff {
     /// `draining` is cancelled when the worker starts to drain. A request then finishes the call it is in;
     /// one that sleeps or waits at the gate ends with [`Failure::Interrupted`].
     pub(crate) fn new(
+        flow: Flow,
         platform: Arc<PlatformClient>,
         cache: Cache,
         retry_budget: Duration,
@@ -71,7 +74,7 @@ impl Handoff {
         draining: CancellationToken,
     ) -> Self {
         let calls = Calls { platform, cache, retry_budget, metrics, draining };
-        Self { calls, in_flight: SingleFlight::new() }
+        Self { calls, flow, in_flight: SingleFlight::new() }
     }
 
     /// Obtains the session for a request: the cached one, one that another request is making, or a new one.
@@ -157,7 +160,7 @@ impl Handoff {
         let mut poll_backoff =
             Backoff::between(Duration::from_millis(20), Duration::from_millis(250));
         // Reserve a rate permit early: without a cached link, a platform call comes next.
-        budget.ticket.reserve(Call::Token);
+        budget.ticket.reserve(flow::first_call(self.flow));
         let mut lease_wait = LeaseWait::new(&self.calls.metrics);
         let cache = &self.calls.cache;
         let mut patience = cache.patience();
@@ -266,7 +269,7 @@ impl Handoff {
         budget: &mut CallBudget<'_>,
     ) -> Result<Option<Session>, Failure> {
         let made = {
-            let make = pin!(self.make(job, Some(lease), budget));
+            let make = pin!(flow::make(self.flow, &self.calls, job, Some(lease), budget));
             with_background(make, pin!(lease.keep_alive())).await
         };
         match made {
@@ -298,7 +301,7 @@ impl Handoff {
         unanswered: UnansweredClaim,
     ) -> Result<Made, Failure> {
         log::without_cache(job.request_id, &unanswered.error);
-        match self.make(job, None, budget).await {
+        match flow::make(self.flow, &self.calls, job, None, budget).await {
             Ok(session) => {
                 // If this fails, too, the cache stores the link once Redis is back.
                 let overwrite =
@@ -311,62 +314,6 @@ impl Handoff {
                 unanswered.release();
                 Err(stopped.into())
             }
-        }
-    }
-
-    /// Makes a session, with the token that an earlier holder of the lease saved, or with a new one.
-    async fn make(
-        &self,
-        job: &Job<'_>,
-        lease: Option<&Lease>,
-        budget: &mut CallBudget<'_>,
-    ) -> Result<Session, Stopped> {
-        let stored = lease.and_then(|lease| lease.stored_token.clone());
-        let lifetimes = self.calls.cache.lifetimes();
-        // The earlier holder may have called with it, no earlier than the token began.
-        let mut tried_at = stored.as_ref().map(|token| lifetimes.token_start(token.expires_at));
-        let mut token = match stored {
-            Some(token) => token,
-            None => self.calls.token(job, lease, budget).await?,
-        };
-        let mut replaced = false;
-        loop {
-            let made = match lease {
-                // Saves the token for the next holder of the lease, in case this worker is killed during
-                // the session call. Best effort: the call does not wait for Redis.
-                Some(held) => {
-                    let call = pin!(self.calls.session(job, &token, tried_at, lease, budget));
-                    with_background(call, pin!(held.save_token(&token))).await
-                }
-                None => self.calls.session(job, &token, tried_at, lease, budget).await,
-            };
-            match made {
-                Ok((id, made_at)) => {
-                    let expires_at = lifetimes.link_end(made_at, token.expires_at);
-                    return Ok(Session {
-                        access: Access::Token(token.value),
-                        id,
-                        made_at,
-                        expires_at,
-                    });
-                }
-                Err(Stopped::TokenStale) => {}
-                // A refused token is replaced once. After `TokenUsed` it is always replaced: a call has
-                // failed before, so the retry budget or the deadline bounds it.
-                Err(stopped)
-                    if matches!(stopped, Stopped::TokenUsed)
-                        || (stopped.blames_token() && !replaced) =>
-                {
-                    replaced = true;
-                    self.calls
-                        .metrics
-                        .platform
-                        .retried(Call::Session, CallError::Unauthorized.label());
-                }
-                Err(stopped) => return Err(stopped),
-            }
-            token = self.calls.token(job, lease, budget).await?;
-            tried_at = None;
         }
     }
 }
@@ -386,18 +333,5 @@ impl Obtained {
 
     fn new(session: Session) -> Self {
         Self { session: Arc::new(session), reused: false, not_before: Some(Instant::now()) }
-    }
-}
-
-/// Runs `background` alongside `work`, and cancels it when `work` is done.
-///
-/// Takes pinned futures: passed by value, each would be stored twice in the caller's future.
-pub(crate) async fn with_background<T>(
-    work: Pin<&mut impl Future<Output = T>>,
-    background: Pin<&mut impl Future<Output = ()>>,
-) -> T {
-    match select(work, background).await {
-        Either::Left((done, _)) => done,
-        Either::Right(((), work)) => work.await,
     }
 }

@@ -27,6 +27,15 @@ pub(crate) fn parse_session_id(body: &[u8]) -> Result<String, &'static str> {
         .ok_or("a body without a session id")
 }
 
+/// Reads fields that are text; `None` for each that is missing or no text.
+pub(crate) fn texts<const N: usize>(
+    body: &[u8],
+    names: [&str; N],
+) -> Result<[Option<String>; N], &'static str> {
+    let fields = object(body)?;
+    Ok(names.map(|name| fields.get(name).and_then(|raw| text(raw))))
+}
+
 fn object(body: &[u8]) -> Result<HashMap<Cow<'_, str>, &RawValue>, &'static str> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     // Raw values: deeply nested ones cost no more than skipping them.

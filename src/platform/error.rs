@@ -22,13 +22,16 @@ pub(crate) enum CallError {
     /// The session call was answered with another 4xx: the request is at fault.
     #[error("the platform rejected the session (status {})", .0.as_u16())]
     Rejected(StatusCode),
-    /// The token call was refused or redirected: the API key or the URL is at fault, never the request.
+    /// The call that carries the API key was refused or redirected: the key or the URL is at fault. In the one-call
+    /// flow, 403 and 404 may also be the request's fault, which the gate decides.
     #[error(
-        "the platform refused the token call (status {}): check HANDOFF_IDV_API_KEY and HANDOFF_IDV_URL; \
-         a key file is read again before each probe",
-        .0.as_u16()
+        "the platform refused the {} call (status {}): check HANDOFF_IDV_API_KEY{} and HANDOFF_IDV_URL; a key \
+         file is read again before each probe",
+        call.as_str(),
+        status.as_u16(),
+        if *call == Call::Deeplink { ", its permission for deeplinks, HANDOFF_IDV_FLOW" } else { "" },
     )]
-    Refused(StatusCode),
+    Refused { call: Call, status: StatusCode },
 }
 
 /// What happened to a call that a retry may fix, with the delay that the platform asked for.
@@ -57,7 +60,7 @@ pub(crate) enum TransientCause {
     Unavailable { status: StatusCode, retry_after: Option<Duration> },
     /// A redirect of the session call, which the worker does not follow.
     Redirected(StatusCode),
-    /// Status 409 to a session call after an earlier try: the platform may still be processing that.
+    /// Status 409 to a call that makes a session after an earlier try: the platform may still be processing that.
     Conflict,
     /// An answer that breaks the platform's contract; says how.
     BrokenAnswer(&'static str),
@@ -163,9 +166,11 @@ impl CallError {
             }
             // A proxy or a moved platform redirects; the request is not at fault.
             (300..=399, Call::Session) => transient(TransientCause::Redirected(status)),
-            (300..=499, Call::Token) => Self::Refused(status),
+            (300..=499, Call::Token) | (300..=399 | 401 | 403..=405, Call::Deeplink) => {
+                Self::Refused { call, status }
+            }
             (401, Call::Session) => Self::Unauthorized,
-            (400..=499, Call::Session) => Self::Rejected(status),
+            (400..=499, Call::Session | Call::Deeplink) => Self::Rejected(status),
             _ => Self::broken_answer(call, "an unknown status"),
         }
     }
@@ -174,13 +179,13 @@ impl CallError {
         Self::Transient { call, cause: TransientCause::BrokenAnswer(what) }
     }
 
-    /// The error of a session call that repeats one which may have reached the platform.
+    /// The error of a call that makes a session and repeats one which may have reached the platform.
     ///
     /// Both carry the same `Idempotency-Key`, so a 409 says that the platform still processes the earlier one.
-    pub(crate) fn of_repeated_call(self) -> Self {
+    pub(crate) fn of_repeated_call(self, call: Call) -> Self {
         match self {
             Self::Rejected(StatusCode::CONFLICT) => {
-                Self::Transient { call: Call::Session, cause: TransientCause::Conflict }
+                Self::Transient { call, cause: TransientCause::Conflict }
             }
             other => other,
         }
@@ -214,6 +219,17 @@ impl CallError {
         Self::Transient { call, cause }
     }
 
+    /// Whether the call was refused for what may be its workflow's fault: another workflow may be served.
+    pub(crate) fn may_refuse_workflow(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                call: Call::Deeplink,
+                status: StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+            }
+        )
+    }
+
     /// Whether the platform may be processing the call all the same.
     pub(crate) fn may_have_reached_platform(&self) -> bool {
         matches!(self, Self::Transient { cause, .. } if cause.may_have_reached_platform())
@@ -223,7 +239,7 @@ impl CallError {
     pub(super) fn status(&self) -> Option<u16> {
         let status = match self {
             Self::Transient { cause, .. } => cause.status()?,
-            Self::Rejected(status) | Self::Refused(status) => *status,
+            Self::Rejected(status) | Self::Refused { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
         };
         Some(status.as_u16())
@@ -235,7 +251,7 @@ impl CallError {
             Self::Transient { cause, .. } => cause.label(),
             Self::Unauthorized => "unauthorized",
             Self::Rejected(_) => "rejected",
-            Self::Refused(_) => "refused",
+            Self::Refused { .. } => "refused",
         }
     }
 }

@@ -1,8 +1,9 @@
-//! The identity-verification platform: its two calls, the gate in front of them, and the handoff URL.
+//! The identity-verification platform: its calls, the gate in front of them, and the handoff URL.
 
 pub(crate) mod answer;
 mod client;
 mod connections;
+mod deeplink;
 mod error;
 mod gate;
 mod key;
@@ -11,6 +12,7 @@ mod proxy;
 mod rate_limit;
 mod repeat;
 
+pub(crate) use self::deeplink::Deeplink;
 pub use self::{
     client::{ClientBuildError, PlatformClient},
     link::Links,

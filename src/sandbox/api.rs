@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::Response,
 };
 use serde::Serialize;
 use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     admission::AdmissionAction,
@@ -16,7 +17,7 @@ use super::{
     backend::Backend,
     call::{ApiCall, ClosedConnection, Endpoint},
     faults::Answer,
-    log,
+    log, query,
     record::CallRecord,
     request::{self, Refusal, SessionRequest},
 };
@@ -29,6 +30,7 @@ static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 enum Parsed {
     Token(Result<Duration, Refusal>),
     Session(Result<SessionRequest, Refusal>),
+    Deeplink(Result<(SessionRequest, Duration), Refusal>),
 }
 
 /// The answer to a token call.
@@ -44,6 +46,16 @@ struct SessionAnswer<'a> {
     id: &'a str,
     status: u8,
     workflow_id: &'a str,
+}
+
+/// The answer to a deeplink call.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeeplinkAnswer<'a> {
+    url: &'a str,
+    created_at: String,
+    expires_at: String,
+    workflow_ids: [&'a str; 1],
 }
 
 fn to_json(body: &impl Serialize) -> String {
@@ -78,15 +90,22 @@ fn process(app: &App, call: &ApiCall) -> (Answer, Duration) {
     let parsed = match call.endpoint {
         Endpoint::Token => Parsed::Token(request::token(call, &mut record)),
         Endpoint::Session => Parsed::Session(request::session(call, &mut record)),
+        Endpoint::Deeplink => Parsed::Deeplink(request::deeplink(call, &mut record)),
+    };
+    let base = match call.endpoint {
+        Endpoint::Deeplink => app.options.base_url(text(headers, &header::HOST).as_deref()),
+        Endpoint::Token | Endpoint::Session => String::new(),
     };
 
     let backend = &mut *app.backend();
     let decision = backend.admission.decide(call.endpoint, &app.options, &mut backend.rng, now);
     let authorization = authorization.unwrap_or_default();
     let answer = match decision.action {
-        AdmissionAction::Serve => serve(app, backend, authorization, parsed, &mut record, now),
+        AdmissionAction::Serve => {
+            serve(app, backend, authorization, parsed, &base, &mut record, now)
+        }
         AdmissionAction::ServeThenAnswer(answer) => {
-            serve(app, backend, authorization, parsed, &mut record, now);
+            serve(app, backend, authorization, parsed, &base, &mut record, now);
             answer
         }
         AdmissionAction::Answer(answer) => answer,
@@ -108,6 +127,7 @@ fn serve(
     backend: &mut Backend,
     authorization: &[u8],
     parsed: Parsed,
+    base: &str,
     record: &mut CallRecord,
     now: Instant,
 ) -> Answer {
@@ -129,12 +149,76 @@ fn serve(
                 })
             })
         }
+        Parsed::Deeplink(request) => {
+            let key = record.idempotency_key.as_deref();
+            let made = backend.make_deeplink(&app.options, authorization, request, key, now);
+            made.map(|(token, session, expires_at)| {
+                record.issued = Some(app.fingerprint(token.as_bytes()));
+                record.session_id = Some(session.id.to_string());
+                let created_at = OffsetDateTime::now_utc();
+                to_json(&DeeplinkAnswer {
+                    url: &format!(
+                        "{base}/mobile?authorization={}&sessionId={}",
+                        query::encode(&token),
+                        query::encode(&session.id)
+                    ),
+                    created_at: millis_utc(created_at),
+                    expires_at: millis_utc(created_at + expires_at.saturating_duration_since(now)),
+                    workflow_ids: [&session.workflow],
+                })
+            })
+        }
     };
     let (status, body) = match body {
         Ok(body) => (StatusCode::OK, body),
         Err(Refusal { status, message }) => (status, to_json(&json!({ "message": message }))),
     };
     Answer::Response { status: status.as_u16(), retry_after: None, body: Some(body) }
+}
+
+/// Formats a time as the platform does: with milliseconds and `Z`.
+fn millis_utc(time: OffsetDateTime) -> String {
+    // A whole number of milliseconds, shown with three digits even if they are zeros.
+    let millis = time.millisecond();
+    let time = time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default();
+    time.replace('Z', &format!(".{millis:03}Z"))
+}
+
+/// Answers the platform's other paths. `None`: there is no such path and method.
+pub(super) fn other(
+    app: &App,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Option<Response> {
+    if method != Method::GET {
+        return None;
+    }
+    if path == "/api/health" {
+        return Some(respond(answer_json(StatusCode::OK, &json!({ "status": "ok" }))));
+    }
+    let id = path.strip_prefix("/api/sessions/")?;
+    let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    if authorization != Some(app.options.api_key.as_bytes()) {
+        let message = json!({ "message": "Authorization must be the API key" });
+        return Some(respond(answer_json(StatusCode::UNAUTHORIZED, &message)));
+    }
+    let backend = app.backend();
+    Some(respond(match query::decode(id).and_then(|id| backend.tokens.session(&id)) {
+        Some(session) => answer_json(
+            StatusCode::OK,
+            &SessionAnswer {
+                id: &session.id,
+                status: session.status(),
+                workflow_id: &session.workflow,
+            },
+        ),
+        None => answer_json(StatusCode::NOT_FOUND, &json!({ "message": "no such session" })),
+    }))
+}
+
+fn answer_json(status: StatusCode, body: &impl Serialize) -> Answer {
+    Answer::Response { status: status.as_u16(), retry_after: None, body: Some(to_json(body)) }
 }
 
 fn respond(answer: Answer) -> Response {

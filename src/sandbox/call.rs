@@ -20,15 +20,18 @@ pub enum Endpoint {
     Token,
     /// `POST /api/sessions`: makes a session.
     Session,
+    /// `POST /api/v1/deeplink`: makes a session and its link.
+    Deeplink,
 }
 
 impl Endpoint {
-    pub(super) const ALL: [Self; 2] = [Self::Token, Self::Session];
+    pub(super) const ALL: [Self; 3] = [Self::Token, Self::Session, Self::Deeplink];
 
     pub(super) fn path(self) -> &'static str {
         match self {
             Self::Token => "/api/device/ephemeral",
             Self::Session => "/api/sessions",
+            Self::Deeplink => "/api/v1/deeplink",
         }
     }
 }

@@ -28,13 +28,17 @@ pub struct Options {
     pub rate_limit: Option<RateLimit>,
     /// The characters of tokens.
     pub token_alphabet: TokenAlphabet,
-    /// Whether a session call with the same token and `Idempotency-Key` returns the same session.
+    /// Whether a session call with the same token and `Idempotency-Key`, or a deeplink call with the same key,
+    /// returns the same session.
     ///
     /// Off by default, as the real platform is not known to do that.
     pub honour_idempotency_key: bool,
+    /// How long a session lives after it was made, if that is less than its token: the lifetime of a workflow.
+    pub session_lifetime: Option<Duration>,
     /// The path below which everything is served, such as `/idv`; empty for the root.
     pub path_prefix: String,
-    /// The base URL to show on the index page if it differs from the one in the `Host` header.
+    /// The base URL of the one-call flow's links, shown on the index page, too, if it differs from the one in the
+    /// `Host` header.
     pub public_url: Option<String>,
     /// Makes tokens, session ids, jitter and random failures reproducible.
     ///
@@ -86,6 +90,16 @@ impl Options {
     }
 }
 
+impl Options {
+    /// The base URL that people open, for a call or page that was addressed to `host`.
+    pub(super) fn base_url(&self, host: Option<&str>) -> String {
+        let base = self.public_url.clone().unwrap_or_else(|| {
+            format!("http://{}{}", host.unwrap_or("127.0.0.1:8085"), self.path_prefix)
+        });
+        base.trim_end_matches('/').to_owned()
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -96,6 +110,7 @@ impl Default for Options {
             rate_limit: None,
             token_alphabet: TokenAlphabet::Plain,
             honour_idempotency_key: false,
+            session_lifetime: None,
             path_prefix: String::new(),
             public_url: None,
             seed: None,

@@ -1,11 +1,20 @@
-//! Reads query parameters as JavaScript's `decodeURIComponent` does.
+//! Reads and writes query parameters as JavaScript's `decodeURIComponent` does.
 //!
 //! `+` stays `+`, and an invalid escape or invalid UTF-8 is an error, so that a link with an
 //! encoding mistake does not work by accident.
 
 use std::borrow::Cow;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+/// What `encodeURIComponent` leaves as it is, besides letters and digits, is `-_.!~*'()`. The platform escapes
+/// more, which makes no difference to one that decodes.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Percent-encodes a value.
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
+}
 
 /// Why a query parameter is unusable. Contains the parameter's name, never its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +47,7 @@ pub(super) fn parameter<'a>(
 }
 
 /// `decodeURIComponent`; `None` where that throws.
-fn decode(text: &str) -> Option<Cow<'_, str>> {
+pub(super) fn decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }

@@ -49,7 +49,7 @@ pub(super) struct CallRecord {
     pub(super) traceparent: Option<String>,
     /// The `tracestate` header.
     pub(super) tracestate: Option<String>,
-    /// The requested lifetime of a token, in seconds.
+    /// The requested lifetime of a token or a deeplink, in seconds.
     pub(super) ttl: Option<u64>,
     /// The workflow of a session.
     pub(super) workflow_id: Option<String>,
@@ -131,6 +131,7 @@ impl Recorder {
         let calls = match call.endpoint {
             Endpoint::Token => &mut self.counts.token_calls,
             Endpoint::Session => &mut self.counts.session_calls,
+            Endpoint::Deeplink => &mut self.counts.deeplink_calls,
         };
         calls.add(call.status);
         self.counts.first_call_ms.get_or_insert(call.at_ms);

@@ -65,19 +65,24 @@ async fn serve_other(app: &App, request: Request) -> Response {
     };
     let method = match request.method() {
         // The server omits the body by itself.
-        &Method::HEAD => &Method::GET,
-        method => method,
+        &Method::HEAD => Method::GET,
+        method => method.clone(),
     };
     if let Some(path) = path.strip_prefix("/sandbox/") {
         let path = path.to_owned();
-        let method = method.clone();
         let response = control::serve(app, &method, &path, request.into_body()).await;
         return response.unwrap_or_else(|| {
             control::error(StatusCode::NOT_FOUND, "the sandbox has no such path and method")
         });
     }
     if path.starts_with("/api/") {
-        return control::error(StatusCode::NOT_FOUND, "the platform has no such path and method");
+        let response = api::other(app, &method, path, request.headers());
+        return response.unwrap_or_else(|| {
+            control::error(StatusCode::NOT_FOUND, "the platform has no such path and method")
+        });
+    }
+    if method == Method::POST && path == "/mobile" {
+        return pages::end_session(app, request).await;
     }
     if method != Method::GET {
         return pages::not_found();

@@ -12,6 +12,8 @@ pub struct Stats {
     pub token_calls: CallCounts,
     /// Calls for a session.
     pub session_calls: CallCounts,
+    /// Calls of the one-call flow.
+    pub deeplink_calls: CallCounts,
     /// Tokens issued, whether or not the caller received the answer.
     pub tokens_issued: u64,
     /// Sessions made, whether or not the caller received the answer.

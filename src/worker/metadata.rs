@@ -25,6 +25,8 @@ pub(super) struct Metadata {
     event_refused: AtomicBool,
     /// RabbitMQ has redelivered it so often that its delivery limit is near.
     pub(super) was_returned_often: bool,
+    /// An earlier delivery, of this message or of one that it copies, may have been served in part.
+    pub(super) may_be_repeat: bool,
     /// When the producer published the request, to the second.
     pub(super) published_at: Option<SystemTime>,
 }
@@ -47,6 +49,7 @@ impl Metadata {
             deferrals: delivery.previous_deferrals().into(),
             event_refused: delivery.event_refused().into(),
             was_returned_often: delivery.was_returned_often(),
+            may_be_repeat: delivery.was_redelivered() || delivery.request_id_header().is_some(),
             published_at: delivery.published_at(),
         }
     }

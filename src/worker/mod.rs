@@ -96,6 +96,7 @@ pub async fn run(
     let draining = CancellationToken::new();
     let processor = Processor {
         handoff: Handoff::new(
+            settings.platform.flow,
             platform,
             cache,
             retry_budget,

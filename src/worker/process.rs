@@ -147,6 +147,7 @@ impl Processor {
             span,
             hold_until,
             was_returned_often: *was_returned_often,
+            may_be_repeat: metadata.may_be_repeat,
             lost,
             deferrals,
             slots: &self.slots,

@@ -23,6 +23,7 @@ mod commands;
 mod configuration;
 mod crash;
 mod dead_letters;
+mod deeplink;
 mod dependencies;
 mod doctor;
 mod expiry;

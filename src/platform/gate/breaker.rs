@@ -9,7 +9,7 @@ use std::{collections::HashSet, ops::RangeInclusive, time::Duration};
 
 use tokio::time::Instant;
 
-use super::decision::{Caller, Cause, Decision};
+use super::decision::{Caller, Cause, Decision, Refusal};
 use crate::session::Call;
 
 /// The interval between probes doubles from the start of this range to its end. Without jitter: people wait
@@ -47,6 +47,8 @@ pub(super) struct OpenBreaker {
     failed_workflows: HashSet<u64>,
     /// A probe has failed since a request last made room for others.
     is_room_to_make: bool,
+    /// The last refusal may be its workflow's fault.
+    may_refuse_workflow: bool,
 }
 
 /// How likely a caller's probe is to succeed, the likeliest first.
@@ -72,6 +74,7 @@ impl OpenBreaker {
             failed: HashSet::new(),
             failed_workflows: HashSet::new(),
             is_room_to_make: true,
+            may_refuse_workflow: false,
         }
     }
 
@@ -79,7 +82,10 @@ impl OpenBreaker {
     ///
     /// A platform that refuses the token call may still start sessions with the tokens it gave.
     pub(super) fn blocks(&self, call: Call) -> bool {
-        self.cause != Cause::Refused || call == Call::Token
+        match self.cause {
+            Cause::Down(_) => true,
+            Cause::Refused(refused) => call == refused,
+        }
     }
 
     pub(super) fn is_half_open(&self) -> bool {
@@ -124,7 +130,8 @@ impl OpenBreaker {
             return self.last_probe;
         }
         // The token call is the same for all, so that no caller is likelier to succeed.
-        if probing || self.cause != Cause::Down(Call::Session) || caller == Caller::IDLE {
+        let may_differ = self.cause.is_session_outage() || self.may_refuse_workflow;
+        if probing || !may_differ || caller == Caller::IDLE {
             return self.next_probe;
         }
         let interval = match self.rank(caller) {
@@ -149,7 +156,7 @@ impl OpenBreaker {
     pub(super) fn record_failed(&mut self, caller: Caller, call: Call) {
         if caller != Caller::IDLE {
             self.failed.insert(caller.id);
-            if call == Call::Session {
+            if call.makes_session() {
                 self.failed_workflows.insert(caller.workflow);
             }
         }
@@ -160,7 +167,7 @@ impl OpenBreaker {
         if !self.end_failed_probe(caller) {
             return false;
         }
-        if self.cause == Cause::Refused {
+        if let Cause::Refused(_) = self.cause {
             // The answer is no longer a refusal, so the setting may be changing: probe again soon.
             self.interval = *self.cause.probe_intervals().start();
             self.next_probe = now + self.interval;
@@ -183,6 +190,11 @@ impl OpenBreaker {
         was_probe
     }
 
+    /// Records what the last refusal may mean.
+    pub(super) fn record_refusal(&mut self, refusal: Refusal) {
+        self.may_refuse_workflow = refusal != Refusal::Setting;
+    }
+
     /// Returns whether a request should make room for others, and assumes that it does.
     pub(super) fn take_room_to_make(&mut self) -> bool {
         std::mem::take(&mut self.is_room_to_make)
@@ -201,9 +213,9 @@ impl OpenBreaker {
     pub(super) fn is_closed_by(&self, caller: Caller, call: Call) -> bool {
         match self.cause {
             // A token call that was in flight when the key was refused proves nothing.
-            Cause::Refused => call == Call::Token && self.probes.contains(&caller.id),
+            Cause::Refused(refused) => call == refused && self.probes.contains(&caller.id),
             // A session proves that token calls work, too.
-            Cause::Down(failing) => call == failing || call == Call::Session,
+            Cause::Down(failing) => call == failing || call.makes_session(),
         }
     }
 
@@ -214,10 +226,15 @@ impl OpenBreaker {
 }
 
 impl Cause {
+    /// Returns whether calls fail that make a session: the fault may be that of a workflow, a locale or a user.
+    pub(super) fn is_session_outage(self) -> bool {
+        matches!(self, Self::Down(call) if call.makes_session())
+    }
+
     fn probe_intervals(self) -> RangeInclusive<Duration> {
         match self {
             Self::Down(_) => DOWN,
-            Self::Refused => REFUSED,
+            Self::Refused(_) => REFUSED,
         }
     }
 }

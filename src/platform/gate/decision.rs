@@ -36,8 +36,10 @@ impl Caller {
 /// How a call ended, as far as the rules distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CallResult {
-    /// The platform works, even if it rejected the request.
+    /// The platform works. In the two-call flow, it may have rejected the request.
     Success,
+    /// The one-call flow: the platform works, and rejected the request.
+    Rejected,
     /// A transient failure without a `Retry-After`.
     Failure,
     /// No answer in time.
@@ -50,8 +52,19 @@ pub(super) enum CallResult {
     RateLimited(Duration),
     /// The platform fails, and wants no calls for this long (503).
     Unavailable(Duration),
-    /// The platform refused the token call: the API key or the URL is wrong.
-    Refused,
+    /// The platform refused the call that carries the API key: the key or the URL is wrong.
+    Refused(Refusal),
+}
+
+/// What a refusal may mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The key or the URL, whatever the request is. Any refused token call is this.
+    Setting,
+    /// A 403 of the one-call flow: the key, or the workflow.
+    Forbidden,
+    /// A 404 of the one-call flow: the URL, or the workflow.
+    Missing,
 }
 
 /// What a caller that wants to call must do.
@@ -94,6 +107,8 @@ pub(super) enum Change {
     /// A token call succeeded while session calls fail and no request was there to probe: the next request
     /// is the probe.
     HalfOpened,
+    /// No request is held: the next one is the probe.
+    HalfOpenedForNext,
     /// That probe failed.
     Reopened,
     /// A probe succeeded, so the breaker closed.
@@ -108,6 +123,6 @@ pub(super) enum Change {
 pub(super) enum Cause {
     /// This call fails for several requests.
     Down(Call),
-    /// The platform refuses the token call: the API key or the URL is wrong.
-    Refused,
+    /// The platform refuses this call, which carries the API key: the key or the URL is wrong.
+    Refused(Call),
 }

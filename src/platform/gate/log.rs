@@ -3,20 +3,23 @@
 use super::decision::{CallResult, Cause, Change};
 use crate::{
     platform::error::CallError,
+    session::Call,
     telemetry::log_limit::{LogLimit, Outage},
 };
 
 const RATE_LIMITED_TEXT: &str = "platform paused: rate limited";
 const UNAVAILABLE_TEXT: &str = "platform paused: unavailable, waiting for Retry-After";
 const HALF_OPEN_TEXT: &str = "token calls succeed: circuit breaker half-open";
+const HALF_OPEN_FOR_NEXT_TEXT: &str =
+    "no request is held: circuit breaker half-open, the next request is the probe";
 const REOPENED_TEXT: &str = "probe failed: circuit breaker open again";
 const ONE_REQUEST_FAILS_TEXT: &str = "only one request fails: circuit breaker closed";
 
-static OPEN: LogLimit =
-    LogLimit::new("platform paused: circuit breaker open, or token call refused", 3);
+static OPEN: LogLimit = LogLimit::new("platform paused: circuit breaker open, or call refused", 3);
 static RATE_LIMITED: LogLimit = LogLimit::new(RATE_LIMITED_TEXT, 3);
 static UNAVAILABLE: LogLimit = LogLimit::new(UNAVAILABLE_TEXT, 3);
 static HALF_OPEN: LogLimit = LogLimit::new(HALF_OPEN_TEXT, 3);
+static HALF_OPEN_FOR_NEXT: LogLimit = LogLimit::new(HALF_OPEN_FOR_NEXT_TEXT, 3);
 static REOPENED: LogLimit = LogLimit::new(REOPENED_TEXT, 3);
 static ONE_REQUEST_FAILS: LogLimit = LogLimit::new(ONE_REQUEST_FAILS_TEXT, 3);
 
@@ -44,10 +47,13 @@ impl BreakerLog {
                 self.report_open(error);
             }
             Some(Change::HalfOpened) if HALF_OPEN.permit() => tracing::info!("{HALF_OPEN_TEXT}"),
+            Some(Change::HalfOpenedForNext) if HALF_OPEN_FOR_NEXT.permit() => {
+                tracing::info!("{HALF_OPEN_FOR_NEXT_TEXT}");
+            }
             Some(Change::Reopened) if REOPENED.permit() => {
                 tracing::info!(error, "{REOPENED_TEXT}");
             }
-            Some(Change::HalfOpened | Change::Reopened) => {}
+            Some(Change::HalfOpened | Change::HalfOpenedForNext | Change::Reopened) => {}
             Some(Change::Closed) => {
                 self.cause = None;
                 if self.outage.report_up() {
@@ -71,7 +77,11 @@ impl BreakerLog {
         if self.outage.report_down() {
             match cause {
                 Cause::Down(_) => tracing::error!(error, "platform paused: circuit breaker open"),
-                Cause::Refused => tracing::error!(
+                Cause::Refused(Call::Deeplink) => tracing::error!(
+                    error,
+                    "platform paused: deeplink call refused, check API key, URL and flow"
+                ),
+                Cause::Refused(_) => tracing::error!(
                     error,
                     "platform paused: token call refused, check API key and URL"
                 ),

@@ -14,6 +14,8 @@ mod held;
 mod log;
 mod paused_clock;
 mod permit;
+mod refusals;
+mod refused;
 mod room;
 mod shared;
 mod slow_start;

@@ -26,7 +26,7 @@ impl PausedClock {
         let total = &mut self.total;
         match (open_cause, retry_after_until) {
             (Some(Cause::Down(_)), _) => total.down += now - since,
-            (Some(Cause::Refused), _) => total.refused += now - since,
+            (Some(Cause::Refused(_)), _) => total.refused += now - since,
             (None, Some(until)) => total.asked += until.min(now).saturating_duration_since(since),
             (None, None) => {}
         }
@@ -51,7 +51,7 @@ mod tests {
         clock.advance(None, None, at(0));
         clock.advance(None, None, at(1));
         clock.advance(down, None, at(3));
-        clock.advance(Some(Cause::Refused), None, at(6));
+        clock.advance(Some(Cause::Refused(Call::Token)), None, at(6));
         clock.advance(down, retry_after, at(7));
         clock.advance(None, retry_after, at(9));
         let total = clock.advance(None, retry_after, at(20));

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use reqwest::StatusCode;
 use tokio::time::Instant;
 
 use super::{
-    decision::{CallResult, Caller, FailureScope},
+    decision::{CallResult, Caller, FailureScope, Refusal},
     log,
     shared::Gate,
 };
@@ -34,8 +35,24 @@ pub(crate) struct CallPermit<'a> {
 
 impl CallPermit<'_> {
     /// Returns whether this call probes whether the platform works again.
-    pub(in crate::platform) fn is_probe(&self) -> bool {
+    pub(crate) fn is_probe(&self) -> bool {
         self.is_probe
+    }
+
+    /// The call that this permits.
+    pub(in crate::platform) fn call(&self) -> Call {
+        self.call
+    }
+
+    /// Decides whether a refused call of the one-call flow is its request's own fault. Do so once for each answer.
+    pub(in crate::platform) fn judge(&self, error: CallError) -> CallError {
+        let CallError::Refused { call: Call::Deeplink, status } = error else { return error };
+        let mut state = self.gate.state.lock();
+        if state.blame_refused(self.caller, refusal(status), Instant::now()) {
+            CallError::Rejected(status)
+        } else {
+            error
+        }
     }
 
     /// Reports the call's result to the gate.
@@ -44,7 +61,7 @@ impl CallPermit<'_> {
         answer: Result<T, CallError>,
     ) -> Result<T, FailedCall> {
         self.reported = true;
-        let result = call_result(&answer);
+        let result = call_result(self.call, &answer);
         let (change, scope, pause_began, is_paused) = {
             let mut state = self.gate.state.lock();
             let now = Instant::now();
@@ -75,10 +92,26 @@ impl Drop for CallPermit<'_> {
     }
 }
 
-fn call_result<T>(answer: &Result<T, CallError>) -> CallResult {
+/// What a refusal of the one-call flow may mean.
+fn refusal(status: StatusCode) -> Refusal {
+    match status {
+        StatusCode::FORBIDDEN => Refusal::Forbidden,
+        StatusCode::NOT_FOUND => Refusal::Missing,
+        _ => Refusal::Setting,
+    }
+}
+
+fn call_result<T>(call: Call, answer: &Result<T, CallError>) -> CallResult {
     match answer {
-        Ok(_) | Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Success,
-        Err(CallError::Refused(_)) => CallResult::Refused,
+        Ok(_) => CallResult::Success,
+        Err(CallError::Rejected(_) | CallError::Unauthorized) if call == Call::Deeplink => {
+            CallResult::Rejected
+        }
+        Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Success,
+        Err(CallError::Refused { call: Call::Deeplink, status }) => {
+            CallResult::Refused(refusal(*status))
+        }
+        Err(CallError::Refused { .. }) => CallResult::Refused(Refusal::Setting),
         Err(CallError::Transient { cause, .. }) => {
             match (cause.retry_after().filter(|wait| !wait.is_zero()), cause) {
                 (Some(wait), TransientCause::RateLimited { .. }) => CallResult::RateLimited(wait),

@@ -6,7 +6,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     decision::{Caller, Decision},
@@ -82,6 +85,27 @@ impl Gate {
         let needed = || self.state.lock().needs_idle_probe();
         // Cannot fail: `self` holds the sender.
         let _ = self.changed.subscribe().wait_for(|()| needed()).await;
+    }
+
+    /// Makes the circuit breaker half-open whenever it is open, a probe is due and no request is held. Never returns.
+    ///
+    /// For the one-call flow: a probe makes a session, so that only a request may send one.
+    pub(in crate::platform) async fn half_open_when_idle(&self) {
+        loop {
+            self.until_probe_needed().await;
+            let mut changed = self.changed.subscribe();
+            let half_opened = self.state.lock().half_open_if_due(Instant::now());
+            // Cannot fail: `self` holds the sender.
+            let _ = match half_opened {
+                Ok(change) => {
+                    self.log.lock().report(Some(change), None);
+                    self.wake_waiting();
+                    continue;
+                }
+                Err(Decision::WaitUntil(at)) => timeout_at(at, changed.changed()).await,
+                Err(_) => Ok(changed.changed().await),
+            };
+        }
     }
 
     pub(super) fn decide(&self, caller: Caller, call: Call) -> Decision {

@@ -14,6 +14,7 @@ use super::{
     evidence::{Evidence, Weight},
     held::HeldRequests,
     paused_clock::PausedClock,
+    refusals::Refusals,
     slow_start::SlowStart,
     streak::{FAILURE_THRESHOLD, Streak},
 };
@@ -34,14 +35,15 @@ const HALF_OPEN_AFTER: Duration = Duration::from_secs(3);
 
 pub(super) struct GateState {
     caller_threshold: usize,
-    deferrals: Deferrals,
-    breaker: Option<OpenBreaker>,
-    /// By call: the platform may serve one and fail the other.
+    pub(super) deferrals: Deferrals,
+    pub(super) breaker: Option<OpenBreaker>,
+    /// By call: the platform may serve one and fail another.
     streaks: [Streak; 3],
     evidence: Evidence,
-    held: HeldRequests,
+    pub(super) refusals: Refusals,
+    pub(super) held: HeldRequests,
     slow_start: SlowStart,
-    paused_clock: PausedClock,
+    pub(super) paused_clock: PausedClock,
 }
 
 impl GateState {
@@ -53,6 +55,7 @@ impl GateState {
             breaker: None,
             streaks: Default::default(),
             evidence: Evidence::default(),
+            refusals: Refusals::default(),
             held: HeldRequests::default(),
             slow_start: SlowStart::default(),
             paused_clock: PausedClock::default(),
@@ -112,7 +115,7 @@ impl GateState {
     /// not failed still waits to probe.
     pub(super) fn make_room(&mut self, caller: Caller, had_its_turn: bool) -> bool {
         let Some(breaker) = &mut self.breaker else { return false };
-        if breaker.cause != Cause::Down(Call::Session)
+        if !breaker.cause.is_session_outage()
             || breaker.rank(caller) == Rank::OtherWorkflow
             || self.held.is_ranked(Rank::OtherWorkflow)
         {
@@ -166,7 +169,7 @@ impl GateState {
         match &self.breaker {
             Some(breaker) if breaker.blocks(call) => {
                 if caller == Caller::IDLE
-                    && breaker.cause == Cause::Down(Call::Session)
+                    && (breaker.cause.is_session_outage() || call == Call::Deeplink)
                     && let Some(until) = self.held.attended_until(HALF_OPEN_AFTER, now)
                 {
                     return Decision::WaitUntil(until);
@@ -215,8 +218,9 @@ impl GateState {
             self.held.record_seen(now);
         }
         match result {
-            CallResult::Success => {
-                return (self.record_success(caller, call, now), FailureScope::Request);
+            CallResult::Success | CallResult::Rejected => {
+                let is_good = result == CallResult::Success;
+                return (self.record_success(caller, call, is_good, now), FailureScope::Request);
             }
             CallResult::RateLimited(wait) => {
                 let alone = self.record_retry_after(caller, wait, now);
@@ -230,10 +234,9 @@ impl GateState {
             CallResult::Unavailable(wait) => self.record_retry_after(caller, wait, now),
             _ => false,
         };
-        let (change, counts) = if result == CallResult::Refused {
-            (self.record_refusal(caller, now), true)
-        } else {
-            self.record_failure(caller, call, result, now)
+        let (change, counts) = match result {
+            CallResult::Refused(refusal) => (self.record_refusal(caller, call, refusal, now), true),
+            _ => self.record_failure(caller, call, result, now),
         };
         let scope = if alone {
             FailureScope::Deferred
@@ -253,7 +256,16 @@ impl GateState {
         self.breaker.as_mut().is_some_and(|breaker| breaker.release_probe(caller))
     }
 
-    fn record_success(&mut self, caller: Caller, call: Call, now: Instant) -> Option<Change> {
+    /// `is_good`: the platform did what it was asked for. It may reject a request while it refuses the key to others.
+    fn record_success(
+        &mut self,
+        caller: Caller,
+        call: Call,
+        is_good: bool,
+        now: Instant,
+    ) -> Option<Change> {
+        let proves_url =
+            call == Call::Deeplink && is_good && self.refusals.record_good(caller, now);
         self.slow_start.record_success(now);
         match call {
             // A session needs a token, so both calls work.
@@ -265,7 +277,11 @@ impl GateState {
             Call::Token => self.streaks[call as usize] = Streak::default(),
         }
         let breaker = self.breaker.as_mut()?;
-        if breaker.is_closed_by(caller, call) {
+        let is_refused = matches!(breaker.cause, Cause::Refused(_));
+        if proves_url || (breaker.is_closed_by(caller, call) && (is_good || !is_refused)) {
+            if is_refused {
+                self.refusals.end_pause(caller);
+            }
             self.breaker = None;
             self.held.recount(None);
             return Some(Change::Closed);
@@ -332,21 +348,8 @@ impl GateState {
         (down.then(|| self.open(Cause::Down(call), caller, now)), counts)
     }
 
-    fn record_refusal(&mut self, caller: Caller, now: Instant) -> Option<Change> {
-        match &mut self.breaker {
-            Some(breaker) if breaker.cause == Cause::Refused => {
-                breaker.record_failed(caller, Call::Token);
-                breaker.end_failed_probe(caller);
-                self.held.recount(self.breaker.as_ref());
-                None
-            }
-            // Even if the platform was down, it responds again, and refuses the token call.
-            _ => Some(self.open(Cause::Refused, caller, now)),
-        }
-    }
-
     /// Opens the breaker. `caller` is the one whose call failed last.
-    fn open(&mut self, cause: Cause, caller: Caller, now: Instant) -> Change {
+    pub(super) fn open(&mut self, cause: Cause, caller: Caller, now: Instant) -> Change {
         let mut breaker = OpenBreaker::new(cause, now);
         let streaks = std::mem::take(&mut self.streaks);
         match cause {
@@ -355,7 +358,7 @@ impl GateState {
                     breaker.record_failed(caller, call);
                 }
             }
-            Cause::Refused => breaker.record_failed(caller, Call::Token),
+            Cause::Refused(call) => breaker.record_failed(caller, call),
         }
         self.slow_start.restart();
         self.breaker = Some(breaker);

@@ -1,6 +1,9 @@
 //! The state behind the API calls, and what they do to it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::StatusCode;
 use rand::{SeedableRng, rngs::StdRng};
@@ -11,7 +14,7 @@ use super::{
     options::Options,
     record::Recorder,
     request::{Refusal, SessionRequest},
-    tokens::{NOT_LIVE, Opened, StoredSession, Tokens},
+    tokens::{NOT_LIVE, OTHER_REQUEST, Opened, StoredSession, Tokens},
 };
 
 const WRONG_KEY: Refusal =
@@ -60,21 +63,69 @@ impl Backend {
         request: Result<SessionRequest, Refusal>,
         idempotency_key: Option<&str>,
         now: Instant,
-    ) -> Result<&StoredSession, Refusal> {
+    ) -> Result<StoredSession, Refusal> {
         // Checked before the request, so that an unauthorized caller learns nothing about it.
         let token = str::from_utf8(authorization).map_err(|_| NOT_LIVE)?;
         let token = self.tokens.live(token, now)?;
-        let SessionRequest { user, workflow, locale } = request?;
         let id = generate::session_id(&mut self.rng).into();
-        let idempotency_key = idempotency_key.map(Into::into);
-        let session = StoredSession { id, user, workflow, locale, idempotency_key };
-        match token.open(session, options.honour_idempotency_key)? {
+        let session = stored(request?, id, idempotency_key, options, now);
+        let session = match token.open(session, options.honour_idempotency_key)? {
             Opened::New(session) => {
                 self.recorder.add_session(&session.user, &session.workflow);
-                Ok(session)
+                session.clone()
             }
-            Opened::Repeated(session) => Ok(session),
+            Opened::Repeated(session) => session.clone(),
+        };
+        let token = str::from_utf8(authorization).unwrap_or_default();
+        self.tokens.index_session(&session.id, token);
+        Ok(session)
+    }
+
+    /// Makes a session and its token, or returns those that an earlier call with the same key made.
+    /// Also returns when the token expires.
+    pub(super) fn make_deeplink(
+        &mut self,
+        options: &Options,
+        authorization: &[u8],
+        request: Result<(SessionRequest, Duration), Refusal>,
+        idempotency_key: Option<&str>,
+        now: Instant,
+    ) -> Result<(Arc<str>, StoredSession, Instant), Refusal> {
+        if authorization != options.api_key.as_bytes() {
+            return Err(WRONG_KEY);
         }
+        let (request, ttl) = request?;
+        let repeated = idempotency_key.filter(|_| options.honour_idempotency_key);
+        if let Some(earlier) = repeated.and_then(|key| self.tokens.deeplink_of(key)) {
+            let is_same = earlier.1.user == request.user && earlier.1.workflow == request.workflow;
+            return if is_same { Ok(earlier) } else { Err(OTHER_REQUEST) };
+        }
+        let token = self.issue_token(options, authorization, Ok(ttl), now)?;
+        let session =
+            self.make_session(options, token.as_bytes(), Ok(request), idempotency_key, now)?;
+        if let Some(key) = idempotency_key {
+            self.tokens.index_key(key, &token);
+        }
+        Ok((token.into(), session, now + ttl))
+    }
+}
+
+fn stored(
+    request: SessionRequest,
+    id: Box<str>,
+    idempotency_key: Option<&str>,
+    options: &Options,
+    now: Instant,
+) -> StoredSession {
+    let SessionRequest { user, workflow, locale } = request;
+    StoredSession {
+        id,
+        user,
+        workflow,
+        locale,
+        idempotency_key: idempotency_key.map(Into::into),
+        times_out_at: options.session_lifetime.map(|life| now + life),
+        end: None,
     }
 }
 

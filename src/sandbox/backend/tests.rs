@@ -1,8 +1,5 @@
 use super::*;
-use crate::sandbox::{
-    options::TokenAlphabet,
-    tokens::{OTHER_REQUEST, USED},
-};
+use crate::sandbox::{options::TokenAlphabet, tokens::USED};
 
 const MINUTE: Result<Duration, Refusal> = Ok(Duration::from_secs(60));
 
@@ -33,7 +30,7 @@ fn a_session_requires_the_exact_token() {
     let now = Instant::now();
     let token = backend.issue_token(&options, b"sandbox-key", MINUTE, now).unwrap();
     let mut open =
-        |token: &[u8], request| backend.make_session(&options, token, request, None, now).cloned();
+        |token: &[u8], request| backend.make_session(&options, token, request, None, now);
     assert_eq!(open(b"sandbox-key", request()), Err(NOT_LIVE));
     assert_eq!(open(b"\xff", request()), Err(NOT_LIVE));
     assert_eq!(open(b"tr-unknown", Err(USED)), Err(NOT_LIVE));
@@ -41,6 +38,29 @@ fn a_session_requires_the_exact_token() {
     assert!(open(token.as_bytes(), request()).is_ok());
     assert_eq!(open(token.as_bytes(), request()), Err(USED));
     assert_eq!(backend.recorder.counts.sessions_made, 1);
+}
+
+#[test]
+fn a_deeplink_call_is_repeated_by_its_key_when_enabled() {
+    let now = Instant::now();
+    for honour_idempotency_key in [false, true] {
+        let options = Options { honour_idempotency_key, ..Options::default() };
+        let mut backend = Backend::new(&options);
+        let mut call = |authorization: &[u8], key, user: &str| {
+            let request = SessionRequest { user: user.into(), ..request().unwrap() };
+            let request = Ok((request, Duration::from_secs(60)));
+            backend.make_deeplink(&options, authorization, request, key, now)
+        };
+        assert_eq!(call(b"tr-x", Some("k"), "ann"), Err(WRONG_KEY));
+        let first = call(b"sandbox-key", Some("k"), "ann").unwrap();
+        assert_eq!(first.2, now + Duration::from_secs(60));
+        let again = call(b"sandbox-key", Some("k"), "ann").unwrap();
+        assert_eq!(first == again, honour_idempotency_key);
+        assert_ne!(call(b"sandbox-key", Some("l"), "ann").unwrap().1.id, first.1.id);
+        assert_ne!(call(b"sandbox-key", None, "ann").unwrap().1.id, first.1.id);
+        let other = call(b"sandbox-key", Some("k"), "bob").err();
+        assert_eq!(other, honour_idempotency_key.then_some(OTHER_REQUEST));
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::call::Endpoint;
 pub(super) struct Faults {
     token: Option<Fault>,
     session: Option<Fault>,
+    deeplink: Option<Fault>,
 }
 
 /// How calls of an endpoint misbehave, and how many of them.
@@ -53,9 +54,9 @@ pub(super) enum Answer {
 }
 
 impl Faults {
-    /// The same fault for both endpoints. [`Fault::times`] counts for each separately.
+    /// The same fault for both calls of the two-call flow. [`Fault::times`] counts for each separately.
     pub(super) fn both(fault: Fault) -> Self {
-        Self { token: Some(fault.clone()), session: Some(fault) }
+        Self { token: Some(fault.clone()), session: Some(fault), deeplink: None }
     }
 
     /// Returns the fault of the next call, and counts the call as one of its [`Fault::times`].
@@ -63,6 +64,7 @@ impl Faults {
         let slot = match endpoint {
             Endpoint::Token => &mut self.token,
             Endpoint::Session => &mut self.session,
+            Endpoint::Deeplink => &mut self.deeplink,
         };
         let fault = slot.as_mut()?;
         match &mut fault.times {
@@ -89,6 +91,7 @@ impl Faults {
         struct FaultsJson {
             token: Option<Fault>,
             session: Option<Fault>,
+            deeplink: Option<Fault>,
             both: Option<Fault>,
         }
         let mut json = serde_json::Deserializer::from_slice(json);
@@ -106,9 +109,12 @@ impl Faults {
         };
         let token = validated("token", faults.token)?;
         let session = validated("session", faults.session)?;
+        let deeplink = validated("deeplink", faults.deeplink)?;
         match validated("both", faults.both)? {
-            None => Ok(Self { token, session }),
-            Some(fault) if token.is_none() && session.is_none() => Ok(Self::both(fault)),
+            None => Ok(Self { token, session, deeplink }),
+            Some(fault) if token.is_none() && session.is_none() => {
+                Ok(Self { deeplink, ..Self::both(fault) })
+            }
             Some(_) => Err("both: must not be combined with token or session".to_owned()),
         }
     }

@@ -4,12 +4,12 @@ use crate::units::millis;
 impl Faults {
     /// A fault of the token endpoint only.
     pub(in crate::sandbox) fn token(fault: Fault) -> Self {
-        Self { token: Some(fault), session: None }
+        Self { token: Some(fault), ..Self::default() }
     }
 
     /// A fault of the session endpoint only.
     pub(in crate::sandbox) fn session(fault: Fault) -> Self {
-        Self { token: None, session: Some(fault) }
+        Self { session: Some(fault), ..Self::default() }
     }
 }
 
@@ -75,7 +75,11 @@ fn faults_survive_a_json_round_trip() {
         Faults::both(Fault::status(503)),
         Faults::token(Fault::retry_after(429, 2).times(3)),
         Faults::session(Fault::body("<html>").carried_out()),
-        Faults { token: Some(Fault::redirect("https://x.example/")), session: Some(slow) },
+        Faults {
+            token: Some(Fault::redirect("https://x.example/")),
+            session: Some(slow),
+            deeplink: None,
+        },
         Faults::session(Fault::close().after(Duration::from_secs(1))),
     ] {
         assert_eq!(read(&faults.to_json().to_string()), Ok(faults));

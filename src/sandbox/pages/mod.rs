@@ -6,16 +6,30 @@ mod html;
 mod qr;
 mod texts;
 
-use std::time::{Duration, Instant};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use axum::{
+    body::to_bytes,
+    extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use self::{html::fill, texts::ErrorPage};
-use super::{app::App, inner_link::InnerLink, options::Options, query, tokens::StoredSession};
+use super::{
+    app::App,
+    inner_link::InnerLink,
+    options::Options,
+    query::{self, QueryError},
+    tokens::{LinkError, SessionEnd, StoredSession},
+};
+
+/// Longest accepted form, in bytes.
+const MAX_FORM: usize = 1024;
 
 const LAYOUT: &str = include_str!("layout.html");
 const STYLE: &str = include_str!("style.css");
@@ -26,9 +40,7 @@ const ERROR: &str = include_str!("error.html");
 
 /// Shows what the sandbox is and what it offers.
 pub(super) fn index(options: &Options, headers: &HeaderMap) -> Response {
-    let base = options.public_url.clone().unwrap_or_else(|| {
-        format!("http://{}{}", host(headers).unwrap_or("127.0.0.1:8085"), options.path_prefix)
-    });
+    let base = options.base_url(host(headers));
     let key = if options.api_key == Options::DEFAULT_API_KEY { &options.api_key } else { "…" };
     // The worker accepts plain http for loopback hosts only.
     let needs_no_setting = ["http://127.", "http://localhost", "http://[::1]", "https://"]
@@ -37,7 +49,7 @@ pub(super) fn index(options: &Options, headers: &HeaderMap) -> Response {
     let content = fill(
         INDEX,
         &[
-            ("base", base.trim_end_matches('/')),
+            ("base", &base),
             ("key", key),
             ("prefix", &options.path_prefix),
             ("allow-http", if needs_no_setting { "" } else { texts::ALLOW_HTTP }),
@@ -75,12 +87,9 @@ pub(super) fn capture(query: Option<&str>, headers: &HeaderMap) -> Response {
 
 /// The page on the person's device: shows the session, or why the link opens none.
 pub(super) fn mobile(app: &App, query: Option<&str>) -> Response {
-    let query = query.unwrap_or_default();
-    let authorization = query::parameter(query, "authorization");
-    let session_id = query::parameter(query, "sessionId");
-    let (authorization, session_id) = match (authorization, session_id) {
-        (Ok(authorization), Ok(session_id)) => (authorization, session_id),
-        (Err(error), _) | (_, Err(error)) => return error_page(ErrorPage::query(error)),
+    let (authorization, session_id) = match link_parameters(query.unwrap_or_default()) {
+        Ok(parameters) => parameters,
+        Err(error) => return error_page(ErrorPage::query(error)),
     };
     let now = Instant::now();
     let found = app.backend().tokens.find(&authorization, &session_id, now);
@@ -90,6 +99,30 @@ pub(super) fn mobile(app: &App, query: Option<&str>) -> Response {
         }
         Err(error) => error_page(ErrorPage::link(error)),
     }
+}
+
+/// Ends the session of the page whose button was clicked.
+pub(super) async fn end_session(app: &App, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, MAX_FORM).await.unwrap_or_default();
+    let end = match &body[..] {
+        b"end=finish" => SessionEnd::Finished,
+        b"end=close" => SessionEnd::Closed,
+        _ => return error_page(ErrorPage::form()),
+    };
+    let (authorization, session_id) = match link_parameters(parts.uri.query().unwrap_or_default()) {
+        Ok(parameters) => parameters,
+        Err(error) => return error_page(ErrorPage::query(error)),
+    };
+    let ended = app.backend().tokens.end_session(&authorization, &session_id, end, Instant::now());
+    error_page(match ended {
+        Ok(_) => ErrorPage { status: StatusCode::OK, ..ErrorPage::link(LinkError::Ended(end)) },
+        Err(error) => ErrorPage::link(error),
+    })
+}
+
+fn link_parameters(query: &str) -> Result<(Cow<'_, str>, Cow<'_, str>), QueryError> {
+    Ok((query::parameter(query, "authorization")?, query::parameter(query, "sessionId")?))
 }
 
 fn session_page(session: &StoredSession, left: Duration) -> Response {
@@ -136,7 +169,7 @@ fn page(status: StatusCode, title: &str, kind: &str, content: &str) -> Response 
         (
             header::CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; \
-             form-action 'none'; frame-ancestors 'none'",
+             form-action 'self'; frame-ancestors 'none'",
         ),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),

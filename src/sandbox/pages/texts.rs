@@ -5,7 +5,11 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use time::OffsetDateTime;
 
-use crate::sandbox::{inner_link::InnerLinkError, query::QueryError, tokens::LinkError};
+use crate::sandbox::{
+    inner_link::InnerLinkError,
+    query::QueryError,
+    tokens::{LinkError, SessionEnd},
+};
 
 /// Shown in place of a QR code.
 pub(super) const NO_QR: &str = "<p id=\"qr\" class=\"no-qr\">This link is too long for a QR code. \
@@ -89,8 +93,30 @@ impl ErrorPage {
                 "This link does not match",
                 "Its token is valid, but belongs to another session.",
             ),
+            LinkError::Ended(end) => (
+                StatusCode::GONE,
+                "This verification is over",
+                match end {
+                    SessionEnd::Finished => "It was finished. Its link opens nothing any more.",
+                    SessionEnd::Closed => {
+                        "It was closed before it was finished. Its link opens nothing any more."
+                    }
+                    SessionEnd::TimedOut => {
+                        "It was not finished in the time that its workflow allows."
+                    }
+                },
+            ),
         };
         Self { status, title, problem: problem.to_owned(), remedy: GET_NEW_LINK }
+    }
+
+    pub(super) fn form() -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            title: "Nothing was changed",
+            problem: "The page that sent this form is not one of the sandbox.".to_owned(),
+            remedy: "Open your link again.",
+        }
     }
 
     pub(super) fn not_found() -> Self {

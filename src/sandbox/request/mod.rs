@@ -36,6 +36,20 @@ pub(super) struct SessionRequest {
 
 /// Parses a token call and returns the token's lifetime. Invalid values are recorded, too.
 pub(super) fn token(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
+    ttl(call, record)
+}
+
+/// Parses a deeplink call: a session call that also gives the lifetime.
+pub(super) fn deeplink(
+    call: &ApiCall,
+    record: &mut CallRecord,
+) -> Result<(SessionRequest, Duration), Refusal> {
+    let session = session(call, record);
+    let ttl = ttl(call, record);
+    Ok((session?, ttl?))
+}
+
+fn ttl(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
     #[derive(Deserialize)]
     struct TokenCallBody {
         ttl: u64,

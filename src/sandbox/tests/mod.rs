@@ -176,3 +176,64 @@ async fn expired_tokens_are_refused() {
     assert_eq!(send(&sandbox, "DELETE /sandbox/tokens", &[], "").await.status, Some(204));
     assert_eq!(post_session(&sandbox, &expired, "k").await.status, Some(401));
 }
+
+#[tokio::test]
+async fn a_deeplink_is_made_by_one_call_and_ended_on_its_page() {
+    let options = Options { token_alphabet: TokenAlphabet::Hostile, ..Options::default() };
+    let sandbox = start(options).await;
+    let headers = [("authorization", KEY), ("content-type", "application/json")];
+    let body = r#"{"metadata":{"externalUserId":"ann"},"ttl":60}"#;
+    let call = "POST /api/v1/deeplink?workflowId=w%201";
+    let mut links = Vec::new();
+    for _ in 0..2 {
+        let made = send(&sandbox, call, &headers, body).await;
+        assert_eq!(made.status, Some(200), "{}", made.body);
+        assert_eq!(made.json()["workflowIds"], json!(["w 1"]));
+        let time = |name: &str| {
+            let text = made.json()[name].as_str().unwrap().to_owned();
+            assert_eq!((text.len(), &text[23..]), (24, "Z"), "{text}");
+            crate::message::parse_date_time(&text).unwrap()
+        };
+        let life = time("expiresAt").duration_since(time("createdAt")).unwrap();
+        assert_eq!(life, Duration::from_secs(60));
+        links.push(made.json()["url"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(sandbox.stats().deeplink_calls.total, 2);
+    assert_eq!(sandbox.stats().sessions_made, 2);
+
+    let page = |link: &str| link.strip_prefix(&sandbox.url()).unwrap().to_owned();
+    for (link, end, text, status) in
+        [(&links[0], "finish", "It was finished.", 2), (&links[1], "close", "It was closed", 0)]
+    {
+        assert_eq!(get(&sandbox, &page(link)).await.status, Some(200));
+        let session = format!("GET /api/sessions/{}", link.split_once("sessionId=").unwrap().1);
+        let before = send(&sandbox, &session, &[("authorization", KEY)], "").await;
+        assert_eq!(before.json()["status"], 0);
+        assert_eq!(send(&sandbox, &session, &[], "").await.status, Some(401));
+        let button = format!("POST {}", page(link));
+        let wrong = send(&sandbox, &button, &[], "end=other").await;
+        assert_eq!(wrong.status, Some(400));
+        let over = send(&sandbox, &button, &[], &format!("end={end}")).await;
+        assert!(over.status == Some(200) && over.body.contains(text), "{}", over.body);
+        let opened = get(&sandbox, &page(link)).await;
+        assert!(opened.status == Some(410) && opened.body.contains(text), "{}", opened.body);
+        let after = send(&sandbox, &session, &[("authorization", KEY)], "").await;
+        assert_eq!(after.json()["status"], status);
+    }
+    assert_eq!(get(&sandbox, "/api/health").await.status, Some(200));
+    let unknown = send(&sandbox, "GET /api/sessions/x", &[("authorization", KEY)], "").await;
+    assert_eq!(unknown.status, Some(404));
+    let refused = send(&sandbox, call, &headers[1..], body).await;
+    assert_eq!(refused.status, Some(401));
+}
+
+#[tokio::test]
+async fn sessions_may_end_before_their_tokens() {
+    let session_lifetime = Some(Duration::ZERO);
+    let sandbox = start(Options { session_lifetime, ..Options::default() }).await;
+    let token = token(&sandbox).await;
+    let id = post_session(&sandbox, &token, "k").await.json()["id"].clone();
+    let path = format!("/mobile?authorization={token}&sessionId={}", id.as_str().unwrap());
+    let page = get(&sandbox, &path).await;
+    assert!(page.status == Some(410) && page.body.contains("not finished in the time"));
+}

@@ -27,6 +27,10 @@ pub(super) const OTHER_REQUEST: Refusal = Refusal::new(
 
 pub(super) struct Tokens {
     tokens: HashMap<Arc<str>, StoredToken>,
+    /// The token of each session, by the session's id.
+    by_session: HashMap<Box<str>, Arc<str>>,
+    /// The token of each deeplink, by the key of the call that made it.
+    by_key: HashMap<Box<str>, Arc<str>>,
     by_expiry: BTreeSet<(Instant, Arc<str>)>,
     max_tokens: usize,
 }
@@ -43,6 +47,21 @@ pub(super) struct StoredSession {
     pub(super) workflow: Arc<str>,
     pub(super) locale: Option<Box<str>>,
     pub(super) idempotency_key: Option<Box<str>>,
+    /// When its workflow ends it.
+    pub(super) times_out_at: Option<Instant>,
+    /// How it has ended, unless by time.
+    pub(super) end: Option<SessionEnd>,
+}
+
+/// How a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SessionEnd {
+    /// The person finished the verification.
+    Finished,
+    /// The person closed it before its end.
+    Closed,
+    /// Its lifetime is over.
+    TimedOut,
 }
 
 /// A session that a call opened.
@@ -59,11 +78,18 @@ pub(super) enum LinkError {
     Unknown,
     Expired,
     OtherSession,
+    Ended(SessionEnd),
 }
 
 impl Tokens {
     pub(super) fn new() -> Self {
-        Self { tokens: HashMap::new(), by_expiry: BTreeSet::new(), max_tokens: MAX_TOKENS }
+        Self {
+            tokens: HashMap::new(),
+            by_session: HashMap::new(),
+            by_key: HashMap::new(),
+            by_expiry: BTreeSet::new(),
+            max_tokens: MAX_TOKENS,
+        }
     }
 
     /// Adds a token, and drops those that expired some time ago.
@@ -72,11 +98,64 @@ impl Tokens {
             && (*expired_at + EXPIRED_KEPT <= now || self.tokens.len() >= self.max_tokens)
             && let Some((_, token)) = self.by_expiry.pop_first()
         {
-            self.tokens.remove(&token);
+            self.remove(&token);
         }
         let token: Arc<str> = token.into();
         self.by_expiry.insert((expires_at, Arc::clone(&token)));
         self.tokens.insert(token, StoredToken { expires_at, session: None });
+    }
+
+    fn remove(&mut self, token: &str) {
+        let session = self.tokens.remove(token).and_then(|token| token.session);
+        if let Some(session) = session {
+            self.by_session.remove(&session.id);
+            if let Some(key) = &session.idempotency_key
+                && self.by_key.get(key).is_some_and(|of_key| **of_key == *token)
+            {
+                self.by_key.remove(key);
+            }
+        }
+    }
+
+    /// Makes a token's session known by its id.
+    pub(super) fn index_session(&mut self, session_id: &str, token: &str) {
+        if let Some((token, _)) = self.tokens.get_key_value(token) {
+            self.by_session.insert(session_id.into(), Arc::clone(token));
+        }
+    }
+
+    /// Makes a deeplink known by the key of the call that made it.
+    pub(super) fn index_key(&mut self, key: &str, token: &str) {
+        if let Some((token, _)) = self.tokens.get_key_value(token) {
+            self.by_key.insert(key.into(), Arc::clone(token));
+        }
+    }
+
+    /// Returns the deeplink that an earlier call with this key made: its token, session and expiry.
+    pub(super) fn deeplink_of(&self, key: &str) -> Option<(Arc<str>, StoredSession, Instant)> {
+        let name = self.by_key.get(key)?;
+        let token = self.tokens.get(name)?;
+        Some((Arc::clone(name), token.session.clone()?, token.expires_at))
+    }
+
+    /// Returns a session by its id.
+    pub(super) fn session(&self, session_id: &str) -> Option<&StoredSession> {
+        self.tokens.get(self.by_session.get(session_id)?)?.session.as_ref()
+    }
+
+    /// Ends the session that a link opens.
+    pub(super) fn end_session(
+        &mut self,
+        token: &str,
+        session_id: &str,
+        end: SessionEnd,
+        now: Instant,
+    ) -> Result<StoredSession, LinkError> {
+        self.find(token, session_id, now)?;
+        let session = self.tokens.get_mut(token).and_then(|token| token.session.as_mut());
+        let session = session.ok_or(LinkError::Unknown)?;
+        session.end = Some(end);
+        Ok(session.clone())
     }
 
     /// Returns a token that was issued and has not expired.
@@ -92,12 +171,18 @@ impl Tokens {
         now: Instant,
     ) -> Result<(StoredSession, Instant), LinkError> {
         let token = self.tokens.get(token).ok_or(LinkError::Unknown)?;
-        if token.expires_at <= now {
-            return Err(LinkError::Expired);
-        }
-        match &token.session {
-            Some(session) if &*session.id == session_id => Ok((session.clone(), token.expires_at)),
-            _ => Err(LinkError::OtherSession),
+        let session = token.session.as_ref().filter(|session| &*session.id == session_id);
+        match session {
+            Some(StoredSession { end: Some(end), .. }) => Err(LinkError::Ended(*end)),
+            _ if token.expires_at <= now => Err(LinkError::Expired),
+            Some(session) if session.times_out_at.is_some_and(|at| at <= now) => {
+                Err(LinkError::Ended(SessionEnd::TimedOut))
+            }
+            Some(session) => {
+                let times_out_at = session.times_out_at.unwrap_or(token.expires_at);
+                Ok((session.clone(), token.expires_at.min(times_out_at)))
+            }
+            None => Err(LinkError::OtherSession),
         }
     }
 
@@ -107,6 +192,13 @@ impl Tokens {
         }
         self.by_expiry =
             self.tokens.iter().map(|(name, token)| (token.expires_at, Arc::clone(name))).collect();
+    }
+}
+
+impl StoredSession {
+    /// The status as the platform numbers it: 0 until it is finished, and after any other end.
+    pub(super) fn status(&self) -> u8 {
+        if self.end == Some(SessionEnd::Finished) { 2 } else { 0 }
     }
 }
 

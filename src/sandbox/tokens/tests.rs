@@ -21,6 +21,8 @@ fn session(id: &str, idempotency_key: Option<&str>) -> StoredSession {
         workflow: "onboarding".into(),
         locale: None,
         idempotency_key: idempotency_key.map(Into::into),
+        times_out_at: None,
+        end: None,
     }
 }
 
@@ -76,6 +78,28 @@ fn a_link_opens_its_own_session_until_it_expires() {
 }
 
 #[test]
+fn a_link_says_how_its_session_ended() {
+    let mut tokens = tokens_with(&[("t", 60), ("u", 60)]);
+    tokens.live("t", second(1)).unwrap().open(session("1", None), false).unwrap();
+    let timed = StoredSession { times_out_at: Some(second(30)), ..session("2", None) };
+    tokens.live("u", second(1)).unwrap().open(timed.clone(), false).unwrap();
+    assert_eq!(tokens.find("u", "2", second(29)), Ok((timed, second(30))));
+    let timed_out = Err(LinkError::Ended(SessionEnd::TimedOut));
+    assert_eq!(tokens.find("u", "2", second(30)), timed_out);
+    assert_eq!(tokens.find("u", "2", second(60)), Err(LinkError::Expired));
+
+    tokens.index_session("1", "t");
+    assert_eq!(tokens.session("1").unwrap().status(), 0);
+    let wrong = tokens.end_session("t", "2", SessionEnd::Finished, second(2));
+    assert_eq!(wrong, Err(LinkError::OtherSession));
+    assert!(tokens.end_session("t", "1", SessionEnd::Finished, second(2)).is_ok());
+    let ended = LinkError::Ended(SessionEnd::Finished);
+    assert_eq!(tokens.end_session("t", "1", SessionEnd::Closed, second(3)), Err(ended));
+    assert_eq!(tokens.find("t", "1", second(99)), Err(ended));
+    assert_eq!(tokens.session("1").unwrap().status(), 2);
+}
+
+#[test]
 fn an_expired_token_is_dropped_after_ten_minutes() {
     let mut tokens = tokens_with(&[("t", 60)]);
     tokens.add("u", second(700), second(659));
@@ -92,6 +116,14 @@ fn a_full_store_drops_the_token_that_expires_first() {
     assert!(tokens.live("soon", second(1)).is_err());
     assert!(tokens.live("late", second(1)).is_ok() && tokens.live("new", second(1)).is_ok());
     assert_eq!(tokens.by_expiry.len(), tokens.tokens.len());
+
+    tokens.live("late", second(1)).unwrap().open(session("1", Some("k")), false).unwrap();
+    tokens.index_session("1", "late");
+    tokens.index_key("k", "late");
+    assert!(tokens.deeplink_of("k").is_some());
+    tokens.add("newer", second(90), second(1));
+    assert!(tokens.session("1").is_none() && tokens.deeplink_of("k").is_none());
+    assert!(tokens.by_session.is_empty() && tokens.by_key.is_empty());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The gate: requests that are held while the platform is paused.
 
 mod breaker;
-mod checks;
+pub mod checks;
 mod conflict;
 mod delivery_limit;
 mod held_requests;

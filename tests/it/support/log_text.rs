@@ -46,6 +46,11 @@ pub const FAILED_EVENT_UNROUTABLE: &str = "handoff.failed unroutable: no queue i
 // The platform and the gate before it.
 pub const BREAKER_OPEN: &str = "platform paused: circuit breaker open";
 pub const TOKEN_REFUSED: &str = "platform paused: token call refused, check API key and URL";
+pub const DEEPLINK_REFUSED: &str =
+    "platform paused: deeplink call refused, check API key, URL and flow";
+pub const HALF_OPEN_FOR_NEXT: &str =
+    "no request is held: circuit breaker half-open, the next request is the probe";
+pub const EXPIRY_IGNORED: &str = "expiresAt of a deeplink is missing, unreadable or past: ignored";
 pub const RATE_LIMITED: &str = "platform paused: rate limited";
 /// The field of `RATE_LIMITED` with the pause in seconds.
 pub const RETRY_AFTER: &str = "retry_after_s";

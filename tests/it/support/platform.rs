@@ -189,7 +189,11 @@ impl Platform {
     }
 
     pub fn session_calls(&self) -> Vec<Call> {
-        self.calls().into_iter().filter(|call| !call.is_token()).collect()
+        self.calls().into_iter().filter(|call| call.endpoint == Endpoint::Session).collect()
+    }
+
+    pub fn deeplink_calls(&self) -> Vec<Call> {
+        self.calls().into_iter().filter(|call| call.endpoint == Endpoint::Deeplink).collect()
     }
 }
 
@@ -201,7 +205,20 @@ pub fn success(call: &Call) -> Answer {
             json!({ "authorization": token })
         }
         Endpoint::Session => json!({ "id": format!("session-{}", call.nth), "status": 0 }),
+        Endpoint::Deeplink => json!({
+            "url": deeplink(call.nth),
+            "createdAt": "2026-03-02T09:15:04.611Z",
+            "expiresAt": "2999-01-01T00:00:00.000Z",
+            "workflowIds": ["w"],
+        }),
     })
+}
+
+/// The link of the nth deeplink call.
+pub fn deeplink(nth: usize) -> String {
+    format!(
+        "http://127.0.0.1:1/eu/mobile?authorization=Token%20t0ken-must-not-leak+%C3%A9{nth}&sessionId=session-{nth}"
+    )
 }
 
 /// A script of successful answers, some of which wait for the latch.

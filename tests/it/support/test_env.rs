@@ -251,6 +251,11 @@ impl TestEnv {
         redis::delete_all(&mut redis::connect(&self.redis_url).await, &self.name).await;
     }
 
+    /// Deletes a value in Redis.
+    pub async fn delete_redis_value(&self, key: &str) {
+        redis::run(&mut redis::connect(&self.redis_url).await, &format!("DEL {key}")).await;
+    }
+
     /// Everything Redis holds for this test.
     pub async fn redis_entries(&self) -> Vec<RedisEntry> {
         redis::entries(&mut redis::connect(&self.redis_url).await, &self.name).await

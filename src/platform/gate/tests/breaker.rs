@@ -179,13 +179,20 @@ fn idle_token_call_ends_an_outage_of_token_calls() {
 fn refused_token_call_opens_the_breaker_until_a_later_token_call_succeeds() {
     let mut gate = TestGate::new();
     assert!(gate.try_start(1, Token) && gate.try_start(2, Token));
-    assert_eq!(gate.report(1, Token, CallResult::Refused), Some(Change::Opened(Cause::Refused)));
+    assert_eq!(
+        gate.report(1, Token, CallResult::Refused(Refusal::Setting)),
+        Some(Change::Opened(Cause::Refused(Token)))
+    );
     assert_eq!(gate.report(2, Token, CallResult::Success), None, "it began before the refusal");
     assert!(!gate.try_start(3, Token));
     // A caller that has a token may start its session.
     assert_eq!(gate.call(2, Session, CallResult::Success), None);
     for _ in 0..10 {
-        assert_eq!(gate.later(31_000).call(1, Token, CallResult::Refused), None, "no new change");
+        assert_eq!(
+            gate.later(31_000).call(1, Token, CallResult::Refused(Refusal::Setting)),
+            None,
+            "no new change"
+        );
     }
     assert_eq!(gate.later(31_000).call(1, Token, CallResult::Success), Some(Change::Closed));
 }
@@ -193,12 +200,12 @@ fn refused_token_call_opens_the_breaker_until_a_later_token_call_succeeds() {
 #[test]
 fn probes_of_a_refused_key_slow_down() {
     let mut gate = TestGate::new();
-    gate.call(1, Token, CallResult::Refused);
+    gate.call(1, Token, CallResult::Refused(Refusal::Setting));
     let mut last = gate.now;
     let mut pauses = vec![];
     while pauses.len() < 8 {
         if gate.try_start(1 + pauses.len() as u64 % 2, Token) {
-            gate.report(1 + pauses.len() as u64 % 2, Token, CallResult::Refused);
+            gate.report(1 + pauses.len() as u64 % 2, Token, CallResult::Refused(Refusal::Setting));
             pauses.push((gate.now - last).as_secs());
             last = gate.now;
         }
@@ -212,17 +219,17 @@ fn refusal_after_an_outage_changes_the_cause() {
     let mut gate = TestGate::new();
     gate.open(Token);
     assert_eq!(
-        gate.later(1_000).call(1, Token, CallResult::Refused),
-        Some(Change::Opened(Cause::Refused))
+        gate.later(1_000).call(1, Token, CallResult::Refused(Refusal::Setting)),
+        Some(Change::Opened(Cause::Refused(Token)))
     );
 }
 
 #[test]
 fn failure_after_a_refusal_is_probed_again_soon() {
     let mut gate = TestGate::new();
-    gate.call(1, Token, CallResult::Refused);
+    gate.call(1, Token, CallResult::Refused(Refusal::Setting));
     for _ in 0..6 {
-        gate.later(31_000).call(1, Token, CallResult::Refused);
+        gate.later(31_000).call(1, Token, CallResult::Refused(Refusal::Setting));
     }
     gate.later(31_000).call(1, Token, CallResult::Failure);
     assert_eq!(gate.later(1_100).call(1, Token, CallResult::Success), Some(Change::Closed));

@@ -1,5 +1,6 @@
 mod breaker;
 mod held;
+mod one_call;
 mod one_fails;
 mod retry_after;
 mod slow_start;
@@ -13,7 +14,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::{
-    decision::{CallResult, Caller, Cause, Change, Decision, FailureScope},
+    decision::{CallResult, Caller, Cause, Change, Decision, FailureScope, Refusal},
     state::GateState,
 };
 use crate::session::Call::{self, Session, Token};
@@ -132,7 +133,7 @@ proptest! {
                 _ => if let Some((caller, call)) = in_flight.pop() {
                     let result = match (what, call) {
                         (2, _) => CallResult::Success,
-                        (3, Token) => CallResult::Refused,
+                        (3, Token) => CallResult::Refused(Refusal::Setting),
                         (3, Session) => CallResult::RateLimited(Duration::from_secs(number)),
                         _ => CallResult::Failure,
                     };

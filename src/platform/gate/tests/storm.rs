@@ -45,7 +45,9 @@ async fn serve(gate: &Gate, n: u64, platform: Platform, mut rng: StdRng) {
             0..4 => Ok(()),
             4..7 => Err(transient(None)),
             7 => Err(transient(Some(Duration::from_secs(rng.random_range(0..4))))),
-            8 if call == Token => Err(CallError::Refused(reqwest::StatusCode::FORBIDDEN)),
+            8 if call == Token => {
+                Err(CallError::Refused { call: Token, status: reqwest::StatusCode::FORBIDDEN })
+            }
             8 => Err(CallError::Unauthorized),
             _ => return,
         };

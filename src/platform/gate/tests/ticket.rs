@@ -11,7 +11,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-const REFUSED: CallError = CallError::Refused(reqwest::StatusCode::UNAUTHORIZED);
+const REFUSED: CallError =
+    CallError::Refused { call: Token, status: reqwest::StatusCode::UNAUTHORIZED };
 const TIMEOUT: CallError =
     CallError::Transient { call: Session, cause: TransientCause::Timeout { sent: true } };
 

@@ -1,13 +1,14 @@
-//! The HTTP client for the two calls.
+//! The HTTP client. `two_calls` and `one_call` have the calls of the two flows.
+
+mod one_call;
+mod two_calls;
 
 use std::time::{Duration, Instant, SystemTime};
 use std::{fmt, sync::Arc};
 
 use reqwest::{
     RequestBuilder,
-    header::{
-        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER,
-    },
+    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -16,46 +17,39 @@ use url::Url;
 use super::{
     answer,
     connections::{ConnectionSettings, Connections, Reply, Reuse, TransportError},
+    deeplink::{self, Deeplink},
     error::{CallError, TransientCause},
-    gate::{CallPermit, FailedCall, FailureScope, Gate},
+    gate::{CallPermit, Gate},
     key::ReloadableKey,
     link::encode_component,
     rate_limit::RateLimiter,
-    repeat::result_of_repeat,
 };
 use crate::{
-    config::{PlatformSettings, Proxy, is_header_value},
-    hash,
-    message::{Request, RequestId, TraceContext},
+    config::{Flow, PlatformSettings, Proxy},
+    message::{Request, TraceContext},
     retry::parse_retry_after,
-    session::{Call, Token},
+    session::Call,
     telemetry::{
         metrics::Metrics,
         traces::{ServerAddress, Span},
     },
 };
 
-const TOKEN_ROUTE: &str = "/api/device/ephemeral";
-const SESSION_ROUTE: &str = "/api/sessions";
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Longest body that the worker reads of an answer, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// The text of `CallError` where a token is not a valid header value.
-const TOKEN_NOT_SENDABLE: &str = "a token that cannot be sent as a header";
-
-#[derive(Serialize)]
-struct TokenBody {
-    ttl: u64,
-}
-
 /// Calls the platform. Each call needs a permit of the gate.
 pub struct PlatformClient {
     connections: Connections,
     proxy: Option<Proxy>,
     token_url: Url,
     session_url: Url,
+    deeplink_url: Url,
+    /// Reads the answer of the one-call flow.
+    parse_deeplink: ParseAnswer<Deeplink>,
+    flow: Flow,
     server: ServerAddress,
     key: ReloadableKey,
     gate: Gate,
@@ -95,8 +89,14 @@ impl PlatformClient {
         Ok(Self {
             connections: Connections::new(connections).map_err(ClientBuildError::Tls)?,
             proxy: proxy.cloned(),
-            token_url: join(&settings.url, TOKEN_ROUTE),
-            session_url: join(&settings.url, SESSION_ROUTE),
+            token_url: join(&settings.url, Call::Token),
+            session_url: join(&settings.url, Call::Session),
+            deeplink_url: join(&settings.url, Call::Deeplink),
+            parse_deeplink: match settings.public_url {
+                Some(_) => deeplink::parse_replaceable,
+                None => deeplink::parse,
+            },
+            flow: settings.flow,
             server: ServerAddress::of(&settings.url),
             key: ReloadableKey::new(&settings.api_key).ok_or(ClientBuildError::ApiKey)?,
             has_rate_limit: rate_limiter.is_some(),
@@ -112,6 +112,9 @@ impl PlatformClient {
 
     /// Probes the platform whenever the circuit breaker is open and no request waits. Never returns.
     pub(crate) async fn probe_when_idle(&self) {
+        if self.flow == Flow::Deeplink {
+            return self.gate.half_open_when_idle().await;
+        }
         loop {
             self.gate.until_probe_needed().await;
             let mut ticket = self.gate.idle_ticket();
@@ -122,131 +125,6 @@ impl PlatformClient {
                 let _ = self.token(permit, &span).await;
             }
         }
-    }
-
-    /// Gets a token. A probe first reads the API key file again: the key may have been replaced.
-    ///
-    /// A refused call reads it, too. If the key has changed since, the gate does not learn of the refusal, and
-    /// the caller repeats the call with a permit of its own, with nothing spent.
-    ///
-    /// # Errors
-    /// [`CallError::Transient`] or [`CallError::Refused`].
-    pub(crate) async fn token(
-        &self,
-        permit: CallPermit<'_>,
-        span: &Span<'_>,
-    ) -> Result<Token, FailedCall> {
-        if permit.is_probe() {
-            self.key.reload().await;
-        }
-        // Taken before the call, so that the token never ends earlier than `expires_at`.
-        let requested_at = SystemTime::now();
-        let ends = self.connections.deadline();
-        let key = self.key.header();
-        let request = || {
-            let body = TokenBody { ttl: self.token_ttl.as_secs() };
-            self.post(self.token_url.clone(), key.clone(), &body)
-        };
-        let child = || span.call(Call::Token, TOKEN_ROUTE, &self.server);
-        let mut answer =
-            self.call(Call::Token, request(), child(), Reuse::Allowed, parse_token).await;
-        if self.was_ordinary_close(&permit, &answer) {
-            let http = request().timeout(ends.saturating_duration_since(Instant::now()));
-            answer = self.call(Call::Token, http, child(), Reuse::Avoided, parse_token).await;
-        }
-        if let Err(error @ CallError::Refused(_)) = &answer
-            && !permit.is_probe()
-        {
-            // Boxed to keep the caller's future small; this path is rare.
-            Box::pin(self.key.reload()).await;
-            if self.key.header() != key {
-                return Err(FailedCall { error: error.clone(), scope: FailureScope::Pause });
-            }
-        }
-        let token = permit.report(answer)?;
-        Ok(Token { value: token.into(), expires_at: requested_at + self.token_ttl })
-    }
-
-    /// Checks the API key: gets a token that lives 1 s, without passing the gate.
-    ///
-    /// Also returns the platform's time, if its answer has a valid `Date` header.
-    pub(crate) async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
-        let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
-        match self.connections.send(request, Reuse::Allowed).await {
-            Ok(mut reply) => {
-                let date = reply.header(DATE);
-                let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (read_answer(Call::Token, &mut reply, parse_token).await.map(drop), date)
-            }
-            Err(error) => {
-                (Err(CallError::from_transport(Call::Token, &error, self.proxy.as_ref())), None)
-            }
-        }
-    }
-
-    /// Starts a session with a token, and returns the session's id. `is_repeat`: the platform may be processing
-    /// an earlier try with the same token. `span` is the delivery's.
-    ///
-    /// # Errors
-    /// [`CallError::Transient`], [`CallError::Unauthorized`] or [`CallError::Rejected`].
-    pub(crate) async fn session(
-        &self,
-        permit: CallPermit<'_>,
-        request: &Request,
-        request_id: &RequestId,
-        token: &Token,
-        is_repeat: bool,
-        span: &Span<'_>,
-    ) -> Result<String, FailedCall> {
-        let ends = self.connections.deadline();
-        let send = |reuse| {
-            let http = self.session_request(request, request_id, token)?;
-            let http = match reuse {
-                Reuse::Allowed => http,
-                Reuse::Avoided => http.timeout(ends.saturating_duration_since(Instant::now())),
-            };
-            let span = span.call(Call::Session, SESSION_ROUTE, &self.server);
-            Some(self.call(Call::Session, http, span, reuse, answer::parse_session_id))
-        };
-        let Some(sent) = send(Reuse::Allowed) else {
-            return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
-        };
-        let mut answer = sent.await;
-        if self.was_ordinary_close(&permit, &answer)
-            && let Some(sent) = send(Reuse::Avoided)
-        {
-            // Sent again with the same token and key, as `handoff::calls` would a moment later.
-            answer = result_of_repeat(answer, sent.await);
-        }
-        if is_repeat {
-            // Before the gate learns of it: that an earlier try is unfinished is no good answer.
-            answer = answer.map_err(CallError::of_repeated_call);
-        }
-        permit.report(answer)
-    }
-
-    /// Returns `None` if the token is not a valid header value.
-    fn session_request(
-        &self,
-        request: &Request,
-        request_id: &RequestId,
-        token: &Token,
-    ) -> Option<RequestBuilder> {
-        #[derive(Serialize)]
-        struct SessionBody<'a, M> {
-            metadata: M,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            locale: Option<&'a str>,
-        }
-        let mut url = self.session_url.clone();
-        let workflow = encode_component(&request.workflow_id);
-        url.set_query(Some(&format!("workflowId={workflow}")));
-        let token_bytes = token.value.expose_secret().as_bytes();
-        let mut authorization = HeaderValue::from_bytes(token_bytes).ok()?;
-        authorization.set_sensitive(true);
-        let body = SessionBody { metadata: request.metadata(), locale: request.locale.as_deref() };
-        let key = idempotency_key(request_id, token);
-        Some(self.post(url, authorization, &body).header(IDEMPOTENCY_KEY, key))
     }
 
     /// Whether a call failed only because the platform had closed the connection since an earlier answer,
@@ -268,6 +146,14 @@ impl PlatformClient {
             && self.connections.may_have_been_reused()
     }
 
+    /// Reads the API key's file again after a refused call. Returns whether the key has changed since the call, which
+    /// is then repeated with nothing spent.
+    async fn has_new_key(&self, sent: &HeaderValue) -> bool {
+        // Boxed to keep the caller's future small; this path is rare.
+        Box::pin(self.key.reload()).await;
+        self.key.header() != *sent
+    }
+
     fn post(&self, url: Url, authorization: HeaderValue, body: &impl Serialize) -> RequestBuilder {
         // Cannot fail: the bodies are maps with text keys, text and numbers.
         let body = serde_json::to_vec(body).unwrap_or_default();
@@ -280,18 +166,20 @@ impl PlatformClient {
             .body(body)
     }
 
-    /// Sends a request, reads the answer, and records both in metrics and the span.
+    /// Sends a request, reads the answer, and records both in metrics and a span below the delivery's.
     ///
     /// Not an `async fn`: the future then holds only what it needs while it waits for the answer, not
     /// the request, which reqwest has taken over by then.
     fn call<'a, T>(
         &'a self,
-        call: Call,
+        permit: &'a CallPermit<'a>,
         mut request: RequestBuilder,
-        mut span: Span<'a>,
+        delivery: &'a Span<'a>,
         reuse: Reuse,
         parse: ParseAnswer<T>,
     ) -> impl Future<Output = Result<T, CallError>> + use<'a, T> {
+        let call = permit.call();
+        let mut span = delivery.call(call, route(call), &self.server);
         request = request.header(TRACEPARENT, span.context().parent());
         if let Some(state) = span.context().state() {
             request = request.header(TRACESTATE, state);
@@ -306,6 +194,7 @@ impl PlatformClient {
                 }
                 Err(error) => Err(CallError::from_transport(call, &error, self.proxy.as_ref())),
             };
+            let answer = answer.map_err(|error| permit.judge(error));
             let outcome = answer.as_ref().map_or_else(CallError::label, |_| "ok");
             let now = Instant::now();
             self.metrics.platform.called(call, outcome, now - start);
@@ -323,11 +212,6 @@ impl PlatformClient {
 
 /// Reads what a call is for out of its answer's body. The error says what the body is instead.
 type ParseAnswer<T> = fn(&[u8]) -> Result<T, &'static str>;
-
-fn parse_token(body: &[u8]) -> Result<String, &'static str> {
-    let token = answer::parse_token(body)?;
-    if is_header_value(&token) { Ok(token) } else { Err(TOKEN_NOT_SENDABLE) }
-}
 
 async fn read_answer<T>(
     call: Call,
@@ -347,6 +231,14 @@ async fn read_answer<T>(
     })
 }
 
+/// The URL of a call for the request's workflow.
+fn with_workflow(url: &Url, request: &Request) -> Url {
+    let mut url = url.clone();
+    let workflow = encode_component(&request.workflow_id);
+    url.set_query(Some(&format!("workflowId={workflow}")));
+    url
+}
+
 /// Reads a body in chunks, so that an endless one fails before it fills memory.
 async fn read_body(call: Call, reply: &mut Reply<'_>) -> Result<Vec<u8>, CallError> {
     let mut body = Vec::new();
@@ -360,14 +252,17 @@ async fn read_body(call: Call, reply: &mut Reply<'_>) -> Result<Vec<u8>, CallErr
     Ok(body)
 }
 
-/// The same for each try of a request with the same token; a hash, so that it reveals neither.
-fn idempotency_key(request_id: &RequestId, token: &Token) -> String {
-    hash::hex(&hash::of_pair(request_id.as_str(), token.value.expose_secret()))
+fn route(call: Call) -> &'static str {
+    match call {
+        Call::Token => "/api/device/ephemeral",
+        Call::Session => "/api/sessions",
+        Call::Deeplink => "/api/v1/deeplink",
+    }
 }
 
-fn join(base: &Url, route: &str) -> Url {
+fn join(base: &Url, call: Call) -> Url {
     let mut url = base.clone();
-    url.set_path(&format!("{}{route}", base.path().trim_end_matches('/')));
+    url.set_path(&format!("{}{}", base.path().trim_end_matches('/'), route(call)));
     url
 }
 
@@ -383,21 +278,4 @@ pub enum ClientBuildError {
     /// TLS cannot be set up; says why.
     #[error("cannot call the platform: {0}")]
     Tls(&'static str),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idempotency_keys_differ_by_request_and_token() {
-        let token =
-            |value: &str| Token { value: value.to_owned().into(), expires_at: SystemTime::now() };
-        let key = |id: &str, value: &str| idempotency_key(&RequestId::new(id), &token(value));
-        assert_eq!(key("r", "t"), key("r", "t"));
-        assert_ne!(key("r", "t"), key("r", "u"));
-        assert_ne!(key("r", "t"), key("s", "t"));
-        assert_ne!(key("rt", ""), key("r", "t"));
-        assert_eq!(key("r", "t").len(), 32);
-    }
 }

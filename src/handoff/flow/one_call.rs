@@ -1,0 +1,56 @@
+//! The one-call flow: the platform's answer is the link.
+
+use std::time::SystemTime;
+
+use super::make_session::MakeSession;
+use crate::{
+    cache::Lease,
+    handoff::{
+        calls::{CallBudget, Calls, Stopped},
+        job::Job,
+        log,
+    },
+    platform::Deeplink,
+    session::{Access, Call, Session},
+};
+
+pub(super) struct OneCall;
+
+impl MakeSession for OneCall {
+    const FIRST_CALL: Call = Call::Deeplink;
+
+    /// Makes a session. A repeated call carries the same `Idempotency-Key`, so that a platform that honours it
+    /// returns the session of an earlier try, whichever replica made that.
+    async fn make(
+        calls: &Calls,
+        job: &Job<'_>,
+        lease: Option<&Lease>,
+        budget: &mut CallBudget<'_>,
+    ) -> Result<Session, Stopped> {
+        // Without Redis, the number is not known.
+        let earlier_links = lease.map_or(0, |lease| lease.earlier_links);
+        let (Deeplink { url, session_id, expires_at }, asked) =
+            calls.deeplink(job, earlier_links, lease, budget).await?;
+        let lifetimes = calls.cache.lifetimes();
+        let made = |made_at: SystemTime| {
+            let mut limit = made_at + lifetimes.token;
+            if let Some(end) = expires_at.filter(|end| *end > made_at) {
+                limit = limit.min(end);
+            }
+            let expires_at = lifetimes.link_end(made_at, limit);
+            Session {
+                access: Access::Link(url.clone()),
+                id: session_id.clone(),
+                made_at,
+                expires_at,
+            }
+        };
+        if expires_at.is_none_or(|end| end <= asked.last_at) {
+            log::expiry_ignored(job.request_id);
+        }
+        // The first try may have made the session, unless that would have ended in the meantime.
+        let session = made(asked.first_at);
+        let is_live = lifetimes.reusable_until(&session) > SystemTime::now();
+        Ok(if is_live { session } else { made(asked.last_at) })
+    }
+}

@@ -1,0 +1,74 @@
+//! The two-call flow: a token and, with it, a session.
+
+use std::pin::pin;
+
+use super::make_session::MakeSession;
+use crate::{
+    cache::Lease,
+    handoff::{
+        background::with_background,
+        calls::{CallBudget, Calls, Stopped},
+        job::Job,
+    },
+    platform::CallError,
+    session::{Access, Call, Session},
+};
+
+pub(super) struct TwoCalls;
+
+impl MakeSession for TwoCalls {
+    const FIRST_CALL: Call = Call::Token;
+
+    /// Makes a session, with the token that an earlier holder of the lease saved, or with a new one.
+    async fn make(
+        calls: &Calls,
+        job: &Job<'_>,
+        lease: Option<&Lease>,
+        budget: &mut CallBudget<'_>,
+    ) -> Result<Session, Stopped> {
+        let stored = lease.and_then(|lease| lease.stored_token.clone());
+        let lifetimes = calls.cache.lifetimes();
+        // The earlier holder may have called with it, no earlier than the token began.
+        let mut tried_at = stored.as_ref().map(|token| lifetimes.token_start(token.expires_at));
+        let mut token = match stored {
+            Some(token) => token,
+            None => calls.token(job, lease, budget).await?,
+        };
+        let mut replaced = false;
+        loop {
+            let made = match lease {
+                // Saves the token for the next holder of the lease, in case this worker is killed during
+                // the session call. Best effort: the call does not wait for Redis.
+                Some(held) => {
+                    let call = pin!(calls.session(job, &token, tried_at, lease, budget));
+                    with_background(call, pin!(held.save_token(&token))).await
+                }
+                None => calls.session(job, &token, tried_at, lease, budget).await,
+            };
+            match made {
+                Ok((id, made_at)) => {
+                    let expires_at = lifetimes.link_end(made_at, token.expires_at);
+                    return Ok(Session {
+                        access: Access::Token(token.value),
+                        id,
+                        made_at,
+                        expires_at,
+                    });
+                }
+                Err(Stopped::TokenStale) => {}
+                // A refused token is replaced once. After `TokenUsed` it is always replaced: a call has
+                // failed before, so the retry budget or the deadline bounds it.
+                Err(stopped)
+                    if matches!(stopped, Stopped::TokenUsed)
+                        || (stopped.blames_token() && !replaced) =>
+                {
+                    replaced = true;
+                    calls.metrics.platform.retried(Call::Session, CallError::Unauthorized.label());
+                }
+                Err(stopped) => return Err(stopped),
+            }
+            token = calls.token(job, lease, budget).await?;
+            tried_at = None;
+        }
+    }
+}

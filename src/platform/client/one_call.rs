@@ -1,0 +1,108 @@
+//! The call of the one-call flow: for a link.
+
+use std::time::Instant;
+
+use reqwest::RequestBuilder;
+use serde::Serialize;
+
+use super::{IDEMPOTENCY_KEY, PlatformClient, with_workflow};
+use crate::{
+    hash,
+    message::{Request, RequestId},
+    platform::{
+        connections::Reuse,
+        deeplink::Deeplink,
+        error::CallError,
+        gate::{CallPermit, FailedCall, FailureScope},
+        repeat::result_of_repeat,
+    },
+    session::Call,
+    telemetry::traces::Span,
+};
+
+impl PlatformClient {
+    /// Makes a session and its link. `earlier_links`: how many links the request has had, all of them ended or
+    /// forgotten. `is_repeat`: the platform may be processing an earlier try with the same key.
+    ///
+    /// As with a token call, a probe and a refused call read the API key's file again.
+    ///
+    /// # Errors
+    /// [`CallError::Transient`], [`CallError::Refused`] or [`CallError::Rejected`].
+    pub(crate) async fn deeplink(
+        &self,
+        permit: CallPermit<'_>,
+        request: &Request,
+        request_id: &RequestId,
+        earlier_links: u32,
+        is_repeat: bool,
+        span: &Span<'_>,
+    ) -> Result<Deeplink, FailedCall> {
+        if permit.is_probe() {
+            // Boxed to keep the caller's future small; probes are rare.
+            Box::pin(self.key.reload()).await;
+        }
+        let ends = self.connections.deadline();
+        let key = self.key.header();
+        let http = || {
+            let http = self.deeplink_request(key.clone(), request);
+            http.header(IDEMPOTENCY_KEY, idempotency_key(request_id, earlier_links))
+        };
+        let parse = self.parse_deeplink;
+        let mut answer = self.call(&permit, http(), span, Reuse::Allowed, parse).await;
+        if self.was_ordinary_close(&permit, &answer) {
+            let http = http().timeout(ends.saturating_duration_since(Instant::now()));
+            let again = self.call(&permit, http, span, Reuse::Avoided, parse).await;
+            answer = result_of_repeat(answer, again);
+        }
+        if let Err(error @ CallError::Refused { .. }) = &answer
+            && !permit.is_probe()
+            && self.has_new_key(&key).await
+        {
+            return Err(FailedCall { error: error.clone(), scope: FailureScope::Pause });
+        }
+        if is_repeat {
+            // Before the gate learns of it: that an earlier try is unfinished is no good answer.
+            answer = answer.map_err(|error| error.of_repeated_call(Call::Deeplink));
+        }
+        permit.report(answer)
+    }
+
+    fn deeplink_request(
+        &self,
+        key: reqwest::header::HeaderValue,
+        request: &Request,
+    ) -> RequestBuilder {
+        #[derive(Serialize)]
+        struct DeeplinkBody<'a, M> {
+            metadata: M,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            locale: Option<&'a str>,
+            ttl: u64,
+        }
+        let body = DeeplinkBody {
+            metadata: request.metadata(),
+            locale: request.locale.as_deref(),
+            ttl: self.token_ttl.as_secs(),
+        };
+        self.post(with_workflow(&self.deeplink_url, request), key, &body)
+    }
+}
+
+/// The same for each try of a request, over retries, copies and crashes, until its link has ended or was forgotten.
+fn idempotency_key(request_id: &RequestId, earlier_links: u32) -> String {
+    hash::hex(&hash::of_pair(request_id.as_str(), &format!("deeplink {earlier_links}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idempotency_keys_differ_by_request_and_number_of_links() {
+        let key = |id: &str, links| idempotency_key(&RequestId::new(id), links);
+        assert_eq!(key("r", 0), key("r", 0));
+        assert_ne!(key("r", 0), key("r", 1));
+        assert_ne!(key("r", 0), key("s", 0));
+        assert_eq!(key("r", 0).len(), 32);
+    }
+}
