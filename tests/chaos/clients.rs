@@ -4,7 +4,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -48,16 +51,20 @@ pub struct Request {
 
 /// All producers and consumers around the workers.
 pub struct Clients {
-    url: String,
+    /// RabbitMQ's nodes.
+    urls: Vec<String>,
+    /// How often a client has connected: each time to the next node.
+    connects: AtomicUsize,
     pub requests: Mutex<HashMap<String, Request>>,
     /// The numbers of published requests, and of those with at least one event.
     counts: watch::Sender<(usize, usize)>,
 }
 
 impl Clients {
-    pub fn new(url: &str) -> Arc<Self> {
+    pub fn new(urls: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
-            url: url.to_owned(),
+            urls,
+            connects: AtomicUsize::new(0),
             requests: Mutex::default(),
             counts: watch::Sender::new((0, 0)),
         })
@@ -143,7 +150,9 @@ impl Clients {
     }
 
     async fn try_connect(&self) -> lapin::Result<Channel> {
-        let connection = Connection::connect(&self.url, ConnectionProperties::default()).await?;
+        let number = self.connects.fetch_add(1, Ordering::Relaxed);
+        let url = &self.urls[number % self.urls.len()];
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         channel.basic_qos(100, BasicQosOptions::default()).await?;

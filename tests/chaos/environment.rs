@@ -5,8 +5,8 @@ use std::{
     time::Instant,
 };
 
+use futures_util::future::join_all;
 use tokio::{
-    sync::MutexGuard,
     task::JoinSet,
     time::{sleep, sleep_until},
 };
@@ -15,7 +15,8 @@ use crate::{
     faults::{Fault, Network, Scope, Server},
     plan::PlannedFault,
     platform::Platform,
-    support::{Flow, Node},
+    servers::{Nodes, Topology},
+    support::Flow,
     tls::Tls,
     workers::Workers,
 };
@@ -40,26 +41,23 @@ pub struct Outage {
 pub struct Environment {
     pub workers: Workers,
     pub platform: Platform,
-    pub rabbitmq: Node,
-    pub redis: Node,
-    /// Allows one fault of a server at a time.
-    server_locks: [tokio::sync::Mutex<()>; 2],
+    pub rabbitmq: Nodes,
+    redis: Nodes,
     outages: Mutex<Vec<Outage>>,
     started: Instant,
 }
 
 impl Environment {
-    pub async fn start(idempotency: bool) -> Self {
-        let (rabbitmq, redis) = tokio::join!(Node::rabbitmq(), Node::redis());
+    pub async fn start(topology: Topology, idempotency: bool) -> Self {
+        let (rabbitmq, redis) = tokio::join!(Nodes::rabbitmq(topology), Nodes::redis());
         let platform = Platform::start(idempotency).await;
-        let tls = Tls::to(&rabbitmq.url, &redis.url, &platform.url).await;
+        let tls = Tls::to(&rabbitmq.urls(), &redis.urls(), &platform.url).await;
         let workers = Workers::start(tls).await;
         Self {
             workers,
             platform,
             rabbitmq,
             redis,
-            server_locks: Default::default(),
             outages: Mutex::default(),
             started: Instant::now(),
         }
@@ -89,23 +87,25 @@ impl Environment {
                 self.add_outage(OutageKind::WorkerStalled, Scope::One(slot), from);
             }
             Fault::KillServer(server, down_time) => {
-                let (node, _lock) = self.lock(server).await;
-                node.kill().await;
+                let (nodes, _lock) = self.server(server).some().await;
+                join_all(nodes.iter().map(|node| node.kill())).await;
                 sleep(down_time).await;
-                node.start().await;
+                join_all(nodes.iter().map(|node| node.start())).await;
                 self.server_restarted(server, from);
             }
             Fault::RestartServer(server) => {
-                let (node, _lock) = self.lock(server).await;
-                node.stop().await;
-                node.start().await;
+                let (nodes, _lock) = self.server(server).all().await;
+                for node in nodes {
+                    node.stop().await;
+                    node.start().await;
+                }
                 self.server_restarted(server, from);
             }
             Fault::FreezeServer(server, duration) => {
-                let (node, _lock) = self.lock(server).await;
-                node.freeze().await;
+                let (nodes, _lock) = self.server(server).some().await;
+                join_all(nodes.iter().map(|node| node.freeze())).await;
                 sleep(duration).await;
-                node.thaw().await;
+                join_all(nodes.iter().map(|node| node.thaw())).await;
             }
             Fault::HoldTraffic(network, scope, duration) => {
                 self.workers.set_flow(network, scope, Flow::Held);
@@ -121,12 +121,11 @@ impl Environment {
         }
     }
 
-    async fn lock(&self, server: Server) -> (&Node, MutexGuard<'_, ()>) {
-        let node = match server {
+    fn server(&self, server: Server) -> &Nodes {
+        match server {
             Server::Rabbitmq => &self.rabbitmq,
             Server::Redis => &self.redis,
-        };
-        (node, self.server_locks[server as usize].lock().await)
+        }
     }
 
     fn server_restarted(&self, server: Server, from: Instant) {

@@ -11,7 +11,11 @@ mod faults;
 mod ledger;
 mod plan;
 mod platform;
+#[path = "../clusters/rabbitmq/cluster.rs"]
+#[allow(dead_code, reason = "the tests of clusters use the rest")]
+mod rabbitmq_cluster;
 mod report;
+mod servers;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod support;
@@ -23,7 +27,9 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 
-use self::{clients::Clients, environment::Environment, plan::Plan, report::Report};
+use self::{
+    clients::Clients, environment::Environment, plan::Plan, report::Report, servers::Topology,
+};
 
 /// How long to wait for the last event once all faults are over. Some requests are in the last
 /// retry queue by then.
@@ -42,6 +48,9 @@ struct Args {
     /// How long to inject faults
     #[arg(long, default_value_t = 3)]
     minutes: u64,
+    /// Break single servers, or a RabbitMQ cluster of three nodes
+    #[arg(long, value_enum, default_value_t = Topology::Single)]
+    topology: Topology,
     /// Have the platform honour Idempotency-Key
     #[arg(long)]
     idempotency: bool,
@@ -65,8 +74,8 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
 
-    let environment = Arc::new(Environment::start(args.idempotency).await);
-    let clients = Clients::new(&environment.rabbitmq.url);
+    let environment = Arc::new(Environment::start(args.topology, args.idempotency).await);
+    let clients = Clients::new(environment.rabbitmq.urls());
     let receiver = tokio::spawn(Arc::clone(&clients).receive());
     environment.print(&format!("seed {}, {} requests", args.seed, plan.requests.len()));
     let fault_counts = plan.fault_counts();

@@ -11,30 +11,31 @@ const NAMES: [&str; 2] = ["127.0.0.1", "localhost"];
 
 pub struct Tls {
     authority: Authority,
-    pub rabbitmq: String,
-    pub redis: String,
+    /// The URLs of each server's nodes.
+    pub rabbitmq: Vec<String>,
+    pub redis: Vec<String>,
     /// The platform with HTTP/2 and HTTP/1.1, and with HTTP/1.1 alone.
     platforms: [Http2Front; 2],
-    _proxies: [TlsProxy; 2],
+    _proxies: Vec<TlsProxy>,
 }
 
 impl Tls {
     /// Starts it in front of the servers of these URLs.
-    pub async fn to(rabbitmq: &str, redis: &str, platform: &str) -> Self {
+    pub async fn to(rabbitmq: &[String], redis: &[String], platform: &str) -> Self {
         let authority = Authority::new();
         let identity = authority.issue(&NAMES);
-        let proxies =
-            [TlsProxy::to(rabbitmq, &identity).await, TlsProxy::to(redis, &identity).await];
+        let mut proxies = Vec::new();
+        let mut urls = Vec::new();
+        for url in rabbitmq.iter().chain(redis) {
+            let proxy = TlsProxy::to(url, &identity).await;
+            urls.push(tls_url(url, proxy.port()));
+            proxies.push(proxy);
+        }
+        let redis = urls.split_off(rabbitmq.len());
         let front = || Http2Front::to(platform, &identity, FrontOptions::default());
         let platforms = [front().await, front().await];
         platforms[1].set_protocols(Protocols::Http1);
-        Self {
-            authority,
-            rabbitmq: tls_url(rabbitmq, proxies[0].port()),
-            redis: tls_url(redis, proxies[1].port()),
-            platforms,
-            _proxies: proxies,
-        }
+        Self { authority, rabbitmq: urls, redis, platforms, _proxies: proxies }
     }
 
     /// The platform for a worker: every other one speaks HTTP/2.

@@ -36,7 +36,8 @@ pub struct Workers {
 struct Slot {
     number: usize,
     settings: Settings,
-    proxies: [Proxy; 3],
+    /// To the nodes of each server, by network.
+    proxies: [Vec<Proxy>; 3],
     current: tokio::sync::Mutex<Current>,
     exits: Mutex<Vec<Exit>>,
 }
@@ -72,13 +73,23 @@ impl Workers {
     pub async fn start(tls: Tls) -> Self {
         let mut slots = Vec::new();
         for number in 0..WORKERS {
-            let [rabbitmq, redis, platform] = [&tls.rabbitmq, &tls.redis, tls.platform(number)];
-            let proxies =
-                [Proxy::to(rabbitmq).await, Proxy::to(redis).await, Proxy::to(platform).await];
+            let mut proxies = [Vec::new(), Vec::new(), Vec::new()];
+            let mut urls = [String::new(), String::new(), String::new()];
+            let platform = [tls.platform(number).to_owned()];
+            for (network, nodes) in [&tls.rabbitmq[..], &tls.redis, &platform].iter().enumerate() {
+                let mut list = Vec::new();
+                for url in *nodes {
+                    let proxy = Proxy::to(url).await;
+                    list.push(proxy.url(url));
+                    proxies[network].push(proxy);
+                }
+                urls[network] = list.join(",");
+            }
+            let [rabbitmq, redis, platform] = urls;
             let settings: Settings = [
-                ("AMQP_URL", proxies[0].url(rabbitmq)),
-                ("REDIS_URL", proxies[1].url(redis)),
-                ("IDV_URL", proxies[2].url(platform)),
+                ("AMQP_URL", rabbitmq),
+                ("REDIS_URL", redis),
+                ("IDV_URL", platform),
                 ("IDV_API_KEY", Options::DEFAULT_API_KEY.to_owned()),
                 ("IDV_TIMEOUT", "3s".to_owned()),
                 ("IDV_RATE_LIMIT", "6000/1m".to_owned()),
@@ -166,7 +177,7 @@ impl Workers {
 
     fn proxies(&self, network: Network, scope: Scope) -> impl Iterator<Item = &Proxy> {
         let slots = self.slots.iter().filter(move |slot| scope.includes(slot.number));
-        slots.map(move |slot| &slot.proxies[network as usize])
+        slots.flat_map(move |slot| &slot.proxies[network as usize])
     }
 
     /// Stops all workers, checks that each becomes ready, used TLS and exits cleanly, and returns every exit.
@@ -190,8 +201,8 @@ impl Workers {
 
     /// Checks that the slot's workers have sent something to each server, and nothing in plain text.
     fn check_tls(&self, slot: &Slot) {
-        for (proxy, plain) in slot.proxies.iter().zip(PLAIN_TEXT) {
-            let sent = proxy.take_sent();
+        for (proxies, plain) in slot.proxies.iter().zip(PLAIN_TEXT) {
+            let sent = proxies.iter().map(Proxy::take_sent).collect::<Vec<_>>().concat();
             if sent.is_empty() || sent.windows(plain.len()).any(|part| part == plain) {
                 let plain = plain.escape_ascii();
                 self.add_anomaly(format!("worker {} used no TLS: {plain}", slot.number));
