@@ -39,7 +39,7 @@ pub(crate) enum Claim {
 /// A claim that Redis did not answer. Redis may have granted it anyway.
 #[derive(Debug)]
 pub(crate) struct UnansweredClaim {
-    holder: Holder,
+    pub(super) holder: Holder,
     may_be_granted: bool,
     pub(crate) error: CacheError,
 }
@@ -91,7 +91,7 @@ impl Cache {
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.saved).key(&keys.lease);
             script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
-            let reply = self.run::<Vec<u8>>(&script).await;
+            let reply = self.run::<Vec<u8>>(&keys.link, &script).await;
             let holder =
                 |id| Holder { cache: self.clone(), keys: keys.clone(), id, stamp: stamp.clone() };
             let error = match reply.as_deref().map(ClaimReply::parse) {

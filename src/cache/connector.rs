@@ -1,65 +1,107 @@
 //! Makes connections to Redis with the credentials that are valid now.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use deadpool_redis::{
-    Manager, Pool as Deadpool, Runtime,
-    redis::{AsyncConnectionConfig, RedisError},
+use deadpool_redis::{Connection, Pool as Deadpool};
+
+use super::{
+    dial::{Address, connection, pool},
+    error::CacheError,
+    sentinel::{find_primary, require_primary, until_moved},
 };
+use crate::config::{RedisNodes, RedisSettings, Sentinels, Watched};
 
-use super::scripts::SCRIPT_TIMEOUT;
-use crate::config::{RedisNodes, Watched};
+/// How often the sentinels are asked whether the primary is still the same: one that is cut off from them
+/// goes on to take writes, which are lost.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while the worker connects to it.
+const LOOK_INTERVAL_CONNECTING: Duration = Duration::from_millis(250);
 
-/// The source of connections. Follows the file that the URL came from.
+/// Which server to connect to.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// The one in the URL.
+    Url,
+    /// The one that the sentinels call the primary.
+    Primary(Sentinels),
+    /// A node of a cluster.
+    Node(Address),
+}
+
+/// The source of connections. Follows the files that the URLs came from.
 ///
 /// Redis authenticates a connection once, so a new password matters to the next connection only.
 pub(super) struct Connector {
-    url: Watched<RedisNodes>,
-    /// The URL that `pool` connects to.
-    known: Arc<RedisNodes>,
-    pool: Deadpool,
-    connect_limit: Duration,
+    nodes: Watched<RedisNodes>,
+    target: Target,
+    /// The pool of the latest connection, and what it was made of.
+    latest: Option<(Arc<RedisNodes>, Option<Address>, Deadpool)>,
 }
 
 impl Connector {
-    pub(super) fn new(
-        url: Watched<RedisNodes>,
-        connect_limit: Duration,
-    ) -> Result<Self, RedisError> {
-        let known = url.current();
-        let pool = pool(&known, connect_limit)?;
-        Ok(Self { url, known, pool, connect_limit })
+    /// Connects to what the settings lead to; to the given node in a cluster.
+    pub(super) fn new(settings: &RedisSettings, node: Option<Address>) -> Self {
+        let target = match (node, &settings.sentinels) {
+            (Some(address), _) => Target::Node(address),
+            (None, Some(sentinels)) => Target::Primary(sentinels.clone()),
+            (None, None) => Target::Url,
+        };
+        Self { nodes: settings.nodes.clone(), target, latest: None }
     }
 
-    /// The pool to take a new connection from. Reads the URL's file first.
-    pub(super) async fn pool(&mut self) -> &Deadpool {
-        self.url.look().await;
-        let current = self.url.current();
-        if !Arc::ptr_eq(&current, &self.known) {
-            // Never an error: the setting's parser checks that the client accepts the URL.
-            if let Ok(pool) = pool(&current, self.connect_limit) {
-                self.pool = pool;
-            }
-            self.known = current;
+    /// A new connection. Reads the files of the URLs first.
+    pub(super) async fn connect(&mut self) -> Result<Connection, CacheError> {
+        self.nodes.look().await;
+        let Target::Primary(sentinels) = self.target.clone() else {
+            let address = self.node().cloned();
+            return connection(&self.pool(address)?).await;
+        };
+        let address = find_primary(&sentinels).await?;
+        let pool = self.pool(Some(address.clone()))?;
+        let connecting = async {
+            let mut connection = connection(&pool).await?;
+            require_primary(&mut connection).await?;
+            Ok(connection)
+        };
+        tokio::select! {
+            connected = connecting => connected,
+            // A frozen primary would hold up the connection to the new one by the whole limit.
+            () = until_moved(&sentinels, &address, LOOK_INTERVAL_CONNECTING) => Err(CacheError::Unavailable),
         }
-        &self.pool
     }
-}
 
-fn pool(nodes: &RedisNodes, connect_limit: Duration) -> Result<Deadpool, RedisError> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(connect_limit))
-        // redis 1.x limits each answer to 500 ms by default (redis-rs/redis-rs#1686). Operations set a
-        // shorter limit, and a second timer per operation would be wasted.
-        .set_response_timeout(None);
-    let manager = Manager::new_with_config(nodes.first().info.clone(), config)?;
-    Deadpool::builder(manager)
-        .max_size(1)
-        .wait_timeout(Some(connect_limit))
-        .create_timeout(Some(connect_limit))
-        .recycle_timeout(Some(SCRIPT_TIMEOUT))
-        .runtime(Runtime::Tokio1)
-        .build()
-        // Fails only where time-outs are set without a runtime.
-        .map_err(|error| RedisError::from(io::Error::other(error.to_string())))
+    /// The node of a cluster that it connects to.
+    pub(super) fn node(&self) -> Option<&Address> {
+        match &self.target {
+            Target::Node(address) => Some(address),
+            Target::Url | Target::Primary(_) => None,
+        }
+    }
+
+    /// Waits until the sentinels call another server the primary.
+    pub(super) async fn until_moved(&self) {
+        match (&self.target, &self.latest) {
+            (Target::Primary(sentinels), Some((_, Some(address), _))) => {
+                until_moved(sentinels, address, LOOK_INTERVAL).await
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn pool(&mut self, address: Option<Address>) -> Result<Deadpool, CacheError> {
+        let nodes = self.nodes.current();
+        if let Some((known, known_address, pool)) = &self.latest
+            && Arc::ptr_eq(known, &nodes)
+            && *known_address == address
+        {
+            return Ok(pool.clone());
+        }
+        let node = match &address {
+            Some(Address { host, port }) => nodes.first().at(host, *port),
+            None => nodes.first().clone(),
+        };
+        let pool = pool(&node).map_err(|error| CacheError::of(&error))?;
+        self.latest = Some((nodes, address, pool.clone()));
+        Ok(pool)
+    }
 }

@@ -83,6 +83,15 @@ impl LateScript {
         }
     }
 
+    /// A key of the script; all of them are on the same server.
+    fn key(&self) -> &str {
+        match self {
+            Self::Store(StoreCall { keys, .. })
+            | Self::Repeat(StoreCall { keys, .. })
+            | Self::Release { keys, .. } => &keys.link,
+        }
+    }
+
     /// When the script has lost its purpose.
     fn until(&self) -> SystemTime {
         match self {
@@ -148,11 +157,17 @@ impl DeferredScripts {
     }
 
     /// Queues what was stored shortly before a connection failed, to be stored again.
-    pub(super) fn repeat_recent(&self) {
+    ///
+    /// `lost`: whether the server with this key may have lost it.
+    pub(super) fn repeat_recent(&self, lost: &dyn Fn(&str) -> bool) {
         let now = Instant::now();
         let mut queue = self.0.lock();
         let recent = std::mem::take(&mut queue.recent);
         for (at, call) in recent {
+            if !lost(&call.keys.link) {
+                queue.recent.push_back((at, call));
+                continue;
+            }
             if queue.repeats.len() >= CAPACITY {
                 queue.repeats.pop_front();
             }
@@ -168,14 +183,19 @@ impl DeferredScripts {
         queue.pending.get(&keys.link).map(|link| (link.stamp.clone(), link.session.clone()))
     }
 
-    /// Runs all queued scripts, roughly in order. Returns whether Redis wrote anything.
+    /// Runs all queued scripts of the keys that `owns` accepts, roughly in order. Returns whether Redis wrote
+    /// anything.
     ///
     /// A script that Redis refuses or does not answer goes back to the queue, and so do those under way if
     /// the run is cancelled.
-    pub(super) async fn run(&self, connection: &MultiplexedConnection) -> bool {
+    pub(super) async fn run(
+        &self,
+        connection: &MultiplexedConnection,
+        owns: &(dyn Fn(&str) -> bool + Sync),
+    ) -> bool {
         let mut wrote = false;
         loop {
-            let mut batch = self.next_batch();
+            let mut batch = self.next_batch(owns);
             if batch.scripts.is_empty() {
                 return wrote;
             }
@@ -194,12 +214,12 @@ impl DeferredScripts {
         }
     }
 
-    fn next_batch(&self) -> Batch<'_> {
+    fn next_batch(&self, owns: &dyn Fn(&str) -> bool) -> Batch<'_> {
         let mut queue = self.0.lock();
         let now = SystemTime::now();
         let mut scripts = Vec::new();
         while scripts.len() < BATCH
-            && let Some(next) = queue.pop()
+            && let Some(next) = queue.pop(owns)
         {
             if next.until() > now {
                 scripts.push(next);
@@ -245,8 +265,12 @@ impl Drop for Batch<'_> {
 }
 
 impl Queue {
-    fn pop(&mut self) -> Option<LateScript> {
-        self.waiting.pop_front().or_else(|| self.repeats.pop_front())
+    fn pop(&mut self, owns: &dyn Fn(&str) -> bool) -> Option<LateScript> {
+        let pop = |scripts: &mut VecDeque<LateScript>| {
+            let place = scripts.iter().position(|script| owns(script.key()))?;
+            scripts.remove(place)
+        };
+        pop(&mut self.waiting).or_else(|| pop(&mut self.repeats))
     }
 
     fn push(&mut self, script: LateScript) {
@@ -291,10 +315,10 @@ mod tests {
             );
         }
         // The answers need a round trip, so that the first poll does not complete it.
-        assert_eq!(scripts.run(&connection).now_or_never(), None);
+        assert_eq!(scripts.run(&connection, &|_| true).now_or_never(), None);
         let waiting = |scripts: &DeferredScripts| scripts.0.lock().waiting.len();
         assert_eq!(waiting(&scripts), 2);
-        assert!(!scripts.run(&connection).await, "no lease of theirs to end");
+        assert!(!scripts.run(&connection, &|_| true).await, "no lease of theirs to end");
         assert_eq!(waiting(&scripts), 0);
     }
 }

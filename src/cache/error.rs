@@ -23,9 +23,6 @@ pub enum CacheError {
     /// Holds the kind of error only, no key and no value.
     #[error("Redis failed: {0}")]
     Failed(String),
-    /// The settings check the URL first, so a started worker never returns this.
-    #[error("HANDOFF_REDIS_URL: must be a redis:// or rediss:// URL (client error: {0})")]
-    Url(String),
 }
 
 impl CacheError {
@@ -63,7 +60,6 @@ impl CacheError {
         match self {
             Self::Unavailable | Self::Timeout | Self::Failed(_) => Recovery::ByItself,
             Self::Refused(refusal) => refusal.recovery(),
-            Self::Url(_) => Recovery::ByOperator,
         }
     }
 
@@ -73,7 +69,7 @@ impl CacheError {
             Self::Timeout => "no answer in time".to_owned(),
             Self::Refused(refusal) => refusal.to_string(),
             Self::Failed(cause) => cause.clone(),
-            Self::Unavailable | Self::Url(_) => self.to_string(),
+            Self::Unavailable => self.to_string(),
         }
     }
 }

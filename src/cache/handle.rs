@@ -39,14 +39,9 @@ pub(super) struct CacheInner {
 
 impl Cache {
     /// Starts to connect, and returns before there is a connection.
-    ///
-    /// # Errors
-    /// The Redis client rejects the URL.
-    pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
-        let pool = Pool::new(settings.redis.nodes.clone(), Arc::clone(&metrics))
-            .map_err(|error| CacheError::Url(format!("{:?}", error.kind())))?;
-        Ok(Self(Arc::new(CacheInner {
-            pool,
+    pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(CacheInner {
+            pool: Pool::new(&settings.redis, Arc::clone(&metrics)),
             seal: Seal::new(settings.seal_keys.clone()),
             prefix: settings.key_prefix.clone(),
             metrics,
@@ -58,22 +53,18 @@ impl Cache {
             },
             // A connection that Redis closed is replaced within the limit of one operation.
             patience: settings.patience.max(scripts::SCRIPT_TIMEOUT),
-        })))
+        }))
     }
 
-    /// Waits until there is a connection, at most for `limit`.
+    /// Waits until there is a connection to every server, at most for `limit`.
     pub(crate) async fn wait_connected(&self, limit: Duration) {
-        let mut current = self.0.pool.state.current.subscribe();
         // A time-out is no error: the caller goes on without Redis.
-        let _ = timeout(limit, current.wait_for(Option::is_some)).await;
+        let _ = timeout(limit, self.0.pool.until_all_connected()).await;
     }
 
-    /// Whether there is a connection, and the last operation succeeded.
-    ///
-    /// A Redis that is full keeps its connection but refuses writes, and so is not available.
+    /// Whether there is a connection to every server, and the last operation of each succeeded.
     pub(crate) fn is_available(&self) -> bool {
-        let state = &self.0.pool.state;
-        state.current.borrow().is_some() && !state.is_degraded()
+        self.0.pool.is_available()
     }
 
     /// The Redis keys of a user and workflow.
@@ -86,23 +77,24 @@ impl Cache {
         let mut script = scripts::ADD_STAMP.key(&keys.link);
         script.arg(stamp.as_str());
         // A failure is counted, and costs at most one session after a crash.
-        let _ = self.run::<bool>(&script).await;
+        let _ = self.run::<bool>(&keys.link, &script).await;
     }
 
     /// The link of these keys that this replica has made and not stored yet: made for this request, or for
     /// any request if `of_any`.
     pub(crate) fn pending_link(&self, keys: &Keys, stamp: &Stamp, of_any: bool) -> Option<Session> {
-        let (made_for, session) = self.0.pool.state.deferred.pending(keys)?;
+        let (made_for, session) = self.0.pool.deferred.pending(keys)?;
         ((of_any || made_for == *stamp) && self.is_reusable(&session)).then_some(session)
     }
 
-    /// Runs a script, and counts a failure.
+    /// Runs a script on the server that has this key, and counts a failure.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
+        key: &str,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
         // Boxed to keep the caller's future small; it lives for one round trip.
-        let answer = Box::pin(self.0.pool.run(script)).await;
+        let answer = Box::pin(self.0.pool.run(key, script)).await;
         if answer.is_err() {
             self.0.metrics.cache.failed();
         }

@@ -10,18 +10,19 @@ use std::{
 };
 
 use deadpool_redis::{
-    Connection, Pool as Deadpool, PoolError,
+    Connection,
     redis::{self, ErrorKind, RedisError, aio::MultiplexedConnection},
 };
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
     connector::Connector,
     deferred::DeferredScripts,
+    dial::CONNECT_TIMEOUT,
     error::CacheError,
     log::{AvailabilityLog, RefusalLog},
     refusal::{Recovery, Refusal},
@@ -29,10 +30,6 @@ use super::{
 };
 use crate::{retry::Backoff, telemetry::metrics::Metrics};
 
-/// Limit of connecting, with name resolution and TLS; also of a PING that checks a connection.
-///
-/// With TLS, connecting takes four round trips: at 249 ms each, a second.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How often the keeper sends a PING on a connection.
 ///
 /// redis 1.8 reports a closed connection only to the next command, or as a RESP3 push, and this
@@ -43,6 +40,8 @@ const SHORTEST_DELAY: Duration = Duration::from_millis(50);
 /// Requests wait for the reconnection, three seconds by default.
 const LONGEST_DELAY: Duration = Duration::from_millis(500);
 
+pub(super) type Owns = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// A connection, and the number by which [`ConnectionState`] refers to it.
 type Numbered = (u64, MultiplexedConnection);
 
@@ -52,7 +51,13 @@ type Numbered = (u64, MultiplexedConnection);
 /// current one.
 pub(super) struct ConnectionState {
     pub(super) current: watch::Sender<Option<Numbered>>,
-    pub(super) deferred: DeferredScripts,
+    deferred: Arc<DeferredScripts>,
+    /// Whether this server has a key. Only then a deferred script of that key is run here.
+    owns: Owns,
+    /// There may be deferred scripts to run.
+    pub(super) has_work: Notify,
+    /// Asks for another look at which server has which keys.
+    refresh: Arc<Notify>,
     /// The latest connection that an operation reported as failed.
     failed: AtomicU64,
     failure: Notify,
@@ -72,10 +77,18 @@ pub(super) struct ConnectionState {
 }
 
 impl ConnectionState {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        metrics: Arc<Metrics>,
+        deferred: Arc<DeferredScripts>,
+        refresh: Arc<Notify>,
+        owns: Owns,
+    ) -> Self {
         Self {
             current: watch::Sender::default(),
-            deferred: DeferredScripts::default(),
+            deferred,
+            owns,
+            has_work: Notify::new(),
+            refresh,
             failed: AtomicU64::default(),
             failure: Notify::default(),
             degraded: AtomicBool::new(true),
@@ -88,8 +101,15 @@ impl ConnectionState {
         }
     }
 
-    pub(super) fn is_degraded(&self) -> bool {
+    fn is_degraded(&self) -> bool {
         self.degraded.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is a connection, and the last operation succeeded.
+    ///
+    /// A Redis that is full keeps its connection but refuses writes, and so is not available.
+    pub(super) fn is_available(&self) -> bool {
+        self.current.borrow().is_some() && !self.is_degraded()
     }
 
     pub(super) fn record_success(&self) {
@@ -130,6 +150,13 @@ impl ConnectionState {
     /// Whether there is a connection that no operation has reported as failed.
     pub(super) fn has_working_connection(&self) -> bool {
         self.is_working(self.current.borrow().as_ref())
+    }
+
+    /// The connection that no operation has reported as failed.
+    pub(super) fn working_connection(&self) -> Option<MultiplexedConnection> {
+        let current = self.current.borrow();
+        let (_, connection) = current.as_ref().filter(|current| self.is_working(Some(current)))?;
+        Some(connection.clone())
     }
 
     /// Waits for such a connection.
@@ -179,9 +206,25 @@ impl ConnectionState {
         cause
     }
 
+    /// Records that the server is well but does not execute operations of one slot for a moment.
+    pub(super) fn record_refused_slot(&self, error: &RedisError) -> CacheError {
+        let cause = CacheError::of(error);
+        if let Some(refusal) = cause.refusal() {
+            self.metrics.cache.refused(refusal);
+        }
+        self.refresh.notify_one();
+        cause
+    }
+
     fn replace(&self, connection: u64) {
         self.failed.fetch_max(connection, Ordering::Relaxed);
         self.failure.notify_one();
+        self.refresh.notify_one();
+    }
+
+    /// Runs the deferred scripts of this server. Returns whether Redis wrote anything.
+    async fn run_deferred(&self, connection: &MultiplexedConnection) -> bool {
+        self.deferred.run(connection, &self.owns).await
     }
 
     /// Waits until an operation reports this connection, or a later one, as failed.
@@ -214,7 +257,8 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(connector: Connector, state: Arc<ConnectionState>) -> Self {
         let backoff = Backoff::between(SHORTEST_DELAY, LONGEST_DELAY);
-        Self { connector, state, backoff, log: AvailabilityLog::new(), unusable: false }
+        let log = AvailabilityLog::new(connector.node().map(ToString::to_string));
+        Self { connector, state, backoff, log, unusable: false }
     }
 
     /// Connects, offers the connection until it fails, and starts over. Never returns.
@@ -232,13 +276,14 @@ impl Keeper {
 
     async fn connect(&mut self) -> Connection {
         loop {
-            match try_connect(self.connector.pool().await).await {
+            match try_connect(&mut self.connector).await {
                 Ok(connection) => return connection,
                 Err(error) => {
                     if let Some(refusal) = error.refusal() {
                         self.state.metrics.cache.refused(refusal);
                     }
                     self.log.unavailable(&error);
+                    self.state.refresh.notify_one();
                     sleep(self.backoff.next_delay()).await;
                 }
             }
@@ -246,7 +291,7 @@ impl Keeper {
     }
 
     async fn offer(&mut self, number: u64, connection: &MultiplexedConnection) {
-        self.unusable &= !self.state.deferred.run(connection).await;
+        self.unusable &= !self.state.run_deferred(connection).await;
         // One that is connected but too slow for scripts does not end the time that requests wait.
         self.unusable |= ping(connection, SCRIPT_TIMEOUT).await == Err(CacheError::Timeout);
         if !self.unusable {
@@ -263,10 +308,15 @@ impl Keeper {
     async fn until_failed(&mut self, number: u64, connection: &MultiplexedConnection) {
         let state = Arc::clone(&self.state);
         let mut unanswered = pin!(until_ping_fails(connection, &state));
+        let mut moved = pin!(self.connector.until_moved());
         loop {
             tokio::select! {
                 () = state.failed(number) => return,
                 () = &mut unanswered => return,
+                () = &mut moved => {
+                    tracing::info!("the sentinels name another Redis primary: reconnecting");
+                    return;
+                }
                 () = state.recovery.notified(), if self.unusable => {
                     // The notification may stem from before Redis called itself unusable.
                     self.unusable = state.is_degraded();
@@ -281,7 +331,7 @@ impl Keeper {
     async fn withdraw(&mut self, number: u64, connection: Connection) {
         self.state.unavailable(None);
         self.state.current.send_replace(None);
-        self.state.deferred.repeat_recent();
+        self.state.deferred.repeat_recent(&self.state.owns);
         // Returned to the pool, it would cost the next checkout a PING to find out that it failed.
         drop(Connection::take(connection));
         tracing::debug!("Redis connection dropped: reconnecting");
@@ -296,12 +346,8 @@ impl Keeper {
     }
 }
 
-async fn try_connect(pool: &Deadpool) -> Result<Connection, CacheError> {
-    let mut connection = pool.get().await.map_err(|error| match error {
-        PoolError::Backend(error) => CacheError::of(&error),
-        PoolError::Timeout(_) => CacheError::Timeout,
-        other => CacheError::Failed(other.to_string()),
-    })?;
+async fn try_connect(connector: &mut Connector) -> Result<Connection, CacheError> {
+    let mut connection = connector.connect().await?;
     match timeout(CONNECT_TIMEOUT, scripts::load(&mut connection)).await {
         Ok(Ok(())) => Ok(connection),
         Ok(Err(error)) => Err(CacheError::of(&error)),
@@ -322,13 +368,19 @@ async fn ping(connection: &MultiplexedConnection, limit: Duration) -> Result<(),
 /// A refused PING is an answer, too: Redis refuses it with MISCONF, and with NOPERM to a user without
 /// `+ping`.
 async fn until_ping_fails(connection: &MultiplexedConnection, state: &ConnectionState) {
+    let mut next_ping = Instant::now() + PING_INTERVAL;
     loop {
-        sleep(PING_INTERVAL).await;
-        let answer = ping(connection, CONNECT_TIMEOUT).await;
-        if answer.is_err_and(|error| error.recovery() == Recovery::ByItself) {
-            return;
+        tokio::select! {
+            () = state.has_work.notified() => {}
+            () = sleep_until(next_ping) => {
+                next_ping = Instant::now() + PING_INTERVAL;
+                let answer = ping(connection, CONNECT_TIMEOUT).await;
+                if answer.is_err_and(|error| error.recovery() == Recovery::ByItself) {
+                    return;
+                }
+            }
         }
-        if state.deferred.run(connection).await {
+        if state.run_deferred(connection).await {
             state.record_success();
         }
     }

@@ -69,7 +69,7 @@ impl Holder {
         earlier_links: u32,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
-        let deferred = &cache.0.pool.state.deferred;
+        let deferred = &cache.0.pool.deferred;
         let value = cache.0.seal.seal_session(&self.keys.link, session)?;
         let overwrite = match overwrite {
             Overwrite::Any => "any",
@@ -89,7 +89,7 @@ impl Holder {
             until: cache.lifetimes().reusable_until(session),
             value,
         };
-        match cache.run(&call.script()).await {
+        match cache.run(&self.keys.link, &call.script()).await {
             Ok(true) => {
                 deferred.stored(call);
                 Ok(StoreOutcome::Stored)
@@ -105,7 +105,7 @@ impl Holder {
     /// Ends the lease once Redis is available again, should Redis have granted it.
     pub(super) fn release_later(&self) {
         let until = SystemTime::now() + self.cache.lease_ttl();
-        let deferred = &self.cache.0.pool.state.deferred;
+        let deferred = &self.cache.0.pool.deferred;
         deferred.release_later(self.keys.clone(), self.id.clone(), until);
     }
 }
@@ -135,13 +135,14 @@ impl Lease {
     /// Extends the lease every second, and as soon as Redis is back. Never returns: run it alongside the
     /// work, and drop it with it.
     pub(crate) async fn keep_alive(&self) {
-        let state = &self.holder.cache.0.pool.state;
+        let Holder { cache, keys, .. } = &self.holder;
+        let pool = &cache.0.pool;
         loop {
             sleep(EXTEND_INTERVAL).await;
             while self.extend().await.is_err_and(|error| error.recovery() == Recovery::ByItself)
-                && !state.has_working_connection()
+                && !pool.node(&keys.lease).state.has_working_connection()
             {
-                state.until_connected().await;
+                pool.until_connected(&keys.lease).await;
             }
         }
     }
@@ -151,7 +152,7 @@ impl Lease {
         let mut script = scripts::EXTEND.key(&keys.lease);
         script.arg(id).arg(millis(cache.lease_ttl()));
         // An error says nothing about the lease; `store` finds out.
-        if !cache.run::<bool>(&script).await? {
+        if !cache.run::<bool>(&keys.lease, &script).await? {
             self.lost.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -166,7 +167,7 @@ impl Lease {
             let mut script = scripts::SAVE_TOKEN.key(&keys.saved);
             script.key(&keys.lease).arg(id).arg(ttl_ms).arg(sealed);
             // A failure is counted, and costs at most one token call after a crash.
-            let _ = cache.run::<bool>(&script).await;
+            let _ = cache.run::<bool>(&keys.lease, &script).await;
         }
     }
 
@@ -182,7 +183,7 @@ impl Lease {
     pub(crate) async fn release(&self, drop_token: bool) {
         let Holder { cache, keys, id, .. } = &self.holder;
         // If this fails, the lease expires within its TTL.
-        let _ = cache.run::<bool>(&scripts::release(keys, id, drop_token)).await;
+        let _ = cache.run::<bool>(&keys.lease, &scripts::release(keys, id, drop_token)).await;
     }
 }
 

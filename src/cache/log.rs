@@ -17,11 +17,13 @@ pub(super) struct AvailabilityLog {
     refusal: Option<Refusal>,
     /// The latest line says only that there was no answer in time.
     timed_out: bool,
+    /// The node of a cluster that it is about.
+    node: Option<String>,
 }
 
 impl AvailabilityLog {
-    pub(super) const fn new() -> Self {
-        Self { outage: Outage::new(&UNAVAILABLE_LIMIT), refusal: None, timed_out: false }
+    pub(super) const fn new(node: Option<String>) -> Self {
+        Self { outage: Outage::new(&UNAVAILABLE_LIMIT), refusal: None, timed_out: false, node }
     }
 
     pub(super) fn unavailable(&mut self, error: &CacheError) {
@@ -37,7 +39,8 @@ impl AvailabilityLog {
         }
         if self.outage.report_down() {
             self.timed_out = timed_out;
-            tracing::warn!(error = error.cause(), remedy = remedy(refusal), "{UNAVAILABLE}");
+            let (node, remedy) = (self.node.as_deref(), remedy(refusal));
+            tracing::warn!(error = error.cause(), remedy, node, "{UNAVAILABLE}");
         }
     }
 
@@ -45,7 +48,7 @@ impl AvailabilityLog {
         self.refusal = None;
         self.timed_out = false;
         if self.outage.report_up() {
-            tracing::info!("Redis available again: using the cache");
+            tracing::info!(node = self.node.as_deref(), "Redis available again: using the cache");
         }
     }
 }

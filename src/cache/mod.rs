@@ -3,24 +3,29 @@
 //! **Redis is optional at run time.** Every operation may fail at any time, and without Redis every
 //! request is still served, at the cost of extra sessions.
 //!
-//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `keeper` → `connector`. `patience`,
+//! Imports run one way: `claim` → `lease` → `handle` → `pool` → `cluster` → `node` →
+//! `keeper` → `connector` → `sentinel` → `dial`. `patience`,
 //! `rate_bucket` and `survey` use some of these; the other files (keys, scripts, values, errors) import none.
 
 mod claim;
+mod cluster;
 mod connector;
 mod deferred;
+mod dial;
 mod error;
 mod handle;
 mod keeper;
 mod keys;
 mod lease;
 mod log;
+mod node;
 mod patience;
 mod pool;
 mod rate_bucket;
 mod refusal;
 mod scripts;
 mod seal;
+mod sentinel;
 mod survey;
 mod value;
 

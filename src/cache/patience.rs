@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{error::CacheError, handle::Cache, refusal::Recovery};
+use super::{claim::UnansweredClaim, handle::Cache, refusal::Recovery};
 
 /// Delay before a claim is repeated on a connection that still works.
 const REPEAT_DELAY: Duration = Duration::from_millis(50);
@@ -22,28 +22,30 @@ impl Cache {
 
     /// Waits after a failed claim until it can be repeated.
     ///
-    /// Returns `false` once the request has waited as long as it may, or Redis has been unavailable that
+    /// Returns `false` once the request has waited as long as it may, or the keys' server has been unavailable that
     /// long, and at once if only an operator can end the failure. `since`: when the claim was sent.
     pub(crate) async fn wait_to_repeat(
         &self,
         patience: &mut Patience,
         since: Instant,
-        error: &CacheError,
+        claim: &UnansweredClaim,
     ) -> bool {
-        if error.recovery() == Recovery::ByOperator {
+        if claim.error.recovery() == Recovery::ByOperator {
             return false;
         }
-        let state = &self.0.pool.state;
+        let pool = &self.0.pool;
+        let key = &claim.holder.keys.link;
+        let node = pool.node(key);
         let end_of_patience = since + patience.left;
-        let until = match state.unavailable_since() {
+        let until = match node.state.unavailable_since() {
             Some(began) => end_of_patience.min(began + self.0.patience),
             None => end_of_patience,
         };
         let repeat = async {
-            if state.has_working_connection() {
+            if node.state.has_working_connection() {
                 sleep(REPEAT_DELAY).await;
             }
-            state.until_connected().await;
+            pool.until_connected(key).await;
         };
         let in_time = Instant::now() < until && timeout_at(until, repeat).await.is_ok();
         patience.left = patience.left.saturating_sub(since.elapsed());

@@ -1,87 +1,107 @@
-//! The Redis connection that all requests share.
+//! The Redis connections that all requests share.
 //!
 //! deadpool-redis 0.23 sends a PING at each checkout (deadpool-rs/deadpool#307), which would cost each
-//! operation a second round trip. So one connection stays checked out, and all requests pipeline their
-//! commands on it. While it is down, operations fail at once and the keeper reconnects: an unresponsive
-//! Redis costs the requests in flight one time-out, and later requests nothing.
+//! operation a second round trip. So one connection to each server stays checked out, and all requests
+//! pipeline their commands on it. While it is down, operations fail at once and the keeper reconnects: an
+//! unresponsive Redis costs the requests in flight one time-out, and later requests nothing.
 
 use std::sync::Arc;
 
-use deadpool_redis::redis::{FromRedisValue, RedisError, ScriptInvocation};
-use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
+use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
+use tokio::sync::Notify;
 
 use super::{
+    cluster::Cluster,
     connector::Connector,
+    deferred::DeferredScripts,
     error::CacheError,
-    keeper::{CONNECT_TIMEOUT, ConnectionState, Keeper},
-    scripts::SCRIPT_TIMEOUT,
+    keeper::ConnectionState,
+    node::{CacheNode, Failure},
+    refusal::Refusal,
 };
 use crate::{
-    config::{RedisNodes, Watched},
+    config::{RedisMode, RedisSettings},
     telemetry::metrics::Metrics,
 };
 
 pub(super) struct Pool {
-    pub(super) state: Arc<ConnectionState>,
-    _keeper: AbortOnDropHandle<()>,
-    #[cfg(test)]
-    pub(super) fault: parking_lot::Mutex<Option<InjectedFault>>,
+    pub(super) deferred: Arc<DeferredScripts>,
+    servers: Servers,
 }
 
-/// How a test makes the next operation fail.
-#[cfg(test)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InjectedFault {
-    /// The script never reaches Redis.
-    ScriptLost,
-    /// Redis runs the script, and its answer is lost.
-    AnswerLost,
+enum Servers {
+    One(Arc<CacheNode>),
+    Cluster(Cluster),
 }
 
 impl Pool {
-    /// Starts the keeper, and returns before it has connected.
-    pub(super) fn new(
-        nodes: Watched<RedisNodes>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, RedisError> {
-        let connector = Connector::new(nodes, CONNECT_TIMEOUT)?;
-        let state = Arc::new(ConnectionState::new(metrics));
-        let keeper = Keeper::new(connector, Arc::clone(&state));
-        Ok(Self {
-            state,
-            _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
-            #[cfg(test)]
-            fault: parking_lot::Mutex::default(),
-        })
+    /// Starts to connect, and returns before there is a connection.
+    pub(super) fn new(settings: &RedisSettings, metrics: Arc<Metrics>) -> Self {
+        let deferred = Arc::new(DeferredScripts::default());
+        let servers = match settings.mode {
+            RedisMode::Single | RedisMode::Sentinel => {
+                let refresh = Arc::new(Notify::new());
+                let state = ConnectionState::new(
+                    metrics,
+                    Arc::clone(&deferred),
+                    refresh,
+                    Box::new(|_| true),
+                );
+                Servers::One(Arc::new(CacheNode::start(Connector::new(settings, None), state)))
+            }
+            RedisMode::Cluster => {
+                Servers::Cluster(Cluster::start(settings, metrics, Arc::clone(&deferred)))
+            }
+        };
+        Self { deferred, servers }
     }
 
+    /// Runs a script on the server that has this key, which is one of the script's.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
+        key: &str,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
-        let current = self.state.current.borrow().clone();
-        let (number, mut connection) = current.ok_or(CacheError::Unavailable)?;
-        #[cfg(test)]
-        let fault = self.fault.lock().take();
-        #[cfg(test)]
-        if let Some(fault) = fault {
-            if fault == InjectedFault::AnswerLost {
-                let answer = script.invoke_async::<deadpool_redis::redis::Value>(&mut connection);
-                answer.await.unwrap();
-            }
-            return Err(CacheError::Timeout);
+        match &self.servers {
+            Servers::One(node) => node.run(script, false).await.map_err(|failure| match failure {
+                Failure::Error(error) => error,
+                // Only a node of a cluster redirects.
+                Failure::Moved(_) => CacheError::Refused(Refusal::Moved),
+                Failure::Ask(_) => CacheError::Refused(Refusal::Ask),
+            }),
+            Servers::Cluster(cluster) => cluster.run(key, script).await,
         }
-        match timeout(SCRIPT_TIMEOUT, script.invoke_async(&mut connection)).await {
-            Ok(Ok(value)) => {
-                self.state.record_success();
-                Ok(value)
-            }
-            Ok(Err(error)) => Err(self.state.record_error(number, &error)),
-            Err(_) => {
-                self.state.record_timeout(number);
-                Err(CacheError::Timeout)
-            }
+    }
+
+    /// The server that has this key at the moment.
+    pub(super) fn node(&self, key: &str) -> Arc<CacheNode> {
+        match &self.servers {
+            Servers::One(node) => Arc::clone(node),
+            Servers::Cluster(cluster) => cluster.node(key),
+        }
+    }
+
+    /// Waits for a working connection to the server that has this key, whichever that is by then.
+    pub(super) async fn until_connected(&self, key: &str) {
+        match &self.servers {
+            Servers::One(node) => node.state.until_connected().await,
+            Servers::Cluster(cluster) => cluster.until_connected(key).await,
+        }
+    }
+
+    /// Waits until every server has been connected to.
+    pub(super) async fn until_all_connected(&self) {
+        match &self.servers {
+            Servers::One(node) => node.state.until_connected().await,
+            Servers::Cluster(cluster) => cluster.until_all_connected().await,
+        }
+    }
+
+    /// Whether every server is connected, and executed its last operation.
+    pub(super) fn is_available(&self) -> bool {
+        match &self.servers {
+            Servers::One(node) => node.state.is_available(),
+            Servers::Cluster(cluster) => cluster.is_available(),
         }
     }
 }

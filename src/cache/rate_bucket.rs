@@ -38,7 +38,7 @@ impl RateBucket {
     pub(crate) async fn take(&self, calls: i64) -> Result<(u32, Duration), CacheError> {
         let mut script = scripts::TAKE_CALLS.key(&self.key);
         script.arg(self.refill_micros).arg(self.capacity).arg(calls);
-        let (granted, wait_micros) = self.cache.run::<(i64, u64)>(&script).await?;
+        let (granted, wait_micros) = self.cache.run::<(i64, u64)>(&self.key, &script).await?;
         Ok((u32::try_from(granted).unwrap_or(0), Duration::from_micros(wait_micros)))
     }
 }

@@ -12,7 +12,7 @@ use super::{
     parser::{ConfigErrors, Parser},
     proxy::Route,
     raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
-    redis::redis,
+    redis_modes::redis,
     setting::{Source, Spec},
     settings::{
         BrokerSettings, CacheSettings, Flow, LogSettings, PlatformSettings, Settings,

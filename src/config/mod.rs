@@ -12,6 +12,7 @@ mod parser;
 mod proxy;
 mod raw;
 mod redis;
+mod redis_modes;
 mod secret_file;
 mod setting;
 mod settings;

@@ -7,10 +7,7 @@ use futures_util::future::join;
 use url::Url;
 
 use super::{
-    parser::Parser,
     setting::{ParseResult, ensure},
-    table,
-    units::parse_whole,
     watched::{Watched, watch_file},
 };
 
@@ -18,7 +15,6 @@ const FORM: &str = "must be a Redis URL such as rediss://user:password@redis.exa
 const EMPTY_ELEMENT: &str = "has an empty element: remove the comma";
 const ELEMENT_FORM: &str = "must begin with redis:// or rediss://, as must each element of a list; write a \
      comma in a password as %2C";
-const DEFAULT_SERVICE: &str = "mymaster";
 const SENTINEL_PORT: u16 = 26379;
 
 /// How `HANDOFF_REDIS_URL` leads to Redis.
@@ -142,45 +138,6 @@ impl fmt::Debug for RedisNode {
     }
 }
 
-/// Parses the settings of Redis, each by what the mode needs.
-pub(super) fn redis(parser: &mut Parser<'_>) -> Option<RedisSettings> {
-    let mode = parser.value(&table::REDIS_MODE);
-    let parse = match mode {
-        Some(RedisMode::Cluster) => cluster_nodes,
-        Some(RedisMode::Single | RedisMode::Sentinel) => one_server,
-        // The invalid mode is error enough.
-        None => any_servers,
-    };
-    let nodes = parser.watched_as(&table::REDIS_URL, parse);
-    let sentinels = sentinels(parser, mode);
-    Some(RedisSettings { mode: mode?, nodes: nodes?, sentinels: sentinels? })
-}
-
-fn sentinels(parser: &mut Parser<'_>, mode: Option<RedisMode>) -> Option<Option<Sentinels>> {
-    let nodes = parser.watched_optional(&table::REDIS_SENTINELS);
-    let service = parser.optional(&table::REDIS_SENTINEL_SERVICE);
-    let (mode, nodes, service) = (mode?, nodes?, service?);
-    if mode == RedisMode::Sentinel {
-        if nodes.is_none() {
-            parser.reject(
-                &table::REDIS_SENTINELS.spec,
-                "is required with HANDOFF_REDIS_MODE=sentinel: list the sentinels, such as \
-                 redis://sentinel-1.example.com:26379,redis://sentinel-2.example.com:26379",
-            );
-        }
-        let service = service.unwrap_or_else(|| DEFAULT_SERVICE.to_owned());
-        return nodes.map(|nodes| Some(Sentinels { nodes, service }));
-    }
-    let why = "has no meaning without HANDOFF_REDIS_MODE=sentinel: set the mode, or unset this";
-    if nodes.is_some() {
-        parser.reject(&table::REDIS_SENTINELS.spec, why);
-    }
-    if service.is_some() {
-        parser.reject(&table::REDIS_SENTINEL_SERVICE.spec, why);
-    }
-    Some(None)
-}
-
 pub(super) fn redis_mode(text: &str) -> ParseResult<RedisMode> {
     match text {
         "single" => Ok(RedisMode::Single),
@@ -206,7 +163,7 @@ pub(super) fn one_server(text: &str) -> ParseResult<RedisNodes> {
 }
 
 /// Parses the nodes of a cluster, which differ in their addresses only.
-fn cluster_nodes(text: &str) -> ParseResult<RedisNodes> {
+pub(super) fn cluster_nodes(text: &str) -> ParseResult<RedisNodes> {
     let nodes = servers(text, 6379)?;
     let first = nodes.first();
     for node in nodes.nodes() {
@@ -241,7 +198,7 @@ pub(super) fn sentinel_nodes(text: &str) -> ParseResult<RedisNodes> {
     Ok(nodes)
 }
 
-fn any_servers(text: &str) -> ParseResult<RedisNodes> {
+pub(super) fn any_servers(text: &str) -> ParseResult<RedisNodes> {
     one_server(text).or_else(|_| servers(text, 6379))
 }
 
@@ -269,7 +226,8 @@ fn node(text: &str, default_port: u16) -> ParseResult<RedisNode> {
     let url = Url::parse(text).map_err(|_| FORM)?;
     // redis 1.8 accepts `/-1`, which Redis refuses at each connection.
     let database = url.path().trim_matches('/');
-    let is_number = database.is_empty() || parse_whole::<u32>(database).is_some();
+    let is_number = database.bytes().all(|byte| byte.is_ascii_digit())
+        && (database.is_empty() || database.parse::<u32>().is_ok());
     ensure(is_number, "must end with the number of a database, such as /0")?;
     ensure(!text.contains('#'), "must not contain `#`: certificate checks cannot be turned off")?;
     let info = text.into_connection_info().map_err(|_| FORM)?;

@@ -245,7 +245,7 @@ impl Handoff {
         claimed_at: Instant,
         claim: &UnansweredClaim,
     ) -> Result<bool, Failure> {
-        let wait = self.calls.cache.wait_to_repeat(patience, claimed_at, &claim.error);
+        let wait = self.calls.cache.wait_to_repeat(patience, claimed_at, claim);
         // Boxed to keep the caller's future small; it lives only while Redis is unavailable.
         Box::pin(async {
             tokio::select! {

@@ -24,7 +24,7 @@ use self::{
     connected::Context, events::Events, hold::HoldLimit, process::Processor, run::MainLoop,
 };
 use crate::{
-    cache::{Cache, CacheError, RateBucket},
+    cache::{Cache, RateBucket},
     config::{Settings, watch_file},
     handoff::Handoff,
     health::{self, Health},
@@ -44,9 +44,6 @@ pub enum StartError {
     /// The HTTP client could not be built.
     #[error(transparent)]
     Platform(#[from] ClientBuildError),
-    /// The Redis client could not be built.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
 }
 
 /// Runs until `shutdown` is cancelled, then drains and returns. Serves probes and metrics on `listener`.
@@ -60,7 +57,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     log::authorities();
     let metrics = Metrics::new();
-    let cache = Cache::new(&settings.cache, Arc::clone(&metrics))?;
+    let cache = Cache::new(&settings.cache, Arc::clone(&metrics));
     let limit = settings.platform.rate_limit;
     let replicas = limit.map(|_| Arc::new(ReplicaCount::default()));
     let limiter = limit.zip(replicas.clone()).map(|(limit, replicas)| {

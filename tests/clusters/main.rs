@@ -12,6 +12,7 @@
 )]
 
 mod rabbitmq;
+mod redis_cluster;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
 mod support;

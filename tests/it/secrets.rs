@@ -293,7 +293,7 @@ async fn debug_output_of_secret_types_contains_no_secret() {
     assert!(shown.contains("127.0.0.1") && shown.contains("verification"), "{shown}");
     assert_no_secret("the settings", &shown);
 
-    let cache = Cache::new(&settings.cache, Metrics::new()).unwrap();
+    let cache = Cache::new(&settings.cache, Metrics::new());
     let client = Client::new(&settings.platform, None, 1, Metrics::new()).unwrap();
     let expires_at = std::time::SystemTime::now() + Duration::from_secs(1);
     let token = Token { value: format!("t0ken-{MARK}").into(), expires_at };

@@ -39,7 +39,7 @@ impl Setup {
             link_min_life: HOUR / 6,
             patience: Duration::ZERO,
         };
-        let cache = Cache::new(&settings, Metrics::new()).unwrap();
+        let cache = Cache::new(&settings, Metrics::new());
         cache.wait_connected(Duration::from_secs(10)).await;
         cache
     }

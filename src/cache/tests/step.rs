@@ -3,7 +3,7 @@
 use proptest::{prelude::*, sample::Index};
 
 use super::model::Freshness;
-use crate::cache::pool::InjectedFault;
+use crate::cache::node::InjectedFault;
 
 pub(super) const WORKERS: usize = 3;
 pub(super) const PEOPLE: usize = 2;

@@ -123,7 +123,7 @@ impl World {
             link_min_life: LINK_MIN_LIFE,
             patience: Duration::ZERO,
         };
-        let cache = Cache::new(&settings, Metrics::new()).unwrap();
+        let cache = Cache::new(&settings, Metrics::new());
         cache.wait_connected(Duration::from_secs(10)).await;
         Worker { cache, attempt: None, deferred: Vec::new(), recent: Vec::new() }
     }

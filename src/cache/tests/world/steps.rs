@@ -9,7 +9,7 @@ use super::{Attempt, DeferredCall, LIFE, LINK_MIN_LIFE, LeaseCall, Right, World}
 use crate::{
     cache::{
         Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
-        pool::InjectedFault,
+        node::InjectedFault,
         tests::{
             model::{self, Answer, StoreCall},
             step::{PEOPLE, Step},
@@ -62,7 +62,7 @@ impl World {
             Step::RunDeferred { worker } => self.run_deferred(worker).await,
             Step::RepeatRecent { worker } => {
                 let worker = &mut self.workers[worker];
-                worker.cache.0.pool.state.deferred.repeat_recent();
+                worker.cache.0.pool.deferred.repeat_recent(&|_| true);
                 let recent = std::mem::take(&mut worker.recent).into_iter();
                 worker
                     .deferred
@@ -256,9 +256,9 @@ impl World {
 
     async fn run_deferred(&mut self, worker: usize) {
         // As the keeper does after a reconnect.
-        let state = &self.workers[worker].cache.0.pool.state;
-        let (_, connection) = state.current.borrow().clone().unwrap();
-        state.deferred.run(&connection).await;
+        let pool = &self.workers[worker].cache.0.pool;
+        let connection = pool.node("").state.working_connection().unwrap();
+        pool.deferred.run(&connection, &|_| true).await;
         let mut calls = std::mem::take(&mut self.workers[worker].deferred);
         // Stable: repeats run last.
         calls.sort_by_key(|(_, call)| matches!(call, DeferredCall::Repeat(_)));
@@ -323,7 +323,7 @@ impl World {
     /// Makes the worker's next operation meet the fault, if there is one.
     fn inject(&self, worker: usize, fault: Option<InjectedFault>) {
         if fault.is_some() {
-            *self.workers[worker].cache.0.pool.fault.lock() = fault;
+            *self.workers[worker].cache.0.pool.node("").fault.lock() = fault;
         }
     }
 }

@@ -1,0 +1,46 @@
+# shellcheck shell=bash disable=SC2154  # shared variables
+# Shared by redis-cluster and redis-sentinels, which set `dir` to the folder of all their nodes.
+
+# Prints the answer of the server on PORT. Sentinels close no connection on QUIT.
+ask() { # PORT COMMAND…
+    local line limit=5
+    {
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || return
+        printf '%s\r\n' "${*:2}" >&3
+        while IFS= read -r -t "$limit" -u 3 line; do
+            echo "${line%$'\r'}"
+            limit=0.05
+        done
+        exec 3>&-
+    } 2>/dev/null
+}
+
+port_of() { # URL
+    local port=${1##*:}
+    echo "${port%%/*}"
+}
+
+# Far from the ports that redis-node tries first.
+tls_port=$((10000 + ($$ * 4 + 5000) % 9900))
+
+# Starts a node of redis-node, with a free port for each TLS_PORT in its options, and prints its URL.
+start_node() { # NODE OPTION…
+    local option options=()
+    for option in "${@:2}"; do
+        while [[ $option == TLS_PORT ]]; do
+            tls_port=$((tls_port + 1))
+            [[ -n $(listeners "$tls_port") ]] || option=$tls_port
+        done
+        options+=("$option")
+    done
+    "$here/redis-node" start "$1" "${options[@]}"
+}
+
+destroy() {
+    local n
+    for n in "$dir"/*/; do
+        [[ ! -d $n ]] || destroy_node "${n%/}" &
+    done
+    wait
+    rm -rf "$dir"
+}

@@ -1,0 +1,144 @@
+//! The task that reads the slots of a Redis Cluster again whenever they may have changed.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use deadpool_redis::redis::{self, RedisError, Value, aio::ConnectionLike};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use rand::seq::SliceRandom;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    shared::Shared,
+    slots::{SlotRange, parse_slots},
+};
+use crate::cache::{
+    dial::{Address, connect_to},
+    error::CacheError,
+    log::AvailabilityLog,
+    refusal::Refusal,
+    scripts::SCRIPT_TIMEOUT,
+};
+
+pub(in crate::cache) const NO_CLUSTER: &str =
+    "this server is not part of a Redis Cluster: set HANDOFF_REDIS_MODE=single";
+/// How often the slots are read although nothing seems to have changed.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The same while a node is down: its replica is about to take over.
+const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(200);
+/// The shortest time between two readings: while slots move, each MOVED asks for one.
+const PACE: Duration = Duration::from_millis(50);
+/// How many addresses of replicas are remembered, for the case that all primaries are gone.
+const REMEMBERED: usize = 64;
+
+pub(super) struct Refresher {
+    shared: Arc<Shared>,
+    replicas: HashSet<Address>,
+    log: AvailabilityLog,
+}
+
+impl Refresher {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, replicas: HashSet::new(), log: AvailabilityLog::new(None) }
+    }
+
+    /// Never returns.
+    pub(super) async fn run(mut self) {
+        loop {
+            match self.read().await {
+                Ok(ranges) => {
+                    let replicas = ranges.iter().flat_map(|range| range.replicas.iter());
+                    self.replicas = replicas.take(REMEMBERED).cloned().collect();
+                    self.shared.install(&ranges);
+                    self.log.available();
+                }
+                // Later on, the keepers of the nodes log that they are down.
+                Err(error) if !self.shared.map.borrow().is_known() => self.log.unavailable(&error),
+                Err(_) => {}
+            }
+            sleep(PACE).await;
+            let interval = if self.is_in_trouble() { INTERVAL_IN_TROUBLE } else { INTERVAL };
+            tokio::select! {
+                () = self.shared.refresh.notified() => {}
+                () = sleep(interval) => {}
+            }
+        }
+    }
+
+    fn is_in_trouble(&self) -> bool {
+        let map = self.shared.map.borrow();
+        !map.is_known() || map.nodes().any(|node| !node.state.has_working_connection())
+    }
+
+    /// Asks the nodes that are connected, one after another, and then all that are known at once.
+    async fn read(&self) -> Result<Vec<SlotRange>, CacheError> {
+        let mut nodes: Vec<_> = self.shared.map.borrow().nodes().cloned().collect();
+        // Another one each time: one that is cut off from the others knows of no change.
+        nodes.shuffle(&mut rand::rng());
+        for node in nodes {
+            let connection = node.state.working_connection();
+            if let (Some(mut connection), Some(address)) = (connection, &node.address) {
+                let ranges = timeout(SCRIPT_TIMEOUT, slot_ranges(&mut connection, address)).await;
+                if let Ok(Ok(ranges)) = ranges {
+                    return Ok(ranges);
+                }
+            }
+        }
+        self.read_anywhere().await
+    }
+
+    async fn read_anywhere(&self) -> Result<Vec<SlotRange>, CacheError> {
+        let settings = &self.shared.settings.nodes;
+        settings.look().await;
+        let seeds = settings.current();
+        let known = self.shared.nodes.lock().keys().cloned().collect::<Vec<_>>();
+        let known = known.into_iter().chain(self.replicas.iter().cloned());
+        let seed_addresses = seeds.nodes().iter().map(|node| {
+            let (host, port) = node.host_and_port();
+            Address { host: host.to_owned(), port }
+        });
+        let addresses: HashSet<_> = seed_addresses.chain(known).collect();
+        let mut answers: FuturesUnordered<_> = addresses
+            .into_iter()
+            .map(|address| {
+                let node = seeds.first().at(&address.host, address.port);
+                async move {
+                    let mut connection = connect_to(&node).await?;
+                    let ranges = slot_ranges(&mut *connection, &address);
+                    timeout(SCRIPT_TIMEOUT, ranges).await.map_err(|_| CacheError::Timeout)?
+                }
+            })
+            .collect();
+        let mut failure = CacheError::Unavailable;
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(ranges) => return Ok(ranges),
+                // What Redis says is more useful than that a node cannot be reached.
+                Err(error) if failure.refusal().is_none() => failure = error,
+                Err(_) => {}
+            }
+        }
+        Err(failure)
+    }
+}
+
+/// The slots as this node knows them.
+pub(in crate::cache) async fn slot_ranges(
+    connection: &mut impl ConnectionLike,
+    address: &Address,
+) -> Result<Vec<SlotRange>, CacheError> {
+    let mut question = redis::cmd("CLUSTER");
+    let answer = question.arg("SLOTS").query_async::<Value>(connection).await;
+    let ranges = parse_slots(&answer.map_err(|error| no_answer(&error))?, address);
+    if ranges.is_empty() {
+        return Err(CacheError::Refused(Refusal::ClusterDown));
+    }
+    Ok(ranges)
+}
+
+fn no_answer(error: &RedisError) -> CacheError {
+    // `ERR This instance has cluster support disabled`, or a command that a sentinel or a proxy lacks.
+    match CacheError::of(error) {
+        CacheError::Refused(Refusal::Other) => CacheError::Failed(NO_CLUSTER.to_owned()),
+        other => other,
+    }
+}

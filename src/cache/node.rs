@@ -1,0 +1,167 @@
+//! One Redis server that the worker writes to: its connection, and whether it is available.
+
+use std::sync::Arc;
+
+use deadpool_redis::redis::{
+    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, ScriptInvocation,
+    ServerErrorKind, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    connector::Connector,
+    dial::Address,
+    error::CacheError,
+    keeper::{ConnectionState, Keeper},
+    scripts::SCRIPT_TIMEOUT,
+};
+
+/// A server with its keeper.
+pub(super) struct CacheNode {
+    pub(super) state: Arc<ConnectionState>,
+    /// Where it is, if it is a node of a cluster: it may then redirect.
+    pub(super) address: Option<Address>,
+    _keeper: Option<AbortOnDropHandle<()>>,
+    #[cfg(test)]
+    pub(super) fault: parking_lot::Mutex<Option<InjectedFault>>,
+}
+
+/// How a test makes the next operation fail.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InjectedFault {
+    /// The script never reaches Redis.
+    ScriptLost,
+    /// Redis runs the script, and its answer is lost.
+    AnswerLost,
+}
+
+/// Why a script gave no result.
+pub(super) enum Failure {
+    /// The slot of its keys is on this node.
+    Moved(Address),
+    /// The keys are on this node already, though the slot is not.
+    Ask(Address),
+    Error(CacheError),
+}
+
+impl CacheNode {
+    /// Starts the keeper, and returns before it has connected.
+    pub(super) fn start(connector: Connector, state: ConnectionState) -> Self {
+        let mut node = Self::without_server(state);
+        node.address = connector.node().cloned();
+        let keeper = Keeper::new(connector, Arc::clone(&node.state));
+        node._keeper = Some(AbortOnDropHandle::new(tokio::spawn(keeper.run())));
+        node
+    }
+
+    /// Stands for a server that is not known yet.
+    pub(super) fn without_server(state: ConnectionState) -> Self {
+        Self {
+            state: Arc::new(state),
+            address: None,
+            _keeper: None,
+            #[cfg(test)]
+            fault: parking_lot::Mutex::default(),
+        }
+    }
+
+    /// Runs a script on this server. `asking`: although the slot of its keys is elsewhere.
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+        asking: bool,
+    ) -> Result<T, Failure> {
+        let current = self.state.current.borrow().clone();
+        let (number, mut connection) = current.ok_or(Failure::Error(CacheError::Unavailable))?;
+        #[cfg(test)]
+        let fault = self.fault.lock().take();
+        #[cfg(test)]
+        if let Some(fault) = fault {
+            if fault == InjectedFault::AnswerLost {
+                script.invoke_async::<Value>(&mut connection).await.unwrap();
+            }
+            return Err(Failure::Error(CacheError::Timeout));
+        }
+        let answer = async {
+            if asking {
+                script.invoke_async(&mut Asking(connection)).await
+            } else {
+                script.invoke_async(&mut connection).await
+            }
+        };
+        match timeout(SCRIPT_TIMEOUT, answer).await {
+            Ok(Ok(value)) => {
+                self.state.record_success();
+                Ok(value)
+            }
+            Ok(Err(error)) => Err(self.failure(number, &error)),
+            Err(_) => {
+                self.state.record_timeout(number);
+                Err(Failure::Error(CacheError::Timeout))
+            }
+        }
+    }
+
+    fn failure(&self, number: u64, error: &RedisError) -> Failure {
+        if let Some(address) = &self.address {
+            // About one slot: the node is well.
+            match error.kind() {
+                ErrorKind::Server(ServerErrorKind::Moved) => {
+                    if let Some(to) = redirection(error, address) {
+                        return Failure::Moved(to);
+                    }
+                }
+                ErrorKind::Server(ServerErrorKind::Ask) => {
+                    if let Some(to) = redirection(error, address) {
+                        return Failure::Ask(to);
+                    }
+                }
+                ErrorKind::Server(ServerErrorKind::TryAgain) => {
+                    return Failure::Error(self.state.record_refused_slot(error));
+                }
+                _ => {}
+            }
+        }
+        Failure::Error(self.state.record_error(number, error))
+    }
+}
+
+/// Where `MOVED 3999 host:port` or `ASK …` leads to. A node that knows no host of its own leaves it out.
+fn redirection(error: &RedisError, from: &Address) -> Option<Address> {
+    let (address, _) = error.redirect_node()?;
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.trim_matches(['[', ']']);
+    let host = if host.is_empty() { from.host.clone() } else { host.to_owned() };
+    (host != "?").then_some(Address { host, port: port.parse().ok()? })
+}
+
+/// Sends `ASKING` right before each command.
+struct Asking(MultiplexedConnection);
+
+impl ConnectionLike for Asking {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            let mut both = Pipeline::with_capacity(2);
+            both.cmd("ASKING").add_command(command.clone());
+            let mut answers = self.0.req_packed_commands(&both, 1, 1).await?;
+            answers.pop().unwrap_or(Value::Nil).extract_error()
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        // No script is sent in a pipeline.
+        self.0.req_packed_commands(commands, offset, count)
+    }
+
+    fn get_db(&self) -> i64 {
+        self.0.get_db()
+    }
+}
