@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use secrecy::ExposeSecret;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -46,20 +46,33 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff demo\n  \
+    handoff demo --flow deeplink\n  \
     handoff demo --serve    # runs until Ctrl-C, and suggests commands to try")]
 pub(super) struct DemoArgs {
     /// Keep everything running until Ctrl-C
     #[arg(long)]
     serve: bool,
+    /// How the platform makes a link [default: token] [env: HANDOFF_IDV_FLOW]
+    #[arg(long, value_name = "FLOW")]
+    flow: Option<DemoFlow>,
     #[command(flatten)]
     settings: DemoFlags,
+}
+
+/// The platform's flow.
+#[derive(Clone, Copy, ValueEnum)]
+enum DemoFlow {
+    /// A call for a token, and one for a session
+    Token,
+    /// One call for the link
+    Deeplink,
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), CliError> {
     let options = Options { latency: LATENCY, jitter: JITTER, ..Options::default() };
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(CliError::failed)?;
     let sandbox = Sandbox::start(listener, options).map_err(CliError::failed)?;
-    let settings = settings(args.settings, &sandbox)?;
+    let settings = settings(args.settings, args.flow, &sandbox)?;
     logging::init(&settings.log);
     let signals = signals::listen()?;
     signals.cut_short(demonstrate(settings, &sandbox, args.serve, &signals.shutdown)).await?
@@ -97,9 +110,17 @@ async fn demonstrate(
 }
 
 /// Points the settings at the sandbox. The default key prefix is new, so that nothing is reused.
-fn settings(flags: DemoFlags, sandbox: &Sandbox) -> Result<Settings, CliError> {
-    let raw = flags
-        .0
+fn settings(
+    flags: DemoFlags,
+    flow: Option<DemoFlow>,
+    sandbox: &Sandbox,
+) -> Result<Settings, CliError> {
+    let raw = match flow {
+        Some(DemoFlow::Token) => flags.0.with(&table::IDV_FLOW.spec, "token"),
+        Some(DemoFlow::Deeplink) => flags.0.with(&table::IDV_FLOW.spec, "deeplink"),
+        None => flags.0,
+    };
+    let raw = raw
         .with(&table::IDV_URL.spec, sandbox.url())
         .with(&table::IDV_PUBLIC_URL.spec, sandbox.url())
         .with(&table::IDV_API_KEY.spec, Options::DEFAULT_API_KEY)
@@ -220,7 +241,7 @@ impl Show<'_> {
             self.new_links,
             count - self.new_links,
             stats.sessions_made,
-            stats.token_calls.total + stats.session_calls.total,
+            stats.token_calls.total + stats.session_calls.total + stats.deeplink_calls.total,
             LATENCY.as_millis(),
             (LATENCY + JITTER).as_millis(),
             self.durations[count / 2].as_millis(),
@@ -232,10 +253,14 @@ impl Show<'_> {
 /// Opens a link as a person does: its page, and the page that the button there leads to.
 async fn open(http: &reqwest::Client, link: &str) -> Result<(), CliError> {
     let failed = |what: &str| CliError::Failed(format!("a link did not open: {what}"));
-    let without_inner = || failed("it contains no inner link");
-    let outer = Url::parse(link).map_err(|_| without_inner())?;
-    let inner = outer.query_pairs().find(|(key, _)| key == "url").ok_or_else(without_inner)?.1;
-    for (page, url) in [("/capture", link), ("/mobile", &*inner)] {
+    let outer = Url::parse(link).map_err(|_| failed("it is no URL"))?;
+    let inner = outer.query_pairs().find(|(key, _)| key == "url").map(|(_, url)| url);
+    // In the one-call flow there is no other page before `/mobile`.
+    let pages = match &inner {
+        Some(inner) => vec![("/capture", link), ("/mobile", &**inner)],
+        None => vec![("/mobile", link)],
+    };
+    for (page, url) in pages {
         let response = http.get(url).timeout(TIMEOUT).send().await;
         let status = response.map_err(|error| failed(&error.without_url().to_string()))?.status();
         if !status.is_success() {

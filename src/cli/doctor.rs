@@ -20,17 +20,22 @@ const INDENT: usize = 30;
 /// Checks settings, RabbitMQ, Redis and platform, and says how to fix what is wrong
 ///
 /// Give it the settings of `handoff run`. It changes nothing: RabbitMQ is only queried, Redis gets one
-/// key that is deleted at once, and the platform is called only with --probe. The exit status is 1 if
-/// there is a finding; hints do not count.
+/// key that is deleted at once, and the platform is only asked for its health, unless there is --probe. The
+/// exit status is 1 if there is a finding; hints do not count.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff doctor\n  \
     handoff doctor --probe          # requests a token from the platform, to test the API key\n  \
+    handoff doctor --idv-flow deeplink --probe --workflow onboarding\n  \
     handoff doctor --json | jq 'select(.verdict == \"finding\")'")]
 pub(super) struct DoctorArgs {
-    /// Request one token from the platform, which expires after a second
+    /// Request one token from the platform, which expires after a second. In the one-call flow, make a
+    /// session of --workflow, which ends after a second
     #[arg(long)]
     probe: bool,
+    /// The workflow for --probe in the one-call flow
+    #[arg(long, value_name = "ID", requires = "probe")]
+    workflow: Option<String>,
     /// Print one JSON object a line: area, name, verdict, what, cost, remedy, commands
     #[arg(long)]
     json: bool,
@@ -41,8 +46,9 @@ pub(super) struct DoctorArgs {
 pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
     let settings = Settings::parse(&args.settings)?;
     logs::init(&settings.log);
-    let probe = if args.probe { Probe::Token } else { Probe::Connect };
-    let checks = examine(&settings, probe).await;
+    let workflow_id = args.workflow;
+    let probe = if args.probe { Probe::Call { workflow_id } } else { Probe::Connect };
+    let checks = examine(&settings, &probe).await;
     let in_colour = stdout().is_terminal() && logs::colours_wanted();
     let text = if args.json { json_lines(&checks)? } else { page(&checks, in_colour) };
     match print_text(text) {

@@ -1,7 +1,7 @@
 //! Checks the settings, RabbitMQ, Redis and the platform, for `handoff doctor`.
 //!
 //! The four areas run concurrently. No check changes anything: RabbitMQ is only queried, Redis gets one
-//! key that is deleted at once, and the platform is called only on request.
+//! key that is deleted at once, and the platform is called with the API key only on request.
 
 mod certificate;
 mod check;
@@ -31,7 +31,7 @@ use crate::config::Settings;
 const AREA_LIMIT: Duration = Duration::from_secs(30);
 
 /// Checks everything that a worker with these settings needs.
-pub(crate) async fn examine(settings: &Settings, probe: Probe) -> Vec<Check> {
+pub(crate) async fn examine(settings: &Settings, probe: &Probe) -> Vec<Check> {
     let areas = tokio::join!(
         examine_area(Area::Settings, async |checks| {
             settings::examine(settings, checks);

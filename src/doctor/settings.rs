@@ -2,7 +2,8 @@
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use url::Url;
+use secrecy::ExposeSecret;
+use url::{Host, Url};
 
 use super::{
     check::{Check, Verdict},
@@ -10,8 +11,8 @@ use super::{
 };
 use crate::{
     config::{
-        AmqpNode, RedisNode, RedisNodes, RedisSettings, Settings, UnknownVariable,
-        ignored_variables, is_loopback, unknown_variables,
+        AmqpNode, Flow, PlatformSettings, RedisNode, RedisNodes, RedisSettings, Settings,
+        UnknownVariable, ignored_variables, is_loopback, unknown_variables,
     },
     tls,
 };
@@ -23,6 +24,8 @@ pub(super) fn examine(settings: &Settings, checks: &mut Vec<Check>) {
     checks.push(Check::ok("values", "all settings are valid"));
     checks.extend(encryption(settings));
     checks.push(key_file(settings.platform.api_key.path()));
+    checks.extend(key_scheme(&settings.platform));
+    checks.extend(public_url(&settings.platform));
     checks.extend([seal(settings), workflow(settings), grace(settings)]);
     checks.extend(rate(settings));
     checks.extend(delays(settings));
@@ -116,6 +119,73 @@ fn key_file(file: Option<&Path>) -> Check {
     Check::ok("key file", "only its owner and group can read the API key file")
 }
 
+/// The vendor's examples send the key as `ApiKey <key>`, and the setting is sent as it is.
+fn key_scheme(settings: &PlatformSettings) -> Option<Check> {
+    let key = settings.api_key.current();
+    (!key.expose_secret().contains(' ')).then(|| {
+        Check::hint("key scheme", "the API key has no scheme word in front")
+            .cost("platforms that expect one refuse every call")
+            .remedy("set HANDOFF_IDV_API_KEY to `ApiKey <key>`, unless your platform takes the bare key")
+    })
+}
+
+/// Whether people can open links, as far as the base URL shows it.
+fn public_url(settings: &PlatformSettings) -> Option<Check> {
+    const NAME: &str = "public URL";
+    let (url, setting) = match (&settings.public_url, settings.flow) {
+        (Some(url), _) => (url, "HANDOFF_IDV_PUBLIC_URL"),
+        (None, Flow::Token) => (&settings.url, "HANDOFF_IDV_URL"),
+        (None, Flow::Deeplink) => {
+            let what = "links have the platform's own base URL: HANDOFF_IDV_PUBLIC_URL is not set";
+            return Some(Check::ok(NAME, what));
+        }
+    };
+    let why = if !is_public(url) {
+        "is not a public address"
+    } else if url.scheme() != "https" {
+        "is plain http"
+    } else {
+        return Some(Check::ok(NAME, "links lead to a public address over https"));
+    };
+    let what = format!("links lead to {setting}, which {why}");
+    let check = if is_public(url) {
+        Check::hint(NAME, what).cost("browsers do not give such a page the camera")
+    } else {
+        Check::hint(NAME, what).cost("people's own devices cannot open their links")
+    };
+    Some(check.remedy(
+        "set HANDOFF_IDV_PUBLIC_URL to the https address of the platform that people reach, the one that the \
+         platform has as its own base URL",
+    ))
+}
+
+/// Whether devices on the internet may reach the host of a URL, as far as its name shows.
+fn is_public(url: &Url) -> bool {
+    const PRIVATE_ENDS: [&str; 6] = ["localhost", "local", "internal", "lan", "home.arpa", "test"];
+    match url.host() {
+        Some(Host::Ipv4(ip)) => {
+            let is_shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            !(ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || is_shared)
+        }
+        Some(Host::Ipv6(ip)) => {
+            !(ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local())
+        }
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            let is_private = |end: &&str| name == **end || name.ends_with(&format!(".{end}"));
+            name.contains('.') && !PRIVATE_ENDS.iter().any(is_private) && !name.ends_with(".svc")
+        }
+        None => false,
+    }
+}
+
 fn seal(settings: &Settings) -> Check {
     match settings.cache.seal_keys.current().len() {
         0 => Check::hint("seal", "HANDOFF_CACHE_KEY is not set: Redis holds tokens in the clear")
@@ -160,9 +230,13 @@ fn grace(settings: &Settings) -> Check {
 /// Checks that the two calls of a session are permitted while the token is still useful.
 fn rate(settings: &Settings) -> Option<Check> {
     let limit = settings.platform.rate_limit?;
+    let calls = match settings.platform.flow {
+        Flow::Token => 2.0,
+        Flow::Deeplink => 1.0,
+    };
     let useful_life = settings.platform.token_ttl.saturating_sub(settings.cache.link_min_life);
     let two_calls = limit.per * 2 / limit.count;
-    if two_calls > useful_life {
+    if calls > 1.0 && two_calls > useful_life {
         let what = format!(
             "HANDOFF_IDV_RATE_LIMIT permits two calls in {}, but a token is useful for {} only",
             span(two_calls),
@@ -173,7 +247,7 @@ fn rate(settings: &Settings) -> Option<Check> {
             .remedy("raise the limit or HANDOFF_IDV_TOKEN_TTL, or lower HANDOFF_LINK_MIN_LIFE");
         return Some(check);
     }
-    let links = f64::from(limit.count) / 2.0 / limit.per.as_secs_f64();
+    let links = f64::from(limit.count) / calls / limit.per.as_secs_f64();
     let what = format!("permits {links:.2} new links a second, for all replicas together");
     Some(Check::ok("rate", what))
 }

@@ -6,17 +6,18 @@ mod connections;
 mod deeplink;
 mod error;
 mod gate;
+mod health;
 mod key;
 mod link;
 mod proxy;
 mod rate_limit;
 mod repeat;
 
-pub(crate) use self::deeplink::Deeplink;
 pub use self::{
     client::{ClientBuildError, PlatformClient},
     link::Links,
 };
+pub(crate) use self::{deeplink::Deeplink, health::health};
 pub(crate) use self::{
     error::CallError,
     gate::{CallPermit, FailedCall, FailureScope, Place, Room, Ticket},

@@ -142,3 +142,37 @@ async fn invalid_link_shows_why() {
     browser.click("#continue").await;
     assert!(browser.text("#error").await.contains("time is over"));
 }
+
+#[tokio::test]
+async fn finished_or_closed_session_says_that_it_is_over() {
+    for flow in ["token", "deeplink"] {
+        let (mut env, _sandbox) = start_env().await;
+        env.set("IDV_FLOW", flow);
+        let (_worker, browser) = worker_and_browser(&env).await;
+        for (user, (button, text)) in
+            ["Zoë 1", "Zoë 2"].iter().zip([("#finish", "was finished"), ("#close", "was closed")])
+        {
+            let link = links(&mut env, &[user]).await.remove(0);
+            let (url, mobile_url) =
+                (link["url"].as_str().unwrap(), link["mobileUrl"].as_str().unwrap());
+            assert_eq!(browser.open(url).await, 200, "{flow}");
+            if flow == "token" {
+                browser.click("#continue").await;
+            }
+            assert_eq!(browser.text("#user").await, *user);
+            browser.click(button).await;
+            assert_eq!(browser.text("h1").await, "This verification is over");
+            assert_eq!(browser.open(mobile_url).await, 410);
+            assert!(browser.text("#error").await.contains(text), "{flow}");
+            // The worker has not heard of it.
+            let again = json!({ "userId": user, "workflowId": link["workflowId"] });
+            env.rabbitmq.publish_request("again", again).await;
+            let data = env.rabbitmq.next_event().await.data();
+            assert_eq!((&data["url"], &data["reused"]), (&link["url"], &json!(true)));
+        }
+        assert_eq!(
+            browser.console().await.iter().filter(|line| line.contains("policy")).count(),
+            0
+        );
+    }
+}

@@ -24,13 +24,13 @@ pub struct Report(pub Vec<Value>);
 
 impl Report {
     /// The only check of this area and name.
-    fn check(&self, area: &str, name: &str) -> &Value {
+    pub fn check(&self, area: &str, name: &str) -> &Value {
         let mut checks = self.all(area, name);
         assert_eq!(checks.len(), 1, "{area} {name}: {:#?}", self.0);
         checks.remove(0)
     }
 
-    fn all(&self, area: &str, name: &str) -> Vec<&Value> {
+    pub fn all(&self, area: &str, name: &str) -> Vec<&Value> {
         self.0.iter().filter(|check| check["area"] == area && check["name"] == name).collect()
     }
 

@@ -1,9 +1,13 @@
 //! How long links live: no longer than their tokens and sessions.
 
+use std::time::Duration;
+
+use handoff::sandbox::{Options, Sandbox};
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::net::TcpListener;
 
-use crate::support::{TestEnv, rabbitmq::Message, redis::RedisEntry};
+use crate::support::{TestEnv, platform::API_KEY, rabbitmq::Message, redis::RedisEntry};
 
 /// When the link of an event ends, in milliseconds since 1970.
 fn end_ms(event: &Message) -> i128 {
@@ -82,5 +86,32 @@ async fn link_of_release_0_1_ends_with_its_session() {
             assert_eq!(end_ms(&event), end - hour_ms + 600_000);
         }
         env.delete_redis_values().await;
+    }
+}
+
+#[tokio::test]
+async fn link_that_is_handed_out_opens_although_sessions_end_before_tokens() {
+    for flow in ["token", "deeplink"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = Options {
+            api_key: API_KEY.to_owned(),
+            session_lifetime: Some(Duration::from_secs(4)),
+            ..Options::default()
+        };
+        let sandbox = Sandbox::start(listener, options).unwrap();
+        let mut env = TestEnv::start().await;
+        env.set("IDV_URL", &sandbox.url()).set("IDV_FLOW", flow).set("IDV_TOKEN_TTL", "1h");
+        env.set("IDV_SESSION_TTL", "4s").set("LINK_MIN_LIFE", "1s");
+        let _worker = env.start_worker().await;
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        for n in 0.. {
+            env.publish_request(&format!("r-{n}"), "ann").await;
+            let data = env.rabbitmq.next_event().await.data();
+            let page = http.get(data["mobileUrl"].as_str().unwrap()).send().await.unwrap();
+            assert_eq!(page.status(), 200, "{flow}: link {n} of a dead session");
+            if sandbox.stats().sessions_made == 2 {
+                break;
+            }
+        }
     }
 }

@@ -26,6 +26,7 @@ mod dead_letters;
 mod deeplink;
 mod dependencies;
 mod doctor;
+mod doctor_platform;
 mod expiry;
 mod gate;
 mod hostile;

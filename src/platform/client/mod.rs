@@ -8,7 +8,9 @@ use std::{fmt, sync::Arc};
 
 use reqwest::{
     RequestBuilder,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{
+        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER,
+    },
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::{
     config::{Flow, PlatformSettings, Proxy},
-    message::{Request, TraceContext},
+    message::TraceContext,
     retry::parse_retry_after,
     session::Call,
     telemetry::{
@@ -146,6 +148,24 @@ impl PlatformClient {
             && self.connections.may_have_been_reused()
     }
 
+    /// Sends a call without passing the gate, and checks its answer. Also returns the platform's time, if the answer
+    /// has a valid `Date` header.
+    async fn send_probe<T>(
+        &self,
+        call: Call,
+        request: RequestBuilder,
+        parse: ParseAnswer<T>,
+    ) -> (Result<(), CallError>, Option<SystemTime>) {
+        match self.connections.send(request, Reuse::Allowed).await {
+            Ok(mut reply) => {
+                let date = reply.header(DATE);
+                let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+                (read_answer(call, &mut reply, parse).await.map(drop), date)
+            }
+            Err(error) => (Err(CallError::from_transport(call, &error, self.proxy.as_ref())), None),
+        }
+    }
+
     /// Reads the API key's file again after a refused call. Returns whether the key has changed since the call, which
     /// is then repeated with nothing spent.
     async fn has_new_key(&self, sent: &HeaderValue) -> bool {
@@ -231,10 +251,10 @@ async fn read_answer<T>(
     })
 }
 
-/// The URL of a call for the request's workflow.
-fn with_workflow(url: &Url, request: &Request) -> Url {
+/// The URL of a call for a workflow.
+fn with_workflow(url: &Url, workflow_id: &str) -> Url {
     let mut url = url.clone();
-    let workflow = encode_component(&request.workflow_id);
+    let workflow = encode_component(workflow_id);
     url.set_query(Some(&format!("workflowId={workflow}")));
     url
 }

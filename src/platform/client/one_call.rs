@@ -1,8 +1,8 @@
 //! The call of the one-call flow: for a link.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use reqwest::RequestBuilder;
+use reqwest::{RequestBuilder, header::HeaderValue};
 use serde::Serialize;
 
 use super::{IDEMPOTENCY_KEY, PlatformClient, with_workflow};
@@ -67,11 +67,21 @@ impl PlatformClient {
         permit.report(answer)
     }
 
-    fn deeplink_request(
+    /// Checks the API key and the workflow: makes a session that lives 1 s, without passing the gate.
+    ///
+    /// Also returns the platform's time, if its answer has a valid `Date` header.
+    pub(crate) async fn probe_deeplink(
         &self,
-        key: reqwest::header::HeaderValue,
-        request: &Request,
-    ) -> RequestBuilder {
+        workflow_id: &str,
+    ) -> (Result<(), CallError>, Option<SystemTime>) {
+        let body =
+            serde_json::json!({ "metadata": { "externalUserId": "handoff-doctor" }, "ttl": 1 });
+        let url = with_workflow(&self.deeplink_url, workflow_id);
+        let request = self.post(url, self.key.header(), &body);
+        self.send_probe(Call::Deeplink, request, self.parse_deeplink).await
+    }
+
+    fn deeplink_request(&self, key: HeaderValue, request: &Request) -> RequestBuilder {
         #[derive(Serialize)]
         struct DeeplinkBody<'a, M> {
             metadata: M,
@@ -84,7 +94,7 @@ impl PlatformClient {
             locale: request.locale.as_deref(),
             ttl: self.token_ttl.as_secs(),
         };
-        self.post(with_workflow(&self.deeplink_url, request), key, &body)
+        self.post(with_workflow(&self.deeplink_url, &request.workflow_id), key, &body)
     }
 }
 

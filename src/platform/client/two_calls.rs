@@ -2,14 +2,11 @@
 
 use std::time::{Instant, SystemTime};
 
-use reqwest::{
-    RequestBuilder,
-    header::{DATE, HeaderValue},
-};
+use reqwest::{RequestBuilder, header::HeaderValue};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
-use super::{IDEMPOTENCY_KEY, PlatformClient, read_answer, with_workflow};
+use super::{IDEMPOTENCY_KEY, PlatformClient, with_workflow};
 use crate::{
     config::is_header_value,
     hash,
@@ -77,16 +74,7 @@ impl PlatformClient {
     /// Also returns the platform's time, if its answer has a valid `Date` header.
     pub(crate) async fn probe(&self) -> (Result<(), CallError>, Option<SystemTime>) {
         let request = self.post(self.token_url.clone(), self.key.header(), &TokenBody { ttl: 1 });
-        match self.connections.send(request, Reuse::Allowed).await {
-            Ok(mut reply) => {
-                let date = reply.header(DATE);
-                let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
-                (read_answer(Call::Token, &mut reply, parse_token).await.map(drop), date)
-            }
-            Err(error) => {
-                (Err(CallError::from_transport(Call::Token, &error, self.proxy.as_ref())), None)
-            }
-        }
+        self.send_probe(Call::Token, request, parse_token).await
     }
 
     /// Starts a session with a token, and returns the session's id. `is_repeat`: the platform may be processing
@@ -142,7 +130,7 @@ impl PlatformClient {
             #[serde(skip_serializing_if = "Option::is_none")]
             locale: Option<&'a str>,
         }
-        let url = with_workflow(&self.session_url, request);
+        let url = with_workflow(&self.session_url, &request.workflow_id);
         let token_bytes = token.value.expose_secret().as_bytes();
         let mut authorization = HeaderValue::from_bytes(token_bytes).ok()?;
         authorization.set_sensitive(true);

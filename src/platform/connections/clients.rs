@@ -48,6 +48,13 @@ pub(super) struct Clients {
     resolver: Option<Arc<dyn Resolve>>,
 }
 
+/// A client that makes a new HTTP/1.1 connection for each call.
+pub(in crate::platform) fn single_client(
+    settings: ConnectionSettings<'_>,
+) -> Result<Client, &'static str> {
+    Clients::new(settings)?.unpooled().map_err(|_| "the HTTP client cannot be set up")
+}
+
 impl Clients {
     pub(super) fn new(settings: ConnectionSettings<'_>) -> Result<Self, &'static str> {
         let ConnectionSettings { url, timeout, proxy, resolver } = settings;

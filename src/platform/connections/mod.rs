@@ -33,7 +33,7 @@ use self::{
     protocol::{Protocol, ProtocolWatch},
 };
 pub(super) use self::{
-    clients::{ConnectionSettings, Reuse},
+    clients::{ConnectionSettings, Reuse, single_client},
     reply::{Reply, TransportError},
 };
 use crate::units::millis;
