@@ -16,8 +16,9 @@ impl Attempt {
     /// Why the node may close the connection before the login, apart from going down; empty without TLS.
     ///
     /// With TLS 1.3 a server that refuses the client certificate sends an alert after the handshake, and
-    /// closes the connection. The alert is lost if the client writes in between. RabbitMQ 3.10 closes the
-    /// connection without an answer if the SASL mechanism is off.
+    /// closes the connection. The alert is lost if the client writes in between (rustls/tokio-rustls#38).
+    /// RabbitMQ 3.10 closes the connection without an answer if the SASL mechanism is off, and lapin 4.12 does
+    /// not compare the mechanisms that RabbitMQ offers (neither reported upstream).
     pub(super) fn on_close(&self) -> &'static str {
         match (self.node.uri.query.auth_mechanism, &self.identity) {
             (Some(SASLMechanism::External), _) => {

@@ -2,6 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -28,9 +29,8 @@ pub(super) struct Connector {
     health: Arc<Health>,
     pub(super) cursor: NodeCursor,
     pub(super) frame_max: FrameMax,
-    logins: Logins,
-    /// The refused login that was logged last.
-    logged: Option<BrokerError>,
+    /// Shared with the connector of a replacement: a lost connection must not start over with the delays.
+    logins: Arc<Mutex<Logins>>,
 }
 
 /// A connection with changed settings, and the connector that made it.
@@ -54,8 +54,7 @@ impl Connector {
             health,
             cursor: NodeCursor::new(),
             frame_max: FrameMax::Small,
-            logins: Logins::new(),
-            logged: None,
+            logins: Arc::new(Mutex::new(Logins::new())),
         }
     }
 
@@ -97,7 +96,8 @@ impl Connector {
             // A rotated password, for example.
             source.look().await;
             let current = source.current();
-            match self.logins.next(&current, or_former) {
+            let next = self.logins.lock().next(&current, or_former);
+            match next {
                 NextLogin::Now(nodes) => break nodes,
                 NextLogin::At(at) => {
                     if or_former {
@@ -121,9 +121,9 @@ impl Connector {
         match session.await {
             Ok(session) => {
                 self.cursor.served();
-                self.logins.accepted(&nodes);
-                if nodes.is_same(&source.current()) {
-                    self.logged = None;
+                let are_current = nodes.is_same(&source.current());
+                self.logins.lock().accepted(&nodes, are_current);
+                if are_current {
                     self.health.set_login_error(None);
                 }
                 Ok(Connected::new(session, nodes))
@@ -142,11 +142,10 @@ impl Connector {
     ) {
         if error.is_login_refused() {
             // The other nodes have the same users.
-            self.logins.refused(nodes);
+            let is_first = self.logins.lock().refused(nodes);
             let error = error.with_remedy(&format!("check {}", self.settings.nodes.describe()));
             self.health.set_login_error(Some(error.to_string()));
-            if self.logged.as_ref() != Some(&error) {
-                self.logged = Some(error.clone());
+            if is_first {
                 log(error);
             }
         } else {

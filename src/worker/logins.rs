@@ -10,6 +10,10 @@ use crate::config::AmqpNodes;
 const MIN_DELAY: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
+/// How many refused settings are remembered: the current and the former ones, and some that a file held for a
+/// moment.
+const MAX_REFUSED: usize = 4;
+
 /// The logins so far.
 #[derive(Clone, Debug)]
 pub(super) struct Logins {
@@ -51,20 +55,23 @@ impl Logins {
         NextLogin::At(next.unwrap_or_else(Instant::now))
     }
 
-    /// RabbitMQ refused a login with these settings, while others may be current by now.
-    pub(super) fn refused(&mut self, nodes: &AmqpNodes) {
-        self.refused.retain(|(refused, _)| {
-            !refused.is_same(nodes)
-                && self.accepted.as_ref().is_some_and(|own| own.is_same(refused))
-        });
+    /// RabbitMQ refused a login with these settings. Returns whether this is the first refusal since it last
+    /// accepted the current ones, which is logged.
+    pub(super) fn refused(&mut self, nodes: &AmqpNodes) -> bool {
+        let is_first = self.refused.is_empty();
+        self.refused.retain(|(refused, _)| !refused.is_same(nodes));
+        if self.refused.len() == MAX_REFUSED {
+            self.refused.remove(0);
+        }
         self.refused.push((nodes.clone(), Instant::now() + self.delay));
         self.delay = MAX_DELAY.min(2 * self.delay);
+        is_first
     }
 
     /// RabbitMQ accepted a login with these settings.
-    pub(super) fn accepted(&mut self, nodes: &AmqpNodes) {
-        self.refused.retain(|(refused, _)| !refused.is_same(nodes));
+    pub(super) fn accepted(&mut self, nodes: &AmqpNodes, are_current: bool) {
         self.accepted = Some(nodes.clone());
+        self.refused.retain(|(refused, _)| !are_current && !refused.is_same(nodes));
         if self.refused.is_empty() {
             self.delay = MIN_DELAY;
         }
@@ -95,8 +102,8 @@ mod tests {
             advance(at - Instant::now()).await;
         }
         assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30]);
-        logins.accepted(&current);
-        logins.refused(&current);
+        logins.accepted(&current, true);
+        assert!(logins.refused(&current), "the first");
         let NextLogin::At(at) = logins.next(&current, true) else { panic!("at once") };
         assert_eq!((at - Instant::now()).as_secs(), 1);
     }
@@ -106,18 +113,20 @@ mod tests {
         let [former, wrong, right] =
             ["former", "wrong", "right"].map(|p| amqp_nodes(&format!("amqp://u:{p}@a")).unwrap());
         let mut logins = Logins::new();
-        logins.accepted(&former);
+        logins.accepted(&former, true);
         assert!(is_now(logins.next(&wrong, true), &wrong));
-        logins.refused(&wrong);
+        assert!(logins.refused(&wrong), "the first");
         assert!(matches!(logins.next(&wrong, false), NextLogin::At(_)));
         assert!(is_now(logins.next(&wrong, true), &former));
-        logins.accepted(&former);
+        logins.accepted(&former, false);
         // Still waits before it tries the wrong ones again.
         assert!(matches!(logins.next(&wrong, false), NextLogin::At(_)));
         assert!(is_now(logins.next(&right, false), &right));
-        logins.refused(&former);
+        assert!(!logins.refused(&former), "one log line is enough");
         assert!(matches!(logins.next(&wrong, true), NextLogin::At(_)));
         advance(Duration::from_secs(1)).await;
         assert!(is_now(logins.next(&wrong, true), &wrong));
+        logins.accepted(&right, true);
+        assert!(logins.refused(&right), "the first");
     }
 }
