@@ -325,10 +325,11 @@ mod tests {
     #[tokio::test]
     async fn hanging_file_does_not_block_a_look() {
         let folder = Folder::new();
-        let path = folder.0.join("pipe");
+        let path = folder.write("key", "one");
+        let value = Watched::of_file(path.clone(), word);
+        fs::remove_file(&path).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
-        let value = Watched::of_file(path.clone(), word);
         let looks = async {
             value.look().await;
             value.look().await;
