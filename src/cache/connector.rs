@@ -36,6 +36,8 @@ pub(super) struct Connector {
     target: Target,
     /// The pool of the latest connection, and what it was made of.
     latest: Option<(Arc<RedisNodes>, Option<Address>, Deadpool)>,
+    /// The URLs of the latest try, those of the sentinels second.
+    tried: (Arc<RedisNodes>, Option<Arc<RedisNodes>>),
 }
 
 impl Connector {
@@ -46,12 +48,20 @@ impl Connector {
             (None, Some(sentinels)) => Target::Primary(sentinels.clone()),
             (None, None) => Target::Url,
         };
-        Self { nodes: settings.nodes.clone(), target, latest: None }
+        let mut connector = Self {
+            nodes: settings.nodes.clone(),
+            target,
+            latest: None,
+            tried: (settings.nodes.current(), None),
+        };
+        connector.note_urls();
+        connector
     }
 
     /// A new connection. Reads the files of the URLs first.
     pub(super) async fn connect(&mut self) -> Result<Connection, CacheError> {
-        self.nodes.look().await;
+        self.look().await;
+        self.note_urls();
         let Target::Primary(sentinels) = self.target.clone() else {
             let address = self.node().cloned();
             return connection(&self.pool(address)?).await;
@@ -68,6 +78,49 @@ impl Connector {
             // A frozen primary would hold up the connection to the new one by the whole limit.
             () = until_moved(&sentinels, &address, LOOK_INTERVAL_CONNECTING) => Err(CacheError::Unavailable),
         }
+    }
+
+    async fn look(&self) {
+        self.nodes.look().await;
+        if let Target::Primary(sentinels) = &self.target {
+            sentinels.nodes.look().await;
+        }
+    }
+
+    fn note_urls(&mut self) {
+        let sentinels = match &self.target {
+            Target::Primary(sentinels) => Some(sentinels.nodes.current()),
+            Target::Url | Target::Node(_) => None,
+        };
+        self.tried = (self.nodes.current(), sentinels);
+    }
+
+    /// Reads the files again, and waits until the URLs are others than at the latest try.
+    pub(super) async fn until_urls_changed(&self) {
+        self.look().await;
+        let sentinels = async {
+            match (&self.target, &self.tried.1) {
+                (Target::Primary(sentinels), Some(tried)) => {
+                    sentinels.nodes.changed_from(tried).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.nodes.changed_from(&self.tried.0) => {}
+            () = sentinels => {}
+        }
+    }
+
+    /// The files of the URLs, for the log.
+    pub(super) fn files(&self) -> Option<String> {
+        let sentinels = match &self.target {
+            Target::Primary(sentinels) => sentinels.nodes.path(),
+            Target::Url | Target::Node(_) => None,
+        };
+        let files = [self.nodes.path(), sentinels].into_iter().flatten();
+        let files: Vec<_> = files.map(|path| path.display().to_string()).collect();
+        (!files.is_empty()).then(|| files.join(", "))
     }
 
     /// The node of a cluster that it connects to.

@@ -25,6 +25,7 @@ use super::{
     dial::CONNECT_TIMEOUT,
     error::CacheError,
     log::{AvailabilityLog, RefusalLog},
+    login_wait::LoginWait,
     refusal::{Recovery, Refusal},
     scripts::{self, SCRIPT_TIMEOUT},
 };
@@ -248,6 +249,7 @@ pub(super) struct Keeper {
     connector: Connector,
     state: Arc<ConnectionState>,
     backoff: Backoff,
+    login_wait: LoginWait,
     log: AvailabilityLog,
     /// Redis answered that it is unusable, as a read-only replica does, and has written nothing since; or it
     /// answers too late.
@@ -257,8 +259,10 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(connector: Connector, state: Arc<ConnectionState>) -> Self {
         let backoff = Backoff::between(SHORTEST_DELAY, LONGEST_DELAY);
-        let log = AvailabilityLog::new(connector.node().map(ToString::to_string));
-        Self { connector, state, backoff, log, unusable: false }
+        let log =
+            AvailabilityLog::new(connector.node().map(ToString::to_string), connector.files());
+        let login_wait = LoginWait::new();
+        Self { connector, state, backoff, login_wait, log, unusable: false }
     }
 
     /// Connects, offers the connection until it fails, and starts over. Never returns.
@@ -277,14 +281,22 @@ impl Keeper {
     async fn connect(&mut self) -> Connection {
         loop {
             match try_connect(&mut self.connector).await {
-                Ok(connection) => return connection,
+                Ok(connection) => {
+                    self.login_wait.reset();
+                    return connection;
+                }
                 Err(error) => {
                     if let Some(refusal) = error.refusal() {
                         self.state.metrics.cache.refused(refusal);
                     }
                     self.log.unavailable(&error);
                     self.state.refresh.notify_one();
-                    sleep(self.backoff.next_delay()).await;
+                    if error.refusal() == Some(Refusal::NoAuth) {
+                        let changed = self.connector.until_urls_changed();
+                        let _ = timeout(self.login_wait.next_delay(), changed).await;
+                    } else {
+                        sleep(self.backoff.next_delay()).await;
+                    }
                 }
             }
         }

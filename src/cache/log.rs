@@ -19,11 +19,14 @@ pub(super) struct AvailabilityLog {
     timed_out: bool,
     /// The node of a cluster that it is about.
     node: Option<String>,
+    /// The files that user and password come from.
+    files: Option<String>,
 }
 
 impl AvailabilityLog {
-    pub(super) const fn new(node: Option<String>) -> Self {
-        Self { outage: Outage::new(&UNAVAILABLE_LIMIT), refusal: None, timed_out: false, node }
+    pub(super) const fn new(node: Option<String>, files: Option<String>) -> Self {
+        let outage = Outage::new(&UNAVAILABLE_LIMIT);
+        Self { outage, refusal: None, timed_out: false, node, files }
     }
 
     pub(super) fn unavailable(&mut self, error: &CacheError) {
@@ -40,7 +43,8 @@ impl AvailabilityLog {
         if self.outage.report_down() {
             self.timed_out = timed_out;
             let (node, remedy) = (self.node.as_deref(), remedy(refusal));
-            tracing::warn!(error = error.cause(), remedy, node, "{UNAVAILABLE}");
+            let file = self.files.as_deref().filter(|_| refusal == Some(Refusal::NoAuth));
+            tracing::warn!(error = error.cause(), remedy, node, file, "{UNAVAILABLE}");
         }
     }
 

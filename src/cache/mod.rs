@@ -18,6 +18,7 @@ mod keeper;
 mod keys;
 mod lease;
 mod log;
+mod login_wait;
 mod node;
 mod patience;
 mod pool;

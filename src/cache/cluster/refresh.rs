@@ -38,7 +38,7 @@ pub(super) struct Refresher {
 
 impl Refresher {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, replicas: HashSet::new(), log: AvailabilityLog::new(None) }
+        Self { shared, replicas: HashSet::new(), log: AvailabilityLog::new(None, None) }
     }
 
     /// Never returns.

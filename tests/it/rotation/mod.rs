@@ -4,7 +4,11 @@ mod cache_key;
 mod refused;
 mod under_load;
 
-use crate::support::{Node, TempFile, TestEnv};
+use std::collections::BTreeMap;
+
+use deadpool_redis::redis::{Value, aio::MultiplexedConnection};
+
+use crate::support::{Node, TempFile, TestEnv, redis};
 
 /// A RabbitMQ user of one test, whose URL is in a file.
 struct Login {
@@ -48,4 +52,17 @@ impl Login {
     async fn delete(&self) {
         self.node.ctl(&["delete_user", &self.user]).await;
     }
+}
+
+/// The refused logins of a Redis so far.
+async fn refused_by_redis(admin: &mut MultiplexedConnection) -> usize {
+    let entries: Vec<BTreeMap<String, Value>> =
+        redis::cmd("ACL").arg("LOG").query_async(admin).await.unwrap();
+    let refused =
+        entries.iter().filter(|entry| entry["reason"] == Value::BulkString(b"auth".into()));
+    let counts = refused.map(|entry| match entry["count"] {
+        Value::Int(count) => usize::try_from(count).unwrap(),
+        ref other => panic!("{other:?}"),
+    });
+    counts.sum()
 }

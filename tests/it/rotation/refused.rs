@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::Login;
-use crate::support::{TestEnv, Worker, log_text, platform::hold_calls, wait_until};
+use super::{Login, refused_by_redis};
+use crate::support::{
+    Node, TempFile, TestEnv, Worker, log_text, platform::hold_calls, redis, wait_until,
+};
 
 /// The status and body of `/readyz`.
 async fn readiness(worker: &Worker) -> (u16, Value) {
@@ -116,4 +118,35 @@ async fn file_may_change_before_rabbitmq_while_a_suspect_is_served_alone() {
     assert!(refused < 5, "{refused} refused logins");
     worker.stop().await;
     login.delete().await;
+}
+
+#[tokio::test]
+async fn login_that_redis_refuses_waits_for_the_file() {
+    let node = Node::redis().await;
+    let mut admin = redis::connect(&node.url).await;
+    let url =
+        |password: &str| node.url.replace("redis://", &format!("redis://rotated:{password}@"));
+    redis::run(&mut admin, "ACL SETUSER rotated on >p4ss-0 ~* +@all").await;
+    let file = TempFile::new(&url("p4ss-0"));
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    env.settings.remove("HANDOFF_REDIS_URL");
+    env.set("REDIS_URL_FILE", file.path()).set("REDIS_PATIENCE", "500ms");
+    let worker = env.start_worker().await;
+    env.publish_requests(0..5).await;
+    env.expect_all_ready(5).await;
+    // Here Redis changes before the file does.
+    redis::run(&mut admin, "ACL SETUSER rotated resetpass >p4ss-1").await;
+    redis::run(&mut admin, "CLIENT KILL USER rotated").await;
+    worker.wait_for_log_with(log_text::REDIS_UNAVAILABLE, |line| line["file"] == file.path()).await;
+    env.publish_requests(5..8).await;
+    env.expect_all_ready(3).await;
+    let mut client = admin.clone();
+    wait_until("a third refused login", async || refused_by_redis(&mut client).await >= 3).await;
+    std::fs::write(file.path(), url("p4ss-1")).unwrap();
+    worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
+    env.request_again(0..5).await;
+    env.expect_all_reused(5).await;
+    let refused = refused_by_redis(&mut admin).await;
+    assert!(refused < 5, "{refused} refused logins");
+    worker.stop().await;
 }
