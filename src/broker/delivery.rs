@@ -20,7 +20,10 @@ use super::{
     acks::Acks,
     large::{Held, IN_HAND, large_size},
     log,
-    republish::{ATTEMPT, DEFERRED, DELIVERY_COUNT, DUE, EVENT_REFUSED, REQUEST_ID},
+    republish::{
+        ATTEMPT, DEFERRED, DELIVERY_COUNT, DUE, DUE_ATTEMPT, EVENT_REFUSED, FIRST_DEATH_QUEUE,
+        REQUEST_ID,
+    },
 };
 use crate::units::unix_millis;
 
@@ -138,15 +141,20 @@ impl Delivery {
         refused == Some(&AMQPValue::Boolean(true))
     }
 
-    /// How late a copy is back from its retry queue. `None` on other deliveries, and on redeliveries, which
-    /// may have waited for another reason.
+    /// The queue that it was dead-lettered from: for copies, the retry queue. RabbitMQ says so; copies do not
+    /// carry it on, release 0.1's neither.
+    pub(crate) fn came_from(&self) -> Option<&str> {
+        std::str::from_utf8(self.header(FIRST_DEATH_QUEUE)?).ok()
+    }
+
+    /// How late a copy is back from its retry queue. `None` on redeliveries, which may have waited for another
+    /// reason, and where the due time is that of an earlier copy: release 0.1 copies the header.
     pub(crate) fn retry_lateness(&self) -> Option<Duration> {
-        if self.inner.redelivered {
+        let headers = self.headers()?.inner();
+        if self.inner.redelivered || headers.get(DUE_ATTEMPT) != headers.get(ATTEMPT) {
             return None;
         }
-        let Some(AMQPValue::LongLongInt(due)) = self.headers()?.inner().get(DUE) else {
-            return None;
-        };
+        let AMQPValue::LongLongInt(due) = headers.get(DUE)? else { return None };
         let due = u64::try_from(*due).ok()?;
         // Zero for a copy that is early: another host's clock may differ.
         Some(Duration::from_millis(unix_millis(SystemTime::now()).saturating_sub(due)))

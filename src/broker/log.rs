@@ -1,5 +1,7 @@
 //! The broker's log messages, and how often each may be repeated.
 
+use std::time::Duration;
+
 use super::error::{BrokerError, PublishError};
 use crate::{
     message::RequestId,
@@ -39,6 +41,15 @@ pub(super) fn no_memory(bytes: usize) {
 
 pub(super) fn topology_check_failed(error: &BrokerError) {
     tracing::warn!(%error, "topology check failed: still consuming");
+}
+
+pub(super) fn retries_stuck(queue: &str, messages: u32, for_time: Duration) {
+    let stuck_s = for_time.as_secs();
+    tracing::warn!(queue, messages, stuck_s, "retry queue keeps messages after their time");
+}
+
+pub(super) fn retries_moving(queue: &str) {
+    tracing::info!(queue, "retry queue passes on messages again");
 }
 
 pub(super) fn prefetch_changed(prefetch: u16) {

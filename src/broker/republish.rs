@@ -24,6 +24,8 @@ pub(super) const ATTEMPT: &str = "x-handoff-attempt";
 pub(super) const DEFERRED: &str = "x-handoff-deferred";
 /// On copies in a retry queue: when they are due back, in milliseconds since 1970.
 pub(super) const DUE: &str = "x-handoff-due";
+/// With it: the copy's own [`ATTEMPT`]. Release 0.1 passes on both headers to its copies, and counts them further.
+pub(super) const DUE_ATTEMPT: &str = "x-handoff-due-attempt";
 /// On copies and dead letters: `handoff.ready` was refused, and a queue may have received it all the same.
 pub(super) const EVENT_REFUSED: &str = "x-handoff-event-refused";
 /// On dead letters: the reason's code.
@@ -36,6 +38,9 @@ pub(super) const FAILED_AT: &str = "x-handoff-failed-at";
 /// RabbitMQ's count of redeliveries, which it compares with the delivery limit.
 pub(super) const DELIVERY_COUNT: &str = "x-delivery-count";
 
+/// The queue that a message was dead-lettered from: for copies, the retry queue.
+pub(super) const FIRST_DEATH_QUEUE: &str = "x-first-death-queue";
+
 /// Limit of a request id in headers, in bytes. The body has longer ones whole.
 const MAX_REQUEST_ID: usize = 4 * 1024;
 
@@ -45,7 +50,7 @@ const MAX_REQUEST_ID: usize = 4 * 1024;
 const BROKER_HEADERS: [&str; 8] = [
     "x-death",
     "x-first-death-exchange",
-    "x-first-death-queue",
+    FIRST_DEATH_QUEUE,
     "x-first-death-reason",
     "x-last-death-exchange",
     "x-last-death-queue",
@@ -54,6 +59,8 @@ const BROKER_HEADERS: [&str; 8] = [
 ];
 /// The producer's further routing keys, which RabbitMQ used for the original.
 const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
+/// Ours from an earlier copy.
+const DUE_HEADERS: [&str; 2] = [DUE, DUE_ATTEMPT];
 /// Ours from an earlier failure, if an operator moved a dead letter back.
 const FAILURE_HEADERS: [&str; 3] = [REASON, DETAIL, FAILED_AT];
 
@@ -116,6 +123,9 @@ pub(super) fn with_due(
     let Some(due_ms) = due_ms else { return copy };
     let mut headers = copy.headers().clone().unwrap_or_default();
     headers.insert(DUE.into(), AMQPValue::LongLongInt(due_ms));
+    if let Some(attempt) = headers.inner().get(ATTEMPT).cloned() {
+        headers.insert(DUE_ATTEMPT.into(), attempt);
+    }
     copy.with_headers(headers)
 }
 
@@ -217,7 +227,7 @@ fn fitting_headers(headers: &FieldTable, frame_max: usize) -> (FieldTable, usize
         !BROKER_HEADERS.contains(&name)
             && !ROUTING_HEADERS.contains(&name)
             && !FAILURE_HEADERS.contains(&name)
-            && name != DUE
+            && !DUE_HEADERS.contains(&name)
     };
     let entry_size = |&(name, value): &(&ShortString, &AMQPValue)| short_size(name) + size(value);
     let mut entries: Vec<_> =

@@ -133,3 +133,40 @@ pub(super) fn invisible(
         check
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BrokerSettings;
+
+    fn invisible_on(version: &str) -> Check {
+        let topology = Topology::new(&BrokerSettings::defaults().unwrap());
+        let properties = ServerProperties {
+            product: "RabbitMQ".to_owned(),
+            version: version.to_owned(),
+            mechanisms: "PLAIN".to_owned(),
+        };
+        invisible("/", &topology, Some(&properties))
+    }
+
+    #[test]
+    fn stuck_retries_are_named_with_the_command_that_shows_them() {
+        let check = format!("{:?}", invisible_on("3.10.8"));
+        for text in [
+            "expired messages that do not leave a retry queue",
+            "`messages` and `messages_ready` of each retry queue are equal",
+            "HandoffRetriesStuck",
+            "list_queues name messages messages_ready",
+        ] {
+            assert!(check.contains(text), "{text} is not in {check}");
+        }
+    }
+
+    #[test]
+    fn delivery_limit_of_the_dead_queue_is_large_and_finite() {
+        let limit = DEAD_QUEUE_LIMIT.to_string();
+        let newer = format!("{:?}", invisible_on("4.1.0"));
+        assert!(newer.contains("set_policy handoff-dead") && newer.contains(&limit), "{newer}");
+        assert!(!format!("{:?}", invisible_on("3.13.7")).contains("set_policy"));
+    }
+}

@@ -49,8 +49,11 @@ impl Processor {
         lost: &CancellationToken,
     ) {
         let _in_flight = self.metrics.requests.in_flight();
-        if let Some(late) = delivery.retry_lateness() {
-            self.metrics.requests.retry_returned(late);
+        if let Some(queue) = delivery.came_from() {
+            publisher.topology().copy_returned(queue);
+            if let Some(late) = delivery.retry_lateness() {
+                self.metrics.requests.retry_returned(late);
+            }
         }
         let processed = pin!(self.process_inner(delivery, publisher, lost));
         if AssertUnwindSafe(processed).catch_unwind().await.is_err() {

@@ -88,13 +88,27 @@ async fn late_copy_is_measured_and_an_old_copy_without_its_due_time_is_not() {
     let late = worker.metric("handoff_retry_late_seconds_sum").await;
     assert!((1.0..20.0).contains(&late), "{late}");
 
-    let attempt = [("x-handoff-attempt", AMQPValue::LongLongInt(1))];
-    let old = Message {
-        routing_key: String::new(),
-        properties: BasicProperties::default().with_headers(field_table(&attempt)),
-        body: br#"{"userId":"ben"}"#.to_vec(),
-    };
-    env.rabbitmq.publish_to_queue(&format!("{}.retry.1s", env.rabbitmq.queue), &old).await;
-    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    // Copies of release 0.1: without the header, or with that of the delivery that they are a copy of, which it
+    // keeps like any other header. It puts those that it held for long into the request queue.
+    let retry_queue = format!("{}.retry.1s", env.rabbitmq.queue);
+    let number = |name, value| (name, AMQPValue::LongLongInt(value));
+    let stale = [number("x-handoff-due", 1_000), number("x-handoff-due-attempt", 1)];
+    for (queue, attempt, due) in [
+        (&retry_queue, 1, &stale[..0]),
+        (&retry_queue, 2, &stale[..]),
+        (&retry_queue, 1, &stale[..1]),
+        (&env.rabbitmq.queue, 1, &stale[..]),
+    ] {
+        let headers = [&[number("x-handoff-attempt", attempt)], due].concat();
+        let old = Message {
+            routing_key: String::new(),
+            properties: BasicProperties::default().with_headers(field_table(&headers)),
+            body: br#"{"userId":"ben"}"#.to_vec(),
+        };
+        env.rabbitmq.publish_to_queue(queue, &old).await;
+    }
+    for event in env.rabbitmq.next_events(4).await {
+        assert_eq!(event.routing_key, "handoff.ready");
+    }
     assert_eq!(worker.metric("handoff_retry_late_seconds_count").await, 1.0);
 }

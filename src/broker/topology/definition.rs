@@ -1,6 +1,9 @@
 //! Names and arguments of the exchanges and queues.
 
-use std::{sync::atomic::AtomicBool, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
 
 use lapin::types::{AMQPValue, FieldTable};
 
@@ -44,6 +47,8 @@ pub struct Topology {
     pub(super) queues: Vec<QueueDeclaration>,
     /// The delay of each retry queue, in the same order.
     retry_delays: Vec<Duration>,
+    /// The copies that this worker has received from each retry queue, in the same order.
+    returned: Vec<AtomicU64>,
     /// Whether it was declared or checked once.
     pub(super) ensured: AtomicBool,
 }
@@ -76,6 +81,7 @@ impl Topology {
             event_exchange: settings.event_exchange.clone(),
             queues,
             retry_delays: settings.retry_delays.iter().map(|delay| delay.duration).collect(),
+            returned: settings.retry_delays.iter().map(|_| AtomicU64::new(0)).collect(),
             ensured: AtomicBool::new(false),
         }
     }
@@ -109,6 +115,24 @@ impl Topology {
 
     pub(crate) fn retry_queues(&self) -> impl Iterator<Item = &str> {
         self.queues[FIRST_RETRY_QUEUE..].iter().map(|queue| queue.name.as_str())
+    }
+
+    /// Counts a copy that is back from a queue, if it is a retry queue.
+    pub(crate) fn copy_returned(&self, queue: &str) {
+        let mut queues = self.retry_queues().zip(&self.returned);
+        if let Some((_, returned)) = queues.find(|(name, _)| *name == queue) {
+            returned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Each retry queue, its delay, and how many copies this worker has received from it.
+    pub(super) fn retries(&self) -> impl Iterator<Item = (&str, Duration, u64)> {
+        let returned = self.returned.iter().map(|returned| returned.load(Ordering::Relaxed));
+        let delays = self.retry_delays.iter().copied();
+        self.retry_queues()
+            .zip(delays)
+            .zip(returned)
+            .map(|((queue, delay), count)| (queue, delay, count))
     }
 
     pub(crate) fn request_queue(&self) -> &str {

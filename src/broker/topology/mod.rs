@@ -3,6 +3,7 @@
 mod declare;
 mod definition;
 mod difference;
+mod flow;
 mod survey;
 mod watch;
 

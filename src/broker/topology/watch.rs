@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::{Channel, Connection, types::FieldTable};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     declare::{QueueCounts, declare_queue},
     definition::Topology,
+    flow::{Change, Flow},
 };
 use crate::{
     broker::{
@@ -51,8 +52,9 @@ pub(in crate::broker) async fn watch(
 ) -> BrokerError {
     let watching = Watching(metrics);
     let mut logged = None;
+    let mut flows: Vec<_> = topology.retries().map(|_| Flow::default()).collect();
     if ensured {
-        look(&topology, &connection, &watching.0).await;
+        look(&topology, &connection, &watching.0, &mut flows).await;
         sleep(WATCH_INTERVAL).await;
     }
     loop {
@@ -68,7 +70,7 @@ pub(in crate::broker) async fn watch(
         logged = error;
         // A queue without a leader reports 0 for both.
         if let Some(QueueCounts { messages: 1.., consumers: 0 }) =
-            look(&topology, &connection, &watching.0).await
+            look(&topology, &connection, &watching.0, &mut flows).await
         {
             return BrokerError::new(
                 "RabbitMQ lost the consumer: the queue has messages and no consumer",
@@ -83,13 +85,21 @@ async fn look(
     topology: &Topology,
     connection: &Connection,
     metrics: &Metrics,
+    flows: &mut [Flow],
 ) -> Option<QueueCounts> {
     let mut channel = None;
     let request = counts(topology.request_queue(), connection, &mut channel).await;
     let dead = counts(topology.dead_queue(), connection, &mut channel).await;
     let mut retry = Some(0_u32);
-    for queue in topology.retry_queues() {
+    for ((queue, delay, returned), flow) in topology.retries().zip(&mut *flows) {
         let messages = counts(queue, connection, &mut channel).await.map(|counts| counts.messages);
+        if let Some(messages) = messages {
+            match flow.look(delay, messages, returned, Instant::now()) {
+                Change::None => {}
+                Change::Stuck { for_time } => log::retries_stuck(queue, messages, for_time),
+                Change::Moving => log::retries_moving(queue),
+            }
+        }
         // A sum without one of its queues would look like progress.
         retry = retry.zip(messages).map(|(sum, messages)| sum.saturating_add(messages));
     }
@@ -102,6 +112,7 @@ async fn look(
         retry,
         dead: dead.map(|counts| counts.messages),
         consumers: request.map(|counts| counts.consumers),
+        stuck: flows.iter().filter(|flow| flow.is_stuck()).count(),
     });
     request
 }

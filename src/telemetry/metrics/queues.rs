@@ -23,6 +23,8 @@ pub(crate) struct QueueDepths {
     pub(crate) dead: Option<u32>,
     /// Consumers of the request queue.
     pub(crate) consumers: Option<u32>,
+    /// The retry queues whose messages do not leave.
+    pub(crate) stuck: usize,
 }
 
 /// The last look at the queues.
@@ -53,9 +55,13 @@ impl QueueMetrics {
 
 impl Collector for QueueMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let Some(QueueDepths { request, retry, dead, consumers }) = self.recent() else {
+        let Some(QueueDepths { request, retry, dead, consumers, stuck }) = self.recent() else {
             return Ok(());
         };
+        let help = "Retry queues that keep messages after their time.";
+        let stuck = ConstGauge::new(u64::try_from(stuck).unwrap_or(u64::MAX));
+        let name = "handoff_retry_queues_stuck";
+        stuck.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         let mut gauge = |name, help, series: &[(&'static str, Option<u32>)]| {
             if series.iter().all(|(_, value)| value.is_none()) {
                 return Ok(());

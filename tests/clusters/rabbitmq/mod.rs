@@ -4,6 +4,7 @@ mod cluster;
 mod load;
 mod lost_nodes;
 mod rolling_restart;
+mod stuck_retries;
 mod tls;
 
 use self::cluster::RabbitmqCluster;
