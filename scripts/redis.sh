@@ -20,6 +20,13 @@ port_of() { # URL
     echo "${port%%/*}"
 }
 
+# Prints the port that the server on PORT has for TLS, or PORT if it has none.
+client_port() { # PORT
+    local tls
+    tls=$(ask "$1" CONFIG GET tls-port | sed -n 5p)
+    if ((${tls:-0} == 0)); then echo "$1"; else echo "$tls"; fi
+}
+
 # Far from the ports that redis-node tries first.
 tls_port=$((10000 + ($$ * 4 + 5000) % 9900))
 

@@ -1,6 +1,6 @@
 //! What the log says about Redis, and how often.
 
-use super::{error::CacheError, refusal::Refusal};
+use super::{dial::Address, error::CacheError, refusal::Refusal};
 use crate::telemetry::log_limit::{LogLimit, Outage};
 
 const UNAVAILABLE: &str = "Redis unavailable: serving requests without the cache";
@@ -9,6 +9,11 @@ const REFUSING: &str = "Redis refuses commands: serving requests without the cac
 /// Each change is logged once; flapping is rate-limited.
 static UNAVAILABLE_LIMIT: LogLimit = LogLimit::new(UNAVAILABLE, 3);
 static REFUSING_LIMIT: LogLimit = LogLimit::new(REFUSING, 3);
+
+/// Logs that a node of a cluster, which was down, has no keys any more.
+pub(super) fn node_replaced(node: &Address) {
+    tracing::info!(%node, "Redis Cluster node replaced: using its successor");
+}
 
 /// Logs whether there is a Redis to use.
 pub(super) struct AvailabilityLog {

@@ -5,7 +5,7 @@
 //!
 //! Imports run one way: `claim` → `lease` → `handle` → `pool` → `cluster` → `node` →
 //! `keeper` → `connector` → `sentinel` → `dial`. `patience`,
-//! `rate_bucket` and `survey` use some of these; the other files (keys, scripts, values, errors) import none.
+//! `rate_bucket`, `modes` and `survey` use some of these; the other files (keys, scripts, values, errors) import none.
 
 mod claim;
 mod cluster;
@@ -19,6 +19,7 @@ mod keys;
 mod lease;
 mod log;
 mod login_wait;
+mod modes;
 mod node;
 mod patience;
 mod pool;
@@ -37,8 +38,10 @@ mod tests;
 pub use self::seal::Seal;
 pub(crate) use self::{
     claim::{Claim, Freshness, UnansweredClaim},
+    dial::Address,
     keys::Stamp,
     lease::{Lease, Overwrite, StoreOutcome},
+    modes::{ClusterView, cluster_view, sentinel_opinions},
     patience::Patience,
     rate_bucket::RateBucket,
     survey::{RefusedCommand, survey},

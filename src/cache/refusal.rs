@@ -158,15 +158,18 @@ impl Refusal {
 
     /// The label, the cause and the remedy.
     fn texts(self) -> (&'static str, &'static str, &'static str) {
-        const NO_CLUSTER: &str =
-            "set HANDOFF_REDIS_URL to the address of a Redis that is not part of a cluster";
-        const PRIMARY: &str = "set HANDOFF_REDIS_URL to the address of the primary";
+        const MODE: &str =
+            "set HANDOFF_REDIS_MODE=cluster, and HANDOFF_REDIS_URL to the addresses of some nodes";
+        const PRIMARY: &str = "set HANDOFF_REDIS_URL to the address of the primary, or HANDOFF_REDIS_MODE to \
+             sentinel or cluster if another server may become the primary";
+        const DOWN: &str = "bring back the nodes that are down, or assign the slots that no node has (CLUSTER INFO, CLUSTER NODES)";
+        const MOVING: &str = "wait until the slots have moved; a Redis Cluster also needs HANDOFF_REDIS_MODE=cluster";
         const CLUSTER_NODE: &str = "this is a node of a Redis Cluster";
         match self {
-            Self::Moved => ("moved", CLUSTER_NODE, NO_CLUSTER),
-            Self::Ask => ("ask", CLUSTER_NODE, NO_CLUSTER),
+            Self::Moved => ("moved", CLUSTER_NODE, MODE),
+            Self::Ask => ("ask", CLUSTER_NODE, MODE),
             Self::CrossSlot => {
-                ("crossslot", "a Redis Cluster, or a proxy of one, splits the keys", NO_CLUSTER)
+                ("crossslot", "a Redis Cluster, or a proxy of one, splits the keys", MODE)
             }
             Self::NoPerm => (
                 "noperm",
@@ -198,11 +201,9 @@ impl Refusal {
                 "wait until it has loaded; if that recurs, find out why Redis restarts",
             ),
             Self::ClusterDown => {
-                ("clusterdown", "this is a node of a Redis Cluster that is down", NO_CLUSTER)
+                ("clusterdown", "the Redis Cluster does not serve all slots", DOWN)
             }
-            Self::TryAgain => {
-                ("tryagain", "this is a node of a Redis Cluster that moves slots", NO_CLUSTER)
-            }
+            Self::TryAgain => ("tryagain", "the Redis Cluster moves the slot of the keys", MOVING),
             Self::NoAuth => (
                 "noauth",
                 "user or password refused",

@@ -14,7 +14,7 @@ use super::{
     error::CacheError,
     refusal::Refusal,
 };
-use crate::config::{RedisNode, Sentinels};
+use crate::config::{RedisNode, RedisNodes, Sentinels};
 
 /// How long the other sentinels may take once one has answered.
 const OTHERS_LIMIT: Duration = Duration::from_millis(300);
@@ -139,4 +139,16 @@ fn answer_error(error: &RedisError) -> (bool, CacheError) {
         other => other,
     };
     (error != CacheError::Timeout, error)
+}
+/// What each sentinel answers, for `handoff doctor`.
+pub(super) async fn opinions(
+    nodes: &RedisNodes,
+    service: &str,
+) -> Vec<(Address, Result<Address, CacheError>)> {
+    let asking = nodes.nodes().iter().map(|node| async move {
+        let (host, port) = node.host_and_port();
+        let sentinel = Address { host: host.to_owned(), port };
+        (sentinel, ask(node, service).await.map_err(|(_, error)| error))
+    });
+    futures_util::future::join_all(asking).await
 }

@@ -53,11 +53,11 @@ pub(crate) struct RefusedCommand {
     pub(crate) error: CacheError,
 }
 
-/// Examines Redis. Writes one key below `prefix` and deletes it again.
+/// Examines a server. Writes this key and deletes it again.
 ///
 /// # Errors
 /// Why there is no connection.
-pub(crate) async fn survey(node: &RedisNode, prefix: &str) -> Result<Survey, CacheError> {
+pub(crate) async fn survey(node: &RedisNode, key: &str) -> Result<Survey, CacheError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(STEP_TIMEOUT))
         .set_response_timeout(Some(STEP_TIMEOUT));
@@ -69,7 +69,7 @@ pub(crate) async fn survey(node: &RedisNode, prefix: &str) -> Result<Survey, Cac
     let info = info.map(|text| parse_info(&text)).map_err(|error| CacheError::of(&error));
     let config = refusing_settings(&mut redis).await;
     let clock_ahead_ms = clock_ahead_ms(&mut redis).await;
-    let commands = try_commands(&mut redis, prefix).await;
+    let commands = try_commands(&mut redis, key).await;
     Ok(Survey { info, config, latency, clock_ahead_ms, commands })
 }
 
@@ -111,17 +111,13 @@ async fn clock_ahead_ms(redis: &mut MultiplexedConnection) -> Option<i64> {
     Some(redis_ms - i64::try_from(local.as_millis()).ok()?)
 }
 
-async fn try_commands(
-    redis: &mut MultiplexedConnection,
-    prefix: &str,
-) -> Result<(), RefusedCommand> {
+async fn try_commands(redis: &mut MultiplexedConnection, key: &str) -> Result<(), RefusedCommand> {
     let refused = |command| move |error| RefusedCommand { command, error: CacheError::of(&error) };
     let ping = redis::cmd("PING").query_async::<()>(redis).await;
     ping.map_err(refused("PING"))?;
-    let key = format!("{prefix}:{{doctor}}:{}", uuid::Uuid::new_v4().simple());
     for (command, arguments) in COMMANDS {
         let mut call = redis::cmd(command);
-        call.arg(&key).arg(arguments);
+        call.arg(key).arg(arguments);
         call.query_async::<()>(redis).await.map_err(refused(command))?;
     }
     let time = redis::cmd("TIME").query_async::<()>(redis).await;

@@ -13,6 +13,7 @@ mod presented;
 mod proxy;
 mod rabbitmq;
 mod redis;
+mod redis_modes;
 mod settings;
 mod stream;
 mod topology;

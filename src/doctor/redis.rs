@@ -6,10 +6,11 @@ use super::{
     check::{Check, Tolerance, Verdict},
     clock,
     connect::connect,
+    redis_modes::{Server, servers},
 };
 use crate::{
     cache::{self, Refusal, RefusedCommand},
-    config::CacheSettings,
+    config::{CacheSettings, RedisMode, RedisNode},
 };
 
 const NO_CACHE: &str = "requests are served without Redis: each request creates a session";
@@ -24,15 +25,38 @@ pub(super) async fn examine(
     settings: &CacheSettings,
     checks: &mut Vec<Check>,
 ) -> Result<(), Check> {
-    let nodes = settings.redis.nodes.current();
-    let Some(url) = nodes.first().address() else { return Ok(()) };
+    let servers = servers(settings, checks).await?;
+    let is_one = servers.len() == 1;
+    for (place, Server { node, key }) in servers.iter().enumerate() {
+        let mut own = Vec::new();
+        if let Err(finding) = examine_server(settings, node, key, &mut own).await {
+            own.push(finding);
+        }
+        // Of the further nodes of a cluster, only what is wrong.
+        own.retain(|check| place == 0 || check.verdict != Verdict::Ok);
+        if !is_one && let Some(address) = node.address() {
+            let address = address.authority().to_owned();
+            own.iter_mut().for_each(|check| check.what = format!("{address}: {}", check.what));
+        }
+        checks.extend(own);
+    }
+    Ok(())
+}
+
+async fn examine_server(
+    settings: &CacheSettings,
+    node: &RedisNode,
+    key: &str,
+    checks: &mut Vec<Check>,
+) -> Result<(), Check> {
+    let Some(url) = node.address() else { return Ok(()) };
     connect("Redis", &url, 6379, None, None, checks).await.map_err(|finding| {
         finding.cost(NO_CACHE).or_remedy(
             "check that Redis is running, that host and port in HANDOFF_REDIS_URL are right, and that no \
              firewall blocks the connection",
         )
     })?;
-    let survey = cache::survey(nodes.first(), &settings.key_prefix).await.map_err(|error| {
+    let survey = cache::survey(node, key).await.map_err(|error| {
         let check = Check::finding("login", format!("Redis does not answer: {}", error.cause()));
         let remedy = error.refusal().map(Refusal::remedy).filter(|remedy| !remedy.is_empty());
         check
@@ -49,7 +73,12 @@ pub(super) async fn examine(
             .remedy("as a user with permission, check redis_version, role, maxmemory and maxmemory_policy")
             .command("redis-cli INFO")
     })?;
-    checks.extend([version(&info), role(&info), eviction(&info), memory(&info)]);
+    checks.extend([
+        version(&info),
+        role(&info, settings.redis.mode),
+        eviction(&info),
+        memory(&info),
+    ]);
     checks.extend(saving(&info, &survey.config));
     checks.extend(replicas(&info, &survey.config));
     Ok(())
@@ -105,14 +134,16 @@ fn version(info: &HashMap<String, String>) -> Check {
     }
 }
 
-fn role(info: &HashMap<String, String>) -> Check {
-    if field(info, "cluster_enabled") == "1" {
-        return Check::finding(
-            "role",
-            "this is a node of a Redis Cluster, and the worker does not follow redirections",
-        )
-        .cost("most links are not cached: each request for them creates a session")
-        .remedy(Refusal::Moved.remedy());
+fn role(info: &HashMap<String, String>, mode: RedisMode) -> Check {
+    if field(info, "redis_mode") == "sentinel" {
+        return Check::finding("role", "this is a sentinel, which stores nothing").cost(NO_CACHE).remedy(
+            "set HANDOFF_REDIS_MODE=sentinel, and HANDOFF_REDIS_SENTINELS to the addresses of the sentinels",
+        );
+    }
+    if field(info, "cluster_enabled") == "1" && mode != RedisMode::Cluster {
+        return Check::finding("role", Refusal::Moved.to_string())
+            .cost("most links are not cached: each request for them creates a session")
+            .remedy(Refusal::Moved.remedy());
     }
     match field(info, "role") {
         "master" => Check::ok("role", "this is a primary"),
@@ -228,10 +259,13 @@ mod tests {
         assert_eq!(version("6.0.0"), Verdict::Ok);
         assert_eq!(version("10.1"), Verdict::Ok);
         assert_eq!(version(""), Verdict::Hint);
-        let role = |text| super::role(&info(&[("role", text)])).verdict;
+        let role = |text| super::role(&info(&[("role", text)]), RedisMode::Single).verdict;
         assert_eq!((role("master"), role("slave")), (Verdict::Ok, Verdict::Finding));
         let cluster = info(&[("role", "master"), ("cluster_enabled", "1")]);
-        assert_eq!(super::role(&cluster).verdict, Verdict::Finding);
+        assert_eq!(super::role(&cluster, RedisMode::Single).verdict, Verdict::Finding);
+        assert_eq!(super::role(&cluster, RedisMode::Cluster).verdict, Verdict::Ok);
+        let sentinel = info(&[("redis_mode", "sentinel")]);
+        assert_eq!(super::role(&sentinel, RedisMode::Single).verdict, Verdict::Finding);
     }
 
     #[test]

@@ -11,8 +11,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod load;
 mod rabbitmq;
 mod redis_cluster;
+mod redis_sentinel;
+mod redis_servers;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
 mod support;

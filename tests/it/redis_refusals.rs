@@ -167,7 +167,7 @@ async fn node_of_a_redis_cluster_is_reported_once_by_name() {
     let mut env = TestEnv::builder().redis(&node).start().await;
     let worker = env.start_worker().await;
     // No slot has a node yet.
-    let remedy = "not part of a cluster";
+    let remedy = "HANDOFF_REDIS_MODE=cluster";
     assert_refused(&mut env, &worker, log_text::REDIS_UNAVAILABLE, "CLUSTERDOWN", remedy).await;
     worker.stop().await;
 

@@ -15,6 +15,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{refresh::Refresher, shared::Shared, slots::slot_of};
+pub(super) use self::{
+    refresh::slot_ranges,
+    slots::{SlotRange, free_key},
+};
 use super::{
     deferred::DeferredScripts,
     error::CacheError,

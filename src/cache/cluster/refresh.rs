@@ -19,7 +19,7 @@ use crate::cache::{
     scripts::SCRIPT_TIMEOUT,
 };
 
-pub(in crate::cache) const NO_CLUSTER: &str =
+const NO_CLUSTER: &str =
     "this server is not part of a Redis Cluster: set HANDOFF_REDIS_MODE=single";
 /// How often the slots are read although nothing seems to have changed.
 const INTERVAL: Duration = Duration::from_secs(10);

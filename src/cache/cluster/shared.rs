@@ -12,7 +12,7 @@ use super::slots::{SlotMap, SlotRange, slot_of};
 use crate::{
     cache::{
         connector::Connector, deferred::DeferredScripts, dial::Address, keeper::ConnectionState,
-        node::CacheNode,
+        log, node::CacheNode,
     },
     config::RedisSettings,
     telemetry::metrics::Metrics,
@@ -118,10 +118,14 @@ impl Shared {
             map.assign(range.first..=range.last, &node);
         }
         let map = map.without_idle_nodes();
+        let is_in_use = |node: &Arc<CacheNode>| map.nodes().any(|used| Arc::ptr_eq(used, node));
         self.nodes.lock().retain(|_, known| {
-            map.nodes().any(|node| Arc::ptr_eq(node, &known.node))
+            is_in_use(&known.node)
                 || known.asked.is_some_and(|asked| asked.elapsed() < KEPT_AFTER_ASK)
         });
+        let is_down = |node: &Arc<CacheNode>| !node.state.has_working_connection();
+        let replaced = former.nodes().filter(|node| is_down(node) && !is_in_use(node));
+        replaced.filter_map(|node| node.address.as_ref()).for_each(log::node_replaced);
         // The new owner may lack what its predecessor had not replicated.
         self.deferred.repeat_recent(&|key| {
             let slot = slot_of(key);

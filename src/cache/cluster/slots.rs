@@ -36,6 +36,18 @@ pub(super) fn slot_of(key: &str) -> u16 {
     crc % SLOTS
 }
 
+/// A key below a prefix, in one of these slots, that the worker does not use.
+pub(in crate::cache) fn free_key(prefix: &str, range: &SlotRange) -> String {
+    let mut number = 0_u32;
+    loop {
+        let key = format!("{prefix}:{{doctor-{number}}}:{}", uuid::Uuid::new_v4().simple());
+        if (range.first..=range.last).contains(&slot_of(&key)) {
+            return key;
+        }
+        number += 1;
+    }
+}
+
 /// The owner of each slot.
 #[derive(Clone)]
 pub(super) struct SlotMap {

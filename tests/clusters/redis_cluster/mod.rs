@@ -1,14 +1,20 @@
 //! A Redis Cluster: links are reused and single-flight works, whatever happens to its nodes.
 
-mod cluster;
-
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use self::cluster::Servers;
-use crate::support::{TestEnv, log_text};
+use crate::{
+    load::{Load, second_sessions},
+    redis_servers::{Servers, assert_check, doctor, tls_options},
+    support::{Authority, Node, TestEnv, log_text},
+};
+
+/// As in the reference.
+const PERMISSIONS: &str = "+ping +script|load +evalsha +get +strlen +set +del +pttl +pexpire +time \
+     +cluster|slots +asking";
+const NODE_REPLACED: &str = "Redis Cluster node replaced: using its successor";
 
 /// An environment whose workers use this cluster.
 async fn env(cluster: &Servers) -> TestEnv {
@@ -48,59 +54,201 @@ async fn links_of_all_slots_are_stored_and_reused_and_the_rate_limit_is_shared()
     }
 }
 
-/// Publishes a request for a new person every 20 ms, and one for an earlier person with it, until stopped.
-struct Load {
-    stop: tokio::sync::watch::Sender<bool>,
-    task: tokio::task::JoinHandle<usize>,
-}
-
-impl Load {
-    fn start(env: &TestEnv) -> Self {
-        let (stop, mut stopped) = tokio::sync::watch::channel(false);
-        let (settings, name) = (env.setting("AMQP_URL").to_owned(), env.name.clone());
-        let task = tokio::spawn(async move {
-            let rabbitmq = crate::support::RabbitMq::connect(&settings, &name).await;
-            let mut interval = tokio::time::interval(Duration::from_millis(20));
-            let mut number = 0_usize;
-            while !*stopped.borrow_and_update() {
-                interval.tick().await;
-                let users = [number, number.saturating_sub(25)];
-                for (nth, user) in users.into_iter().enumerate() {
-                    let id = format!("r-{number}-{nth}");
-                    let data = serde_json::json!({ "userId": format!("user-{user}") });
-                    rabbitmq.publish_request(&id, data).await;
-                }
-                number += 1;
-            }
-            number
-        });
-        Self { stop, task }
-    }
-
-    /// Stops, and returns how many people there were.
-    async fn stop(self) -> usize {
-        self.stop.send_replace(true);
-        self.task.await.unwrap()
-    }
-}
-
 #[tokio::test]
 async fn killed_primary_costs_no_second_session_and_its_replica_serves_within_a_second() {
     let cluster = Servers::cluster(&["--cluster-node-timeout", "1000"]).await;
     let mut env = env(&cluster).await;
     env.set("REDIS_PATIENCE", "10s");
-    let _workers = [env.start_worker().await, env.start_worker().await];
+    let workers = [env.start_worker().await, env.start_worker().await];
     let load = Load::start(&env);
     tokio::time::sleep(Duration::from_secs(3)).await;
     let killed = Instant::now();
     cluster.run("kill", "1").await;
     cluster.wait_for_primary("4").await;
     let promoted = killed.elapsed();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    workers[0].wait_for_log(NODE_REPLACED).await;
+    let served = killed.elapsed() - promoted;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let people = load.stop().await;
-    let events = env.rabbitmq.next_events(2 * people).await;
-    let sessions = env.platform.session_calls();
-    println!("promoted after {promoted:?}; {people} people, {} sessions", sessions.len());
-    assert_eq!(events.len(), 2 * people);
-    assert_eq!(sessions.len(), people);
+    let second = second_sessions(&mut env, people).await;
+    println!(
+        "promoted after {promoted:?}, served {served:?} later: {people} people, {second} second sessions"
+    );
+    assert_eq!(second, 0);
+    assert!(served < Duration::from_secs(2), "{served:?}");
+}
+
+#[tokio::test]
+async fn frozen_primary_delays_only_its_own_keys() {
+    let cluster = Servers::cluster(&["--cluster-node-timeout", "60000"]).await;
+    let mut env = env(&cluster).await;
+    env.set("REDIS_PATIENCE", "20s");
+    let _worker = env.start_worker().await;
+    env.publish_requests(0..60).await;
+    env.expect_all_ready(60).await;
+    let keys: Vec<String> = cluster.ask("1", &format!("KEYS {}:*:link", env.name)).await;
+    cluster.run("freeze", "1").await;
+    let frozen = Instant::now();
+    env.request_again(0..60).await;
+    env.expect_all_reused(60 - keys.len()).await;
+    let took = frozen.elapsed();
+    println!("{} links on the frozen node; the others took {took:?}", keys.len());
+    assert!(!keys.is_empty() && took < Duration::from_secs(5), "{took:?}");
+    cluster.run("thaw", "1").await;
+    env.expect_all_reused(keys.len()).await;
+    assert_eq!(env.platform.session_calls().len(), 60);
+}
+
+#[tokio::test]
+async fn long_outage_of_a_primary_makes_a_second_session_for_each_person_at_most() {
+    let cluster = Servers::cluster(&["--cluster-node-timeout", "4000"]).await;
+    let mut env = env(&cluster).await;
+    env.set("REDIS_PATIENCE", "1s");
+    let worker = env.start_worker().await;
+    let load = Load::start(&env);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.run("kill", "2").await;
+    cluster.wait_for_primary("5").await;
+    worker.wait_for_log(NODE_REPLACED).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = env.platform.session_calls().len();
+    let people = load.stop().await;
+    let second = second_sessions(&mut env, people).await;
+    println!("{people} people, {second} second sessions");
+    assert!(second <= people, "{second}");
+    env.request_again(0..people).await;
+    env.expect_all_reused(people).await;
+    assert!(env.platform.session_calls().len() >= before);
+}
+
+#[tokio::test]
+async fn slots_that_move_and_nodes_that_come_and_go_cost_no_second_session() {
+    let cluster = Servers::cluster(&[]).await;
+    let mut env = env(&cluster).await;
+    let user = format!("ACL SETUSER handoff on >s3cret ~{}:* {PERMISSIONS}", env.name);
+    for server in ["1", "2", "3", "4", "5", "6"] {
+        cluster.ask::<()>(server, &user).await;
+    }
+    env.set("REDIS_URL", &cluster.urls.replace("redis://", "redis://handoff:s3cret@"));
+    let worker = env.start_worker().await;
+    let load = Load::start(&env);
+    cluster.add().await;
+    cluster.ask::<()>("7", &user).await;
+    cluster.move_slots("1", "7", 1_500).await;
+    cluster.move_slots("7", "2", 1_500).await;
+    let gone = cluster.id("7").await;
+    for server in ["1", "2", "3", "4", "5", "6"] {
+        cluster.ask::<()>(server, &format!("CLUSTER FORGET {gone}")).await;
+    }
+    cluster.run("kill", "7").await;
+    let people = load.stop().await;
+    let second = second_sessions(&mut env, people).await;
+    let failed = worker.metric("handoff_cache_errors_total").await;
+    println!("{people} people, {second} second sessions, {failed} failed operations");
+    assert_eq!(second, 0);
+    assert_eq!(worker.log_lines(log_text::REDIS_REFUSES).len(), 0);
+    env.request_again(0..people).await;
+    env.expect_all_reused(people).await;
+}
+
+#[tokio::test]
+async fn planned_fail_over_costs_no_second_session() {
+    let cluster = Servers::cluster(&[]).await;
+    let mut env = env(&cluster).await;
+    let _worker = env.start_worker().await;
+    let load = Load::start(&env);
+    for replica in ["4", "5", "6"] {
+        cluster.ask::<()>(replica, "CLUSTER FAILOVER").await;
+        cluster.wait_for_primary(replica).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let people = load.stop().await;
+    assert_eq!(second_sessions(&mut env, people).await, 0);
+}
+
+#[tokio::test]
+async fn new_link_waits_for_two_scripts_and_a_reused_one_for_one() {
+    const PRIMARIES: [&str; 3] = ["1", "2", "3"];
+    let cluster = Servers::cluster(&[]).await;
+    let mut env = env(&cluster).await;
+    let _worker = env.start_worker().await;
+    for primary in PRIMARIES {
+        cluster.ask::<()>(primary, "CONFIG RESETSTAT").await;
+    }
+    env.publish_requests(0..10).await;
+    env.expect_all_ready(10).await;
+    // Saving the token is the third, which nothing waits for.
+    assert_eq!(cluster.calls(&PRIMARIES, "evalsha").await, 30);
+    env.request_again(0..10).await;
+    env.expect_all_reused(10).await;
+    assert_eq!(cluster.calls(&PRIMARIES, "evalsha").await, 40);
+    for command in ["script|load", "asking", "eval"] {
+        assert_eq!(cluster.calls(&PRIMARIES, command).await, 0, "{command}");
+    }
+}
+
+#[tokio::test]
+async fn nodes_are_reached_over_tls_as_a_user_with_the_documented_permissions_only() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue(&["127.0.0.1"]).pem();
+    let mut options = tls_options(&certificate, &key, &authority);
+    options.extend(["--tls-cluster", "yes", "--tls-replication", "yes"].map(str::to_owned));
+    let cluster = Servers::cluster(&options.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut env = TestEnv::start().await;
+    let mut urls = Vec::new();
+    for server in ["1", "2", "3", "4", "5", "6"] {
+        let user = format!("ACL SETUSER handoff on >s3cret ~{}:* {PERMISSIONS}", env.name);
+        cluster.ask::<()>(server, &user).await;
+        let port: (String, u16) = cluster.ask(server, "CONFIG GET tls-port").await;
+        urls.push(format!("rediss://handoff:s3cret@127.0.0.1:{}", port.1));
+    }
+    env.set("REDIS_MODE", "cluster").set("REDIS_URL", &urls[..2].join(","));
+    env.trust(&authority);
+    let checks = doctor(&env).await;
+    assert_check(&checks, "cluster", "ok", "3 primaries serve 16384 of 16384 slots");
+    assert_check(&checks, "commands", "ok", "all commands");
+    let worker = env.start_worker().await;
+    let load = Load::start(&env);
+    for replica in ["4", "5"] {
+        cluster.ask::<()>(replica, "CLUSTER FAILOVER").await;
+        cluster.wait_for_primary(replica).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let people = load.stop().await;
+    assert_eq!(second_sessions(&mut env, people).await, 0);
+    assert!(!worker.output().contains("s3cret"));
+    assert_eq!(worker.log_lines(log_text::REDIS_UNAVAILABLE).len(), 0);
+    // A password that is wrong is named, and so is a permission that is missing.
+    env.set("REDIS_URL", &urls[0].replace("s3cret", "s3cret-not"));
+    assert_check(&doctor(&env).await, "cluster", "finding", "user or password refused");
+    env.set("REDIS_URL", &urls[0]);
+    for server in ["1", "2", "3", "4", "5", "6"] {
+        cluster.ask::<()>(server, "ACL SETUSER handoff -cluster|slots").await;
+    }
+    assert_check(&doctor(&env).await, "cluster", "finding", "+cluster|slots");
+}
+
+#[tokio::test]
+async fn doctor_names_a_mode_that_does_not_fit_and_slots_that_nobody_serves() {
+    let node = Node::redis().await;
+    let mut env = TestEnv::start().await;
+    env.set("REDIS_MODE", "cluster").set("REDIS_URL", &node.url);
+    assert_check(&doctor(&env).await, "cluster", "finding", "HANDOFF_REDIS_MODE=single");
+    let worker = env.start_worker().await;
+    let warning = worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
+    assert!(warning["error"].as_str().unwrap().contains("HANDOFF_REDIS_MODE=single"), "{warning}");
+
+    let cluster = Servers::cluster(&[]).await;
+    env.set("REDIS_URL", &cluster.urls);
+    assert_check(&doctor(&env).await, "cluster", "ok", "3 primaries");
+    cluster.run("kill", "5").await;
+    let checks = doctor(&env).await;
+    assert_check(&checks, "node", "hint", "connection refused");
+    env.set("REDIS_MODE", "single").set("REDIS_URL", &cluster.url("1").await);
+    assert_check(&doctor(&env).await, "role", "finding", "HANDOFF_REDIS_MODE=cluster");
+    for server in ["1", "2", "3"] {
+        cluster.ask::<()>(server, "CLUSTER DELSLOTS 0").await;
+    }
+    env.set("REDIS_MODE", "cluster");
+    assert_check(&doctor(&env).await, "cluster", "finding", "16383 of 16384");
 }
