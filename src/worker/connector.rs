@@ -77,7 +77,8 @@ impl Connector {
     pub(super) async fn replace(mut self, former: AmqpNodes) -> Replacement {
         let settings = Arc::clone(&self.settings);
         settings.nodes.changed_from(&former).await;
-        let mut backoff = reconnect_backoff();
+        // No request waits. RabbitMQ may have a limit on connections that leaves no room for a second pair.
+        let mut backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(30));
         loop {
             match self.try_connect(false).await {
                 Ok(connected) => return Replacement { connected, connector: self },

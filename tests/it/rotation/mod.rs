@@ -49,6 +49,10 @@ impl Login {
         texts.map(|text| text.matches(&refusal).count()).sum()
     }
 
+    async fn close_connections(&self) {
+        self.node.ctl(&["close_all_user_connections", &self.user, "rotated"]).await;
+    }
+
     async fn delete(&self) {
         self.node.ctl(&["delete_user", &self.user]).await;
     }
