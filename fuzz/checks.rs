@@ -6,6 +6,7 @@
 
 use std::time::SystemTime;
 
+use secrecy::ExposeSecret;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use url::Url;
@@ -13,7 +14,7 @@ use url::Url;
 use crate::{
     config::is_header_value,
     message::{Decoded, Request, TraceContext, decode_request},
-    platform::{Links, answer},
+    platform::{Links, answer, deeplink},
     retry::{MAX_RETRY_AFTER, parse_retry_after},
 };
 
@@ -98,6 +99,20 @@ pub fn answer(body: &[u8]) {
         let ids = [&parsed["id"], &parsed["sessionId"]];
         assert!(parsed.is_null() || ids.into_iter().any(is_id), "{session_id:?}");
         check_link("t", &session_id);
+    }
+    if let Ok(link) = deeplink::parse(body) {
+        let url = link.url.expose_secret();
+        assert!(parsed.is_null() || parsed["url"] == *url);
+        let browsers = Url::parse(url).ok().filter(Url::has_host);
+        let is_anonymous = |url: &Url| url.username().is_empty() && url.password().is_none();
+        assert!(browsers.as_ref().is_some_and(is_anonymous));
+        let of_browsers = browsers.as_ref().and_then(|url| {
+            let mut ids = url.query_pairs().filter(|(name, _)| name == "sessionId");
+            ids.next().filter(|_| ids.next().is_none())
+        });
+        // Browsers' own query parser takes a plus sign for a space.
+        let of_browsers = of_browsers.map(|(_, id)| id.replace(' ', "+"));
+        assert_eq!(of_browsers, Some(link.session_id.replace(' ', "+")));
     }
 }
 

@@ -60,13 +60,34 @@ pub(super) struct Calls {
     pub(super) draining: CancellationToken,
 }
 
-/// When a link was asked for.
+/// When a call was made. Passed by reference: a copy in each future on the way would add up.
 #[derive(Clone, Copy)]
-pub(super) struct AskedAt {
-    /// At the first try that may have made it.
+pub(super) struct Asked {
+    /// At the first try whose result the answer may be.
     pub(super) first_at: SystemTime,
-    /// At the try that was answered.
+    /// At the latest try.
     pub(super) last_at: SystemTime,
+    /// The platform may be processing an earlier try already.
+    is_repeat: bool,
+}
+
+impl Asked {
+    pub(super) fn never() -> Self {
+        let never = SystemTime::UNIX_EPOCH;
+        Self { first_at: never, last_at: never, is_repeat: false }
+    }
+
+    /// An earlier delivery may have made the call, at this time or later.
+    pub(super) fn earlier(first_at: SystemTime) -> Self {
+        Self { first_at, last_at: first_at, is_repeat: true }
+    }
+
+    fn start(&mut self) {
+        self.last_at = SystemTime::now();
+        if !self.is_repeat {
+            self.first_at = self.last_at;
+        }
+    }
 }
 
 /// Why making a session stopped without a result.
@@ -105,32 +126,27 @@ impl Calls {
         budget: &mut CallBudget<'_>,
     ) -> Result<Token, Stopped> {
         let call = |permit, _| self.platform.token(permit, job.span);
-        let check = |waited, retried, _| self.check_claim(lease, waited, retried);
-        let (token, _) = self.retrying(job, budget, Call::Token, None, check, call).await?;
-        Ok(token)
+        let check = |waited, retried, _: &Asked| self.check_claim(lease, waited, retried);
+        self.retrying(job, budget, Call::Token, &mut Asked::never(), check, call).await
     }
 
-    /// Makes a session and its link in one call, unless the lease is lost or Redis comes back meanwhile. Also
-    /// returns when it was asked for.
+    /// Makes a session and its link in one call, unless the lease is lost or Redis comes back meanwhile.
     pub(super) async fn deeplink(
         &self,
         job: &Job<'_>,
         earlier_links: u32,
+        asked: &mut Asked,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
-    ) -> Result<(Deeplink, AskedAt), Stopped> {
+    ) -> Result<Deeplink, Stopped> {
         let Job { request, request_id, span, may_be_repeat, .. } = *job;
-        let mut last_at = SystemTime::UNIX_EPOCH;
         let call = |permit, is_repeat| {
-            last_at = SystemTime::now();
             let is_repeat = is_repeat || may_be_repeat;
             self.platform.deeplink(permit, request, request_id, earlier_links, is_repeat, span)
         };
         // Both carry the same key, so that claiming again costs nothing even if this call made a session.
-        let check = |waited, retried, _| self.check_claim(lease, waited, retried);
-        let made = self.retrying(job, budget, Call::Deeplink, None, check, call).await;
-        let (link, first_at) = made?;
-        Ok((link, AskedAt { first_at, last_at }))
+        let check = |waited, retried, _: &Asked| self.check_claim(lease, waited, retried);
+        self.retrying(job, budget, Call::Deeplink, asked, check, call).await
     }
 
     /// Fails if Redis knows better than this request whether a link exists by now.
@@ -147,50 +163,46 @@ impl Calls {
         if claim_again { Err(Stopped::ClaimAgain) } else { Ok(()) }
     }
 
-    /// Makes a session with the token, and returns its id and when it was asked for: at the first try that may have
-    /// made it. `tried_at`: when an earlier delivery may have tried with the same token.
+    /// Makes a session with the token, and returns its id. `asked`: whether an earlier delivery may have tried with
+    /// the same token.
     pub(super) async fn session(
         &self,
         job: &Job<'_>,
         token: &Token,
-        tried_at: Option<SystemTime>,
+        asked: &mut Asked,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
-    ) -> Result<(String, SystemTime), Stopped> {
+    ) -> Result<String, Stopped> {
         let Job { request, request_id, span, .. } = *job;
         let call = |permit, is_repeat| {
             self.platform.session(permit, request, request_id, token, is_repeat, span)
         };
-        let check = |waited, _, asked_at: Option<SystemTime>| {
+        let check = |waited, _, asked: &Asked| {
             if lease.is_some_and(Lease::is_lost) {
                 Err(Stopped::ClaimAgain)
             } else if waited >= LONG_WAIT {
                 let now = SystemTime::now();
-                let made_at = asked_at.unwrap_or(now);
+                let made_at = if asked.is_repeat { asked.first_at } else { now };
                 let until = self.cache.lifetimes().token_usable_until(token, made_at);
                 if until > now { Ok(()) } else { Err(Stopped::TokenStale) }
             } else {
                 Ok(())
             }
         };
-        self.retrying(job, budget, Call::Session, tried_at, check, call).await
+        self.retrying(job, budget, Call::Session, asked, check, call).await
     }
 
     /// Retries a call within the budget. Time at the gate, and failures that are part of an outage, do not
     /// use the budget up: the call is repeated once the gate lets calls through again.
-    ///
-    /// `tried_at`: when an earlier delivery may have tried; the platform may be processing that try already.
-    /// Also returns when the call was made: at the first try whose result this may be.
     async fn retrying<'a, T, F: Future<Output = Result<T, FailedCall>>>(
         &self,
         job: &Job<'_>,
         budget: &mut CallBudget<'a>,
         kind: Call,
-        tried_at: Option<SystemTime>,
-        check: impl Fn(Duration, bool, Option<SystemTime>) -> Result<(), Stopped>,
+        asked: &mut Asked,
+        check: impl Fn(Duration, bool, &Asked) -> Result<(), Stopped>,
         mut call: impl FnMut(CallPermit<'a>, bool) -> F,
-    ) -> Result<(T, SystemTime), Stopped> {
-        let mut asked_at = tried_at;
+    ) -> Result<T, Stopped> {
         let mut retried = false;
         loop {
             let arrived_at = Instant::now();
@@ -198,15 +210,15 @@ impl Calls {
             let permit = Box::pin(self.acquire(job, budget, kind)).await?;
             let waited = arrived_at.elapsed();
             budget.exclude(waited);
-            check(waited, retried, asked_at)?;
+            check(waited, retried, asked)?;
             if kind == Call::Token {
                 budget.ticket.reserve(Call::Session);
             }
             let is_probe = permit.is_probe();
             let called_at = Instant::now();
-            let first_at = asked_at.unwrap_or_else(SystemTime::now);
-            let FailedCall { error, scope } = match call(permit, asked_at.is_some()).await {
-                Ok(value) => return Ok((value, first_at)),
+            asked.start();
+            let FailedCall { error, scope } = match call(permit, asked.is_repeat).await {
+                Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
             budget.last_call = called_at.elapsed();
@@ -217,9 +229,7 @@ impl Calls {
             if retried && matches!(error, CallError::Unauthorized) {
                 return Err(Stopped::TokenUsed);
             }
-            if error.may_have_reached_platform() {
-                asked_at = Some(first_at);
-            }
+            asked.is_repeat |= error.may_have_reached_platform();
             retried = true;
             let mut is_held = match scope {
                 FailureScope::Pause => true,

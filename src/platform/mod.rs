@@ -3,7 +3,7 @@
 pub(crate) mod answer;
 mod client;
 mod connections;
-mod deeplink;
+pub(crate) mod deeplink;
 mod error;
 mod gate;
 mod health;

@@ -43,23 +43,32 @@ async fn demo_shows_new_and_reused_links_and_exits_with_0() {
     let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
     settings.insert("HANDOFF_KEY_PREFIX".into(), env.name.clone());
-    let output = run(&["demo"], &settings).await;
-    let shown = stdout(&output);
-    assert!(output.status.success(), "{shown}\n{}", stderr(&output));
-    assert_eq!(shown.lines().filter(|line| line.contains("  ready    new ")).count(), 5, "{shown}");
-    assert_eq!(
-        shown.lines().filter(|line| line.contains("  ready    reused ")).count(),
-        2,
-        "{shown}"
-    );
-    assert!(shown.contains("/capture?url=http%3A%2F%2F127.0.0.1%3A"), "the link: {shown}");
-    assert!(shown.contains("▄▄▄▄▄▄▄▄▄▄▄▄▄▄"), "the QR code: {shown}");
-    assert!(
-        shown.contains("7 requests, 7 events: 5 new links, 2 reused; every link opened."),
-        "{shown}"
-    );
-    assert!(shown.contains("5 sessions made with 10 platform calls"), "{shown}");
-    assert_eq!(stderr(&output), "");
+    for (flow, page, calls) in [
+        ("token", "/capture?url=http%3A%2F%2F127.0.0.1%3A", 10),
+        ("deeplink", "/mobile?authorization=", 5),
+    ] {
+        let output = run(&["demo", "--flow", flow], &settings).await;
+        let shown = stdout(&output);
+        assert!(output.status.success(), "{shown}\n{}", stderr(&output));
+        assert_eq!(
+            shown.lines().filter(|line| line.contains("  ready    new ")).count(),
+            5,
+            "{shown}"
+        );
+        assert_eq!(
+            shown.lines().filter(|line| line.contains("  ready    reused ")).count(),
+            2,
+            "{shown}"
+        );
+        assert!(shown.contains(page), "the link: {shown}");
+        assert!(shown.contains("▄▄▄▄▄▄▄▄▄▄▄▄▄▄"), "the QR code: {shown}");
+        assert!(
+            shown.contains("7 requests, 7 events: 5 new links, 2 reused; every link opened."),
+            "{shown}"
+        );
+        assert!(shown.contains(&format!("5 sessions made with {calls} platform calls")), "{shown}");
+        assert_eq!(stderr(&output), "");
+    }
 }
 
 #[tokio::test]

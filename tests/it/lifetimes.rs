@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use handoff::sandbox::{Options, Sandbox};
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -91,7 +92,7 @@ async fn link_of_release_0_1_ends_with_its_session() {
 
 #[tokio::test]
 async fn link_that_is_handed_out_opens_although_sessions_end_before_tokens() {
-    for flow in ["token", "deeplink"] {
+    join_all(["token", "deeplink"].map(|flow| async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let options = Options {
             api_key: API_KEY.to_owned(),
@@ -113,5 +114,6 @@ async fn link_that_is_handed_out_opens_although_sessions_end_before_tokens() {
                 break;
             }
         }
-    }
+    }))
+    .await;
 }

@@ -15,9 +15,10 @@ local newest = string.sub(stamps, 1, 32)
 local of_newest = string.sub(newest, 1, 16)
 local age = stamps ~= '' and string.match(stamps, ',(' .. string.rep('%x', 16) .. of_newest .. ')') or ''
 local function end_lease()
-  redis.call('DEL', KEYS[3])
   if ARGV[7] == '0' then
-    redis.call('DEL', KEYS[2])
+    redis.call('DEL', KEYS[2], KEYS[3])
+  else
+    redis.call('DEL', KEYS[3])
   end
 end
 local function count_links()

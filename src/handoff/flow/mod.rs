@@ -7,6 +7,8 @@ mod make_session;
 mod one_call;
 mod two_calls;
 
+use futures_util::future::Either;
+
 use self::{make_session::MakeSession, one_call::OneCall, two_calls::TwoCalls};
 use super::{
     calls::{CallBudget, Calls, Stopped},
@@ -27,15 +29,17 @@ pub(super) fn first_call(flow: config::Flow) -> Call {
 }
 
 /// Makes a session in the flow that is configured.
-pub(super) async fn make(
+///
+/// Not an `async fn`, whose future would hold the arguments a second time.
+pub(super) fn make<'a>(
     flow: config::Flow,
-    calls: &Calls,
-    job: &Job<'_>,
-    lease: Option<&Lease>,
-    budget: &mut CallBudget<'_>,
-) -> Result<Session, Stopped> {
+    calls: &'a Calls,
+    job: &'a Job<'_>,
+    lease: Option<&'a Lease>,
+    budget: &'a mut CallBudget<'_>,
+) -> impl Future<Output = Result<Session, Stopped>> {
     match flow {
-        config::Flow::Token => TwoCalls::make(calls, job, lease, budget).await,
-        config::Flow::Deeplink => OneCall::make(calls, job, lease, budget).await,
+        config::Flow::Token => Either::Left(TwoCalls::make(calls, job, lease, budget)),
+        config::Flow::Deeplink => Either::Right(OneCall::make(calls, job, lease, budget)),
     }
 }

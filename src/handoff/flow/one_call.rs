@@ -6,7 +6,7 @@ use super::make_session::MakeSession;
 use crate::{
     cache::Lease,
     handoff::{
-        calls::{CallBudget, Calls, Stopped},
+        calls::{Asked, CallBudget, Calls, Stopped},
         job::Job,
         log,
     },
@@ -29,8 +29,9 @@ impl MakeSession for OneCall {
     ) -> Result<Session, Stopped> {
         // Without Redis, the number is not known.
         let earlier_links = lease.map_or(0, |lease| lease.earlier_links);
-        let (Deeplink { url, session_id, expires_at }, asked) =
-            calls.deeplink(job, earlier_links, lease, budget).await?;
+        let mut asked = Asked::never();
+        let Deeplink { url, session_id, expires_at } =
+            calls.deeplink(job, earlier_links, &mut asked, lease, budget).await?;
         let lifetimes = calls.cache.lifetimes();
         let made = |made_at: SystemTime| {
             let mut limit = made_at + lifetimes.token;

@@ -7,7 +7,7 @@ use crate::{
     cache::Lease,
     handoff::{
         background::with_background,
-        calls::{CallBudget, Calls, Stopped},
+        calls::{Asked, CallBudget, Calls, Stopped},
         job::Job,
     },
     platform::CallError,
@@ -29,7 +29,10 @@ impl MakeSession for TwoCalls {
         let stored = lease.and_then(|lease| lease.stored_token.clone());
         let lifetimes = calls.cache.lifetimes();
         // The earlier holder may have called with it, no earlier than the token began.
-        let mut tried_at = stored.as_ref().map(|token| lifetimes.token_start(token.expires_at));
+        let mut asked = match &stored {
+            Some(token) => Asked::earlier(lifetimes.token_start(token.expires_at)),
+            None => Asked::never(),
+        };
         let mut token = match stored {
             Some(token) => token,
             None => calls.token(job, lease, budget).await?,
@@ -40,13 +43,14 @@ impl MakeSession for TwoCalls {
                 // Saves the token for the next holder of the lease, in case this worker is killed during
                 // the session call. Best effort: the call does not wait for Redis.
                 Some(held) => {
-                    let call = pin!(calls.session(job, &token, tried_at, lease, budget));
+                    let call = pin!(calls.session(job, &token, &mut asked, lease, budget));
                     with_background(call, pin!(held.save_token(&token))).await
                 }
-                None => calls.session(job, &token, tried_at, lease, budget).await,
+                None => calls.session(job, &token, &mut asked, lease, budget).await,
             };
             match made {
-                Ok((id, made_at)) => {
+                Ok(id) => {
+                    let made_at = asked.first_at;
                     let expires_at = lifetimes.link_end(made_at, token.expires_at);
                     return Ok(Session {
                         access: Access::Token(token.value),
@@ -68,7 +72,7 @@ impl MakeSession for TwoCalls {
                 Err(stopped) => return Err(stopped),
             }
             token = calls.token(job, lease, budget).await?;
-            tried_at = None;
+            asked = Asked::never();
         }
     }
 }

@@ -24,7 +24,9 @@ impl TestGate {
 
     fn report_refused(&mut self, caller: Caller, refusal: Refusal) -> Outcome {
         if self.state.blame_refused(caller, refusal, self.now) {
-            assert_eq!(self.report(caller, Deeplink, CallResult::Rejected), None);
+            let change = self.report(caller, Deeplink, CallResult::Rejected);
+            // The platform answers, so that it is not down.
+            assert!(matches!(change, None | Some(Change::Closed)), "{change:?}");
             self.state.release_probe(caller);
             return Outcome::Rejected;
         }
@@ -165,5 +167,46 @@ fn pause_without_a_held_request_is_half_open_at_the_next_interval() {
         assert_eq!(reopened, Outcome::Paused(Some(Change::Reopened)));
         assert_eq!(gate.state.open_cause(), Some(Cause::Refused(Deeplink)));
         assert_eq!(gate.later(40_000).good(of_workflow(1, 3)), Some(Change::Closed));
+    }
+}
+
+proptest! {
+    /// No sequence of answers blocks the gate, and no request is at fault before the platform has answered well.
+    #[test]
+    fn no_sequence_of_refusals_blocks_the_gate(
+        steps in prop::collection::vec((1u64..6, 0u8..9, 0u64..4_000), 0..200),
+    ) {
+        let mut gate = TestGate::new();
+        let mut in_flight = vec![];
+        let mut was_good = false;
+        for (number, what, pause) in steps {
+            gate.later(pause);
+            let caller = of_workflow(number % 3, number);
+            let refusal = [Refusal::Setting, Refusal::Forbidden, Refusal::Missing][number as usize % 3];
+            match what {
+                0..=2 => if gate.try_start(caller, Deeplink) { in_flight.push(caller) },
+                3 => { let _ = gate.state.half_open_if_due(gate.now); }
+                4 => gate.wait(caller),
+                5 => gate.stop_waiting(caller),
+                _ => if let Some(caller) = in_flight.pop() {
+                    match what {
+                        6 => {
+                            gate.report(caller, Deeplink, CallResult::Success);
+                            was_good = true;
+                        }
+                        7 => { gate.report(caller, Deeplink, CallResult::Failure); }
+                        _ => {
+                            let outcome = gate.report_refused(caller, refusal);
+                            prop_assert!(was_good || outcome != Outcome::Rejected);
+                        }
+                    }
+                }
+            }
+        }
+        for caller in in_flight {
+            gate.report_refused(caller, Refusal::Missing);
+        }
+        gate.later(60_000);
+        prop_assert!(gate.try_start(of_workflow(9, 9), Deeplink));
     }
 }
