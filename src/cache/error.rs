@@ -19,6 +19,9 @@ pub enum CacheError {
     /// Redis answered that it does not execute the operation.
     #[error("Redis refused: {0}")]
     Refused(Refusal),
+    /// A sentinel refused the login.
+    #[error("a sentinel refuses the login: check user and password in HANDOFF_REDIS_SENTINELS")]
+    SentinelLogin,
     /// Redis sent an unexpected reply, the connection failed, or a value could not be sealed.
     /// Holds the kind of error only, no key and no value.
     #[error("Redis failed: {0}")]
@@ -48,6 +51,11 @@ impl CacheError {
         })
     }
 
+    /// Whether repeating it soon could lock the account.
+    pub(super) fn is_refused_login(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::NoAuth) | Self::SentinelLogin)
+    }
+
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Refused(refusal) => Some(*refusal),
@@ -58,7 +66,9 @@ impl CacheError {
     /// What ends the failure.
     pub(crate) fn recovery(&self) -> Recovery {
         match self {
-            Self::Unavailable | Self::Timeout | Self::Failed(_) => Recovery::ByItself,
+            Self::Unavailable | Self::Timeout | Self::SentinelLogin | Self::Failed(_) => {
+                Recovery::ByItself
+            }
             Self::Refused(refusal) => refusal.recovery(),
         }
     }
@@ -69,7 +79,7 @@ impl CacheError {
             Self::Timeout => "no answer in time".to_owned(),
             Self::Refused(refusal) => refusal.to_string(),
             Self::Failed(cause) => cause.clone(),
-            Self::Unavailable => self.to_string(),
+            Self::Unavailable | Self::SentinelLogin => self.to_string(),
         }
     }
 }

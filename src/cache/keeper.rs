@@ -291,7 +291,7 @@ impl Keeper {
                     }
                     self.log.unavailable(&error);
                     self.state.refresh.notify_one();
-                    if error.refusal() == Some(Refusal::NoAuth) {
+                    if error.is_refused_login() {
                         let changed = self.connector.until_urls_changed();
                         let _ = timeout(self.login_wait.next_delay(), changed).await;
                     } else {

@@ -111,7 +111,7 @@ fn unreachable() -> CacheError {
 
 fn login_error(error: CacheError) -> (bool, CacheError) {
     match error.refusal() {
-        Some(Refusal::NoAuth) => (true, refused_login()),
+        Some(Refusal::NoAuth) => (true, CacheError::SentinelLogin),
         Some(_) => (true, error),
         None => {
             (false, CacheError::Failed(format!("no sentinel can be reached: {}", error.cause())))
@@ -119,14 +119,9 @@ fn login_error(error: CacheError) -> (bool, CacheError) {
     }
 }
 
-fn refused_login() -> CacheError {
-    let why = "a sentinel refuses the login: check user and password in HANDOFF_REDIS_SENTINELS";
-    CacheError::Failed(why.to_owned())
-}
-
 fn answer_error(error: &RedisError) -> (bool, CacheError) {
     let error = match CacheError::of(error) {
-        CacheError::Refused(Refusal::NoAuth) => refused_login(),
+        CacheError::Refused(Refusal::NoAuth) => CacheError::SentinelLogin,
         CacheError::Refused(Refusal::NoPerm) => CacheError::Failed(
             "a sentinel's user may not run SENTINEL GET-MASTER-ADDR-BY-NAME: grant \
              +sentinel|get-master-addr-by-name to the user in HANDOFF_REDIS_SENTINELS"

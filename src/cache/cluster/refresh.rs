@@ -15,6 +15,7 @@ use crate::cache::{
     dial::{Address, connect_to},
     error::CacheError,
     log::AvailabilityLog,
+    login_wait::LoginWait,
     refusal::Refusal,
     scripts::SCRIPT_TIMEOUT,
 };
@@ -34,26 +35,39 @@ pub(super) struct Refresher {
     shared: Arc<Shared>,
     replicas: HashSet<Address>,
     log: AvailabilityLog,
+    login_wait: LoginWait,
 }
 
 impl Refresher {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, replicas: HashSet::new(), log: AvailabilityLog::new(None, None) }
+        let file = shared.settings.nodes.path().map(|path| path.display().to_string());
+        let log = AvailabilityLog::new(None, file);
+        Self { shared, replicas: HashSet::new(), log, login_wait: LoginWait::new() }
     }
 
     /// Never returns.
     pub(super) async fn run(mut self) {
         loop {
+            let mut refused_login = false;
             match self.read().await {
                 Ok(ranges) => {
+                    self.login_wait.reset();
                     let replicas = ranges.iter().flat_map(|range| range.replicas.iter());
                     self.replicas = replicas.take(REMEMBERED).cloned().collect();
                     self.shared.install(&ranges);
                     self.log.available();
                 }
                 // Later on, the keepers of the nodes log that they are down.
-                Err(error) if !self.shared.map.borrow().is_known() => self.log.unavailable(&error),
-                Err(_) => {}
+                Err(error) => {
+                    refused_login = error.is_refused_login();
+                    if !self.shared.map.borrow().is_known() {
+                        self.log.unavailable(&error);
+                    }
+                }
+            }
+            if refused_login {
+                self.wait_for_credentials().await;
+                continue;
             }
             sleep(PACE).await;
             let interval = if self.is_in_trouble() { INTERVAL_IN_TROUBLE } else { INTERVAL };
@@ -62,6 +76,17 @@ impl Refresher {
                 () = sleep(interval) => {}
             }
         }
+    }
+
+    /// Waits longer and longer, or until the file of the URLs changes.
+    async fn wait_for_credentials(&mut self) {
+        let nodes = &self.shared.settings.nodes;
+        let tried = nodes.current();
+        let changed = async {
+            nodes.look().await;
+            nodes.changed_from(&tried).await;
+        };
+        let _ = timeout(self.login_wait.next_delay(), changed).await;
     }
 
     fn is_in_trouble(&self) -> bool {
