@@ -5,7 +5,6 @@ use std::{
     time::Instant,
 };
 
-use futures_util::future::join_all;
 use tokio::{
     task::JoinSet,
     time::{sleep, sleep_until},
@@ -49,10 +48,10 @@ pub struct Environment {
 
 impl Environment {
     pub async fn start(topology: Topology, idempotency: bool) -> Self {
-        let (rabbitmq, redis) = tokio::join!(Nodes::rabbitmq(topology), Nodes::redis());
+        let (rabbitmq, redis) = tokio::join!(Nodes::rabbitmq(topology), Nodes::redis(topology));
         let platform = Platform::start(idempotency).await;
         let tls = Tls::to(&rabbitmq.urls(), &redis.urls(), &platform.url).await;
-        let workers = Workers::start(tls).await;
+        let workers = Workers::start(tls, redis.settings()).await;
         Self {
             workers,
             platform,
@@ -87,25 +86,19 @@ impl Environment {
                 self.add_outage(OutageKind::WorkerStalled, Scope::One(slot), from);
             }
             Fault::KillServer(server, down_time) => {
-                let (nodes, _lock) = self.server(server).some().await;
-                join_all(nodes.iter().map(|node| node.kill())).await;
-                sleep(down_time).await;
-                join_all(nodes.iter().map(|node| node.start())).await;
+                self.server(server).kill(down_time).await;
                 self.server_restarted(server, from);
             }
             Fault::RestartServer(server) => {
-                let (nodes, _lock) = self.server(server).all().await;
-                for node in nodes {
-                    node.stop().await;
-                    node.start().await;
-                }
+                self.server(server).restart().await;
                 self.server_restarted(server, from);
             }
             Fault::FreezeServer(server, duration) => {
-                let (nodes, _lock) = self.server(server).some().await;
-                join_all(nodes.iter().map(|node| node.freeze())).await;
-                sleep(duration).await;
-                join_all(nodes.iter().map(|node| node.thaw())).await;
+                self.server(server).freeze(duration).await;
+                // What it did not replicate before its replica became the primary is lost.
+                if self.server(server).is_replicated_redis() {
+                    self.server_restarted(server, from);
+                }
             }
             Fault::HoldTraffic(network, scope, duration) => {
                 self.workers.set_flow(network, scope, Flow::Held);

@@ -14,6 +14,9 @@ mod platform;
 #[path = "../clusters/rabbitmq/cluster.rs"]
 #[allow(dead_code, reason = "the tests of clusters use the rest")]
 mod rabbitmq_cluster;
+#[path = "../clusters/redis_servers.rs"]
+#[allow(dead_code, reason = "the tests of clusters use the rest")]
+mod redis_servers;
 mod report;
 mod servers;
 #[path = "../it/support/mod.rs"]
@@ -48,7 +51,7 @@ struct Args {
     /// How long to inject faults
     #[arg(long, default_value_t = 3)]
     minutes: u64,
-    /// Break single servers, or a RabbitMQ cluster of three nodes
+    /// Break single servers, or clusters of them
     #[arg(long, value_enum, default_value_t = Topology::Single)]
     topology: Topology,
     /// Have the platform honour Idempotency-Key
