@@ -21,7 +21,7 @@ use crate::{
 /// Decodes the body of a request.
 pub fn request(body: &[u8]) {
     for default_workflow in [None, Some("w")] {
-        let Decoded { id, request } = decode_request(body, body.len(), default_workflow);
+        let Decoded { id, request, .. } = decode_request(body, body.len(), default_workflow);
         assert!(id.is_none_or(|id| !id.as_str().is_empty() && id.short().len() <= 255));
         let (user, workflow) = match request {
             Ok(request) => {

@@ -28,7 +28,7 @@ use super::{
     delivery::Delivery,
     error::{BrokerError, PublishError},
     publisher::Publisher,
-    republish::{DETAIL, FAILED_AT, REASON, replay_copy, same_copy},
+    republish::{DETAIL, FAILED_AT, QUEUE, REASON, replay_copy, same_copy},
     topology::{Topology, queue_counts},
 };
 use crate::{
@@ -104,14 +104,14 @@ impl DeadQueue {
         }))
     }
 
-    /// Moves a dead letter to the request queue, with its attempts reset.
+    /// Moves a dead letter to the queue that it came from, with its attempts reset.
     ///
     /// Acks the dead letter once RabbitMQ has confirmed its copy; otherwise it stays in its queue.
     pub(crate) async fn replay(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         let request_id = letter.request_id().map(RequestId::new);
         let frame_max = self.publisher.frame_max();
         let copy = replay_copy(letter.delivery.properties(), request_id.as_ref(), frame_max);
-        let queue = self.publisher.topology().request_queue();
+        let queue = letter.queue_before(self.publisher.topology());
         self.publisher.publish("", queue, copy, letter.delivery.body()).await?;
         self.discard(letter).await
     }
@@ -201,6 +201,19 @@ impl DeadLetter {
         header
             .or_else(|| decoded().map(|id| id.as_str().to_owned()))
             .or_else(|| delivery.message_id().map(str::to_owned))
+    }
+
+    /// The queue that it came from: that of endings, or else that of requests.
+    fn queue_before<'a>(&self, topology: &'a Topology) -> &'a str {
+        let from = self.text(QUEUE).or_else(|| {
+            let queue = self.death()?.inner().get("queue")?.as_long_string()?;
+            Some(queue.to_string())
+        });
+        if from.as_deref() == Some(topology.ended_queue()) {
+            topology.ended_queue()
+        } else {
+            topology.request_queue()
+        }
     }
 
     /// The worker's `reason.code`, or RabbitMQ's reason if RabbitMQ dead-lettered it.

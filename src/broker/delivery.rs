@@ -22,10 +22,10 @@ use super::{
     log,
     republish::{
         ATTEMPT, DEFERRED, DELIVERY_COUNT, DUE, DUE_ATTEMPT, EVENT_REFUSED, FIRST_DEATH_QUEUE,
-        REQUEST_ID,
+        RECEIVED, REQUEST_ID,
     },
 };
-use crate::units::unix_millis;
+use crate::{message::ENDED, units::unix_millis};
 
 /// Limit of writing an ack.
 /// lapin 4.12 can lose a write when its connection ends, and then never completes its future
@@ -95,6 +95,20 @@ impl Delivery {
 
     pub(crate) fn body(&self) -> &[u8] {
         &self.inner.data
+    }
+
+    /// Whether its routing key or its property `type` is that of an ending.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.inner.routing_key.as_str() == ENDED
+            || not_empty(self.inner.properties.kind()) == Some(ENDED)
+    }
+
+    /// When a worker first received this ending, in milliseconds since 1970, if it is a copy.
+    pub(crate) fn first_received_ms(&self) -> Option<u64> {
+        match self.headers()?.inner().get(RECEIVED) {
+            Some(AMQPValue::LongLongInt(ms)) => u64::try_from(*ms).ok(),
+            _ => None,
+        }
     }
 
     /// The property `message_id`, unless it is blank: all events of blank ids would count as repeats.

@@ -6,6 +6,7 @@ mod connection;
 mod consumer;
 mod dead_queue;
 mod delivery;
+mod endings;
 mod error;
 mod large;
 mod log;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     consumer::Consumer,
     dead_queue::{DeadLetter, DeadQueue, MAX_HOLD},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
+    endings::{EndingSettlement, EndingSource, settle_ending},
     error::BrokerError,
     large::MAX_WHEN_FETCHING,
     nodes::NodeCursor,

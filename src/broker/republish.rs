@@ -12,7 +12,7 @@ use super::{
     log,
 };
 use crate::{
-    message::{FailedReason, RequestId, format_date_time},
+    message::{ENDED, FailedReason, RequestId, format_date_time},
     units::unix_millis,
 };
 
@@ -28,6 +28,10 @@ pub(super) const DUE: &str = "x-handoff-due";
 pub(super) const DUE_ATTEMPT: &str = "x-handoff-due-attempt";
 /// On copies and dead letters: `handoff.ready` was refused, and a queue may have received it all the same.
 pub(super) const EVENT_REFUSED: &str = "x-handoff-event-refused";
+/// On copies of endings: when a worker first received it, in milliseconds since 1970.
+pub(super) const RECEIVED: &str = "x-handoff-received";
+/// On dead letters: the queue that they come from.
+pub(super) const QUEUE: &str = "x-handoff-queue";
 /// On dead letters: the reason's code.
 pub(super) const REASON: &str = "x-handoff-reason";
 /// On dead letters: the reason's message.
@@ -62,7 +66,7 @@ const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
 /// Ours from an earlier copy.
 const DUE_HEADERS: [&str; 2] = [DUE, DUE_ATTEMPT];
 /// Ours from an earlier failure, if an operator moved a dead letter back.
-const FAILURE_HEADERS: [&str; 3] = [REASON, DETAIL, FAILED_AT];
+const FAILURE_HEADERS: [&str; 4] = [QUEUE, REASON, DETAIL, FAILED_AT];
 
 /// Bytes of a frame that are kept free of the producer's headers.
 /// For our headers, the other properties, and what RabbitMQ adds when it dead-letters the message.
@@ -94,6 +98,11 @@ impl From<FailedReason> for DeadLetterReason {
 }
 
 impl DeadLetterReason {
+    /// No ending: what the message breaks.
+    pub(crate) fn invalid_ending(message: String) -> Self {
+        Self { code: "invalid_ending", message }
+    }
+
     /// The request's `handoff.ready` was refused before it failed.
     pub(crate) fn event_refused(failed: &FailedReason) -> Self {
         let message = format!(
@@ -133,10 +142,12 @@ pub(super) fn dead_letter(
     of: &BasicProperties,
     tried: Tried<'_>,
     reason: &DeadLetterReason,
+    queue: &str,
     failed_at: SystemTime,
     frame_max: usize,
 ) -> BasicProperties {
     let mut headers = copy_headers(of, tried, frame_max);
+    headers.insert(QUEUE.into(), long_string(queue));
     headers.insert(REASON.into(), long_string(reason.code));
     headers.insert(DETAIL.into(), long_string(&reason.message));
     headers.insert(FAILED_AT.into(), long_string(&format_date_time(failed_at)));
@@ -146,6 +157,17 @@ pub(super) fn dead_letter(
 /// The properties of a copy of a request that was not tried.
 pub(super) fn untried_copy(of: &BasicProperties, frame_max: usize) -> BasicProperties {
     with_headers(of, producer_headers(of, None, frame_max))
+}
+
+/// The properties of a copy of an ending. Its type says so, wherever it is published to.
+pub(super) fn ending_copy(
+    of: &BasicProperties,
+    received_ms: u64,
+    frame_max: usize,
+) -> BasicProperties {
+    let mut headers = producer_headers(of, None, frame_max);
+    headers.insert(RECEIVED.into(), AMQPValue::LongLongInt(received_ms.cast_signed()));
+    with_headers(of, headers).with_type(ENDED.into())
 }
 
 /// The properties of a dead letter that starts over, with no attempt made.

@@ -12,6 +12,7 @@ use super::{
     connection::{CLOSE_TIMEOUT, Connection, FrameMax, Role},
     consumer::Consumer,
     delivery::Delivery,
+    endings::EndingSource,
     error::BrokerError,
     log,
     loss::{Lifeline, Notice},
@@ -116,6 +117,17 @@ impl BrokerSession {
     /// redelivers them, or will once they are requeued. Nothing may be published for them.
     pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost
+    }
+
+    /// Where endings come from.
+    pub(crate) fn endings(&self) -> EndingSource {
+        EndingSource {
+            consuming: Arc::clone(&self.consuming.lapin),
+            publishing: Arc::clone(&self.publishing.lapin),
+            topology: Arc::clone(&self.topology),
+            publisher: self.publisher.clone(),
+            lost: self.lost.clone(),
+        }
     }
 
     /// Stops consuming, and hands back the deliveries that were prefetched but not taken. One that has

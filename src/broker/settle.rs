@@ -94,6 +94,7 @@ pub(crate) async fn settle(
                 delivery.properties(),
                 tried,
                 reason,
+                publisher.topology().request_queue(),
                 SystemTime::now(),
                 publisher.frame_max(),
             ),

@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicBool;
 use super::{
     error::CacheError,
     handle::Cache,
-    keys::{Keys, Stamp},
+    keys::{Keys, LinkId, Stamp},
     lease::{Holder, Lease, Overwrite, StoreOutcome},
     scripts::{self, ClaimReply},
+    writes::Timing,
 };
 use crate::{config::Flow, session::Session, telemetry::metrics::Lookup, units::millis};
 
@@ -26,7 +27,7 @@ pub(crate) enum Freshness {
 #[derive(Debug)]
 pub(crate) enum Claim {
     /// A live link that is fresh enough.
-    Link(Session),
+    Link(StoredLink),
     /// The lease: no other request makes a session until it ends.
     Lease(Lease),
     /// Another request holds the lease.
@@ -34,6 +35,17 @@ pub(crate) enum Claim {
         /// The newest stamp of the current link, which is not fresh enough; empty without a link.
         newest: Stamp,
     },
+}
+
+/// A link that was in Redis.
+#[derive(Debug)]
+pub(crate) struct StoredLink {
+    pub(crate) session: Session,
+    /// Its newest stamp.
+    pub(crate) newest: Stamp,
+    pub(crate) id: LinkId,
+    /// Its session's index entry is written: had the session ended, the link would be gone.
+    pub(crate) is_indexed: bool,
 }
 
 /// A claim that Redis did not answer. Redis may have granted it anyway.
@@ -54,7 +66,7 @@ impl UnansweredClaim {
         session: &Session,
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, overwrite, 0).await
+        self.holder.store_link(session, overwrite, 0, b"", Timing::AtOnce).await
     }
 
     /// Ends the lease once Redis is available again, should Redis have granted it.
@@ -89,11 +101,16 @@ impl Cache {
                 Freshness::OtherThan(known) => ("other", known),
             };
             let mut script = scripts::CLAIM.key(&keys.link);
-            script.key(&keys.saved).key(&keys.lease);
+            script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
             script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
             let reply = self.run::<Vec<u8>>(&keys.link, &script).await;
-            let holder =
-                |id| Holder { cache: self.clone(), keys: keys.clone(), id, stamp: stamp.clone() };
+            let holder = |id, mark: &[u8]| Holder {
+                cache: self.clone(),
+                keys: keys.clone(),
+                id,
+                stamp: stamp.clone(),
+                mark: mark.to_vec(),
+            };
             let error = match reply.as_deref().map(ClaimReply::parse) {
                 Ok(Some(ClaimReply::Link { stamps, value })) => {
                     let mut session = self.open_session(keys, value);
@@ -106,9 +123,12 @@ impl Cache {
                         continue;
                     };
                     self.0.metrics.cache.looked_up(Lookup::Hit);
-                    return Ok(Claim::Link(session));
+                    let newest = Stamp::from_redis(stamps);
+                    let id = LinkId::of_stored(stamps);
+                    let is_indexed = ClaimReply::is_indexed(stamps);
+                    return Ok(Claim::Link(StoredLink { session, newest, id, is_indexed }));
                 }
-                Ok(Some(ClaimReply::Lease { newest, saved })) => {
+                Ok(Some(ClaimReply::Lease { newest, mark, saved })) => {
                     self.0.metrics.cache.looked_up(Lookup::Miss);
                     let (stored_token, earlier_links) = match self.flow() {
                         Flow::Token => {
@@ -118,7 +138,7 @@ impl Cache {
                         Flow::Deeplink => (None, stamp.links(saved)),
                     };
                     let lost = AtomicBool::new(false);
-                    let holder = holder(id);
+                    let holder = holder(id, mark);
                     let lease = Lease { holder, newest, stored_token, earlier_links, lost };
                     return Ok(Claim::Lease(lease));
                 }
@@ -132,7 +152,7 @@ impl Cache {
                 Err(error) => error.clone(),
             };
             may_be_granted |= error != CacheError::Unavailable;
-            return Err(UnansweredClaim { holder: holder(id), may_be_granted, error });
+            return Err(UnansweredClaim { holder: holder(id, b""), may_be_granted, error });
         }
     }
 }

@@ -4,13 +4,14 @@
 //! replica hands it out itself. A claim that Redis never answered, but may have granted, is released late.
 //! What was written shortly before a connection failed is written again, because a fail-over loses what
 //! had not been replicated. Each script compares before it writes, so running it late or twice does no harm.
+//! In particular, a late store drops a link whose verification has ended meanwhile.
 
 use std::{
     collections::{HashMap, VecDeque},
     time::{Duration, SystemTime},
 };
 
-use deadpool_redis::redis::{ScriptInvocation, aio::MultiplexedConnection};
+use deadpool_redis::redis::{ScriptInvocation, Value, aio::MultiplexedConnection};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
@@ -18,26 +19,26 @@ use tokio::time::{Instant, timeout};
 use super::{
     keys::{Keys, Stamp},
     scripts::{self, SCRIPT_TIMEOUT},
+    writes::{ForgetCall, IndexCall, StoreCall, Timing, Written},
 };
-use crate::{session::Session, units::millis};
+use crate::session::Session;
 
-/// Most scripts queued; beyond it the oldest is dropped. At a few hundred bytes each, under 2 MiB.
-const CAPACITY: usize = 4_096;
+/// Most scripts queued; beyond it the oldest is dropped. At a few hundred bytes each, under 4 MiB. Each request
+/// for a new link writes two: the link, and the index entry of its session.
+const CAPACITY: usize = 8_192;
 /// Scripts in flight at a time. Together they get the time-out of one.
 const BATCH: usize = 64;
 /// How long before a failure of the connection a script must have been answered not to be run again.
 /// Replicas confirm within a second what they have, and a fail-over begins seconds after the failure.
 const REPEATED: Duration = Duration::from_secs(10);
 
-/// How long Redis remembers how many links a request has had. Platforms that honour an `Idempotency-Key` usually
-/// do so for a day.
-const LINKS_COUNTED: Duration = Duration::from_secs(24 * 3_600);
-
 /// A script that waits for Redis, with all it needs to run on its own. Safe to repeat.
 enum LateScript {
     Store(StoreCall),
-    /// Stores again what was stored before.
-    Repeat(StoreCall),
+    Index(IndexCall),
+    Forget(ForgetCall),
+    /// Writes again what was written before.
+    Repeat(Written),
     Release {
         keys: Keys,
         holder: String,
@@ -46,39 +47,12 @@ enum LateScript {
     },
 }
 
-/// A call of `store.lua`.
-pub(super) struct StoreCall {
-    pub(super) keys: Keys,
-    pub(super) holder: String,
-    pub(super) overwrite: String,
-    pub(super) stamp: Stamp,
-    /// When the session was asked for.
-    pub(super) made_at: SystemTime,
-    /// How many links the request has had, this one included; 0 in the two-call flow, which does not count them.
-    pub(super) links: u32,
-    /// When the link is no longer handed out.
-    pub(super) until: SystemTime,
-    /// The sealed link.
-    pub(super) value: Vec<u8>,
-}
-
-impl StoreCall {
-    /// The TTL that it sets shrinks until it runs.
-    pub(super) fn script(&self) -> ScriptInvocation<'static> {
-        let Self { keys, stamp, .. } = self;
-        let mut script = scripts::STORE.key(&keys.link);
-        script.key(&keys.saved).key(&keys.lease);
-        script.arg(&self.holder).arg(&self.overwrite).arg(stamp.as_str());
-        script.arg(stamp.with_age(self.made_at)).arg(scripts::remaining_ms(self.until));
-        script.arg(&self.value[..]).arg(self.links).arg(millis(LINKS_COUNTED));
-        script
-    }
-}
-
 impl LateScript {
     fn script(&self) -> ScriptInvocation<'static> {
         match self {
-            Self::Store(call) | Self::Repeat(call) => call.script(),
+            Self::Store(call) | Self::Repeat(Written::Link(call)) => call.script(Timing::Late),
+            Self::Index(call) | Self::Repeat(Written::Index(call)) => call.script(),
+            Self::Forget(call) | Self::Repeat(Written::Ending(call)) => call.script(),
             Self::Release { keys, holder, .. } => scripts::release(keys, holder, false),
         }
     }
@@ -86,9 +60,10 @@ impl LateScript {
     /// A key of the script; all of them are on the same server.
     fn key(&self) -> &str {
         match self {
-            Self::Store(StoreCall { keys, .. })
-            | Self::Repeat(StoreCall { keys, .. })
-            | Self::Release { keys, .. } => &keys.link,
+            Self::Store(StoreCall { keys, .. }) | Self::Release { keys, .. } => &keys.link,
+            Self::Index(call) => &call.key,
+            Self::Forget(call) => call.key(),
+            Self::Repeat(written) => written.key(),
         }
     }
 
@@ -96,8 +71,11 @@ impl LateScript {
     fn until(&self) -> SystemTime {
         match self {
             Self::Store(StoreCall { until, .. })
-            | Self::Repeat(StoreCall { until, .. })
+            | Self::Repeat(Written::Link(StoreCall { until, .. }))
+            | Self::Index(IndexCall { until, .. })
+            | Self::Repeat(Written::Index(IndexCall { until, .. }))
             | Self::Release { until, .. } => *until,
+            Self::Forget(call) | Self::Repeat(Written::Ending(call)) => call.until(),
         }
     }
 }
@@ -118,8 +96,8 @@ struct Queue {
     repeats: VecDeque<LateScript>,
     /// By the key of the link.
     pending: HashMap<String, PendingLink>,
-    /// The latest stored links, oldest first.
-    recent: VecDeque<(Instant, StoreCall)>,
+    /// What was written last, oldest first.
+    recent: VecDeque<(Instant, Written)>,
 }
 
 /// The queue of scripts that wait for Redis.
@@ -139,13 +117,23 @@ impl DeferredScripts {
         queue.push(LateScript::Store(call));
     }
 
+    /// Queues the index entry of a session.
+    pub(super) fn index_later(&self, call: IndexCall) {
+        self.0.lock().push(LateScript::Index(call));
+    }
+
+    /// Queues the end of a link.
+    pub(super) fn forget_later(&self, call: ForgetCall) {
+        self.0.lock().push(LateScript::Forget(call));
+    }
+
     /// Queues the end of a lease that Redis may have granted.
     pub(super) fn release_later(&self, keys: Keys, holder: String, until: SystemTime) {
         self.0.lock().push(LateScript::Release { keys, holder, until });
     }
 
-    /// Remembers a link that Redis has stored, in case a fail-over loses it.
-    pub(super) fn stored(&self, call: StoreCall) {
+    /// Remembers what Redis has written, in case a fail-over loses it.
+    pub(super) fn written(&self, call: Written) {
         let now = Instant::now();
         let mut queue = self.0.lock();
         while queue.recent.len() >= CAPACITY
@@ -156,7 +144,7 @@ impl DeferredScripts {
         queue.recent.push_back((now, call));
     }
 
-    /// Queues what was stored shortly before a connection failed, to be stored again.
+    /// Queues what was written shortly before a connection failed, to be written again.
     ///
     /// `lost`: whether the server with this key may have lost it.
     pub(super) fn repeat_recent(&self, lost: &dyn Fn(&str) -> bool) {
@@ -164,7 +152,7 @@ impl DeferredScripts {
         let mut queue = self.0.lock();
         let recent = std::mem::take(&mut queue.recent);
         for (at, call) in recent {
-            if !lost(&call.keys.link) {
+            if !lost(call.key()) {
                 queue.recent.push_back((at, call));
                 continue;
             }
@@ -181,6 +169,19 @@ impl DeferredScripts {
     pub(super) fn pending(&self, keys: &Keys) -> Option<(Stamp, Session)> {
         let queue = self.0.lock();
         queue.pending.get(&keys.link).map(|link| (link.stamp.clone(), link.session.clone()))
+    }
+
+    /// Forgets the link of these keys that waits to be stored, if its session is one of these.
+    pub(super) fn forget(&self, keys: &Keys, is_ended: impl Fn(&Session) -> bool) {
+        let mut queue = self.0.lock();
+        if queue.pending.get(&keys.link).is_some_and(|link| is_ended(&link.session)) {
+            queue.pending.remove(&keys.link);
+        }
+    }
+
+    /// Forgets the link of this session, if it waits to be stored.
+    pub(super) fn forget_session(&self, session_id: &str) {
+        self.0.lock().pending.retain(|_, link| link.session.id != session_id);
     }
 
     /// Runs all queued scripts of the keys that `owns` accepts, roughly in order. Returns whether Redis wrote
@@ -202,12 +203,15 @@ impl DeferredScripts {
             let runs = batch.scripts.iter().map(|late| {
                 let script = late.script();
                 let mut connection = connection.clone();
-                async move { script.invoke_async::<bool>(&mut connection).await }
+                async move { script.invoke_async::<Value>(&mut connection).await }
             });
             let Ok(answers) = timeout(SCRIPT_TIMEOUT, join_all(runs)).await else { return wrote };
-            // `Ok(false)` proves nothing: a script that writes nothing succeeds on a replica, too.
-            wrote |= answers.contains(&Ok(true));
-            batch.remove_answered(answers.iter().map(Result::is_ok));
+            // A zero proves nothing: a script that writes nothing succeeds on a replica, too.
+            let is_positive = |answer: &Value| matches!(answer, Value::Int(1..));
+            wrote |= answers.iter().flatten().any(is_positive);
+            batch.remove_answered(
+                answers.iter().map(|answer| answer.as_ref().ok().map(is_positive)),
+            );
             if !batch.scripts.is_empty() {
                 return wrote;
             }
@@ -238,14 +242,18 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn remove_answered(&mut self, mut are_answered: impl Iterator<Item = bool>) {
+    /// Takes the answers in order: `None`, or whether it was positive.
+    fn remove_answered(&mut self, mut answers: impl Iterator<Item = Option<bool>>) {
         let mut queue = self.queue.lock();
         self.scripts.retain(|script| {
-            let is_answered = are_answered.next() == Some(true);
-            if is_answered {
-                queue.no_longer_pending(script);
+            let Some(is_positive) = answers.next().flatten() else { return true };
+            queue.no_longer_pending(script);
+            if let LateScript::Index(call) | LateScript::Repeat(Written::Index(call)) = script
+                && is_positive
+            {
+                queue.push(LateScript::Forget(call.forget()));
             }
-            !is_answered
+            false
         });
     }
 }
@@ -256,9 +264,10 @@ impl Drop for Batch<'_> {
         for script in self.scripts.drain(..).rev() {
             match script {
                 LateScript::Repeat(_) => queue.repeats.push_front(script),
-                LateScript::Store(_) | LateScript::Release { .. } => {
-                    queue.waiting.push_front(script)
-                }
+                LateScript::Store(_)
+                | LateScript::Index(_)
+                | LateScript::Forget(_)
+                | LateScript::Release { .. } => queue.waiting.push_front(script),
             }
         }
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     error::CacheError,
@@ -22,6 +22,9 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+const RECOVERY_LOOK: Duration = Duration::from_millis(250);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+
 /// Redis, as the worker uses it. Cheap to clone.
 #[derive(Clone)]
 pub struct Cache(pub(super) Arc<CacheInner>);
@@ -32,7 +35,7 @@ pub(super) struct CacheInner {
     pub(super) prefix: String,
     pub(super) metrics: Arc<Metrics>,
     flow: Flow,
-    lifetimes: Lifetimes,
+    pub(super) lifetimes: Lifetimes,
     /// How long requests wait for Redis.
     pub(super) patience: Duration,
 }
@@ -67,6 +70,19 @@ impl Cache {
         self.0.pool.is_available()
     }
 
+    /// Waits until Redis is available, at most for five seconds: where it refuses operations, only a try can tell
+    /// whether it still does.
+    pub(crate) async fn until_available(&self) {
+        let recovered = async {
+            self.0.pool.until_all_connected().await;
+            while !self.0.pool.is_available() {
+                sleep(RECOVERY_LOOK).await;
+            }
+        };
+        // Of a cluster, a part may be unavailable.
+        let _ = timeout(RECOVERY_LIMIT, recovered).await;
+    }
+
     /// The Redis keys of a user and workflow.
     pub fn keys(&self, user_id: &str, workflow_id: &str) -> Keys {
         Keys::new(&self.0.prefix, self.0.flow, user_id, workflow_id)
@@ -80,11 +96,18 @@ impl Cache {
         let _ = self.run::<bool>(&keys.link, &script).await;
     }
 
-    /// The link of these keys that this replica has made and not stored yet: made for this request, or for
-    /// any request if `of_any`.
-    pub(crate) fn pending_link(&self, keys: &Keys, stamp: &Stamp, of_any: bool) -> Option<Session> {
-        let (made_for, session) = self.0.pool.deferred.pending(keys)?;
-        ((of_any || made_for == *stamp) && self.is_reusable(&session)).then_some(session)
+    /// The link of these keys that this replica has made and not stored yet, and the stamp of the request that it
+    /// was made for: this one, or any if `of_any`.
+    pub(crate) fn pending_link(
+        &self,
+        keys: &Keys,
+        stamp: &Stamp,
+        of_any: bool,
+    ) -> Option<(Stamp, Session)> {
+        let pending = self.0.pool.deferred.pending(keys);
+        pending.filter(|(made_for, session)| {
+            (of_any || made_for == stamp) && self.is_reusable(session)
+        })
     }
 
     /// Runs a script on the server that has this key, and counts a failure.

@@ -1,4 +1,4 @@
-//! Redis keys and stamps, both of them hashes: Redis never sees a user id or a request id.
+//! Redis keys and stamps, both of them hashes: Redis never sees a user id, a session id or a request id.
 
 use std::time::SystemTime;
 
@@ -8,6 +8,15 @@ use crate::{config::Flow, hash, units::unix_millis};
 
 /// Hex digits of a stamp.
 const STAMP_LEN: usize = 32;
+/// Bytes of the hash of user and workflow.
+pub(super) const HASH_LEN: usize = 32;
+/// Bytes of a link id.
+const LINK_ID_LEN: usize = 10;
+
+const LINK: &str = "link";
+const DEEPLINK: &str = "deeplink";
+const TOKEN: &str = "token";
+const LEASE: &str = "lease";
 
 /// The Redis keys of one user and workflow. All lie in one slot of a Redis Cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,18 +28,111 @@ pub struct Keys {
     pub(crate) saved: String,
     /// Key of the lease, whose value is the holder id. The flows share it.
     pub(crate) lease: String,
+    /// Key of the mark that the end of a verification leaves.
+    pub(crate) mark: String,
 }
 
 impl Keys {
     /// `prefix:{hash}:kind`. Redis Cluster derives the slot from the part within the braces.
     pub(super) fn new(prefix: &str, flow: Flow, user_id: &str, workflow_id: &str) -> Self {
-        let hash = BASE64_URL_SAFE_NO_PAD.encode(hash::of_pair(user_id, workflow_id));
+        Self::of_hash(prefix, flow, hash::of_pair(user_id, workflow_id).as_ref())
+    }
+
+    pub(super) fn of_hash(prefix: &str, flow: Flow, hash: &[u8]) -> Self {
+        let hash = BASE64_URL_SAFE_NO_PAD.encode(hash);
         let key = |kind| [prefix, ":{", &hash, "}:", kind].concat();
         let (link, saved) = match flow {
-            Flow::Token => ("link", "token"),
-            Flow::Deeplink => ("deeplink", "links"),
+            Flow::Token => (LINK, TOKEN),
+            Flow::Deeplink => (DEEPLINK, "links"),
         };
-        Self { link: key(link), saved: key(saved), lease: key("lease") }
+        Self { link: key(link), saved: key(saved), lease: key(LEASE), mark: key("ended") }
+    }
+
+    /// The links of both flows.
+    pub(super) fn links(&self) -> [String; 2] {
+        [self.of_kind(LINK), self.of_kind(DEEPLINK)]
+    }
+
+    /// The token that has no session yet.
+    pub(super) fn token(&self) -> String {
+        self.of_kind(TOKEN)
+    }
+
+    fn of_kind(&self, kind: &str) -> String {
+        [self.lease.strip_suffix(LEASE).unwrap_or_default(), kind].concat()
+    }
+
+    /// The hash of user and workflow.
+    pub(super) fn hash(&self) -> Vec<u8> {
+        let hash = self.link.rsplit_once("}:").and_then(|(start, _)| start.rsplit_once(":{"));
+        // `of_hash` puts a hash between the braces.
+        hash.and_then(|(_, hash)| BASE64_URL_SAFE_NO_PAD.decode(hash).ok()).unwrap_or_default()
+    }
+}
+
+/// The key of a session's index entry, in a slot of its own.
+pub(super) fn session_key(prefix: &str, session_id: &str) -> String {
+    let hash = hash::of(session_id);
+    // Half of it is enough to avoid collisions, and saves memory.
+    let hash = BASE64_URL_SAFE_NO_PAD.encode(&hash.as_ref()[..HASH_LEN / 2]);
+    [prefix, ":{", &hash, "}:s"].concat()
+}
+
+/// What tells a stored link from those before and after it under the same key: see `forget_link.lua`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkId([u8; LINK_ID_LEN]);
+
+impl LinkId {
+    /// `stamp` is that of the request that the link was made for.
+    pub(crate) fn new(stamp: &Stamp, made_at: SystemTime) -> Self {
+        Self::of(stamp, unix_millis(made_at))
+    }
+
+    /// Of a stored link, by its stamps. One of release 0.1 has no age stamp: its time is 0.
+    pub(super) fn of_stored(stamps: &[u8]) -> Self {
+        let newest = Stamp::from_redis(stamps);
+        let half = newest.0.get(..STAMP_LEN / 2).unwrap_or_default().as_bytes();
+        let age = stamps.split(|byte| *byte == b',').skip(1).find_map(|stamp| {
+            let (age, _) = stamp.split_at_checked(STAMP_LEN / 2).filter(|(_, of)| *of == half)?;
+            // The first digit says whether there is an index entry.
+            u64::from_str_radix(std::str::from_utf8(&age[1..]).ok()?, 16).ok()
+        });
+        Self::of(&newest, age.unwrap_or(0))
+    }
+
+    fn of(stamp: &Stamp, made_at_ms: u64) -> Self {
+        let [_, _, time @ ..] = made_at_ms.to_be_bytes();
+        let stamp = stamp.0.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let mut id = [0; LINK_ID_LEN];
+        id[..6].copy_from_slice(&time);
+        id[6..].copy_from_slice(&stamp.unwrap_or_default().to_be_bytes());
+        Self(id)
+    }
+
+    /// As the scripts write it.
+    pub(super) fn to_hex(self) -> String {
+        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        // 48 bits hold the time until the year 10889; 44 bits, until 2527.
+        hex[1..].to_owned()
+    }
+}
+
+/// The index entry of a session: where its link is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct IndexEntry {
+    pub(super) hash: Vec<u8>,
+    pub(super) link: LinkId,
+}
+
+impl IndexEntry {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        [b"i", &self.hash[..], &self.link.0].concat()
+    }
+
+    /// Reads an entry without its first byte. `None` if it is no entry.
+    pub(super) fn parse(entry: &[u8]) -> Option<Self> {
+        let (hash, link) = entry.split_at_checked(HASH_LEN)?;
+        Some(Self { hash: hash.to_vec(), link: LinkId(link.try_into().ok()?) })
     }
 }
 
@@ -49,7 +151,8 @@ impl Stamp {
         Self(String::from_utf8_lossy(newest).into_owned())
     }
 
-    /// The stamp that shows when the session of this request's link was asked for: see `store.lua`.
+    /// The stamp that shows when the session of this request's link was asked for, and that the session has no
+    /// index entry yet: see `store.lua`.
     pub(super) fn with_age(&self, made_at: SystemTime) -> String {
         format!("{:016x}{}", unix_millis(made_at), self.0.get(..STAMP_LEN / 2).unwrap_or_default())
     }
@@ -85,6 +188,11 @@ mod tests {
             (&one_call.link, ":deeplink"),
             (&one_call.saved, ":links"),
             (&one_call.lease, ":lease"),
+            (&two_calls.mark, ":ended"),
+            (&one_call.mark, ":ended"),
+            (&one_call.links()[0], ":link"),
+            (&two_calls.links()[1], ":deeplink"),
+            (&one_call.token(), ":token"),
         ] {
             assert!(key.starts_with("handoff:{") && key.ends_with(kind), "{key}");
             assert!(!key.contains("ann"), "{key}");
@@ -103,6 +211,25 @@ mod tests {
             assert_eq!(links(&a, damaged), 0, "{damaged}");
         }
         assert_eq!(a.links(b"\xff"), 0);
+    }
+
+    #[test]
+    fn index_entry_leads_back_to_the_keys_and_the_link() {
+        // A prefix may contain what separates its parts.
+        for prefix in ["handoff", "a:{b}:c"] {
+            let keys = Keys::new(prefix, Flow::Token, "ann", "w");
+            let made_at =
+                SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(0x19a_bcde_f012);
+            let link = LinkId::new(&Stamp::of("request"), made_at);
+            let entry = IndexEntry { hash: keys.hash(), link };
+            let read = IndexEntry::parse(&entry.to_bytes()[1..]).unwrap();
+            assert_eq!(read, entry);
+            assert_eq!(Keys::of_hash(prefix, Flow::Token, &read.hash), keys);
+            assert_eq!(link.to_hex(), format!("19abcdef012{}", &Stamp::of("request").0[..8]));
+        }
+        assert_eq!(IndexEntry::parse(b""), None);
+        assert_eq!(IndexEntry::parse(&[0; HASH_LEN]), None);
+        assert_eq!(IndexEntry::parse(&[0; 99]), None);
     }
 
     #[test]

@@ -8,12 +8,12 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    deferred::StoreCall,
     error::CacheError,
     handle::Cache,
     keys::{Keys, Stamp},
     refusal::Recovery,
     scripts,
+    writes::{StoreCall, Timing, Written},
 };
 use crate::{
     config::Flow,
@@ -44,7 +44,7 @@ pub(crate) enum Overwrite<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreOutcome {
     Stored,
-    /// The lease had ended and another request has taken over: its link counts.
+    /// The lease had ended, and another request has taken over or the verification has ended.
     Fenced,
 }
 
@@ -57,16 +57,23 @@ pub(super) struct Holder {
     pub(super) id: String,
     /// The request behind the claim.
     pub(super) stamp: Stamp,
+    /// The mark of the last ending before the claim: see `forget.lua`. Empty without one, or if the claim was
+    /// not answered.
+    pub(super) mark: Vec<u8>,
 }
 
 impl Holder {
     /// Stores the link and ends the lease. If Redis fails, defers both until it is available again.
-    /// `earlier_links`: how many links the request has had before.
+    ///
+    /// `earlier_links`: how many links the request has had before. `mark`: the last ending that cannot concern the
+    /// session.
     pub(super) async fn store_link(
         &self,
         session: &Session,
         overwrite: Overwrite<'_>,
         earlier_links: u32,
+        mark: &[u8],
+        timing: Timing,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
         let deferred = &cache.0.pool.deferred;
@@ -88,10 +95,11 @@ impl Holder {
             },
             until: cache.lifetimes().reusable_until(session),
             value,
+            mark: mark.to_vec(),
         };
-        match cache.run(&self.keys.link, &call.script()).await {
+        match cache.run(&self.keys.link, &call.script(timing)).await {
             Ok(true) => {
-                deferred.stored(call);
+                deferred.written(Written::Link(call));
                 Ok(StoreOutcome::Stored)
             }
             Ok(false) => Ok(StoreOutcome::Fenced),
@@ -176,7 +184,26 @@ impl Lease {
     /// If Redis fails, the link is stored once it is available again.
     pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
         let overwrite = Overwrite::Only(&self.newest);
-        self.holder.store_link(session, overwrite, self.earlier_links).await
+        let Self { holder, earlier_links, .. } = self;
+        let mark = &holder.mark;
+        holder.store_link(session, overwrite, *earlier_links, mark, Timing::AtOnce).await
+    }
+
+    /// Stores a link that this replica made without Redis and has handed out since.
+    ///
+    /// If Redis fails, the link is stored once it is available again.
+    pub(crate) async fn store_pending(
+        &self,
+        session: &Session,
+    ) -> Result<StoreOutcome, CacheError> {
+        let overwrite = Overwrite::Only(&self.newest);
+        let Self { holder, earlier_links, .. } = self;
+        let outcome =
+            holder.store_link(session, overwrite, *earlier_links, b"", Timing::Late).await?;
+        if outcome == StoreOutcome::Fenced {
+            holder.cache.0.pool.deferred.forget(&holder.keys, |_| true);
+        }
+        Ok(outcome)
     }
 
     /// Ends the lease without a link, and deletes the stored token if `drop_token`.

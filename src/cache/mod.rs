@@ -12,8 +12,10 @@ mod cluster;
 mod connector;
 mod deferred;
 mod dial;
+mod ending;
 mod error;
 mod handle;
+mod index;
 mod keeper;
 mod keys;
 mod lease;
@@ -30,6 +32,7 @@ mod seal;
 mod sentinel;
 mod survey;
 mod value;
+mod writes;
 
 #[cfg(test)]
 mod tests;
@@ -37,9 +40,10 @@ mod tests;
 #[doc(hidden)]
 pub use self::seal::Seal;
 pub(crate) use self::{
-    claim::{Claim, Freshness, UnansweredClaim},
+    claim::{Claim, Freshness, StoredLink, UnansweredClaim},
     dial::Address,
-    keys::Stamp,
+    ending::{Ended, Forgotten},
+    keys::{LinkId, Stamp},
     lease::{Lease, Overwrite, StoreOutcome},
     modes::{ClusterView, cluster_view, sentinel_opinions},
     patience::Patience,

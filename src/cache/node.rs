@@ -25,10 +25,10 @@ pub(super) struct CacheNode {
     pub(super) address: Option<Address>,
     _keeper: Option<AbortOnDropHandle<()>>,
     #[cfg(test)]
-    pub(super) fault: parking_lot::Mutex<Option<InjectedFault>>,
+    pub(super) fault: parking_lot::Mutex<Option<(usize, InjectedFault)>>,
 }
 
-/// How a test makes the next operation fail.
+/// How a test makes an operation fail: the next one, or that after so many.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InjectedFault {
@@ -77,7 +77,17 @@ impl CacheNode {
         let current = self.state.current.borrow().clone();
         let (number, mut connection) = current.ok_or(Failure::Error(CacheError::Unavailable))?;
         #[cfg(test)]
-        let fault = self.fault.lock().take();
+        let fault = {
+            let mut next = self.fault.lock();
+            match next.take() {
+                Some((0, fault)) => Some(fault),
+                Some((after, fault)) => {
+                    *next = Some((after - 1, fault));
+                    None
+                }
+                None => None,
+            }
+        };
         #[cfg(test)]
         if let Some(fault) = fault {
             if fault == InjectedFault::AnswerLost {

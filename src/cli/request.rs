@@ -127,7 +127,7 @@ fn bodies_in_file(path: &Path) -> Result<Vec<Vec<u8>>, CliError> {
 /// Validates a body before it is published, so that no mistake ends in the dead queue.
 fn validate(body: &[u8]) -> Result<(), String> {
     // Only the worker knows whether it has a default workflow, so this assumes one.
-    let Decoded { id, request } = decode_request(body, usize::MAX, Some("default"));
+    let Decoded { id, request, .. } = decode_request(body, usize::MAX, Some("default"));
     match (id, request) {
         (Some(_), _) => Err("is a CloudEvent; give only its data object".to_owned()),
         (None, request) => request.map(drop).map_err(|invalid| invalid.message),

@@ -107,8 +107,8 @@ fn commands(commands: Result<(), RefusedCommand>) -> Check {
         Some(Refusal::NoPerm) => check
             .remedy("grant these permissions to the user in HANDOFF_REDIS_URL")
             .command(
-                "redis-cli ACL SETUSER USER ~PREFIX:* +ping +script|load +evalsha +get +strlen +set +del \
-                 +pttl +pexpire +time +select",
+                "redis-cli ACL SETUSER USER ~PREFIX:* +ping +script|load +evalsha +get +getrange +strlen +set \
+                 +setrange +del +exists +pttl +pexpire +time +select",
             ),
         Some(refusal @ Refusal::Oom) => check
             .remedy(refusal.remedy())

@@ -23,6 +23,8 @@ pub(crate) struct Job<'a> {
     pub(crate) request_id: &'a RequestId,
     /// The delivery's span, parent of the platform calls' spans.
     pub(crate) span: &'a Span<'a>,
+    /// When it was delivered, or a little later.
+    pub(crate) delivered_at: Instant,
     /// The end of the time a request may wait for the platform; then it returns to RabbitMQ, before
     /// RabbitMQ's consumer time-out (30 minutes by default) closes the channel.
     pub(crate) hold_until: Instant,

@@ -16,6 +16,7 @@ mod flow;
 mod job;
 mod lease_wait;
 mod log;
+mod obtained;
 mod single_flight;
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::{
     background::with_background,
     job::{Failure, Job},
+    obtained::Obtained,
 };
 use self::{
     calls::{CallBudget, Calls, Stopped, until_follower_makes_room},
@@ -49,17 +51,6 @@ pub(crate) struct Handoff {
     calls: Calls,
     flow: Flow,
     in_flight: SingleFlight<Result<Obtained, Failure>>,
-}
-
-/// A session for the request's user and workflow.
-#[derive(Clone)]
-pub(crate) struct Obtained {
-    pub(crate) session: Arc<Session>,
-    /// The session was made for another request, or by an earlier try of this one.
-    pub(crate) reused: bool,
-    /// The link appeared no earlier than this, so a renewal that joined before may use it. `None`: unknown,
-    /// as for a link that was in the cache already.
-    not_before: Option<Instant>,
 }
 
 impl Handoff {
@@ -97,10 +88,13 @@ impl Handoff {
                 Joined::Follower(follower) => match self.follow(job, &budget, follower).await? {
                     // A renewal may use a link that appeared while it waited, but no older one.
                     Some(Ok(obtained))
-                        if !job.request.renew
-                            || obtained.not_before.is_some_and(|moment| moment >= joined_at) =>
+                        if obtained.seen_at >= job.delivered_at
+                            && (!job.request.renew
+                                || obtained
+                                    .not_before
+                                    .is_some_and(|moment| moment >= joined_at)) =>
                     {
-                        return Ok(Obtained { reused: true, ..obtained });
+                        return Ok(obtained.shared());
                     }
                     // The leader spent its budget; this request may have some left.
                     Some(Err(failure @ Failure::Transient(_))) => {
@@ -110,8 +104,8 @@ impl Handoff {
                         }
                     }
                     _ if self.calls.draining.is_cancelled() => return Err(Failure::Interrupted),
-                    // The link is too old for a renewal, or the leader failed for a reason of its own:
-                    // join again, perhaps as the leader.
+                    // The link is too old for a renewal, or may have ended since, or the leader failed for
+                    // a reason of its own: join again, perhaps as the leader.
                     _ => {}
                 },
             }
@@ -135,10 +129,10 @@ impl Handoff {
         }
     }
 
-    /// Stamps the link that a renewal reuses, so that a redelivery of the renewal accepts it, too.
-    /// Best effort: without the stamp, a redelivery makes another link.
-    pub(crate) async fn stamp_renewal(&self, job: &Job<'_>) {
-        self.calls.cache.add_stamp(&self.keys(job), &job.stamp()).await;
+    /// Records in Redis that a link is handed out, so that it can be found by its session. No event waits for
+    /// this, but the request is acked only then.
+    pub(crate) async fn record(&self, job: &Job<'_>, obtained: &Obtained) {
+        obtained.record(&self.calls.cache, &self.keys(job), job).await;
     }
 
     fn keys(&self, job: &Job<'_>) -> Keys {
@@ -174,9 +168,12 @@ impl Handoff {
             }
             let claimed_at = Instant::now();
             match cache.claim(keys, &stamp, &freshness, unanswered.take()).await {
-                Ok(Claim::Link(session)) => {
-                    let session = Arc::new(session);
-                    return Ok(Obtained { session, reused: true, not_before });
+                Ok(Claim::Link(link)) => {
+                    let newest = link.newest.clone();
+                    match Obtained::unless_ended(cache, keys, link, claimed_at).await {
+                        Some(obtained) => return Ok(Obtained { not_before, ..obtained }),
+                        None => freshness = Freshness::OtherThan(newest),
+                    }
                 }
                 Ok(Claim::Lease(lease)) => {
                     lease_wait.end();
@@ -184,13 +181,14 @@ impl Handoff {
                     if job.request.renew {
                         freshness = Freshness::OtherThan(lease.newest.clone());
                     }
-                    if let Some(session) = self.pending_link(job, keys, &stamp) {
-                        // Best effort: it is stored a second time otherwise.
-                        let _ = lease.store(&session).await;
-                        return Ok(Obtained::pending(session));
-                    }
-                    if let Some(session) = self.make_and_store(job, &lease, budget).await? {
-                        return Ok(Obtained::new(session));
+                    if let Some((_, session)) = self.pending_link(job, keys, &stamp) {
+                        // If this fails, it is stored later.
+                        if lease.store_pending(&session).await != Ok(StoreOutcome::Fenced) {
+                            return Ok(Obtained::pending(session, &stamp));
+                        }
+                        // Its verification has ended, or there is a newer link.
+                    } else if let Some(made) = self.make_and_store(job, &lease, budget).await? {
+                        return Ok(made);
                     }
                 }
                 Ok(Claim::LeaseTaken { newest }) => {
@@ -224,12 +222,12 @@ impl Handoff {
                             return Err(failure);
                         }
                     }
-                    if let Some(session) = self.pending_link(job, keys, &stamp) {
+                    if let Some((made_for, session)) = self.pending_link(job, keys, &stamp) {
                         claim.release();
-                        return Ok(Obtained::pending(session));
+                        return Ok(Obtained::pending(session, &made_for));
                     }
                     match self.make_without_cache(job, budget, claim).await? {
-                        Made::Session(session) => return Ok(Obtained::new(session)),
+                        Made::Session(made) => return Ok(made),
                         Made::ClaimAgain(claim) => unanswered = Some(claim),
                     }
                 }
@@ -257,7 +255,7 @@ impl Handoff {
     }
 
     /// A link that this replica has made and could not store yet, if the request accepts it.
-    fn pending_link(&self, job: &Job<'_>, keys: &Keys, stamp: &Stamp) -> Option<Session> {
+    fn pending_link(&self, job: &Job<'_>, keys: &Keys, stamp: &Stamp) -> Option<(Stamp, Session)> {
         self.calls.cache.pending_link(keys, stamp, !job.request.renew)
     }
 
@@ -267,24 +265,27 @@ impl Handoff {
         job: &Job<'_>,
         lease: &Lease,
         budget: &mut CallBudget<'_>,
-    ) -> Result<Option<Session>, Failure> {
+    ) -> Result<Option<Obtained>, Failure> {
         let made = {
             let make = pin!(flow::make(self.flow, &self.calls, job, Some(lease), budget));
             with_background(make, pin!(lease.keep_alive())).await
         };
         match made {
-            Ok(session) => match lease.store(&session).await {
-                Ok(StoreOutcome::Stored) => Ok(Some(session)),
-                Ok(StoreOutcome::Fenced) => {
-                    log::lease_lost(job.request_id);
-                    Ok(None)
+            Ok(session) => {
+                let made = Obtained::new(session, &job.stamp());
+                match lease.store(&made.session).await {
+                    Ok(StoreOutcome::Stored) => Ok(Some(made)),
+                    Ok(StoreOutcome::Fenced) => {
+                        log::lease_lost(job.request_id);
+                        Ok(None)
+                    }
+                    // The link works all the same. The cache stores it once Redis is back.
+                    Err(error) => {
+                        log::link_not_stored(job.request_id, &error);
+                        Ok(Some(made))
+                    }
                 }
-                // The link works all the same. The cache stores it once Redis is back.
-                Err(error) => {
-                    log::link_not_stored(job.request_id, &error);
-                    Ok(Some(session))
-                }
-            },
+            }
             Err(Stopped::ClaimAgain) => Ok(None),
             Err(stopped) => {
                 lease.release(stopped.blames_token()).await;
@@ -306,8 +307,9 @@ impl Handoff {
                 // If this fails, too, the cache stores the link once Redis is back.
                 let overwrite =
                     if job.request.renew { Overwrite::Any } else { Overwrite::IfAbsent };
-                let _ = unanswered.store(&session, overwrite).await;
-                Ok(Made::Session(session))
+                let made = Obtained::new(session, &job.stamp());
+                let _ = unanswered.store(&made.session, overwrite).await;
+                Ok(Made::Session(made))
             }
             Err(Stopped::ClaimAgain) => Ok(Made::ClaimAgain(unanswered)),
             Err(stopped) => {
@@ -320,18 +322,7 @@ impl Handoff {
 
 /// What came of making a session without Redis.
 enum Made {
-    Session(Session),
+    Session(Obtained),
     /// Redis is back before the token call.
     ClaimAgain(UnansweredClaim),
-}
-
-impl Obtained {
-    /// The link that this replica has made and not stored yet.
-    fn pending(session: Session) -> Self {
-        Self { session: Arc::new(session), reused: true, not_before: None }
-    }
-
-    fn new(session: Session) -> Self {
-        Self { session: Arc::new(session), reused: false, not_before: Some(Instant::now()) }
-    }
 }

@@ -6,20 +6,25 @@ use super::{RequestId, decode};
 
 /// The routing key of requests, and the `type` of a CloudEvent around one.
 pub(crate) const REQUESTED: &str = "verification.requested";
+/// The routing key of endings, and the `type` of a CloudEvent around one.
+pub(crate) const ENDED: &str = "verification.ended";
 
 const SPECVERSION: &str = "specversion";
 
-/// A CloudEvent around a request.
+/// A CloudEvent around a request or an ending.
 pub(super) struct CloudEvent<'a> {
     /// The event's `id`, if it is valid.
     pub(super) id: Option<RequestId>,
+    /// Its `type` is that of an ending.
+    pub(super) is_ending: bool,
     /// The text of `data`, or the rule that the CloudEvent breaks.
     pub(super) data: Result<&'a str, String>,
 }
 
 impl<'a> CloudEvent<'a> {
-    /// Detects a CloudEvent by its `specversion`, whatever content type it was sent with.
-    pub(super) fn detect(json: &'a str) -> Option<Self> {
+    /// Detects a CloudEvent by its `specversion`, whatever content type it was sent with. `expected`: the `type`
+    /// that its data may have.
+    pub(super) fn detect(json: &'a str, expected: &str) -> Option<Self> {
         // Saves a bare request one pass over its keys. A backslash could escape `specversion`.
         if !json.contains(SPECVERSION) && !json.contains('\\') {
             return None;
@@ -31,6 +36,7 @@ impl<'a> CloudEvent<'a> {
             return None;
         }
         let id = id.and_then(text).filter(|id| !id.is_empty());
+        let kind = kind.and_then(text);
         let data = if let Some(key) = fields.repeated.first() {
             Err(format!("CloudEvent: `{key}` appears more than once"))
         } else if specversion.and_then(text).as_deref() != Some("1.0") {
@@ -40,8 +46,8 @@ impl<'a> CloudEvent<'a> {
             Err("CloudEvent: `id` must be a non-empty string".to_owned())
         } else if source.and_then(text).is_none_or(|source| source.is_empty()) {
             Err("CloudEvent: `source` must be a non-empty string".to_owned())
-        } else if kind.and_then(text).as_deref() != Some(REQUESTED) {
-            Err(format!("CloudEvent: `type` must be \"{REQUESTED}\""))
+        } else if kind.as_deref() != Some(expected) {
+            Err(format!("CloudEvent: `type` must be \"{expected}\""))
         } else {
             data.map(RawValue::get).ok_or_else(|| {
                 let is_base64 = decode::fields(json, ["data_base64"])
@@ -55,7 +61,8 @@ impl<'a> CloudEvent<'a> {
                 format!("CloudEvent: `data` is missing{remedy}")
             })
         };
-        Some(Self { id: id.map(RequestId::new), data })
+        let is_ending = kind.as_deref() == Some(ENDED);
+        Some(Self { id: id.map(RequestId::new), is_ending, data })
     }
 }
 

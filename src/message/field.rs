@@ -8,6 +8,7 @@ use super::{decode, parse_date_time};
 
 const MAX_USER_ID: usize = 256;
 const MAX_WORKFLOW_ID: usize = 128;
+const MAX_SESSION_ID: usize = 1_024;
 const MAX_METADATA: usize = 16 * 1024;
 /// The key of `metadata` that names the user to the platform.
 pub(super) const EXTERNAL_USER_ID: &str = "externalUserId";
@@ -26,6 +27,14 @@ pub(super) fn user(raw: &RawValue) -> Result<String, String> {
 pub(super) fn workflow(raw: &RawValue) -> Result<String, String> {
     const RULE: &str = "`workflowId` must be a string of 1 to 128 bytes";
     within(text(raw, RULE)?, MAX_WORKFLOW_ID, RULE)
+}
+
+/// Parses `sessionId`, digit for digit if it is a number.
+pub(super) fn session(raw: &RawValue) -> Result<String, String> {
+    const RULE: &str = "`sessionId` must be a string or a number of 1 to 1,024 bytes";
+    let is_number = raw.get().starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    let id = if is_number { raw.get().to_owned() } else { text(raw, RULE)? };
+    within(id, MAX_SESSION_ID, RULE)
 }
 
 /// Parses `locale`.

@@ -3,6 +3,7 @@
 mod cloud_event;
 mod decode;
 mod diagnosis;
+mod ending;
 mod event;
 mod field;
 mod request;
@@ -12,7 +13,8 @@ mod time;
 mod trace_context;
 
 pub(crate) use self::{
-    cloud_event::REQUESTED,
+    cloud_event::{ENDED, REQUESTED},
+    ending::{Ending, decode_ending},
     event::{FAILED, READY},
     time::parse_date_time,
 };

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::{
     RequestId,
-    cloud_event::CloudEvent,
+    cloud_event::{CloudEvent, REQUESTED},
     decode, diagnosis,
     field::{self, EXTERNAL_USER_ID},
 };
@@ -94,6 +94,8 @@ pub struct Decoded {
     pub id: Option<RequestId>,
     /// The request, or why it is invalid.
     pub request: Result<Request, InvalidRequest>,
+    /// The body is a CloudEvent about the end of a verification, and no request at all.
+    pub(crate) is_ending: bool,
 }
 
 /// Decodes a body of at most `max_bytes`. `default_workflow` applies if the request names none.
@@ -101,20 +103,25 @@ pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&s
     let text = match check_body(body, max_bytes) {
         Ok(text) => text,
         Err(message) => {
-            return Decoded { id: None, request: Err(InvalidRequest::unreadable(message)) };
+            let request = Err(InvalidRequest::unreadable(message));
+            return Decoded { id: None, request, is_ending: false };
         }
     };
-    match CloudEvent::detect(text) {
-        None => Decoded { id: None, request: parse(text, "body", default_workflow) },
-        Some(CloudEvent { id, data }) => {
+    match CloudEvent::detect(text, REQUESTED) {
+        None => {
+            let request = parse(text, "body", default_workflow);
+            Decoded { id: None, request, is_ending: false }
+        }
+        Some(CloudEvent { id, data, is_ending }) => {
             let data = data.map_err(InvalidRequest::unreadable);
-            Decoded { id, request: data.and_then(|data| parse(data, "data", default_workflow)) }
+            let request = data.and_then(|data| parse(data, "data", default_workflow));
+            Decoded { id, request, is_ending }
         }
     }
 }
 
 /// Checks what a body must fulfil before it is parsed, and skips a byte order mark.
-fn check_body(body: &[u8], max_bytes: usize) -> Result<&str, String> {
+pub(super) fn check_body(body: &[u8], max_bytes: usize) -> Result<&str, String> {
     if body.len() > max_bytes {
         return Err(format!(
             "the body is larger than {max_bytes} bytes (HANDOFF_MAX_MESSAGE_BYTES)"
@@ -184,12 +191,12 @@ fn parse(
     }
 }
 
-/// The rules that a request breaks.
-struct Problems(Vec<String>);
+/// The rules that a message breaks.
+pub(super) struct Problems(pub(super) Vec<String>);
 
 impl Problems {
     /// Parses a value if there is one, and adds the rule it breaks.
-    fn check<T>(
+    pub(super) fn check<T>(
         &mut self,
         value: Option<&RawValue>,
         parse: impl FnOnce(&RawValue) -> Result<T, String>,

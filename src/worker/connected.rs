@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::process::Processor;
+use super::{endings::EndingTask, process::Processor};
 use crate::{
     broker::{BrokerSession, Delivery},
     config::AmqpNodes,
@@ -46,14 +46,26 @@ pub(super) struct Connected {
     pub(super) in_flight: TaskTracker,
     /// When the prefetch window last changed.
     pub(super) grown_at: Instant,
+    endings: EndingTask,
     /// The nodes and credentials of this connection.
     pub(super) nodes: AmqpNodes,
 }
 
 impl Connected {
-    pub(super) fn new(session: BrokerSession, nodes: AmqpNodes) -> Self {
+    /// Starts to consume endings.
+    pub(super) fn new(
+        session: BrokerSession,
+        nodes: AmqpNodes,
+        processor: &Arc<Processor>,
+    ) -> Self {
         let in_flight = TaskTracker::new();
-        Self { session, in_flight, grown_at: Instant::now(), nodes }
+        let endings = EndingTask::start(Arc::clone(processor), session.endings());
+        Self { session, in_flight, grown_at: Instant::now(), endings, nodes }
+    }
+
+    /// Takes the parts that a drain needs.
+    pub(super) fn into_parts(self) -> (BrokerSession, EndingTask) {
+        (self.session, self.endings)
     }
 
     /// Serves a delivery in its own task, which keeps the slot until it ends.
@@ -74,7 +86,7 @@ impl Connected {
     /// channel is broken, the deliveries are lost, so they are cut short.
     pub(super) async fn retire(mut self) {
         self.in_flight.close();
-        self.session.stop_consuming().await;
+        tokio::join!(self.session.stop_consuming(), self.endings.stop());
         let lost = self.session.lost().clone();
         tokio::select! {
             () = self.in_flight.wait() => {}

@@ -9,13 +9,13 @@ use super::{
     connected::Connected,
     log,
     logins::{Logins, NextLogin},
+    process::Processor,
 };
 use crate::{
     broker::{BrokerError, BrokerSession, FrameMax, NodeCursor, Topology},
     config::{AmqpNodes, BrokerSettings},
     health::Health,
     retry::Backoff,
-    telemetry::metrics::Metrics,
 };
 
 /// Makes one connection after another. Remembers which node and which credentials worked.
@@ -25,7 +25,7 @@ pub(super) struct Connector {
     topology: Arc<Topology>,
     /// How many copies may be published at once.
     pub(super) copies: u16,
-    metrics: Arc<Metrics>,
+    processor: Arc<Processor>,
     health: Arc<Health>,
     pub(super) cursor: NodeCursor,
     pub(super) frame_max: FrameMax,
@@ -43,14 +43,14 @@ impl Connector {
     pub(super) fn new(
         settings: BrokerSettings,
         concurrency: u16,
-        metrics: Arc<Metrics>,
+        processor: Arc<Processor>,
         health: Arc<Health>,
     ) -> Self {
         Self {
             topology: Arc::new(Topology::new(&settings)),
             settings: Arc::new(settings),
             copies: concurrency,
-            metrics,
+            processor,
             health,
             cursor: NodeCursor::new(),
             frame_max: FrameMax::Small,
@@ -117,7 +117,7 @@ impl Connector {
             &self.cursor,
             self.copies,
             self.frame_max,
-            Arc::clone(&self.metrics),
+            Arc::clone(&self.processor.metrics),
         );
         match session.await {
             Ok(session) => {
@@ -127,7 +127,7 @@ impl Connector {
                 if are_current {
                     self.health.set_login_error(None);
                 }
-                Ok(Connected::new(session, nodes))
+                Ok(Connected::new(session, nodes, &self.processor))
             }
             Err(error) => Err(Failure { nodes, error }),
         }

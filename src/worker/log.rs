@@ -22,6 +22,8 @@ const HOLD_LIMIT_LOWERED: &str =
     "RabbitMQ's consumer_timeout is shorter than requests are held: holding them for less";
 const FAILED_UNROUTABLE: &str = "handoff.failed unroutable: no queue is bound for it";
 const FAILED_REFUSED: &str = "handoff.failed not confirmed: dead-lettering without it";
+const ENDINGS_NOT_CONSUMED: &str = "cannot consume endings: links are not forgotten; retrying";
+const INVALID_ENDING: &str = "invalid ending: dead-lettered";
 const AUTHORITIES_UNREADABLE: &str =
     "certificate authorities cannot be read: TLS connections that need them will fail";
 /// More kinds of errors than an outage has.
@@ -33,6 +35,7 @@ static SERVING_ALONE_LIMIT: LogLimit = LogLimit::new(SERVING_ALONE, 3);
 static MADE_ROOM_LIMIT: LogLimit = LogLimit::new(MADE_ROOM, 3);
 static DEFERRED_LIMIT: LogLimit = LogLimit::new(DEFERRED, 3);
 static UNROUTABLE_LIMIT: LogLimit = LogLimit::new(FAILED_UNROUTABLE, 1);
+static INVALID_ENDING_LIMIT: LogLimit = LogLimit::new(INVALID_ENDING, 12);
 static REFUSED_LIMIT: LogLimit = LogLimit::new(FAILED_REFUSED, 1);
 
 /// Logs certificate authorities that the environment names and that cannot be read.
@@ -147,6 +150,21 @@ pub(super) fn postponed(metadata: &Metadata, reason: PostponeReason) {
             tracing::info!(request_id, "{DEFERRED}");
         }
         PostponeReason::MadeRoom | PostponeReason::Deferred => {}
+    }
+}
+
+pub(super) fn endings_not_consumed(error: &BrokerError) {
+    tracing::error!(%error, "{ENDINGS_NOT_CONSUMED}");
+}
+
+pub(super) fn endings_consumed_again() {
+    tracing::info!("consuming endings again");
+}
+
+pub(super) fn invalid_ending(metadata: &Metadata, error: &str) {
+    if INVALID_ENDING_LIMIT.permit() {
+        let request_id = metadata.request_id.short();
+        tracing::warn!(request_id, error, "{INVALID_ENDING}");
     }
 }
 

@@ -3,6 +3,7 @@
 mod connected;
 mod connector;
 mod consume;
+mod endings;
 mod events;
 mod hold;
 mod log;
@@ -95,11 +96,12 @@ pub async fn run(
         handoff: Handoff::new(
             settings.platform.flow,
             platform,
-            cache,
+            cache.clone(),
             retry_budget,
             Arc::clone(&metrics),
             draining.clone(),
         ),
+        cache,
         events: Events {
             links: LinkBuilder::new(&settings.platform),
             metrics: Arc::clone(&metrics),

@@ -15,7 +15,8 @@ use crate::{
         DeadLetterReason, Delivery, PostponeReason, Publisher, Settled, Settlement, Topology,
         settle,
     },
-    handoff::{Failure, Handoff, Job, with_background},
+    cache::Cache,
+    handoff::{Failure, Handoff, Job},
     message::{Decoded, FailedReason, InvalidRequest, ReasonCode, Request, decode_request},
     telemetry::{
         metrics::{Metrics, Outcome},
@@ -27,6 +28,7 @@ use crate::{
 /// Processes deliveries.
 pub(super) struct Processor {
     pub(super) handoff: Handoff,
+    pub(super) cache: Cache,
     pub(super) events: Events,
     pub(super) metrics: Arc<Metrics>,
     pub(super) traces: Traces,
@@ -72,10 +74,18 @@ impl Processor {
     ) {
         let started = Instant::now();
         let queue = publisher.topology().request_queue();
-        let mut metadata = Metadata::read(delivery, queue, &self.traces);
         let workflow = self.default_workflow.as_deref();
-        let Decoded { id, mut request } =
-            decode_request(delivery.body(), self.max_message_bytes, workflow);
+        let decoded = if delivery.is_ending() {
+            None
+        } else {
+            Some(decode_request(delivery.body(), self.max_message_bytes, workflow))
+        };
+        let Some(Decoded { id, mut request, is_ending: false }) = decoded else {
+            // Boxed to keep this future small: endings have a queue of their own.
+            let ending = self.process_ending_among_requests(delivery, publisher, lost);
+            return Box::pin(ending).await;
+        };
+        let mut metadata = Metadata::read(delivery, queue, &self.traces);
         metadata.set_decoded_id(id);
         if let Err(invalid) = &mut request {
             invalid.add_hint(delivery.content_encoding(), delivery.header_names());
@@ -143,11 +153,13 @@ impl Processor {
         lost: &CancellationToken,
     ) -> Result<bool, Failure> {
         let Metadata { request_id, span, deferrals, was_returned_often, .. } = metadata;
-        let hold_until = Instant::now() + self.hold.get(*was_returned_often);
+        let delivered_at = Instant::now();
+        let hold_until = delivered_at + self.hold.get(*was_returned_often);
         let job = Job {
             request,
             request_id,
             span,
+            delivered_at,
             hold_until,
             was_returned_often: *was_returned_often,
             may_be_repeat: metadata.may_be_repeat,
@@ -158,15 +170,9 @@ impl Processor {
         let serving = pin!(async {
             let obtained = self.handoff.obtain(&job).await?;
             job.check_not_lost()?;
-            if request.renew && obtained.reused {
-                // Stamps the link while publishing: the request then waits for Redis only once, for the
-                // claim. Best effort: the stamp is dropped if the publish ends first.
-                let publish =
-                    pin!(self.events.ready(request, &obtained, metadata, publisher, lost));
-                with_background(publish, pin!(self.handoff.stamp_renewal(&job))).await?;
-            } else {
-                self.events.ready(request, &obtained, metadata, publisher, lost).await?;
-            }
+            let publish = self.events.ready(request, &obtained, metadata, publisher, lost);
+            let (published, ()) = tokio::join!(publish, self.handoff.record(&job, &obtained));
+            published?;
             Ok(obtained.reused)
         });
         tokio::select! {

@@ -40,9 +40,10 @@ impl MainLoop {
     /// Consumes on one connection after another until shutdown, then drains.
     pub(super) async fn run(self) {
         let mut window = PrefetchWindow::new(self.concurrency);
-        let metrics = Arc::clone(&self.context.processor.metrics);
+        let processor = Arc::clone(&self.context.processor);
         let health = Arc::clone(&self.context.health);
-        let mut connector = Connector::new(self.broker.clone(), self.concurrency, metrics, health);
+        let mut connector =
+            Connector::new(self.broker.clone(), self.concurrency, processor, health);
         let mut short_lived_backoff = reconnect_backoff();
         let mut log = ConnectionLog::new();
         let mut reconnecting = false;
@@ -169,7 +170,12 @@ impl MainLoop {
         let requeue_at = exit_at - close_limit;
         let close_at = exit_at - close_limit / 2;
 
-        let mut session = connected.map(|connected| connected.session);
+        let (mut session, endings) = connected.map(Connected::into_parts).unzip();
+        let stop_endings = async {
+            if let Some(endings) = endings {
+                endings.stop().await;
+            }
+        };
         let stop = async {
             if let Some(session) = &mut session {
                 let mut stopping = pin!(session.stop_consuming());
@@ -180,7 +186,7 @@ impl MainLoop {
             }
             draining.cancel();
         };
-        let finish = async { tokio::join!(stop, tasks.wait()) };
+        let finish = async { tokio::join!(stop, stop_endings, tasks.wait()) };
         if timeout_at(requeue_at, finish).await.is_err() {
             tracing::warn!(
                 in_flight = tasks.len(),

@@ -27,6 +27,7 @@ mod deeplink;
 mod dependencies;
 mod doctor;
 mod doctor_platform;
+mod endings;
 mod expiry;
 mod gate;
 mod hostile;

@@ -19,7 +19,7 @@ use crate::{
         amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
         error::{BrokerError, cause, refusal_text, soft_error},
     },
-    message::REQUESTED,
+    message::{ENDED, REQUESTED},
 };
 
 /// The setting whose value the names of all queues start with.
@@ -49,16 +49,7 @@ impl Topology {
             self.checked(&format!("the queue `{name}`"), QUEUE_SETTING, declared).await?;
         }
         if self.declare {
-            let request_queue = self.request_queue();
-            let bound = channel.queue_bind(
-                object_name(request_queue)?,
-                object_name(&self.request_exchange)?,
-                REQUESTED.into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            );
-            let what = format!("the binding of the queue `{request_queue}`");
-            self.checked(&what, QUEUE_SETTING, bound).await?;
+            self.bind(&channel, self.request_queue(), REQUESTED).await?;
         }
         self.ensured.store(true, Ordering::Relaxed);
         // Not used again, whether or not RabbitMQ answers.
@@ -69,6 +60,35 @@ impl Topology {
     /// Whether [`Self::ensure`] has succeeded once, on any connection.
     pub(in crate::broker) fn was_ensured(&self) -> bool {
         self.ensured.load(Ordering::Relaxed)
+    }
+
+    /// Declares the queue of endings, or checks it if `HANDOFF_DECLARE_TOPOLOGY` is off.
+    pub(in crate::broker) async fn ensure_ended(
+        &self,
+        connection: &Connection,
+    ) -> Result<(), BrokerError> {
+        let channel = open_channel(connection).await?;
+        let QueueDeclaration { name, arguments } = &self.ended;
+        let declared =
+            declare_queue(&channel, object_name(name)?, !self.declare, arguments.clone());
+        self.checked(&format!("the queue `{name}`"), QUEUE_SETTING, declared).await?;
+        if self.declare {
+            self.bind(&channel, name, ENDED).await?;
+        }
+        // Not used again, whether or not RabbitMQ answers.
+        let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
+        Ok(())
+    }
+
+    async fn bind(&self, channel: &Channel, queue: &str, key: &str) -> Result<(), BrokerError> {
+        let bound = channel.queue_bind(
+            object_name(queue)?,
+            object_name(&self.request_exchange)?,
+            key.into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        self.checked(&format!("the binding of the queue `{queue}`"), QUEUE_SETTING, bound).await
     }
 
     /// Waits for a declaration, and adds the fix to a refusal.

@@ -44,7 +44,10 @@ pub struct Topology {
     pub(super) declare: bool,
     pub(crate) request_exchange: String,
     pub(crate) event_exchange: String,
+    /// The queues that requests need.
     pub(super) queues: Vec<QueueDeclaration>,
+    /// The queue of endings. Requests are served without it, too.
+    pub(super) ended: QueueDeclaration,
     /// The delay of each retry queue, in the same order.
     retry_delays: Vec<Duration>,
     /// The copies that this worker has received from each retry queue, in the same order.
@@ -60,6 +63,7 @@ impl Topology {
         let dead_queue = format!("{request_queue}.dead");
         let limit = [("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT))];
         let arguments = limit.into_iter().chain(dead_lettering_to(&dead_queue));
+        let ended = QueueDeclaration::quorum(format!("{request_queue}.ended"), arguments.clone());
         let mut queues = vec![
             QueueDeclaration::quorum(dead_queue, []),
             QueueDeclaration::quorum(request_queue.clone(), arguments),
@@ -80,6 +84,7 @@ impl Topology {
             request_exchange: settings.request_exchange.clone(),
             event_exchange: settings.event_exchange.clone(),
             queues,
+            ended,
             retry_delays: settings.retry_delays.iter().map(|delay| delay.duration).collect(),
             returned: settings.retry_delays.iter().map(|_| AtomicU64::new(0)).collect(),
             ensured: AtomicBool::new(false),
@@ -143,9 +148,13 @@ impl Topology {
         &self.queues[DEAD_QUEUE].name
     }
 
+    pub(crate) fn ended_queue(&self) -> &str {
+        &self.ended.name
+    }
+
     /// The arguments of a queue, as JSON.
     pub(crate) fn arguments(&self, queue: &str) -> serde_json::Value {
-        let queue = self.queues.iter().find(|one| one.name == queue);
+        let queue = self.queues.iter().chain([&self.ended]).find(|one| one.name == queue);
         let arguments = queue.into_iter().flat_map(|queue| queue.arguments.inner());
         let json = arguments.map(|(name, value)| {
             let value = match value {
@@ -163,7 +172,9 @@ impl Topology {
 /// Dead-letters to a queue through the default exchange, at least once.
 /// RabbitMQ removes a message only when the other queue has confirmed it. With the default
 /// overflow, `drop-head`, RabbitMQ would fall back to at-most-once.
-fn dead_lettering_to(queue: &str) -> impl Iterator<Item = (&'static str, AMQPValue)> + use<> {
+fn dead_lettering_to(
+    queue: &str,
+) -> impl Iterator<Item = (&'static str, AMQPValue)> + Clone + use<> {
     [
         ("x-dead-letter-exchange", long_string("")),
         ("x-dead-letter-routing-key", long_string(queue)),

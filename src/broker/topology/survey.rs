@@ -89,7 +89,7 @@ impl TopologySurvey {
             let kind = ObjectKind::Exchange;
             objects.push(SurveyedObject { name, kind, state, counts: None });
         }
-        for queue in &self.topology.queues {
+        for queue in self.topology.queues.iter().chain([&self.topology.ended]) {
             let (state, counts) = self.queue(queue).await?;
             let name = queue.name.clone();
             let kind = ObjectKind::Queue;

@@ -90,6 +90,7 @@ async fn look(
     let mut channel = None;
     let request = counts(topology.request_queue(), connection, &mut channel).await;
     let dead = counts(topology.dead_queue(), connection, &mut channel).await;
+    let ended = counts(topology.ended_queue(), connection, &mut channel).await;
     let mut retry = Some(0_u32);
     for ((queue, delay, returned), flow) in topology.retries().zip(&mut *flows) {
         let messages = counts(queue, connection, &mut channel).await.map(|counts| counts.messages);
@@ -110,6 +111,7 @@ async fn look(
     metrics.queues.set(QueueDepths {
         request: request.map(|counts| counts.messages),
         retry,
+        ended: ended.map(|counts| counts.messages),
         dead: dead.map(|counts| counts.messages),
         consumers: request.map(|counts| counts.consumers),
         stuck: flows.iter().filter(|flow| flow.is_stuck()).count(),

@@ -1,10 +1,11 @@
 -- Returns one of three strings:
 --   the stored link, if it is fresh enough;
---   "lease|<stamp>|<saved>", if the lease was granted;
+--   "lease|<stamp>|<mark>|<saved>", if the lease was granted;
 --   "held|<stamp>", if another request holds the lease.
--- The stamp is the newest of the stored link, the rest is the saved token or, in the
--- one-call flow, how many links requests have had (store.lua); both are empty where there is none. One string is returned because Redis and its client are slower with any other reply.
--- KEYS: link, saved, lease. ARGV: holder id, lease TTL in ms, freshness ('any', 'own', 'other'), a stamp.
+-- The stamp is the newest of the stored link, the mark is that of the last ending (forget.lua), the rest is the
+-- saved token or, in the one-call flow, how many links requests have had (store.lua); each is empty where there is
+-- none. One string is returned because Redis and its client are slower with any other reply.
+-- KEYS: link, saved, lease, mark. ARGV: holder id, lease TTL in ms, freshness ('any', 'own', 'other'), a stamp.
 -- A link is stored as "<stamp>,<age stamp>,<stamp>,…|<value>": the requests it was made for, newest first;
 -- for the age stamp, see store.lua.
 -- A value of another form counts as missing, and so does one larger than any that is ever stored.
@@ -24,13 +25,16 @@ if stamps then
     return link
   end
 end
+local function granted()
+  return 'lease|' .. newest .. '|' .. (redis.call('GET', KEYS[4]) or '') .. '|' .. (stored(KEYS[2]) or '')
+end
 if redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  return 'lease|' .. newest .. '|' .. (stored(KEYS[2]) or '')
+  return granted()
 end
 if redis.call('GET', KEYS[3]) == ARGV[1] then
   -- The claim is repeated, because its answer was lost: the lease is granted again.
   redis.call('PEXPIRE', KEYS[3], ARGV[2])
-  return 'lease|' .. newest .. '|' .. (stored(KEYS[2]) or '')
+  return granted()
 end
 if redis.call('PTTL', KEYS[3]) < 0 then
   -- A lease without a TTL, from a restored dump or another writer, would block the user indefinitely.

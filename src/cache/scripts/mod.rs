@@ -7,7 +7,7 @@ use std::{
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike, pipe};
 
-use super::keys::{Keys, Stamp};
+use super::keys::{Keys, LinkId, Stamp};
 use crate::units::millis;
 
 /// Limit of one script. A request runs two in sequence, so an unresponsive Redis costs it at most half a
@@ -30,6 +30,12 @@ scripts! {
     ADD_STAMP = "add_stamp.lua";
     EXTEND = "extend.lua";
     RELEASE = "release.lua";
+    INDEX = "index.lua";
+    INDEXED = "indexed.lua";
+    FORGET = "forget.lua";
+    FORGET_LINK = "forget_link.lua";
+    END_SESSION = "end_session.lua";
+    STORED = "stored.lua";
     TAKE_CALLS = "take_calls.lua";
 }
 
@@ -38,10 +44,22 @@ pub(super) fn remaining_ms(end: SystemTime) -> u64 {
     millis(end.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
+/// The TTL of a mark that is there until `end`, in milliseconds: Redis takes no zero.
+pub(super) fn mark_ms(end: SystemTime) -> u64 {
+    remaining_ms(end).max(1)
+}
+
 /// Ends a lease that this holder still has.
 pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
     let mut script = RELEASE.key(&keys.saved);
     script.key(&keys.lease).arg(holder).arg(u8::from(drop_token));
+    script
+}
+
+/// Forgets one link.
+pub(super) fn forget_link(keys: &Keys, link: LinkId) -> ScriptInvocation<'static> {
+    let mut script = FORGET_LINK.key(keys.token());
+    script.key(&keys.lease).key(&keys.links()[..]).arg(link.to_hex());
     script
 }
 
@@ -57,18 +75,26 @@ pub(super) async fn load(connection: &mut impl ConnectionLike) -> RedisResult<()
 /// The reply of `claim.lua`.
 pub(super) enum ClaimReply<'a> {
     Link { stamps: &'a [u8], value: &'a [u8] },
-    Lease { newest: Stamp, saved: &'a [u8] },
+    Lease { newest: Stamp, mark: &'a [u8], saved: &'a [u8] },
     LeaseTaken { newest: Stamp },
 }
 
 impl<'a> ClaimReply<'a> {
+    /// Whether a link, whose stamps these are, says that its session has an index entry. A link of release 0.1
+    /// never does, and needs none.
+    pub(super) fn is_indexed(stamps: &[u8]) -> bool {
+        let age = stamps.get(33..65).filter(|age| stamps.get(..16) == age.get(16..));
+        age.is_none_or(|age| age.first() == Some(&b'1'))
+    }
+
     /// `None` if the script cannot have returned this.
     pub(super) fn parse(reply: &'a [u8]) -> Option<Self> {
         // Stamps are hexadecimal, so a link starts with neither "lease" nor "held".
         Some(match split_at_bar(reply)? {
             (b"lease", rest) => {
-                let (newest, saved) = split_at_bar(rest)?;
-                Self::Lease { newest: Stamp::from_redis(newest), saved }
+                let (newest, rest) = split_at_bar(rest)?;
+                let (mark, saved) = split_at_bar(rest)?;
+                Self::Lease { newest: Stamp::from_redis(newest), mark, saved }
             }
             (b"held", newest) => Self::LeaseTaken { newest: Stamp::from_redis(newest) },
             (stamps, value) => Self::Link { stamps, value },
@@ -87,6 +113,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn age_stamp_of_the_link_itself_says_whether_there_is_an_index_entry() {
+        let own = format!("{:032x}", 7_u128 << 64);
+        let age = |flag, of: &str| format!("{flag}{:015x}{}", 9, &of[..16]);
+        let other = format!("{:032x}", 8_u128 << 64);
+        for (stamps, expected) in [
+            (format!("{own},{}", age(0, &own)), false),
+            (format!("{own},{}", age(1, &own)), true),
+            (format!("{own},{},{other}", age(0, &own)), false),
+            // Left behind by release 0.1.
+            (format!("{own},{}", age(0, &other)), true),
+            (format!("{own},{other}"), true),
+            (own.clone(), true),
+            (String::new(), true),
+        ] {
+            assert_eq!(ClaimReply::is_indexed(stamps.as_bytes()), expected, "{stamps}");
+        }
+    }
+
+    #[test]
     fn claim_replies_are_parsed_and_anything_else_is_rejected() {
         let stamp = |text: &[u8]| Stamp::from_redis(text);
         assert!(matches!(
@@ -94,12 +139,12 @@ mod tests {
             Some(ClaimReply::Link { stamps: b"ab12,cd", value: b"v|w" })
         ));
         assert!(matches!(
-            ClaimReply::parse(b"lease|ab|t|u"),
-            Some(ClaimReply::Lease { newest, saved: b"t|u" }) if newest == stamp(b"ab")
+            ClaimReply::parse(b"lease|ab|1:2|t|u"),
+            Some(ClaimReply::Lease { newest, mark: b"1:2", saved: b"t|u" }) if newest == stamp(b"ab")
         ));
         assert!(matches!(
-            ClaimReply::parse(b"lease||"),
-            Some(ClaimReply::Lease { newest, saved: b"" }) if newest == stamp(b"")
+            ClaimReply::parse(b"lease|||"),
+            Some(ClaimReply::Lease { newest, mark: b"", saved: b"" }) if newest == stamp(b"")
         ));
         assert!(matches!(
             ClaimReply::parse(b"held|ab"),

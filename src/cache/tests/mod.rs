@@ -9,13 +9,14 @@ mod one_call;
 mod step;
 mod world;
 
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index, strategy::ValueTree};
 
 use self::{
     model::Freshness,
     step::{Step, step},
     world::World,
 };
+use super::node::InjectedFault;
 
 #[test]
 fn in_every_order_links_match_the_model_and_a_lease_has_one_holder() {
@@ -52,28 +53,86 @@ fn link_keeps_the_stamps_of_the_last_sixteen_requests() {
     });
 }
 
-#[test]
-fn session_that_is_stored_late_is_no_newer_link() {
+fn take(steps: impl IntoIterator<Item = Step>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut world = World::new().await;
-        let (person, fault) = (0, None);
-        let claim =
-            |worker, request, freshness| Step::Claim { worker, person, request, freshness, fault };
-        let store = |worker| Step::Store { worker, short_lived: false, replace: false, fault };
-        for step in [
-            claim(0, 0, Freshness::Any),
-            Step::MakeSession { worker: 0 },
-            // The first worker stalls, and a second one takes over.
-            Step::ExpireLease { person },
-            claim(1, 1, Freshness::Any),
-            store(1),
-            store(0),
-            // The second request is redelivered: the first worker's session is older than its link.
-            claim(2, 1, Freshness::SinceRequest),
-        ] {
+        for step in steps {
             world.apply(step).await;
         }
         world.clean_up().await;
     });
+}
+
+fn claim(worker: usize, request: usize, freshness: Freshness) -> Step {
+    Step::Claim { worker, person: 0, request, freshness, fault: None }
+}
+
+fn store(worker: usize, fault: Option<InjectedFault>) -> Step {
+    Step::Store { worker, short_lived: false, replace: false, fault }
+}
+
+fn end_until(back: usize) -> Step {
+    Step::EndUntil { worker: 2, person: 0, back, fault: None }
+}
+
+#[test]
+fn session_that_is_stored_late_is_no_newer_link() {
+    take([
+        claim(0, 0, Freshness::Any),
+        Step::MakeSession { worker: 0 },
+        // The first worker stalls, and a second one takes over.
+        Step::ExpireLease { person: 0 },
+        claim(1, 1, Freshness::Any),
+        store(1, None),
+        store(0, None),
+        // The second request is redelivered: the first worker's session is older than its link.
+        claim(2, 1, Freshness::SinceRequest),
+    ]);
+}
+
+#[test]
+fn link_that_is_stored_after_its_verification_ended_is_dropped() {
+    for redis_answers in [true, false] {
+        take([
+            claim(0, 0, Freshness::Any),
+            Step::MakeSession { worker: 0 },
+            // The worker stalls, or Redis does not answer it.
+            if redis_answers {
+                Step::ExpireLease { person: 0 }
+            } else {
+                store(0, Some(InjectedFault::ScriptLost))
+            },
+            end_until(0),
+            if redis_answers { store(0, None) } else { Step::RunDeferred { worker: 0 } },
+            claim(1, 1, Freshness::Any),
+        ]);
+    }
+}
+
+#[test]
+fn ending_does_not_affect_a_session_that_is_asked_for_later_in_the_same_second() {
+    take([
+        end_until(0),
+        claim(0, 0, Freshness::Any),
+        store(0, Some(InjectedFault::ScriptLost)),
+        Step::ExpireLease { person: 0 },
+        Step::RunDeferred { worker: 0 },
+        claim(1, 1, Freshness::Any),
+    ]);
+}
+
+#[test]
+fn session_that_ended_before_its_index_entry_was_written_is_not_handed_out() {
+    let first = any::<Index>().new_tree(&mut Default::default()).unwrap().current();
+    let end = Step::EndSession { worker: 2, person: 0, which: first, of: None, fault: None };
+    take([
+        claim(0, 0, Freshness::Any),
+        store(0, None),
+        end,
+        // The first worker is killed before it writes the entry.
+        Step::Crash { worker: 0 },
+        claim(1, 1, Freshness::Any),
+        claim(1, 2, Freshness::Any),
+    ]);
 }

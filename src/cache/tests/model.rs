@@ -8,6 +8,24 @@ pub(super) struct Person {
     pub(super) lease: Option<usize>,
     pub(super) token: Option<usize>,
     pub(super) link: Option<Link>,
+    pub(super) mark: Option<Mark>,
+}
+
+/// The mark of an ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Tells marks apart.
+    pub(super) number: usize,
+    /// The last second whose sessions have ended.
+    pub(super) last: usize,
+}
+
+/// Sessions are made this often, so that some are made in the same second.
+pub(super) const SESSION_INTERVAL_MS: usize = 100;
+
+/// The second in which a session is made.
+pub(super) fn second(session: usize) -> usize {
+    session * SESSION_INTERVAL_MS / 1_000
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +33,15 @@ pub(super) struct Link {
     pub(super) session: usize,
     /// The requests it was made for, newest first.
     pub(super) made_for: Vec<usize>,
+    /// Whether it says that its session has an index entry.
+    pub(super) is_indexed: bool,
+}
+
+impl Link {
+    /// The request and the session, which identify it.
+    pub(super) fn id(&self) -> (usize, usize) {
+        (self.made_for[0], self.session)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +65,9 @@ pub(super) struct StoreCall {
     pub(super) request: usize,
     pub(super) session: usize,
     pub(super) overwrite: Overwrite,
+    /// The number of the mark at the claim, if it is known.
+    pub(super) mark: Option<usize>,
+    pub(super) late: bool,
     /// Too close to its end to be handed out again.
     pub(super) short_lived: bool,
 }
@@ -84,8 +114,12 @@ impl Person {
             && !matches!(call.overwrite, Overwrite::Seen(newest) if self.newest() == newest);
         let is_newer =
             is_unseen && self.link.as_ref().is_some_and(|link| link.session > call.session);
+        let is_ended = (call.late || self.lease != Some(call.claim))
+            && self.mark.is_some_and(|mark| {
+                Some(mark.number) != call.mark && second(call.session) <= mark.last
+            });
         let is_allowed = match (self.lease, call.overwrite) {
-            (Some(holder), _) if holder == call.claim && is_newer => {
+            (Some(holder), _) if holder == call.claim && (is_newer || (is_ended && !is_stored)) => {
                 self.lease = None;
                 self.token = None;
                 return false;
@@ -93,6 +127,7 @@ impl Person {
             (Some(holder), _) if holder == call.claim => true,
             _ if is_stored => return true,
             (Some(_), _) => false,
+            _ if is_ended => false,
             (None, Overwrite::Any) => !is_newer,
             (None, Overwrite::Seen(_)) => !is_unseen,
         };
@@ -101,7 +136,7 @@ impl Person {
                 let earlier = self.link.take().map(|link| link.made_for).unwrap_or_default();
                 let mut made_for = vec![call.request];
                 made_for.extend(earlier.into_iter().take(15));
-                self.link = Some(Link { session: call.session, made_for });
+                self.link = Some(Link { session: call.session, made_for, is_indexed: false });
             }
             self.lease = None;
             self.token = None;
@@ -132,5 +167,75 @@ impl Person {
             link.made_for.truncate(16);
         }
         true
+    }
+
+    /// Forgets what was made until the end of the second `last`. Returns whether there is a link, and whether it is forgotten.
+    pub(super) fn end_until(&mut self, number: usize, last: usize) -> (bool, bool) {
+        let marked = self.mark.map_or(0, |mark| mark.last);
+        self.mark = Some(Mark { number, last: last.max(marked) });
+        if self.lease.is_none() {
+            self.token = None;
+        }
+        let link = self.link.take();
+        let kept = link.clone().filter(|link| second(link.session) > last);
+        let is_forgotten = link.is_some() && kept.is_none();
+        self.link = kept;
+        (link.is_some(), is_forgotten)
+    }
+
+    /// Returns whether there was such a link.
+    pub(super) fn forget(&mut self, id: (usize, usize)) -> bool {
+        let is_there = self.link.as_ref().is_some_and(|link| link.id() == id);
+        if is_there {
+            self.link = None;
+            if self.lease.is_none() {
+                self.token = None;
+            }
+        }
+        is_there
+    }
+
+    pub(super) fn note_indexed(&mut self, id: (usize, usize)) {
+        if let Some(link) = self.link.as_mut().filter(|link| link.id() == id) {
+            link.is_indexed = true;
+        }
+    }
+}
+
+/// The index entry of one session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Index {
+    /// The person, if it is known, and the link.
+    pub(super) entry: Option<(usize, Option<(usize, usize)>)>,
+    pub(super) has_ended: bool,
+}
+
+impl Index {
+    /// Returns whether the session has ended.
+    pub(super) fn write(&mut self, person: usize, link: (usize, usize)) -> bool {
+        if self.has_ended && self.entry.is_some_and(|(of, _)| of != person) {
+            return false;
+        }
+        self.entry = Some((person, Some(link)));
+        self.has_ended
+    }
+
+    /// Returns the session's link, if it is that of the person.
+    pub(super) fn end(&mut self, of: Option<usize>) -> Option<(usize, (usize, usize))> {
+        match self.entry {
+            Some((person, Some(link))) => {
+                if of.is_some_and(|of| of != person) {
+                    return None;
+                }
+                self.has_ended = true;
+                Some((person, link))
+            }
+            known => {
+                let known = known.map(|(person, _)| person);
+                let person = if !self.has_ended || known == of { of } else { None };
+                *self = Self { entry: person.map(|person| (person, None)), has_ended: true };
+                None
+            }
+        }
     }
 }

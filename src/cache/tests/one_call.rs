@@ -49,8 +49,8 @@ impl Setup {
     }
 
     async fn clean_up(&mut self, keys: &[Keys]) {
-        for Keys { link, saved, lease } in keys {
-            self.redis.del::<_, ()>(&[link, saved, lease]).await.unwrap();
+        for Keys { link, saved, lease, mark } in keys {
+            self.redis.del::<_, ()>(&[link, saved, lease, mark]).await.unwrap();
         }
     }
 }
@@ -122,7 +122,7 @@ async fn flows_share_the_lease_and_hand_out_no_link_of_each_other() {
         }
         held.store(&made).await.unwrap();
         let Claim::Link(found) = claim(&caches[own], "r2").await else { panic!("no link") };
-        assert_eq!(matches!(found.access, Access::Token(_)), own == 0);
+        assert_eq!(matches!(found.session.access, Access::Token(_)), own == 0);
         let others = lease(&caches[other], "r2").await;
         assert!(others.stored_token.is_none() && others.earlier_links == 0);
         others.release(false).await;

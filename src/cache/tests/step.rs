@@ -68,6 +68,31 @@ pub(super) enum Step {
     RepeatRecent {
         worker: usize,
     },
+    /// The worker writes the index entry of the link that it hands out.
+    Index {
+        worker: usize,
+        fault: Option<InjectedFault>,
+    },
+    /// It notes so in the link.
+    NoteIndexed {
+        worker: usize,
+        fault: Option<InjectedFault>,
+    },
+    /// The verification of a person has ended, so many numbers ago.
+    EndUntil {
+        worker: usize,
+        person: usize,
+        back: usize,
+        fault: Option<InjectedFault>,
+    },
+    /// A session has ended: one of a person's, for whom or for all. The fault concerns one of three scripts.
+    EndSession {
+        worker: usize,
+        person: usize,
+        which: Index,
+        of: Option<usize>,
+        fault: Option<(usize, InjectedFault)>,
+    },
     /// A script that seemed lost reaches Redis after all.
     ArriveLate {
         which: Index,
@@ -126,6 +151,23 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             |(worker, freshness, fault)| Step::RepeatClaim { worker, freshness, fault }
         ),
         2 => worker.clone().prop_map(|worker| Step::RepeatRecent { worker }),
+        4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::Index { worker, fault }),
+        3 => (worker.clone(), fault())
+            .prop_map(|(worker, fault)| Step::NoteIndexed { worker, fault }),
+        2 => (worker.clone(), person.clone(), prop_oneof![Just(0), 0..40_usize], fault()).prop_map(
+            |(worker, person, back, fault)| Step::EndUntil { worker, person, back, fault }
+        ),
+        3 => (
+            worker.clone(),
+            person.clone(),
+            any::<Index>(),
+            prop::option::of(person.clone()),
+            prop::option::weighted(0.3, (0..3_usize, fault())),
+        )
+            .prop_map(|(worker, person, which, of, fault)| {
+                let fault = fault.and_then(|(after, fault)| Some((after, fault?)));
+                Step::EndSession { worker, person, which, of, fault }
+            }),
         2 => worker.prop_map(|worker| Step::RunDeferred { worker }),
         2 => any::<Index>().prop_map(|which| Step::ArriveLate { which }),
         3 => person.clone().prop_map(|person| Step::ExpireLease { person }),

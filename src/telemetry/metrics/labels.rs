@@ -23,6 +23,32 @@ impl Outcome {
     }
 }
 
+/// How the end of a verification ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum EndingOutcome {
+    /// A link is forgotten.
+    Forgotten,
+    /// There was no link, as far as is known.
+    Unknown,
+    /// The link belongs to a later session.
+    Kept,
+    Invalid,
+}
+
+impl EndingOutcome {
+    pub(super) const ALL: [Self; 4] = [Self::Forgotten, Self::Unknown, Self::Kept, Self::Invalid];
+
+    /// The name in metrics, logs and spans.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Forgotten => "forgotten",
+            Self::Unknown => "unknown",
+            Self::Kept => "kept",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
 /// Whether the cache had a link for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lookup {

@@ -5,6 +5,7 @@
 
 mod broker;
 mod cache;
+mod endings;
 mod labels;
 mod platform;
 mod process;
@@ -17,11 +18,11 @@ use std::sync::Arc;
 use prometheus_client::{encoding::prometheus_text, metrics::info::Info, registry::Registry};
 
 use self::{
-    broker::BrokerMetrics, cache::CacheMetrics, platform::PlatformMetrics,
+    broker::BrokerMetrics, cache::CacheMetrics, endings::EndingMetrics, platform::PlatformMetrics,
     process::ProcessCollector, queues::QueueMetrics, requests::RequestMetrics,
 };
 pub(crate) use self::{
-    labels::{Lookup, Outcome, PublishKind},
+    labels::{EndingOutcome, Lookup, Outcome, PublishKind},
     platform::PausedFor,
     queues::QueueDepths,
 };
@@ -34,6 +35,7 @@ pub(crate) const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 pub struct Metrics {
     registry: Registry,
     pub(crate) requests: RequestMetrics,
+    pub(crate) endings: EndingMetrics,
     pub(crate) platform: PlatformMetrics,
     pub(crate) cache: CacheMetrics,
     pub(crate) broker: BrokerMetrics,
@@ -46,6 +48,7 @@ impl Metrics {
         // The encoder appends `_total` to counters, `_info` to infos, and a full stop to each help.
         let mut registry = Registry::default();
         let requests = RequestMetrics::register(&mut registry);
+        let endings = EndingMetrics::register(&mut registry);
         let platform = PlatformMetrics::register(&mut registry);
         let cache = CacheMetrics::register(&mut registry);
         let broker = BrokerMetrics::register(&mut registry);
@@ -53,7 +56,7 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("handoff_build", "The running version", build);
         registry.register_collector(Box::new(ProcessCollector));
-        Arc::new(Self { registry, requests, platform, cache, broker, queues })
+        Arc::new(Self { registry, requests, endings, platform, cache, broker, queues })
     }
 
     /// Writes all metrics in the Prometheus text format.
@@ -90,6 +93,7 @@ mod tests {
             "# TYPE handoff_requests_total counter",
             "handoff_requests_total{outcome=\"reused\"} 1",
             "handoff_requests_total{outcome=\"ready\"} 0",
+            "handoff_endings_total{outcome=\"kept\"} 0",
             "handoff_request_duration_seconds_bucket{le=\"0.005\"} 1",
             "handoff_platform_calls_total{call=\"session\",outcome=\"timeout\"} 1",
             "handoff_platform_calls_total{call=\"session\",outcome=\"ok\"} 1",

@@ -20,6 +20,7 @@ pub(crate) struct QueueDepths {
     pub(crate) request: Option<u32>,
     /// The sum over the retry queues.
     pub(crate) retry: Option<u32>,
+    pub(crate) ended: Option<u32>,
     pub(crate) dead: Option<u32>,
     /// Consumers of the request queue.
     pub(crate) consumers: Option<u32>,
@@ -55,7 +56,8 @@ impl QueueMetrics {
 
 impl Collector for QueueMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let Some(QueueDepths { request, retry, dead, consumers, stuck }) = self.recent() else {
+        let Some(QueueDepths { request, retry, ended, dead, consumers, stuck }) = self.recent()
+        else {
             return Ok(());
         };
         let help = "Retry queues that keep messages after their time.";
@@ -78,7 +80,7 @@ impl Collector for QueueMetrics {
         gauge(
             "handoff_queue_messages",
             "Messages ready in RabbitMQ; the retry queues together.",
-            &[("request", request), ("retry", retry), ("dead", dead)],
+            &[("request", request), ("retry", retry), ("ended", ended), ("dead", dead)],
         )?;
         gauge(
             "handoff_queue_consumers",

@@ -190,6 +190,22 @@ impl RabbitMq {
             .unwrap()
     }
 
+    /// Publishes the end of a verification, once there is a queue for it.
+    pub async fn publish_ending(&self, data: Value, properties: BasicProperties) {
+        let body = data.to_string();
+        wait_until("the ending is routed", async || {
+            let confirm = self.publish_to(
+                &self.request_exchange,
+                "verification.ended",
+                body.as_bytes(),
+                properties.clone(),
+            );
+            let confirm = confirm.await;
+            confirm.is_ack() && confirm.take_message().is_none()
+        })
+        .await;
+    }
+
     /// Publishes a request with this id.
     pub async fn publish_request(&self, id: &str, data: Value) {
         self.publish(data.to_string(), BasicProperties::default().with_message_id(id.into())).await;

@@ -173,6 +173,10 @@ impl TestEnv {
         Settings::parse(&RunFlags::from_arg_matches(&matches).unwrap()).unwrap()
     }
 
+    pub fn ended_queue(&self) -> String {
+        format!("{}.ended", self.rabbitmq.queue)
+    }
+
     /// The name of the queue for dead letters.
     pub fn dead_queue(&self) -> String {
         format!("{}.dead", self.rabbitmq.queue)
@@ -258,6 +262,13 @@ impl TestEnv {
 
     /// Everything Redis holds for this test.
     pub async fn redis_entries(&self) -> Vec<RedisEntry> {
+        let mut entries = self.all_redis_entries().await;
+        entries.retain(|entry| !entry.key.ends_with("}:s"));
+        entries
+    }
+
+    /// The same with the index of sessions.
+    pub async fn all_redis_entries(&self) -> Vec<RedisEntry> {
         redis::entries(&mut redis::connect(&self.redis_url).await, &self.name).await
     }
 }
@@ -268,7 +279,7 @@ impl TestEnv {
 impl Drop for TestEnv {
     fn drop(&mut self) {
         let name = self.name.clone();
-        let mut queues = vec![self.rabbitmq.queue.clone(), self.dead_queue()];
+        let mut queues = vec![self.rabbitmq.queue.clone(), self.dead_queue(), self.ended_queue()];
         let delays = self.settings.get("HANDOFF_RETRY_DELAYS");
         let delays = delays.map_or("10s,1m,5m,15m", String::as_str).split(',');
         queues.extend(delays.map(|delay| format!("{}.retry.{delay}", self.rabbitmq.queue)));

@@ -1,6 +1,7 @@
 //! Workers with a real Redis, and the model of what that Redis should hold.
 
 mod compare;
+mod endings;
 mod steps;
 
 use std::{
@@ -13,11 +14,11 @@ use deadpool_redis::redis::{self, aio::MultiplexedConnection, cmd};
 use secrecy::SecretBox;
 
 use super::{
-    model::{Person, StoreCall},
+    model::{Index, Person, SESSION_INTERVAL_MS, StoreCall},
     step::{PEOPLE, WORKERS},
 };
 use crate::{
-    cache::{Cache, Keys, Lease, Stamp, UnansweredClaim},
+    cache::{Cache, Keys, Lease, Stamp, UnansweredClaim, keys::session_key},
     config::{CacheSettings, Flow, RedisSettings},
     session::Token,
     telemetry::metrics::Metrics,
@@ -34,6 +35,12 @@ pub(super) struct World {
     prefix: String,
     workers: Vec<Worker>,
     people: [Person; PEOPLE],
+    /// The index entries, by person and session.
+    index: HashMap<(usize, usize), Index>,
+    /// What Redis calls each mark, by person and number.
+    marks: HashMap<(usize, usize), String>,
+    /// The sessions that no claim may return any more, by person.
+    over: HashSet<(usize, usize)>,
     /// Lease calls that seemed lost and may still arrive.
     delayed: Vec<(Attempt, Arc<Lease>, LeaseCall)>,
     /// How many claims, tokens and sessions have been numbered so far.
@@ -51,9 +58,21 @@ struct Worker {
     cache: Cache,
     attempt: Option<(Attempt, Right)>,
     /// What the model expects the worker's deferred scripts to do, in order.
-    deferred: Vec<(Attempt, DeferredCall)>,
-    /// What it has stored since its connection last failed.
-    recent: Vec<(Attempt, StoreCall)>,
+    deferred: Vec<DeferredCall>,
+    /// What it has written since its connection last failed.
+    recent: Vec<Written>,
+    /// The link that it hands out.
+    obtained: Option<Obtained>,
+}
+
+/// A link that a worker hands out.
+#[derive(Clone, Copy, Debug)]
+struct Obtained {
+    person: usize,
+    /// The request and the session, which identify the link.
+    link: (usize, usize),
+    short_lived: bool,
+    is_indexed: bool,
 }
 
 /// A worker's attempt to serve a request.
@@ -66,19 +85,30 @@ struct Attempt {
     /// The session, if it has been made.
     session: Option<usize>,
     newest: Option<usize>,
+    /// The mark at the claim, if Redis answered it.
+    mark: Option<usize>,
 }
 
 /// What entitles a worker to make a session.
 enum Right {
     Lease(Arc<Lease>),
-    Unanswered(UnansweredClaim),
+    Unanswered(Box<UnansweredClaim>),
 }
 
 enum DeferredCall {
-    Store(StoreCall),
-    /// Stores again what was stored before.
-    Repeat(StoreCall),
-    Release,
+    Store(Attempt, StoreCall),
+    Index(Obtained),
+    /// Writes again what was written before.
+    Repeat(Written),
+    Release(Attempt),
+}
+
+enum Written {
+    Link(Attempt, StoreCall),
+    Index(Obtained),
+    EndUntil { person: usize, last: usize },
+    EndSession { session: (usize, usize), of: Option<usize> },
+    Forget { person: usize, link: (usize, usize) },
 }
 
 #[derive(Clone, Copy)]
@@ -99,6 +129,9 @@ impl World {
             prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
             workers: Vec::new(),
             people: Default::default(),
+            index: HashMap::new(),
+            marks: HashMap::new(),
+            over: HashSet::new(),
             delayed: Vec::new(),
             numbered: 0,
             holder_ids: HashMap::new(),
@@ -125,7 +158,7 @@ impl World {
         };
         let cache = Cache::new(&settings, Metrics::new());
         cache.wait_connected(Duration::from_secs(10)).await;
-        Worker { cache, attempt: None, deferred: Vec::new(), recent: Vec::new() }
+        Worker { cache, attempt: None, deferred: Vec::new(), recent: Vec::new(), obtained: None }
     }
 
     fn next_number(&mut self) -> usize {
@@ -152,7 +185,7 @@ impl World {
 
     /// When a session was made: later for each.
     fn made_at(&self, session: usize) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(session as u64)
+        SystemTime::UNIX_EPOCH + Duration::from_millis((session * SESSION_INTERVAL_MS) as u64)
     }
 
     fn session_id(&self, person: usize, session: usize) -> String {
@@ -166,8 +199,11 @@ impl World {
 
     pub(super) async fn clean_up(self) {
         for person in 0..PEOPLE {
-            let Keys { link, saved, lease } = self.keys(person);
-            self.delete(&[&link, &saved, &lease]).await;
+            let Keys { link, saved, lease, mark } = self.keys(person);
+            self.delete(&[&link, &saved, &lease, &mark]).await;
+        }
+        for (person, session) in self.index.keys() {
+            self.delete(&[&session_key(&self.prefix, &self.session_id(*person, *session))]).await;
         }
     }
 }

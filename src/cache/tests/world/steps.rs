@@ -5,7 +5,9 @@ use std::{sync::Arc, time::SystemTime};
 use deadpool_redis::redis::cmd;
 use secrecy::ExposeSecret;
 
-use super::{Attempt, DeferredCall, LIFE, LINK_MIN_LIFE, LeaseCall, Right, World};
+use super::{
+    Attempt, DeferredCall, LIFE, LINK_MIN_LIFE, LeaseCall, Obtained, Right, World, Written,
+};
 use crate::{
     cache::{
         Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
@@ -43,7 +45,7 @@ impl World {
                 let worker = &mut self.workers[worker];
                 if let Some((attempt, Right::Unanswered(claim))) = worker.attempt.take() {
                     claim.release();
-                    worker.deferred.push((attempt, DeferredCall::Release));
+                    worker.deferred.push(DeferredCall::Release(attempt));
                 }
             }
             Step::MakeSession { worker } => {
@@ -63,10 +65,16 @@ impl World {
             Step::RepeatRecent { worker } => {
                 let worker = &mut self.workers[worker];
                 worker.cache.0.pool.deferred.repeat_recent(&|_| true);
-                let recent = std::mem::take(&mut worker.recent).into_iter();
-                worker
-                    .deferred
-                    .extend(recent.map(|(attempt, call)| (attempt, DeferredCall::Repeat(call))));
+                let recent = std::mem::take(&mut worker.recent);
+                worker.deferred.extend(recent.into_iter().map(DeferredCall::Repeat));
+            }
+            Step::Index { worker, fault } => self.write_index(worker, fault).await,
+            Step::NoteIndexed { worker, fault } => self.note_indexed(worker, fault).await,
+            Step::EndUntil { worker, person, back, fault } => {
+                self.end_until(worker, person, back, fault).await;
+            }
+            Step::EndSession { worker, person, which, of, fault } => {
+                self.end_session(worker, person, which, of, fault).await;
             }
             Step::ArriveLate { which } => {
                 if !self.delayed.is_empty() {
@@ -91,6 +99,7 @@ impl World {
         for person in 0..PEOPLE {
             self.compare(person).await;
         }
+        self.compare_endings().await;
     }
 
     async fn claim(
@@ -103,7 +112,8 @@ impl World {
     ) {
         let claim = self.next_number();
         let token = self.next_number();
-        let attempt = Attempt { claim, person, request, token, session: None, newest: None };
+        let attempt =
+            Attempt { claim, person, request, token, session: None, newest: None, mark: None };
         self.claim_as(worker, attempt, None, freshness, fault).await;
     }
 
@@ -116,7 +126,7 @@ impl World {
         match self.workers[worker].attempt.take() {
             // Once it has made a session, a worker stores it.
             Some((attempt, Right::Unanswered(claim))) if attempt.session.is_none() => {
-                self.claim_as(worker, attempt, Some(claim), freshness, fault).await;
+                self.claim_as(worker, attempt, Some(*claim), freshness, fault).await;
             }
             other => self.workers[worker].attempt = other,
         }
@@ -147,10 +157,15 @@ impl World {
         };
         match (answer, expected) {
             (Err(unanswered), _) if fault.is_some() => {
-                self.workers[worker].attempt = Some((attempt, Right::Unanswered(unanswered)));
+                self.workers[worker].attempt =
+                    Some((attempt, Right::Unanswered(Box::new(unanswered))));
             }
-            (Ok(Claim::Link(session)), Some(Answer::Link(expected))) => {
-                assert_eq!(session.id, self.session_id(person, expected), "another session");
+            (Ok(Claim::Link(link)), Some(Answer::Link(expected))) => {
+                let id = self.session_id(person, expected);
+                assert_eq!(link.session.id, id, "another session");
+                if !self.take_link(worker, person, link).await {
+                    return;
+                }
                 if let model::Freshness::SinceRequest = freshness {
                     assert!(self.first_link[&(person, request)] <= expected, "an old link");
                 }
@@ -163,6 +178,7 @@ impl World {
                 assert_eq!(lease.newest, newest(expected));
                 attempt.token = token.unwrap_or(attempt.token);
                 attempt.newest = expected;
+                attempt.mark = self.people[person].mark.map(|mark| mark.number);
                 self.workers[worker].attempt = Some((attempt, Right::Lease(Arc::new(lease))));
             }
             (
@@ -183,7 +199,7 @@ impl World {
         fault: Option<InjectedFault>,
     ) {
         let Some((attempt, right)) = self.workers[worker].attempt.take() else { return };
-        let Attempt { claim, request, person, token, newest, session } = attempt;
+        let Attempt { claim, request, person, token, newest, session, mark } = attempt;
         let session = session.unwrap_or_else(|| self.next_number());
         let overwrite = match &right {
             Right::Lease(_) => model::Overwrite::Seen(newest),
@@ -203,21 +219,27 @@ impl World {
             Right::Unanswered(claim) if replace => claim.store(&made, Overwrite::Any).await,
             Right::Unanswered(claim) => claim.store(&made, Overwrite::IfAbsent).await,
         };
-        let call = StoreCall { claim, request, session, overwrite, short_lived };
+        let call = StoreCall { claim, request, session, overwrite, mark, late: false, short_lived };
+        let link = (request, session);
         let expected =
             (fault != Some(InjectedFault::ScriptLost)).then(|| self.model_store(attempt, &call));
         match stored {
             Ok(outcome) => {
                 assert_eq!(Some(outcome == StoreOutcome::Stored), expected);
-                if outcome == StoreOutcome::Stored {
-                    self.workers[worker].recent.push((attempt, call));
+                if outcome == StoreOutcome::Fenced {
+                    return;
                 }
+                let call = StoreCall { late: true, ..call };
+                self.workers[worker].recent.push(Written::Link(attempt, call));
             }
             Err(_) => {
                 assert!(fault.is_some());
-                self.workers[worker].deferred.push((attempt, DeferredCall::Store(call)));
+                let call = StoreCall { late: true, ..call };
+                self.workers[worker].deferred.push(DeferredCall::Store(attempt, call));
             }
         }
+        let obtained = Obtained { person, link, short_lived, is_indexed: false };
+        self.workers[worker].obtained = Some(obtained);
     }
 
     /// Stores a link in the model. Returns whether the call went through.
@@ -261,16 +283,30 @@ impl World {
         pool.deferred.run(&connection, &|_| true).await;
         let mut calls = std::mem::take(&mut self.workers[worker].deferred);
         // Stable: repeats run last.
-        calls.sort_by_key(|(_, call)| matches!(call, DeferredCall::Repeat(_)));
-        for (attempt, call) in calls {
+        calls.sort_by_key(|call| matches!(call, DeferredCall::Repeat(_)));
+        let mut ended = Vec::new();
+        for call in calls {
             match call {
                 // Too late to be of use.
-                DeferredCall::Store(call) | DeferredCall::Repeat(call) if call.short_lived => {}
-                DeferredCall::Store(call) | DeferredCall::Repeat(call) => {
+                DeferredCall::Store(_, call) | DeferredCall::Repeat(Written::Link(_, call))
+                    if call.short_lived => {}
+                DeferredCall::Store(attempt, call)
+                | DeferredCall::Repeat(Written::Link(attempt, call)) => {
                     let _ = self.model_store(attempt, &call);
                 }
-                DeferredCall::Release => self.people[attempt.person].release(attempt.claim, false),
+                DeferredCall::Index(link) | DeferredCall::Repeat(Written::Index(link)) => {
+                    if self.model_index(link) {
+                        ended.push(link);
+                    }
+                }
+                DeferredCall::Repeat(written) => self.model_ending(&written),
+                DeferredCall::Release(attempt) => {
+                    self.people[attempt.person].release(attempt.claim, false);
+                }
             }
+        }
+        for Obtained { person, link, .. } in ended {
+            self.people[person].forget(link);
         }
     }
 
@@ -321,9 +357,13 @@ impl World {
     }
 
     /// Makes the worker's next operation meet the fault, if there is one.
-    fn inject(&self, worker: usize, fault: Option<InjectedFault>) {
-        if fault.is_some() {
-            *self.workers[worker].cache.0.pool.node("").fault.lock() = fault;
-        }
+    pub(super) fn inject(&self, worker: usize, fault: Option<InjectedFault>) {
+        self.inject_after(worker, 0, fault);
+    }
+
+    /// Makes one of the worker's next operations meet the fault: that after so many.
+    pub(super) fn inject_after(&self, worker: usize, after: usize, fault: Option<InjectedFault>) {
+        *self.workers[worker].cache.0.pool.node("").fault.lock() =
+            fault.map(|fault| (after, fault));
     }
 }

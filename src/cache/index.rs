@@ -1,0 +1,59 @@
+//! The index of sessions: where the link of each is stored, so that it can be forgotten by its session alone.
+//!
+//! A session's index entry lies in another slot of a Redis Cluster than its link, so no script writes both. The
+//! entry is written after the link, and then noted in the link. Until then, whoever takes the link out of Redis
+//! writes the entry first, and so finds out whether the session has ended.
+
+use super::{
+    error::CacheError,
+    handle::Cache,
+    keys::{IndexEntry, Keys, LinkId, session_key},
+    scripts,
+    writes::{ForgetCall, IndexCall, Written},
+};
+use crate::session::Session;
+
+impl Cache {
+    /// Writes the index entry of a session. Returns whether the session has ended: then its link is forgotten.
+    ///
+    /// If Redis fails, the entry is written once it is available again.
+    pub(crate) async fn index(
+        &self,
+        keys: &Keys,
+        link: LinkId,
+        session: &Session,
+    ) -> Result<bool, CacheError> {
+        let call = IndexCall {
+            key: session_key(&self.0.prefix, &session.id),
+            entry: IndexEntry { hash: keys.hash(), link },
+            until: self.lifetimes().reusable_until(session),
+        };
+        let deferred = &self.0.pool.deferred;
+        match self.run::<bool>(&call.key, &call.script()).await {
+            Ok(false) => {
+                deferred.written(Written::Index(call));
+                Ok(false)
+            }
+            Ok(true) => {
+                deferred.forget_session(&session.id);
+                let call = ForgetCall::Link { keys: keys.clone(), link, until: call.until };
+                if self.run::<bool>(&keys.link, &call.script()).await.is_err() {
+                    deferred.forget_later(call);
+                }
+                Ok(true)
+            }
+            Err(error) => {
+                deferred.index_later(call);
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes in a stored link that the index entry of its session is written.
+    pub(crate) async fn note_indexed(&self, keys: &Keys, link: LinkId) {
+        let mut script = scripts::INDEXED.key(&keys.link);
+        script.arg(link.to_hex());
+        // A failure is counted, and costs the next request that takes the link a round trip.
+        let _ = self.run::<bool>(&keys.link, &script).await;
+    }
+}

@@ -1,0 +1,287 @@
+//! The steps about endings and the index of sessions.
+
+use super::{DeferredCall, LIFE, Obtained, World, Written};
+use crate::{
+    cache::{
+        Ended, Forgotten, LinkId, StoredLink,
+        keys::session_key,
+        node::InjectedFault,
+        tests::{model::second, step::PEOPLE},
+    },
+    session::{Access, Session, Token},
+};
+
+impl World {
+    /// Takes a link that a claim returned, as a request does: unless the link says that it has an index entry,
+    /// the request writes one first. Returns whether the link may be handed out.
+    pub(super) async fn take_link(
+        &mut self,
+        worker: usize,
+        person: usize,
+        link: StoredLink,
+    ) -> bool {
+        let stored = self.people[person].link.clone().unwrap();
+        let is_indexed = stored.is_indexed;
+        let taken = Obtained { person, link: stored.id(), short_lived: false, is_indexed: true };
+        assert_eq!(link.id, self.link_id(person, stored.id()), "another link");
+        assert_eq!(link.is_indexed, is_indexed, "{stored:?}");
+        if !is_indexed {
+            let cache = self.workers[worker].cache.clone();
+            let has_ended = cache.index(&self.keys(person), link.id, &link.session).await.unwrap();
+            assert_eq!(has_ended, self.model_index(taken));
+            if has_ended {
+                self.people[person].forget(taken.link);
+                return false;
+            }
+            self.workers[worker].recent.push(Written::Index(taken));
+        }
+        assert!(!self.over.contains(&(person, stored.session)), "{stored:?} has ended");
+        self.workers[worker].obtained = Some(taken);
+        true
+    }
+
+    pub(super) async fn write_index(&mut self, worker: usize, fault: Option<InjectedFault>) {
+        let Some(obtained) = self.workers[worker].obtained else { return };
+        let Obtained { person, link, short_lived, .. } = obtained;
+        if short_lived {
+            return;
+        }
+        let session = self.session(person, link.1);
+        self.inject(worker, fault);
+        let cache = self.workers[worker].cache.clone();
+        let written = cache.index(&self.keys(person), self.link_id(person, link), &session).await;
+        let has_ended =
+            (fault != Some(InjectedFault::ScriptLost)).then(|| self.model_index(obtained));
+        let worker = &mut self.workers[worker];
+        match written {
+            Ok(written) => {
+                assert_eq!(Some(written), has_ended);
+                if written {
+                    worker.obtained = None;
+                    self.people[person].forget(link);
+                } else {
+                    worker.obtained = Some(Obtained { is_indexed: true, ..obtained });
+                    worker.recent.push(Written::Index(obtained));
+                }
+            }
+            Err(_) => {
+                assert!(fault.is_some());
+                worker.deferred.push(DeferredCall::Index(obtained));
+            }
+        }
+    }
+
+    pub(super) async fn note_indexed(&mut self, worker: usize, fault: Option<InjectedFault>) {
+        let Some(obtained) = self.workers[worker].obtained else { return };
+        let Obtained { person, link, is_indexed: true, .. } = obtained else { return };
+        self.inject(worker, fault);
+        let cache = self.workers[worker].cache.clone();
+        cache.note_indexed(&self.keys(person), self.link_id(person, link)).await;
+        if fault != Some(InjectedFault::ScriptLost) {
+            self.people[person].note_indexed(link);
+        }
+    }
+
+    pub(super) async fn end_until(
+        &mut self,
+        worker: usize,
+        person: usize,
+        back: usize,
+        fault: Option<InjectedFault>,
+    ) {
+        let now = self.next_number();
+        let last = second(now.saturating_sub(back));
+        self.inject(worker, fault);
+        let cache = self.workers[worker].cache.clone();
+        let keys = self.keys(person);
+        let forgotten =
+            cache.end(&Ended::Until(&keys, self.made_at(now.saturating_sub(back)))).await;
+        let written = Written::EndUntil { person, last };
+        if fault != Some(InjectedFault::ScriptLost) {
+            let before = self.people[person].link.clone();
+            self.model_ending(&written);
+            let expected = match (&before, &self.people[person].link) {
+                (None, _) => Forgotten::Unknown,
+                (Some(_), None) => Forgotten::Yes,
+                (Some(_), Some(_)) => Forgotten::Kept,
+            };
+            assert!(forgotten.is_err() || forgotten == Ok(expected), "{forgotten:?}: {before:?}");
+        }
+        if forgotten.is_err() {
+            // It is delivered again.
+            return assert!(fault.is_some());
+        }
+        self.workers[worker].recent.push(written);
+        let lease = self.people[person].lease;
+        let attempts = self.workers.iter().filter_map(|worker| worker.attempt.as_ref());
+        let being_made = attempts
+            .filter(|(attempt, _)| attempt.person == person && lease == Some(attempt.claim))
+            .find_map(|(attempt, _)| attempt.session);
+        let ended =
+            (1..=now).filter(|session| second(*session) <= last && Some(*session) != being_made);
+        self.over.extend(ended.map(|session| (person, session)));
+    }
+
+    pub(super) async fn end_session(
+        &mut self,
+        worker: usize,
+        person: usize,
+        which: proptest::sample::Index,
+        of: Option<usize>,
+        fault: Option<(usize, InjectedFault)>,
+    ) {
+        let Some(session) = self.some_session(person, which) else { return };
+        let cache = self.workers[worker].cache.clone();
+        let id = self.session_id(person, session);
+        let keys = of.map(|of| self.keys(of));
+        let (after, injected) = fault.unzip();
+        self.inject_after(worker, after.unwrap_or(0), injected);
+        let forgotten = cache.end(&Ended::Session(&id, keys.as_ref())).await;
+        self.inject(worker, None);
+
+        // As far as the fault let it go.
+        let runs = |script: usize| {
+            fault.is_none_or(|(after, fault)| {
+                script < after || (script == after && fault == InjectedFault::AnswerLost)
+            })
+        };
+        let answers = |script: usize| fault.is_none_or(|(after, _)| script < after);
+        let mut expected = Ok(Forgotten::Unknown);
+        'scripts: {
+            let entry = if runs(0) {
+                self.index.entry((person, session)).or_default().end(of)
+            } else {
+                None
+            };
+            if !answers(0) {
+                expected = Err(());
+                break 'scripts;
+            }
+            let ending = Written::EndSession { session: (person, session), of };
+            self.workers[worker].recent.push(ending);
+            let mut next = 1;
+            let link = match (entry, of) {
+                (Some((person, link)), _) => Some((person, link)),
+                (None, None) => None,
+                (None, Some(of)) => {
+                    if !answers(1) {
+                        expected = Err(());
+                        break 'scripts;
+                    }
+                    next = 2;
+                    let link = self.people[of].link.as_ref();
+                    let link = link.filter(|link| of == person && link.session == session);
+                    link.map(|link| (of, link.id()))
+                }
+            };
+            let Some((person, link)) = link else { break 'scripts };
+            if runs(next) && self.people[person].forget(link) {
+                expected = Ok(Forgotten::Yes);
+            }
+            if !answers(next) {
+                expected = Err(());
+                break 'scripts;
+            }
+            self.workers[worker].recent.push(Written::Forget { person, link });
+        }
+        assert_eq!(forgotten.as_ref().map_err(drop), expected.as_ref().map_err(drop));
+        if forgotten.is_ok() && of.is_none_or(|of| of == person) {
+            self.over.insert((person, session));
+        }
+    }
+
+    /// A session of the person: one that was stored, is being made, or is handed out.
+    fn some_session(&self, person: usize, which: proptest::sample::Index) -> Option<usize> {
+        let stored = self.people[person].link.iter().map(|link| link.session);
+        let of_workers = self.workers.iter().flat_map(|worker| {
+            let attempt = worker.attempt.as_ref().map(|(attempt, _)| *attempt);
+            let attempt = attempt.filter(|attempt| attempt.person == person);
+            let obtained = worker.obtained.filter(|obtained| obtained.person == person);
+            let session = attempt.and_then(|attempt| attempt.session);
+            session.into_iter().chain(obtained.map(|obtained| obtained.link.1))
+        });
+        let sessions: Vec<_> = stored.chain(of_workers).collect();
+        (!sessions.is_empty()).then(|| sessions[which.index(sessions.len())])
+    }
+
+    /// Writes an index entry in the model. Returns whether the session has ended.
+    pub(super) fn model_index(&mut self, obtained: Obtained) -> bool {
+        let Obtained { person, link, .. } = obtained;
+        self.index.entry((person, link.1)).or_default().write(person, link)
+    }
+
+    pub(super) fn model_ending(&mut self, written: &Written) {
+        match *written {
+            Written::EndUntil { person, last } => {
+                let number = self.next_number();
+                self.people[person].end_until(number, last);
+            }
+            Written::EndSession { session, of } => {
+                self.index.entry(session).or_default().end(of);
+            }
+            Written::Forget { person, link } => {
+                self.people[person].forget(link);
+            }
+            Written::Link(..) | Written::Index(_) => {}
+        }
+    }
+
+    fn session(&self, person: usize, session: usize) -> Session {
+        let Token { value, expires_at } = self.token(person, 0, LIFE);
+        Session {
+            access: Access::Token(value),
+            id: self.session_id(person, session),
+            made_at: self.made_at(session),
+            expires_at,
+        }
+    }
+
+    fn link_id(&self, person: usize, (request, session): (usize, usize)) -> LinkId {
+        LinkId::new(&self.stamp(person, request), self.made_at(session))
+    }
+
+    /// Asserts that Redis holds the index entries and marks of the model.
+    pub(super) async fn compare_endings(&mut self) {
+        for person in 0..PEOPLE {
+            let key = self.keys(person).mark;
+            let (mark, ttl_ms) = self.read(&key).await;
+            let last = mark.map(|mark| {
+                let mark = String::from_utf8(mark).unwrap();
+                let (number, last) = mark.split_once(':').unwrap();
+                let expected = self.people[person].mark.unwrap().number;
+                let known = self.marks.entry((person, expected)).or_insert(number.to_owned());
+                assert_eq!(known, number, "the mark of {person}");
+                last.parse().unwrap()
+            });
+            assert_eq!(last, self.people[person].mark.map(|mark| mark.last), "{person}");
+            assert!(last.is_none() || ttl_ms > 0, "{ttl_ms} ms");
+        }
+        let keys: Vec<_> = self.index.keys().copied().collect();
+        for (person, session) in keys {
+            let index = self.index[&(person, session)].clone();
+            let key = session_key(&self.prefix, &self.session_id(person, session));
+            let (stored, ttl_ms) = self.read(&key).await;
+            let mut expected = vec![if index.has_ended { b'!' } else { b'i' }];
+            if let Some((of, link)) = index.entry {
+                expected.extend(self.keys(of).hash());
+                let bytes = |link| {
+                    let entry = crate::cache::keys::IndexEntry {
+                        hash: Vec::new(),
+                        link: self.link_id(of, link),
+                    };
+                    entry.to_bytes()[1..].to_vec()
+                };
+                expected.extend(link.map(bytes).unwrap_or_default());
+            }
+            let expected = (index != Default::default()).then_some(expected);
+            assert_eq!(stored, expected, "the entry of session {session} of {person}");
+            assert!(stored.is_none() || ttl_ms > 0, "{ttl_ms} ms");
+        }
+    }
+
+    async fn read(&self, key: &str) -> (Option<Vec<u8>>, i64) {
+        let mut read = deadpool_redis::redis::pipe();
+        read.cmd("GET").arg(key).cmd("PTTL").arg(key);
+        read.query_async(&mut self.redis.clone()).await.unwrap()
+    }
+}

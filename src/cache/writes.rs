@@ -1,0 +1,159 @@
+//! The scripts that write links, index entries and marks, each with all it needs to run late or again.
+
+use std::time::{Duration, SystemTime};
+
+use deadpool_redis::redis::ScriptInvocation;
+
+use super::{
+    keys::{IndexEntry, Keys, LinkId, Stamp},
+    scripts,
+};
+use crate::{config::Flow, units::millis};
+
+/// How long Redis remembers how many links a request has had. Platforms that honour an `Idempotency-Key` usually
+/// do so for a day.
+const LINKS_COUNTED: Duration = Duration::from_secs(24 * 3_600);
+
+/// When a link is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Timing {
+    /// As soon as its session is made. The end of an earlier verification does not affect it under a live lease.
+    AtOnce,
+    /// Later. It may have been handed out, and its verification may have ended.
+    Late,
+}
+
+/// What Redis has written, and may lose in a fail-over.
+pub(super) enum Written {
+    Link(StoreCall),
+    Index(IndexCall),
+    Ending(ForgetCall),
+}
+
+impl Written {
+    /// A key of its script; all of them are on the same server.
+    pub(super) fn key(&self) -> &str {
+        match self {
+            Self::Link(call) => &call.keys.link,
+            Self::Index(call) => &call.key,
+            Self::Ending(call) => call.key(),
+        }
+    }
+}
+
+/// A call of `store.lua`.
+pub(super) struct StoreCall {
+    pub(super) keys: Keys,
+    pub(super) holder: String,
+    pub(super) overwrite: String,
+    pub(super) stamp: Stamp,
+    /// When the session was asked for.
+    pub(super) made_at: SystemTime,
+    /// How many links the request has had, this one included; 0 in the two-call flow, which does not count them.
+    pub(super) links: u32,
+    /// When the link is no longer handed out.
+    pub(super) until: SystemTime,
+    /// The sealed link.
+    pub(super) value: Vec<u8>,
+    /// The mark of the last ending that cannot concern the session.
+    pub(super) mark: Vec<u8>,
+}
+
+impl StoreCall {
+    /// The TTL that it sets shrinks until it runs.
+    pub(super) fn script(&self, timing: Timing) -> ScriptInvocation<'static> {
+        let Self { keys, stamp, .. } = self;
+        let mut script = scripts::STORE.key(&keys.link);
+        script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
+        script.arg(&self.holder).arg(&self.overwrite).arg(stamp.as_str());
+        script.arg(stamp.with_age(self.made_at)).arg(scripts::remaining_ms(self.until));
+        script.arg(&self.value[..]).arg(self.links).arg(millis(LINKS_COUNTED)).arg(&self.mark[..]);
+        script.arg(if timing == Timing::Late { "late" } else { "" });
+        script
+    }
+}
+
+/// A call of `index.lua`.
+pub(super) struct IndexCall {
+    /// The session's key.
+    pub(super) key: String,
+    pub(super) entry: IndexEntry,
+    /// When the link is no longer handed out.
+    pub(super) until: SystemTime,
+}
+
+impl IndexCall {
+    /// Returns 1 if the session has ended.
+    pub(super) fn script(&self) -> ScriptInvocation<'static> {
+        let mut script = scripts::INDEX.key(&self.key);
+        script.arg(self.entry.to_bytes()).arg(scripts::remaining_ms(self.until));
+        script
+    }
+
+    /// Forgets the link, whose session has ended.
+    pub(super) fn forget(&self) -> ForgetCall {
+        // All keys have the same prefix.
+        let prefix = self.key.rsplit_once(":{").map_or("", |(prefix, _)| prefix);
+        // Only what both flows have in common is used.
+        let keys = Keys::of_hash(prefix, Flow::Token, &self.entry.hash);
+        ForgetCall::Link { keys, link: self.entry.link, until: self.until }
+    }
+}
+
+/// A script that forgets links, or marks what has ended.
+pub(super) enum ForgetCall {
+    /// The verification of a user and workflow has ended at this second since 1970.
+    User {
+        keys: Keys,
+        ended: u64,
+        link_life_ms: u64,
+        until: SystemTime,
+    },
+    /// A session has ended, whoever's it is, or if it is that of this user and workflow.
+    Session {
+        key: String,
+        hash: Vec<u8>,
+        until: SystemTime,
+    },
+    Link {
+        keys: Keys,
+        link: LinkId,
+        until: SystemTime,
+    },
+}
+
+impl ForgetCall {
+    pub(super) fn script(&self) -> ScriptInvocation<'static> {
+        match self {
+            Self::User { keys, ended, link_life_ms, until } => {
+                let mut script = scripts::FORGET.key(&keys.mark);
+                script.key(keys.token()).key(&keys.lease).key(&keys.links()[..]);
+                script.arg(*ended).arg(scripts::mark_ms(*until)).arg(*link_life_ms);
+                script
+            }
+            Self::Session { key, hash, until } => {
+                let mut script = scripts::END_SESSION.key(key);
+                script.arg(scripts::mark_ms(*until)).arg(&hash[..]);
+                script
+            }
+            Self::Link { keys, link, .. } => scripts::forget_link(keys, *link),
+        }
+    }
+
+    /// A key of the script; all of them are on the same server.
+    pub(super) fn key(&self) -> &str {
+        match self {
+            Self::User { keys, .. } | Self::Link { keys, .. } => &keys.link,
+            Self::Session { key, .. } => key,
+        }
+    }
+
+    /// When the mark has no purpose any more.
+    pub(super) fn until(&self) -> SystemTime {
+        match self {
+            Self::User { until, .. } | Self::Session { until, .. } | Self::Link { until, .. } => {
+                *until
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The end of a verification: its link is not handed out again.
+
+use std::time::SystemTime;
+
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+
+use crate::support::{Flow, Latch, TestEnv, Worker, log_text, platform::success, wait_until};
+
+async fn end(env: &TestEnv, data: Value) {
+    env.rabbitmq.publish_ending(data, BasicProperties::default()).await;
+}
+
+/// Waits until so many endings have ended in this way.
+async fn wait_for_endings(worker: &Worker, outcome: &str, count: usize) {
+    let series = format!("handoff_endings_total{{outcome=\"{outcome}\"}}");
+    wait_until("the endings are counted", async || worker.metric(&series).await as usize >= count)
+        .await;
+}
+
+async fn request(env: &mut TestEnv, id: &str, user: &str) -> Value {
+    env.publish_request(id, user).await;
+    env.rabbitmq.next_event().await.data()
+}
+
+#[tokio::test]
+async fn link_is_forgotten_by_user_by_session_and_by_both() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    for (number, what) in ["user", "session", "both"].into_iter().enumerate() {
+        let first = request(&mut env, &format!("r-{number}-1"), "ann").await;
+        let again = request(&mut env, &format!("r-{number}-2"), "ann").await;
+        assert_eq!(again["sessionId"], first["sessionId"]);
+        let session = &first["sessionId"];
+        let workflow = &first["workflowId"];
+        end(
+            &env,
+            match what {
+                "user" => json!({ "userId": "ann", "workflowId": workflow }),
+                "session" => json!({ "sessionId": session }),
+                _ => json!({ "userId": "ann", "workflowId": workflow, "sessionId": session }),
+            },
+        )
+        .await;
+        wait_for_endings(&worker, "forgotten", number + 1).await;
+        let next = request(&mut env, &format!("r-{number}-3"), "ann").await;
+        assert_eq!(next["reused"], false, "{what}");
+        assert_ne!(next["sessionId"], first["sessionId"], "{what}");
+        // Ended once more: the new link has nothing to do with it.
+        end(&env, json!({ "sessionId": session })).await;
+        wait_for_endings(&worker, "unknown", number + 1).await;
+        let kept = request(&mut env, &format!("r-{number}-4"), "ann").await;
+        assert_eq!(kept["sessionId"], next["sessionId"], "{what}");
+        // The next round starts without a link.
+        env.delete_redis_values().await;
+    }
+}
+
+#[tokio::test]
+async fn session_of_another_user_or_a_later_one_is_kept() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    let anns = request(&mut env, "r-1", "ann").await;
+    end(&env, json!({ "userId": "bob", "sessionId": anns["sessionId"] })).await;
+    wait_for_endings(&worker, "unknown", 1).await;
+    // It ended an hour before the link was made.
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let properties = BasicProperties::default().with_timestamp(now - 3_600);
+    env.rabbitmq.publish_ending(json!({ "userId": "ann" }), properties).await;
+    wait_for_endings(&worker, "kept", 1).await;
+    assert_eq!(request(&mut env, "r-2", "ann").await["sessionId"], anns["sessionId"]);
+}
+
+#[tokio::test]
+async fn session_that_is_being_made_is_not_affected() {
+    let mut env = TestEnv::start().await;
+    let session = Latch::closed();
+    env.platform.set_script({
+        let session = session.clone();
+        move |call| {
+            let answer = success(call);
+            if call.is_token() { answer } else { answer.held_by(&session) }
+        }
+    });
+    let worker = env.start_worker().await;
+    env.publish_request("r-1", "ann").await;
+    env.platform.wait_for_calls(2).await;
+    end(&env, json!({ "userId": "ann" })).await;
+    wait_for_endings(&worker, "unknown", 1).await;
+    session.open();
+    let made = env.rabbitmq.next_event().await.data();
+    let again = request(&mut env, "r-2", "ann").await;
+    assert_eq!((&again["reused"], &again["sessionId"]), (&json!(true), &made["sessionId"]));
+}
+
+#[tokio::test]
+async fn ending_among_requests_is_no_request() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    let first = request(&mut env, "r-1", "ann").await;
+    let event = json!({
+        "specversion": "1.0", "id": "e-1", "source": "/app", "type": "verification.ended",
+        "data": { "sessionId": first["sessionId"] },
+    });
+    env.rabbitmq.publish(event.to_string(), BasicProperties::default()).await;
+    wait_for_endings(&worker, "forgotten", 1).await;
+    let second = request(&mut env, "r-2", "ann").await;
+    assert_eq!(second["reused"], false);
+    let typed = BasicProperties::default().with_type("verification.ended".into());
+    env.rabbitmq.publish(json!({ "userId": "ann" }).to_string(), typed).await;
+    wait_for_endings(&worker, "forgotten", 2).await;
+    assert_eq!(request(&mut env, "r-3", "ann").await["reused"], false);
+    assert_eq!(worker.metric("handoff_requests_total{outcome=\"failed\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn invalid_ending_is_dead_lettered_without_an_event() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    end(&env, json!({ "workflowId": "w" })).await;
+    let letter = env.rabbitmq.take_dead_letter().await;
+    assert_eq!(letter.text_header("x-handoff-reason"), "invalid_ending");
+    assert_eq!(letter.text_header("x-handoff-queue"), env.ended_queue());
+    assert_eq!(worker.metric("handoff_endings_total{outcome=\"invalid\"}").await, 1.0);
+    // The next event is that of the request.
+    assert_eq!(request(&mut env, "r-1", "ann").await["requestId"], "r-1");
+}
+
+#[tokio::test]
+async fn endings_are_consumed_while_the_platform_is_paused() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    let first = request(&mut env, "r-1", "ann").await;
+    env.platform.set_script(|_| crate::support::Answer::status(401));
+    env.publish_request("r-2", "bob").await;
+    wait_until("the platform is paused", async || {
+        worker.metric("handoff_platform_paused").await == 1.0
+    })
+    .await;
+    end(&env, json!({ "sessionId": first["sessionId"] })).await;
+    wait_for_endings(&worker, "forgotten", 1).await;
+}
+
+#[tokio::test]
+async fn endings_wait_in_their_queue_while_redis_is_unavailable() {
+    let mut env = TestEnv::start().await;
+    let proxy = env.proxy("REDIS_URL").await;
+    let worker = env.start_worker().await;
+    let first = request(&mut env, "r-1", "ann").await;
+    proxy.set_flow(Flow::Dropped);
+    // The first one finds out that Redis does not answer.
+    for _ in 0..3 {
+        end(&env, json!({ "sessionId": first["sessionId"] })).await;
+    }
+    worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
+    let queue = env.ended_queue();
+    wait_until("all endings are in their queue", async || env.rabbitmq.depth(&queue).await == 3)
+        .await;
+    assert_eq!(worker.metric("handoff_endings_total{outcome=\"forgotten\"}").await, 0.0);
+    proxy.set_flow(Flow::Forwarded);
+    wait_for_endings(&worker, "forgotten", 1).await;
+    wait_for_endings(&worker, "unknown", 2).await;
+    assert_eq!(request(&mut env, "r-2", "ann").await["reused"], false);
+}
