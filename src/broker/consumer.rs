@@ -1,4 +1,4 @@
-//! The consumer of the request queue.
+//! A consumer of a queue.
 
 use std::{
     collections::VecDeque,
@@ -32,7 +32,7 @@ use super::{
 /// ignores it.
 const CONSUMER_TIMEOUT_MS: i64 = 30 * 60 * 1000;
 
-/// A consumer of the request queue, on its own channel.
+/// A consumer of a queue, on its own channel.
 pub(crate) struct Consumer {
     acks: Arc<Acks>,
     _ack_task: AbortOnDropHandle<()>,
@@ -57,12 +57,16 @@ enum Subscription {
 }
 
 impl Consumer {
-    /// Starts to consume with a prefetch of 1.
-    pub(super) async fn start(connection: &Connection, queue: &str) -> Result<Self, BrokerError> {
+    /// Starts to consume.
+    pub(super) async fn start(
+        connection: &Connection,
+        queue: &str,
+        prefetch: u16,
+    ) -> Result<Self, BrokerError> {
         let queue = object_name(queue)?;
         let (channel, consumer) = rpc(&operation(&queue), async {
             let channel = connection.create_channel().await?;
-            let consumer = consume(&channel, &queue, 1).await?;
+            let consumer = consume(&channel, &queue, prefetch).await?;
             Ok((channel, consumer))
         })
         .await?;

@@ -48,9 +48,7 @@ impl EndingSource {
     /// Declares or checks the queue, and starts to consume.
     pub(crate) async fn open(&self) -> Result<Consumer, BrokerError> {
         self.topology.ensure_ended(&self.publishing).await?;
-        let mut consumer = Consumer::start(&self.consuming, self.topology.ended_queue()).await?;
-        consumer.set_prefetch(PREFETCH).await?;
-        Ok(consumer)
+        Consumer::start(&self.consuming, self.topology.ended_queue(), PREFETCH).await
     }
 
     /// Stops consuming, and hands back what was not taken.

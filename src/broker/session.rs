@@ -178,7 +178,8 @@ async fn start_consumer(
     publishing: &Connection,
     consuming: &Connection,
 ) -> Result<(Consumer, bool), BrokerError> {
-    let start = || Consumer::start(&consuming.lapin, topology.request_queue());
+    // One at a time at first: a message may be poison.
+    let start = || Consumer::start(&consuming.lapin, topology.request_queue(), 1);
     if topology.was_ensured() {
         // Fails if the queue was deleted meanwhile.
         match start().await {

@@ -189,7 +189,7 @@ async fn missing_permissions_and_alarms_of_rabbitmq_are_reported() {
     env.set("AMQP_URL", &node.url.replace("guest:guest", "poor:secret"));
     let report = doctor(&env, &[]).await;
     let queues = report.all("rabbitmq", "queue");
-    assert_eq!(queues.len(), 6, "{:#?}", report.0);
+    assert_eq!(queues.len(), 7, "{:#?}", report.0);
     assert!(queues.iter().all(|check| check["verdict"] == "finding"));
     report.assert_finding("rabbitmq", "publishing", &["amq.default", "list_permissions"]);
 

@@ -111,7 +111,7 @@ async fn documented_permissions_suffice() {
     let report = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{report}");
     assert!(
-        report.contains("all 8 exchanges and queues match")
+        report.contains("all 9 exchanges and queues match")
             && report.contains("Redis refuses INFO"),
         "{report}"
     );
