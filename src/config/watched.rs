@@ -323,6 +323,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn files_that_do_not_fit_together_keep_the_former_value() {
+        let folder = Folder::new();
+        let files = ["first", "second"].map(|name| NamedFile {
+            path: folder.write(name, "1"),
+            variable: format!("HANDOFF_{name}"),
+        });
+        let parse = |contents: &[SecretString]| {
+            let [first, second] = [0, 1].map(|n: usize| contents[n].expose_secret().to_owned());
+            if first == second { Ok(first) } else { Err((1, "is another")) }
+        };
+        let contents = vec!["1".into(), "1".into()];
+        let value = Watched::from_files("1".to_owned(), contents, files.into(), Box::new(parse));
+        let error = || value.0.source.as_ref().unwrap().last_error.lock().clone();
+        folder.write("first", "2");
+        value.look().await;
+        assert_eq!(*value.current(), "1");
+        assert_eq!(error().unwrap(), "HANDOFF_second: the file's content is another");
+        folder.write("second", "2");
+        value.look().await;
+        assert_eq!(*value.current(), "2");
+        assert_eq!(error(), None);
+    }
+
+    #[tokio::test]
     async fn hanging_file_does_not_block_a_look() {
         let folder = Folder::new();
         let path = folder.write("key", "one");

@@ -125,9 +125,10 @@ impl ConnectionLog {
     }
 }
 
-/// Logs that a connection with changed settings was not made.
+/// Logs that a connection with changed settings was not made. A refused login is passed only once, so the limit
+/// must not suppress it.
 pub(super) fn not_replaced(error: BrokerError) {
-    if NOT_REPLACED_LIMIT.permit() {
+    if error.is_login_refused() || NOT_REPLACED_LIMIT.permit() {
         tracing::error!(%error, "{NOT_REPLACED}");
     }
 }
