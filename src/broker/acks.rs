@@ -88,6 +88,11 @@ impl Ledger {
         self.unsettled.remove(&tag);
     }
 
+    /// The number of unsettled deliveries.
+    pub(super) fn unsettled(&self) -> usize {
+        self.unsettled.len()
+    }
+
     fn acked(&mut self, tag: u64) {
         self.unsettled.remove(&tag);
         self.pending.push(tag);

@@ -19,7 +19,7 @@ use lapin::{
     options::{BasicGetOptions, BasicNackOptions},
     types::FieldTable,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     acks::Acks,
@@ -40,6 +40,9 @@ use crate::{
 /// How long a replay holds a letter unsettled.
 /// RabbitMQ checks its `consumer_timeout` once a minute, and its guide warns of values below that.
 pub(crate) const MAX_HOLD: Duration = Duration::from_secs(10);
+/// How long to wait until returned letters are back. 30 of 15 MiB take RabbitMQ seconds.
+const RETURN_LIMIT: Duration = Duration::from_secs(10);
+const RETURN_POLL: Duration = Duration::from_millis(20);
 /// How many bytes of bodies a replay holds.
 const MAX_HELD_BYTES: usize = 16 << 20;
 
@@ -176,14 +179,35 @@ impl DeadQueue {
     }
 
     /// Requeues every unsettled dead letter and closes the connection.
+    ///
+    /// Waits until the letters are back, because the next command of a script would not find them.
     pub(crate) async fn close(self) {
-        if let Some(tag) = self.last_tag {
+        let unsettled = self.acks.ledger.lock().unsettled();
+        if let Some(tag) = self.last_tag
+            && unsettled > 0
+        {
+            let before = self.ready().await;
             let options = BasicNackOptions { multiple: true, requeue: true };
             let requeue = self.acks.channel.basic_nack(tag, options);
             // After the timeout, RabbitMQ requeues them when the connection closes.
             let _ = timeout(RPC_TIMEOUT, requeue).await;
+            let are_missing = |ready| before.is_some_and(|before| ready < before + unsettled);
+            let returned = async {
+                while self.ready().await.is_some_and(are_missing) {
+                    sleep(RETURN_POLL).await;
+                }
+            };
+            // They may never be back: another process may have taken them.
+            let _ = timeout(RETURN_LIMIT, returned).await;
         }
         self.connection.close().await;
+    }
+
+    /// How many letters RabbitMQ could deliver now, if it answers.
+    async fn ready(&self) -> Option<usize> {
+        let queue = self.publisher.topology().dead_queue();
+        let counts = queue_counts(&self.connection.lapin, queue).await.ok()?;
+        Some(counts.messages as usize)
     }
 }
 

@@ -69,7 +69,7 @@ async fn env_with(letters: &[(&str, &str, &str)]) -> TestEnv {
     env
 }
 
-/// RabbitMQ requeues what a command held after the command has exited.
+/// RabbitMQ requeues what a killed command held after the command has exited.
 async fn wait_for_dead_letters(env: &TestEnv, count: u32) {
     let what = format!("dead letters: {count}");
     wait_until(&what, async || env.dead_letters().await == count).await;
@@ -115,6 +115,20 @@ async fn dead_letters_are_listed_shown_and_filtered() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("not in the dead queue: x"));
     // Neither listing nor showing removes a letter.
     wait_for_dead_letters(&env, 3).await;
+}
+
+#[tokio::test]
+async fn letters_are_back_in_their_queue_when_the_command_has_exited() {
+    let env = env_with(&[]).await;
+    for n in 0..100 {
+        let mut letter = letter(&format!("r-{n}"), "invalid_request", "2026-01-01T00:00:00Z");
+        letter.body.resize(128 * 1024, b' ');
+        env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter).await;
+    }
+    for _ in 0..4 {
+        assert_eq!(rows(&run(&env, &["list"]).await).len(), 100);
+        assert_eq!(env.dead_letters().await, 100);
+    }
 }
 
 #[tokio::test]
