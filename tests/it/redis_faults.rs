@@ -272,8 +272,9 @@ async fn cause_that_says_more_than_a_timeout_is_logged_in_the_same_outage() {
     let timeout = worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     assert_eq!(timeout["error"], "no answer in time");
     drop(proxy);
-    let refused = worker.wait_for_logs(log_text::REDIS_UNAVAILABLE, 2).await;
-    assert_eq!(refused["error"], "connection refused");
+    // Reset, if a connection was being made at that moment.
+    let refused = worker.wait_for_logs(log_text::REDIS_UNAVAILABLE, 2).await["error"].clone();
+    assert!(refused == "connection refused" || refused == "connection reset", "{refused}");
 }
 
 /// Limits the memory of a Redis; 0 removes the limit.
