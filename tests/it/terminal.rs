@@ -57,7 +57,7 @@ async fn demo_help_shows_the_defaults_of_the_demo() {
         "Redis key [default: unique for each run]",
         "/metrics [default: any free port of this machine]",
         "directives [default: warn]",
-        "token, in whole seconds [default: 1h]",
+        "deeplink, in whole seconds [default: 1h]",
     ] {
         assert!(help.contains(words), "{words}: {help}");
     }
