@@ -162,8 +162,10 @@ impl Refusal {
             "set HANDOFF_REDIS_MODE=cluster, and HANDOFF_REDIS_URL to the addresses of some nodes";
         const PRIMARY: &str = "set HANDOFF_REDIS_URL to the address of the primary, or HANDOFF_REDIS_MODE to \
              sentinel or cluster if another server may become the primary";
-        const DOWN: &str = "bring back the nodes that are down, or assign the slots that no node has (CLUSTER INFO, CLUSTER NODES)";
-        const MOVING: &str = "wait until the slots have moved; a Redis Cluster also needs HANDOFF_REDIS_MODE=cluster";
+        const DOWN: &str = "bring back the nodes that are down (CLUSTER NODES); a Redis Cluster also needs \
+             HANDOFF_REDIS_MODE=cluster";
+        const MOVING: &str = "wait until the slots have moved; a Redis Cluster also needs \
+             HANDOFF_REDIS_MODE=cluster";
         const CLUSTER_NODE: &str = "this is a node of a Redis Cluster";
         match self {
             Self::Moved => ("moved", CLUSTER_NODE, MODE),
