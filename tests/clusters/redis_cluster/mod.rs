@@ -8,7 +8,7 @@ use std::{
 use crate::{
     load::{Load, second_sessions},
     redis_servers::{Servers, assert_check, doctor, tls_options},
-    support::{Authority, Node, TestEnv, log_text},
+    support::{Authority, Node, TempFile, TestEnv, log_text},
 };
 
 /// As in the reference.
@@ -251,4 +251,33 @@ async fn doctor_names_a_mode_that_does_not_fit_and_slots_that_nobody_serves() {
     }
     env.set("REDIS_MODE", "cluster");
     assert_check(&doctor(&env).await, "cluster", "finding", "16383 of 16384");
+}
+
+#[tokio::test]
+async fn refused_logins_are_repeated_slowly_and_end_when_the_file_changes() {
+    const NODES: [&str; 6] = ["1", "2", "3", "4", "5", "6"];
+    let cluster = Servers::cluster(&[]).await;
+    let mut env = env(&cluster).await;
+    for node in NODES {
+        let user = format!("ACL SETUSER handoff on >s3cret ~{}:* {PERMISSIONS}", env.name);
+        cluster.ask::<()>(node, &user).await;
+    }
+    let urls: Vec<_> = cluster.urls.split(',').take(2).collect();
+    let urls = urls.join(",").replace("redis://", "redis://handoff:s3cret@");
+    let file = TempFile::new(&urls.replace("s3cret", "former"));
+    env.settings.remove("HANDOFF_REDIS_URL");
+    env.set("REDIS_URL_FILE", file.path());
+    let worker = env.start_worker().await;
+    let warning = worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
+    assert!(warning["file"].as_str().unwrap().contains(file.path()), "{warning}");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // Two nodes at the start, after 1 s and after 3 s.
+    let logins = cluster.calls(&NODES, "auth").await;
+    assert!((2..=6).contains(&logins), "{logins}");
+    std::fs::write(file.path(), &urls).unwrap();
+    worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
+    env.publish_requests(0..10).await;
+    env.expect_all_ready(10).await;
+    env.request_again(0..10).await;
+    env.expect_all_reused(10).await;
 }
