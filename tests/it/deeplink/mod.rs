@@ -3,6 +3,7 @@
 mod answers;
 mod keys;
 mod refusals;
+mod traces;
 
 use serde_json::json;
 
