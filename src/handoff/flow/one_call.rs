@@ -33,25 +33,23 @@ impl MakeSession for OneCall {
         let Deeplink { url, session_id, expires_at } =
             calls.deeplink(job, earlier_links, &mut asked, lease, budget).await?;
         let lifetimes = calls.cache.lifetimes();
-        let made = |made_at: SystemTime| {
-            let mut limit = made_at + lifetimes.token;
-            if let Some(end) = expires_at.filter(|end| *end > made_at) {
-                limit = limit.min(end);
-            }
-            let expires_at = lifetimes.link_end(made_at, limit);
-            Session {
-                access: Access::Link(url.clone()),
-                id: session_id.clone(),
-                made_at,
-                expires_at,
-            }
-        };
         if expires_at.is_none_or(|end| end <= asked.last_at) {
             log::expiry_ignored(job.request_id);
         }
+        let end = |made_at: SystemTime| {
+            let ttl_end = made_at + lifetimes.token;
+            let limit =
+                expires_at.filter(|end| *end > made_at).map_or(ttl_end, |end| end.min(ttl_end));
+            lifetimes.link_end(made_at, limit)
+        };
         // The first try may have made the session, unless that would have ended in the meantime.
-        let session = made(asked.first_at);
-        let is_live = lifetimes.reusable_until(&session) > SystemTime::now();
-        Ok(if is_live { session } else { made(asked.last_at) })
+        let made_at = asked.first_at;
+        let access = Access::Link(url);
+        let mut session = Session { access, id: session_id, made_at, expires_at: end(made_at) };
+        if lifetimes.reusable_until(&session) <= SystemTime::now() {
+            session.made_at = asked.last_at;
+            session.expires_at = end(asked.last_at);
+        }
+        Ok(session)
     }
 }
