@@ -97,6 +97,8 @@ async fn node_without_a_limit_on_frames_and_with_few_channels_is_served() {
     assert!(worker.log_lines(log_text::COPY_NOT_TAKEN).is_empty());
     let peak = worker.peak_memory_mib();
     assert!(peak < 100, "{peak} MiB");
-    println!("{peak} MiB");
     worker.stop().await;
+    let listed = command(&["dead-letters", "list"], &env.settings).output();
+    let listed = within_timeout("its exit", listed).await.unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
 }
