@@ -1,6 +1,6 @@
 //! A client of the worker: publishes requests and receives their events.
 //!
-//! `handoff request` and `handoff demo` use it. It can serve as a model for your own producer.
+//! `handoff request`, `forget` and `demo` use it. It can serve as a model for your own producer.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
         short_string,
     },
     config::BrokerSettings,
-    message::{FAILED, READY, REQUESTED},
+    message::{ENDED, FAILED, READY, REQUESTED},
     telemetry::metrics::Metrics,
 };
 
@@ -35,6 +35,12 @@ pub(crate) struct Client {
 /// Publishes requests. A clone can publish while the client waits for events.
 #[derive(Clone)]
 pub(crate) struct Requester(Publisher);
+
+/// A connection that publishes ends of verifications. It declares nothing, as long as the exchange exists.
+pub(crate) struct EndingClient {
+    connection: Connection,
+    publisher: Publisher,
+}
 
 /// The parts of an event that the commands use.
 #[derive(Deserialize)]
@@ -111,15 +117,44 @@ impl Client {
 impl Requester {
     /// Publishes a request's data object with an id, and waits for RabbitMQ's confirm.
     pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
-        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_delivery_mode(2)
-            .with_message_id(short_string(id))
-            .with_timestamp(now.unwrap_or_default().as_secs());
         let exchange = &self.0.topology().request_exchange;
-        self.0.publish(exchange, REQUESTED, properties, body).await
+        self.0.publish(exchange, REQUESTED, properties(id), body).await
     }
+}
+
+impl EndingClient {
+    pub(crate) async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let connection = Connection::open_any(&settings.nodes.current()).await?;
+        let topology = Arc::new(Topology::new(settings));
+        let publisher =
+            Publisher::new(Arc::clone(&connection.lapin), topology, CONCURRENCY, Metrics::new());
+        Ok(Self { connection, publisher })
+    }
+
+    /// The queue that a worker declares for endings.
+    pub(crate) fn queue(&self) -> &str {
+        self.publisher.topology().ended_queue()
+    }
+
+    /// Publishes an ending's data object with an id, and waits for RabbitMQ's confirm.
+    pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
+        let exchange = &self.publisher.topology().request_exchange;
+        self.publisher.publish(exchange, ENDED, properties(id), body).await
+    }
+
+    pub(crate) async fn close(self) {
+        self.connection.close().await;
+    }
+}
+
+/// The properties of a persistent message that is published now.
+fn properties(id: &str) -> BasicProperties {
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(2)
+        .with_message_id(short_string(id))
+        .with_timestamp(now.unwrap_or_default().as_secs())
 }
 
 /// Subscribes with an exclusive queue, which RabbitMQ deletes with the connection.

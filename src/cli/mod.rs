@@ -5,6 +5,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod errors;
+mod forget;
 mod logging;
 mod man;
 mod output;
@@ -38,6 +39,7 @@ enum Command {
     Run(run::RunArgs),
     Demo(demo::DemoArgs),
     Request(request::RequestArgs),
+    Forget(forget::ForgetArgs),
     Sandbox(sandbox::SandboxArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
     Doctor(doctor::DoctorArgs),
@@ -66,6 +68,7 @@ impl Cli {
             Command::Run(args) => run::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Request(args) => request::run(args).await,
+            Command::Forget(args) => forget::run(args).await,
             Command::Sandbox(args) => sandbox::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,

@@ -64,6 +64,17 @@ impl BrokerSettings {
             broker.zip(log(parser))
         })
     }
+
+    /// Parses the same settings, and the default workflow.
+    pub(crate) fn parse_with_workflow(
+        flags: &BrokerFlags,
+    ) -> Result<(Self, LogSettings, Option<String>), ConfigErrors> {
+        Parser::run(&flags.0, |parser| {
+            let (broker, log) = (broker(parser), log(parser));
+            let workflow = parser.optional(&table::IDV_WORKFLOW_ID);
+            Some((broker?, log?, workflow?))
+        })
+    }
 }
 
 impl LogSettings {

@@ -29,6 +29,7 @@ mod doctor;
 mod doctor_platform;
 mod endings;
 mod expiry;
+mod forget;
 mod gate;
 mod hostile;
 mod imports;
