@@ -48,7 +48,7 @@ impl AvailabilityLog {
         if self.outage.report_down() {
             self.timed_out = timed_out;
             let (node, remedy) = (self.node.as_deref(), remedy(refusal));
-            let file = self.files.as_deref().filter(|_| refusal == Some(Refusal::NoAuth));
+            let file = self.files.as_deref().filter(|_| error.is_refused_login());
             tracing::warn!(error = error.cause(), remedy, node, file, "{UNAVAILABLE}");
         }
     }
