@@ -16,15 +16,15 @@ async fn fewer_channels_are_used_once_the_users_limit_is_reached() {
     // Each event is unroutable, so that all requests become retry copies at once.
     let mut env = TestEnv::builder().without_event_queue().start().await;
     let user = as_own_user(&mut env, &node).await;
-    // Two connections with a channel each that stays open, and one for a look or a copy on each.
-    node.ctl(&["set_user_limits", &user, r#"{"max-channels": 4}"#]).await;
+    // Two connections with a channel each that stays open, one for endings, and one for a look or a copy on each.
+    node.ctl(&["set_user_limits", &user, r#"{"max-channels": 5}"#]).await;
     env.set("RETRY_DELAYS", "1s,2s,3s,4s,5s,6s,7s,8s");
     let worker = env.start_worker().await;
     env.publish_requests(0..60).await;
     let lost = worker.wait_for_log(log_text::RABBITMQ_LOST).await;
     let error = lost["error"].as_str().unwrap();
     assert!(error.contains("user's limit on channels is reached"), "{error}");
-    assert!(error.contains("it is 4"), "{error}");
+    assert!(error.contains("it is 5"), "{error}");
     worker.wait_for_finished(60).await;
     env.rabbitmq.consume_events().await;
     env.expect_all_ready(60).await;
