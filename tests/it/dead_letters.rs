@@ -125,7 +125,7 @@ async fn letters_are_back_in_their_queue_when_the_command_has_exited() {
         letter.body.resize(128 * 1024, b' ');
         env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter).await;
     }
-    for _ in 0..4 {
+    for _ in 0..8 {
         assert_eq!(rows(&run(&env, &["list"]).await).len(), 100);
         assert_eq!(env.dead_letters().await, 100);
     }

@@ -39,7 +39,8 @@ async fn depths_follow_the_queues_and_vanish_while_not_connected() {
     let (release, script) = hold_calls(|_| true);
     let mut env = TestEnv::builder().platform(script).start().await;
     let proxy = env.proxy("AMQP_URL").await;
-    env.set("CONCURRENCY", "1").set("RETRY_DELAYS", "1h,2h");
+    // A held call must not time out and become a retry copy before the depths are seen.
+    env.set("CONCURRENCY", "1").set("RETRY_DELAYS", "1h,2h").set("IDV_TIMEOUT", "1m");
     let worker = env.start_worker().await;
     assert_follows(&worker, 0.0, 0.0, 0.0).await;
     assert_eq!(worker.metric(CONSUMERS).await, 1.0);
