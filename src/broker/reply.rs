@@ -129,10 +129,14 @@ fn describe_text(code: &str, text: &str) -> String {
     }
 }
 
-/// The number in "… limit of (15,000)" or "… limit (5000) is reached", which ends the text.
+/// The number in "… limit of (15,000)", "… limit of 15000" (RabbitMQ 4.3) or "… limit (5000) is reached", which
+/// ends the text.
 fn limit(text: &str) -> Option<&str> {
-    let (rest, number) = text.strip_suffix(" is reached").unwrap_or(text).rsplit_once('(')?;
-    let number = number.strip_suffix(')')?;
+    let text = text.strip_suffix(" is reached").unwrap_or(text);
+    let (rest, number) = match text.strip_suffix(')') {
+        Some(text) => text.rsplit_once('(')?,
+        None => text.rsplit_once(' ').filter(|(rest, _)| rest.ends_with("limit of"))?,
+    };
     let is_number = |c: char| c.is_ascii_digit() || c == ',';
     let is_limit = rest.contains("limit") && (1..=MAX_LIMIT_DIGITS).contains(&number.len());
     (is_limit && number.chars().all(is_number)).then_some(number)
@@ -201,6 +205,11 @@ mod tests {
             (
                 "NOT_ALLOWED",
                 "number of channels opened for user 's3cret' has reached the maximum allowed user limit of (5)",
+                "the user's limit on channels is reached (set_user_limits: max-channels); it is 5",
+            ),
+            (
+                "NOT_ALLOWED",
+                "number of channels opened for user 's3cret' has reached the maximum allowed user limit of 5",
                 "the user's limit on channels is reached (set_user_limits: max-channels); it is 5",
             ),
             (
