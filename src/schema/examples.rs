@@ -7,12 +7,15 @@ use url::Url;
 
 use crate::{
     message::{
-        Event, EventBody, FailedReason, REQUESTED, ReasonCode, format_date_time, parse_date_time,
+        ENDED, Event, EventBody, FailedReason, REQUESTED, ReasonCode, format_date_time,
+        parse_date_time,
     },
     platform::Links,
 };
 
 const REQUEST_ID: &str = "order-7781-verify";
+const ENDING_ID: &str = "0c5f4a6e-1f0b-4a53-9f43-6d0f3d3c2a17";
+const SESSION: &str = "65f1c0ffee0ddba11ca7beef";
 const USER: &str = "u-20418";
 const WORKFLOW: &str = "0b7c2f3e-5a41-4a0e-9a55-3d1f6c2b8e90";
 const TRACE_PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -62,15 +65,45 @@ pub(super) fn request_in_cloud_event() -> Value {
     }])
 }
 
+/// Bare endings.
+pub(super) fn ending() -> Value {
+    let headers = || json!({ "message_id": ENDING_ID, "timestamp": seconds(now()) });
+    json!([
+        { "name": "session", "summary": "A session is over.", "headers": headers(), "payload": { "sessionId": SESSION } },
+        { "name": "user", "summary": "A user's verification in one workflow is over.", "headers": headers(),
+            "payload": { "userId": USER, "workflowId": WORKFLOW } },
+    ])
+}
+
+/// An ending as a CloudEvent.
+pub(super) fn ending_in_cloud_event() -> Value {
+    json!([{
+        "name": "cloudEvent",
+        "summary": "A CloudEvent in structured mode.",
+        "headers": { "timestamp": seconds(now()) },
+        "payload": {
+            "specversion": "1.0",
+            "type": ENDED,
+            "source": "/idv/webhook",
+            "id": ENDING_ID,
+            "data": { "userId": USER, "workflowId": WORKFLOW, "sessionId": SESSION },
+        },
+    }])
+}
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// An event with a link.
 pub(super) fn ready() -> Value {
     let Ok(public) = Url::parse("https://idv.example.com") else { return Value::Null };
-    let links = Links::of_token(&public, "Token tr-1+2/é", "65f1c0ffee0ddba11ca7beef");
+    let links = Links::of_token(&public, "Token tr-1+2/é", SESSION);
     let body = EventBody::Ready {
         request_id: REQUEST_ID,
         user_id: USER,
         workflow_id: WORKFLOW,
-        session_id: "65f1c0ffee0ddba11ca7beef",
+        session_id: SESSION,
         url: &links.url,
         mobile_url: &links.mobile_url,
         expires_at: later(60),
@@ -108,7 +141,6 @@ pub(super) fn failed() -> Value {
 
 fn example(name: &str, summary: &str, body: &EventBody<'_>, at: SystemTime) -> Value {
     let event = Event::new(body, at);
-    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     json!({
         "name": name,
         "summary": summary,
@@ -116,7 +148,7 @@ fn example(name: &str, summary: &str, body: &EventBody<'_>, at: SystemTime) -> V
             "message_id": event.id,
             "correlation_id": REQUEST_ID,
             "type": event.kind,
-            "timestamp": seconds,
+            "timestamp": seconds(at),
             "app_id": "handoff",
             "traceparent": TRACE_PARENT,
         },

@@ -1,4 +1,4 @@
-//! The AsyncAPI 3.0 document: requests, events, and the exchanges and queues they go through.
+//! The AsyncAPI 3.0 document: requests, endings, events, and the exchanges and queues they go through.
 //!
 //! It is generated from the code that it describes: schemas from the wire types, queue arguments from
 //! the topology, example events from the code that makes events.
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     broker::Topology,
     config::BrokerSettings,
-    message::{FAILED, READY, REQUESTED, schema},
+    message::{ENDED, FAILED, READY, REQUESTED, schema},
 };
 
 /// The version of AsyncAPI's AMQP 0-9-1 bindings.
@@ -35,7 +35,8 @@ fn document(topology: &Topology) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Takes verification requests from RabbitMQ and answers each with an event, which \
                 contains a short-lived link to an identity-verification session, or the reason why there is no \
-                link. Written from the point of view of handoff: it receives requests and sends events. \
+                link. Forgets links whose verification has ended. Written from the point of view of handoff: it \
+                receives requests and endings, and sends events. \
                 Exchanges and queues have their default names.",
             "license": { "name": env!("CARGO_PKG_LICENSE") },
         },
@@ -58,6 +59,8 @@ fn channels(topology: &Topology) -> Value {
     let message = |name: &str| json!({ "$ref": format!("#/components/messages/{name}") });
     let requests =
         || json!({ "bare": message("request"), "cloudEvent": message("requestInCloudEvent") });
+    let endings =
+        || json!({ "bare": message("ending"), "cloudEvent": message("endingInCloudEvent") });
     let retry = topology.retry_queues().map(|queue| {
         let delay = queue.rsplit('.').next().unwrap_or_default();
         let what = format!("Holds failed requests for {delay} before the next attempt.");
@@ -66,6 +69,9 @@ fn channels(topology: &Topology) -> Value {
     let mut channels = json!({
         "requests": exchange_channel(REQUESTED, &topology.request_exchange,
             "Publish requests here: persistent, mandatory, with publisher confirms.", requests()),
+        "endings": exchange_channel(ENDED, &topology.request_exchange,
+            "Publish the ends of verifications here: persistent, mandatory, with publisher confirms and a timestamp.",
+            endings()),
         "ready": exchange_channel(READY, &topology.event_exchange,
             "Events with a link. Bind your queue before you publish the first request.",
             json!({ "ready": message("ready") })),
@@ -74,12 +80,17 @@ fn channels(topology: &Topology) -> Value {
             json!({ "failed": message("failed") })),
         "requestQueue": queue_channel(topology, topology.request_queue(),
             "The queue that workers consume. Bound to the request exchange with the routing key of requests.", requests()),
+        "endedQueue": queue_channel(topology, topology.ended_queue(),
+            "The queue of endings. Bound to the request exchange with the routing key of endings.", endings()),
     });
     for (name, channel) in retry {
         channels[name] = channel;
     }
-    let what = "Requests that failed; `handoff dead-letters` lists, replays and drops them.";
-    channels["dead"] = queue_channel(topology, topology.dead_queue(), what, requests());
+    let what = "Requests that failed, and invalid endings; `handoff dead-letters` lists, replays and drops them.";
+    let mut letters = requests();
+    letters["ending"] = message("ending");
+    letters["endingInCloudEvent"] = message("endingInCloudEvent");
+    channels["dead"] = queue_channel(topology, topology.dead_queue(), what, letters);
     channels
 }
 
@@ -130,6 +141,16 @@ fn operations() -> Value {
             ],
             "bindings": { "amqp": { "ack": true, "bindingVersion": BINDING } },
         },
+        "receiveEnding": {
+            "action": "receive",
+            "channel": { "$ref": "#/channels/endings" },
+            "summary": "Forgets the link, so that the next request gets a new one. Publishes no event.",
+            "messages": [
+                { "$ref": "#/channels/endings/messages/bare" },
+                { "$ref": "#/channels/endings/messages/cloudEvent" },
+            ],
+            "bindings": { "amqp": { "ack": true, "bindingVersion": BINDING } },
+        },
         "sendReady": send("ready", "Publishes the link. May be published more than once, with the same id."),
         "sendFailed": send("failed", "Publishes why there is no link. May be published more than once, with the same id."),
     })
@@ -143,24 +164,37 @@ fn messages() -> Value {
     });
     let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     let message = |kind: &str, name: &str, title: &str, payload: &str, examples: Value| {
-        let is_bare = payload == "request";
-        json!({
+        let is_bare = ["request", "ending"].contains(&payload);
+        let headers = match kind {
+            REQUESTED => "requestHeaders",
+            ENDED => "endingHeaders",
+            _ => "eventHeaders",
+        };
+        let mut message = json!({
             "name": name,
             "title": title,
             "contentType": if is_bare { "application/json" } else { "application/cloudevents+json" },
-            "headers": schema(if kind == REQUESTED { "requestHeaders" } else { "eventHeaders" }),
+            "headers": schema(headers),
             "payload": schema(payload),
-            "correlationId": correlation,
             "bindings": { "amqp": { "messageType": kind, "bindingVersion": BINDING } },
             "examples": examples,
-        })
+        });
+        // An ending has no event.
+        if kind != ENDED {
+            message["correlationId"] = correlation.clone();
+        }
+        message
     };
     let request = |name: &str, examples: Value| {
         message(REQUESTED, name, "Request to verify a person", name, examples)
     };
+    let ending =
+        |name: &str, examples: Value| message(ENDED, name, "End of a verification", name, examples);
     json!({
         "request": request("request", examples::request()),
         "requestInCloudEvent": request("requestInCloudEvent", examples::request_in_cloud_event()),
+        "ending": ending("ending", examples::ending()),
+        "endingInCloudEvent": ending("endingInCloudEvent", examples::ending_in_cloud_event()),
         "ready": message(READY, READY, "A link is ready", "ready", examples::ready()),
         "failed": message(FAILED, FAILED, "No link", "failed", examples::failed()),
     })
@@ -177,6 +211,8 @@ fn schemas() -> Value {
     json!({
         "request": schema::request(),
         "requestInCloudEvent": schema::request_in_cloud_event(),
+        "ending": schema::ending(),
+        "endingInCloudEvent": schema::ending_in_cloud_event(),
         "ready": schema::ready(),
         "failed": schema::failed(),
         "requestHeaders": {
@@ -196,9 +232,26 @@ fn schemas() -> Value {
                     has deferred this request alone (`Retry-After`)." },
                 "x-handoff-event-refused": { "type": "boolean", "description": "On copies and dead letters: true \
                     once RabbitMQ has refused `handoff.ready`, which a queue may have received all the same." },
+                "x-handoff-queue": text("On dead letters: the queue that the request comes from."),
                 "x-handoff-reason": text("On dead letters: the `reason.code` of the event, or `event_refused`, \
                     for which there is no event."),
                 "x-handoff-detail": text("On dead letters: the `reason.message` of the event."),
+                "x-handoff-failed-at": { "type": "string", "format": "date-time", "description": "On dead letters." },
+            },
+        },
+        "endingHeaders": {
+            "type": "object",
+            "description": "AMQP headers, and the AMQP properties that the worker reads.",
+            "properties": {
+                "message_id": text("Names a bare ending in logs and dead letters."),
+                "timestamp": { "type": "integer", "description": "When the verification ended, in seconds since \
+                    1970. Set it: of an ending without a `sessionId`, a link whose session was asked for in a later \
+                    second is kept. Without it, the time of the first receipt counts." },
+                "x-handoff-received": { "type": "integer", "description": "On copies: when a worker first received \
+                    the ending, in milliseconds since 1970." },
+                "x-handoff-queue": text("On dead letters: the queue that the ending comes from."),
+                "x-handoff-reason": text("On dead letters: `invalid_ending`."),
+                "x-handoff-detail": text("On dead letters: the rules that the ending breaks."),
                 "x-handoff-failed-at": { "type": "string", "format": "date-time", "description": "On dead letters." },
             },
         },

@@ -1,5 +1,5 @@
 use super::*;
-use crate::message::decode_request;
+use crate::message::{decode_ending, decode_request};
 
 fn default_document() -> Value {
     document(&Topology::new(&BrokerSettings::defaults().unwrap()))
@@ -9,7 +9,7 @@ fn default_document() -> Value {
 fn every_example_is_valid() {
     let document = default_document();
     let messages = document["components"]["messages"].as_object().unwrap();
-    assert_eq!(messages.len(), 4);
+    assert_eq!(messages.len(), 6);
     for (name, message) in messages {
         let schema = |part: &str| {
             let path = message[part]["$ref"].as_str().unwrap().trim_start_matches('#');
@@ -23,6 +23,10 @@ fn every_example_is_valid() {
             assert!(schema("payload").is_valid(payload), "{name}: {payload}");
             if let Some(headers) = example.get("headers") {
                 assert!(schema("headers").is_valid(headers), "{name}: {headers}");
+            }
+            if name.starts_with("ending") {
+                let body = payload.to_string();
+                assert!(decode_ending(body.as_bytes(), 65_536, None).ending.is_ok());
             }
             if name.starts_with("request") {
                 let body = payload.to_string();
@@ -59,6 +63,8 @@ fn queue_arguments_are_those_of_the_topology() {
     let channel = |name: &str| document["channels"][name].clone();
     assert_eq!(channel("dead")["x-queue-arguments"], json!({ "x-queue-type": "quorum" }));
     assert_eq!(channel("requestQueue")["x-queue-arguments"]["x-delivery-limit"], 20);
+    assert_eq!(channel("endedQueue")["x-queue-arguments"]["x-delivery-limit"], 20);
+    assert_eq!(channel("endedQueue")["address"], "verification.requested.ended");
     assert_eq!(channel("retry1m")["x-queue-arguments"]["x-message-ttl"], 60_000);
     assert_eq!(channel("retry1m")["address"], "verification.requested.retry.1m");
 }

@@ -5,7 +5,13 @@ use std::time::SystemTime;
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 
-use crate::support::{Flow, Latch, TestEnv, Worker, log_text, platform::success, wait_until};
+use crate::support::{
+    Flow, Latch, Message, TestEnv, Worker, log_text,
+    platform::success,
+    rabbitmq::{field_table, long_string},
+    wait_until,
+    worker::command,
+};
 
 async fn end(env: &TestEnv, data: Value) {
     env.rabbitmq.publish_ending(data, BasicProperties::default()).await;
@@ -124,6 +130,38 @@ async fn invalid_ending_is_dead_lettered_without_an_event() {
     assert_eq!(worker.metric("handoff_endings_total{outcome=\"invalid\"}").await, 1.0);
     // The next event is that of the request.
     assert_eq!(request(&mut env, "r-1", "ann").await["requestId"], "r-1");
+}
+
+#[tokio::test]
+async fn dead_letter_of_an_ending_is_replayed_to_the_queue_of_endings() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    let first = request(&mut env, "r-1", "ann").await;
+    // Dead-lettered by a worker that has no default workflow.
+    let letter = Message {
+        routing_key: String::new(),
+        properties: BasicProperties::default().with_message_id("e-1".into()).with_headers(
+            field_table(&[
+                ("x-handoff-request-id", long_string("e-1")),
+                ("x-handoff-reason", long_string("invalid_ending")),
+                ("x-handoff-queue", long_string(&env.ended_queue())),
+            ]),
+        ),
+        body: json!({ "userId": "ann" }).to_string().into_bytes(),
+    };
+    env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter).await;
+    let names = ["AMQP_URL", "QUEUE"].map(|name| format!("HANDOFF_{name}"));
+    let settings = env.settings.clone().into_iter();
+    let settings = settings.filter(|(name, _)| names.contains(name)).collect();
+    let arguments = ["dead-letters", "replay", "--reason", "invalid_ending"];
+    let output = command(&arguments, &settings).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_for_endings(&worker, "forgotten", 1).await;
+    assert_eq!(env.dead_letters().await, 0);
+    // In the request queue, it would be a request that gets the link.
+    let second = request(&mut env, "r-2", "ann").await;
+    assert_eq!((&second["requestId"], &second["reused"]), (&json!("r-2"), &json!(false)));
+    assert_ne!(second["sessionId"], first["sessionId"]);
 }
 
 #[tokio::test]

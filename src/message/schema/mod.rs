@@ -1,7 +1,7 @@
-//! JSON Schemas of requests and events.
+//! JSON Schemas of requests, endings and events.
 //!
-//! The schemas of events come from the types that are serialized. Requests have no such types:
-//! `request.rs` decodes them by hand, to report every problem and keep every digit of a number. Types
+//! The schemas of events come from the types that are serialized. Requests and endings have no such
+//! types: `request.rs` and `ending.rs` decode them by hand, to report every problem and keep every digit of a number. Types
 //! in this file describe them, and tests compare the decoder with the schemas. The descriptions have
 //! the rules that a schema cannot express: lengths in bytes, and no repeated keys.
 
@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::Recursiv
 use serde_json::{Map, Value, json};
 
 use super::{
-    REQUESTED,
+    ENDED, REQUESTED,
     event::{EventBody, EventEnvelope, FAILED, READY},
 };
 
@@ -54,10 +54,70 @@ struct RequestCloudEventSchema {
     data: RequestSchema,
 }
 
+/// The end of a verification: a session, or a user whose workflow is known, or both. Unknown fields are ignored,
+/// `null` means absent, and a field that appears more than once makes the ending invalid.
+#[derive(JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "describes the wire format only")]
+struct EndingSchema {
+    /// The user whose verification is over: 1 to 256 bytes of UTF-8 without control characters.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"))]
+    user_id: Option<String>,
+    /// The verification workflow: 1 to 128 bytes of UTF-8. Without a `sessionId`, required if the worker has no
+    /// default (`HANDOFF_IDV_WORKFLOW_ID`).
+    #[schemars(length(min = 1, max = 128))]
+    workflow_id: Option<String>,
+    /// The session: 1 to 1,024 bytes. With `userId`, the user's link is forgotten only if it belongs to this session.
+    #[schemars(extend("type" = ["string", "number", "null"], "minLength" = 1, "maxLength" = 1_024))]
+    session_id: Option<Value>,
+}
+
+/// A CloudEvent 1.0 in structured mode around an ending. Other attributes, `time` included, are ignored.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "describes the wire format only")]
+struct EndingCloudEventSchema {
+    #[schemars(extend("const" = "1.0"))]
+    specversion: String,
+    /// Names the ending in logs.
+    #[schemars(length(min = 1))]
+    id: String,
+    #[schemars(length(min = 1))]
+    source: String,
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = ENDED))]
+    kind: String,
+    data: EndingSchema,
+}
+
 /// The schema of a request as a bare object.
 pub(crate) fn request() -> Value {
-    let mut schema = for_reading::<RequestSchema>();
-    // `specversion` makes a body a CloudEvent.
+    bare(for_reading::<RequestSchema>())
+}
+
+/// The schema of an ending as a bare object.
+pub(crate) fn ending() -> Value {
+    let mut schema = bare(for_reading::<EndingSchema>());
+    schema["anyOf"] = one_is_given();
+    schema
+}
+
+/// The schema of an ending in a CloudEvent.
+pub(crate) fn ending_in_cloud_event() -> Value {
+    let mut schema = for_reading::<EndingCloudEventSchema>();
+    schema["properties"]["data"]["anyOf"] = one_is_given();
+    schema
+}
+
+/// Requires a user or a session.
+fn one_is_given() -> Value {
+    let given = ["userId", "sessionId"].map(|field| {
+        json!({ "required": [field], "properties": { field: { "not": { "type": "null" } } } })
+    });
+    given.into_iter().collect()
+}
+
+/// `specversion` makes a body a CloudEvent.
+fn bare(mut schema: Value) -> Value {
     schema["not"] = json!({
         "required": ["specversion"],
         "properties": { "specversion": { "not": { "type": "null" } } },

@@ -4,7 +4,7 @@ use jsonschema::Validator;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
-use crate::message::{Event, FailedReason, ReasonCode, decode_request};
+use crate::message::{Event, FailedReason, ReasonCode, decode_ending, decode_request};
 
 fn validator(schema: &Value) -> Validator {
     jsonschema::draft7::options().should_validate_formats(true).build(schema).unwrap()
@@ -97,6 +97,46 @@ fn decoder_and_schema_agree_on_cloud_events() {
     ] {
         let body = event(field, value);
         assert_eq!(accepted(&body), (false, false), "{body}");
+    }
+}
+
+#[test]
+fn decoder_and_schema_agree_on_endings() {
+    let event = |data: Value| json!({ "specversion": "1.0", "id": "e", "source": "/s", "type": ENDED, "data": data });
+    let accepted = |body: &Value| {
+        let mut schemas = [ending(), ending_in_cloud_event()].into_iter();
+        let by_schema = schemas.any(|schema| validator(&schema).is_valid(body));
+        let decoded = decode_ending(body.to_string().as_bytes(), usize::MAX, Some("w"));
+        (by_schema, decoded.ending.is_ok())
+    };
+    let good = [
+        json!({ "userId": "ann" }),
+        json!({ "userId": "ann", "workflowId": "w", "sessionId": "s", "other": [] }),
+        json!({ "sessionId": 12_345, "userId": null, "workflowId": null }),
+        json!({ "sessionId": "s".repeat(1_024), "workflowId": "w" }),
+    ];
+    let bad = [
+        json!({}),
+        json!([]),
+        json!({ "workflowId": "w" }),
+        json!({ "userId": null, "sessionId": null }),
+        json!({ "userId": "a\n", "sessionId": "s" }),
+        json!({ "userId": "ann", "workflowId": "" }),
+        json!({ "userId": "ann", "sessionId": true }),
+        json!({ "sessionId": "" }),
+        json!({ "sessionId": ["s"] }),
+        json!({ "sessionId": "s".repeat(1_025) }),
+    ];
+    for (bodies, valid) in [(&good[..], true), (&bad[..], false)] {
+        for body in bodies {
+            assert_eq!(accepted(body), (valid, valid), "{body}");
+            assert_eq!(accepted(&event(body.clone())), (valid, valid), "{body} in an event");
+        }
+    }
+    for (field, value) in [("type", json!(REQUESTED)), ("id", json!(7)), ("data", json!(null))] {
+        let mut event = event(json!({ "sessionId": "s" }));
+        event[field] = value;
+        assert_eq!(accepted(&event), (false, false), "{event}");
     }
 }
 
