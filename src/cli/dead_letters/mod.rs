@@ -42,7 +42,7 @@ enum Action {
     /// Shows dead letters with their requests, which contain personal data
     #[command(after_help = "Example:\n  handoff dead-letters show order-7781")]
     Show(ListArgs),
-    /// Publishes dead letters to the request queue again, with all attempts left
+    /// Publishes dead letters again, to the queues that they came from, with all attempts left
     #[command(after_help = "Examples:\n  \
         handoff dead-letters replay order-7781\n  \
         handoff dead-letters replay --reason platform_rejected --rate 10/s")]
