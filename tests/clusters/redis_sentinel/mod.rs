@@ -9,8 +9,7 @@ use crate::{
 };
 
 /// As in the reference.
-const PERMISSIONS: &str =
-    "+ping +script|load +evalsha +get +strlen +set +del +pttl +pexpire +time +select +role";
+const PERMISSIONS: &str = "+ping +script|load +evalsha +get +getrange +strlen +set +setrange +del +exists +pttl +pexpire +time +select +role";
 
 /// An environment whose workers ask these sentinels. The host of the URL is not used.
 async fn env(sentinels: &str) -> TestEnv {
