@@ -1,12 +1,13 @@
 //! The end of a verification: its link is not handed out again.
 
-use std::time::SystemTime;
+use std::{collections::HashSet, time::SystemTime};
 
+use futures_util::future::join_all;
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Flow, Latch, Message, TestEnv, Worker, log_text,
+    Flow, Latch, Message, Node, TestEnv, Worker, log_text,
     platform::success,
     rabbitmq::{field_table, long_string},
     wait_until,
@@ -199,4 +200,63 @@ async fn endings_wait_in_their_queue_while_redis_is_unavailable() {
     wait_for_endings(&worker, "forgotten", 1).await;
     wait_for_endings(&worker, "unknown", 2).await;
     assert_eq!(request(&mut env, "r-2", "ann").await["reused"], false);
+}
+
+/// In each round, the sessions of the round before end while everyone asks again.
+#[tokio::test]
+async fn no_ended_session_is_handed_out_although_a_worker_is_killed() {
+    const PEOPLE: usize = 100;
+    const ROUNDS: usize = 3;
+    let node = Node::rabbitmq().await;
+    let mut env = TestEnv::builder().rabbitmq(&node).start().await;
+    let mut workers = vec![env.start_worker().await, env.start_worker().await];
+    let queue = env.ended_queue();
+    let mut ended = HashSet::new();
+    let mut current: Vec<Value> = Vec::new();
+    for round in 0..ROUNDS {
+        // By session, by user, or both, each in the middle of the person's next request.
+        let endings = current.iter().enumerate().map(|(n, event)| {
+            let (user, session) = (&event["userId"], &event["sessionId"]);
+            let data = match n % 3 {
+                0 => json!({ "sessionId": session }),
+                1 => json!({ "userId": user }),
+                _ => json!({ "userId": user, "sessionId": session }),
+            };
+            end(&env, data)
+        });
+        let requests = (0..PEOPLE).map(|n| {
+            let data = json!({ "userId": format!("user-{n}") });
+            let rabbitmq = &env.rabbitmq;
+            async move { rabbitmq.publish_request(&format!("{round}-during-{n}"), data).await }
+        });
+        let published = tokio::join!(join_all(endings), join_all(requests));
+        drop(published);
+        if round == 1 {
+            workers.remove(0).kill().await;
+            workers.push(env.start_worker().await);
+        }
+        // All endings are acked: neither ready nor delivered.
+        wait_until("all endings are acked", async || {
+            let queues = node.ctl(&["list_queues", "name", "messages", "--silent"]).await;
+            queues.lines().any(|line| line == format!("{queue}\t0"))
+        })
+        .await;
+        ended.extend(current.drain(..).map(|event| event["sessionId"].to_string()));
+        for n in 0..PEOPLE {
+            env.publish_request(&format!("{round}-after-{n}"), &format!("user-{n}")).await;
+        }
+        // Redelivered requests have their events twice.
+        let mut waiting: HashSet<_> = (0..PEOPLE).map(|n| format!("user-{n}")).collect();
+        while !waiting.is_empty() {
+            let event = env.rabbitmq.next_event().await.data();
+            let id = event["requestId"].as_str().unwrap();
+            if !id.contains("during") {
+                let session = event["sessionId"].to_string();
+                assert!(!ended.contains(&session), "round {round}: {event}");
+                if waiting.remove(event["userId"].as_str().unwrap()) {
+                    current.push(event);
+                }
+            }
+        }
+    }
 }
