@@ -137,6 +137,9 @@ async fn invalid_ending_is_dead_lettered_without_an_event() {
 async fn dead_letter_of_an_ending_is_replayed_to_the_queue_of_endings() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
+    // The worker declares the queue of endings alongside serving requests.
+    end(&env, json!({ "sessionId": "unknown" })).await;
+    wait_for_endings(&worker, "unknown", 1).await;
     let first = request(&mut env, "r-1", "ann").await;
     // Dead-lettered by a worker that has no default workflow.
     let letter = Message {

@@ -1,6 +1,6 @@
 //! `handoff forget`, as a person runs it.
 
-use std::process::Output;
+use std::{process::Output, time::SystemTime};
 
 use serde_json::{Value, json};
 
@@ -46,6 +46,15 @@ async fn request(env: &mut TestEnv, id: &str, workflow: &str) -> Value {
     env.rabbitmq.next_event().await.data()
 }
 
+/// Starts a worker, and waits until it consumes endings: it declares their queue alongside serving requests.
+async fn start_worker(env: &TestEnv) -> Worker {
+    let worker = env.start_worker().await;
+    env.rabbitmq.publish_ending(json!({ "sessionId": "unknown" }), Default::default()).await;
+    let series = "handoff_endings_total{outcome=\"unknown\"}";
+    wait_until("endings are consumed", async || worker.metric(series).await >= 1.0).await;
+    worker
+}
+
 async fn wait_for_forgotten(worker: &Worker, count: usize) {
     let series = "handoff_endings_total{outcome=\"forgotten\"}";
     wait_until("links are forgotten", async || worker.metric(series).await as usize >= count).await;
@@ -54,7 +63,7 @@ async fn wait_for_forgotten(worker: &Worker, count: usize) {
 #[tokio::test]
 async fn forgotten_link_is_replaced_by_another() {
     let mut env = TestEnv::start().await;
-    let worker = env.start_worker().await;
+    let worker = start_worker(&env).await;
     let settings = settings(&env);
     let default = settings["HANDOFF_IDV_WORKFLOW_ID"].clone();
     let mut first = Vec::new();
@@ -88,7 +97,7 @@ async fn forgotten_link_is_replaced_by_another() {
 #[tokio::test]
 async fn link_is_forgotten_by_session_and_by_user_without_a_known_workflow() {
     let mut env = TestEnv::start().await;
-    let worker = env.start_worker().await;
+    let worker = start_worker(&env).await;
     let mut settings = settings(&env);
     let default = settings.remove("HANDOFF_IDV_WORKFLOW_ID").unwrap();
     let first = request(&mut env, "r-1", &default).await;
@@ -120,6 +129,24 @@ async fn ending_that_no_queue_takes_fails_with_what_to_do() {
     let error = stderr(&output);
     assert!(error.contains("start a worker") && error.contains(&env.ended_queue()), "{error}");
     assert_eq!(output.stdout, b"");
+}
+
+#[tokio::test]
+async fn ending_is_persistent_with_an_id_and_the_time() {
+    let env = TestEnv::start().await;
+    start_worker(&env).await.stop().await;
+    let queue = env.ended_queue();
+    let seconds = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let before = seconds();
+    let output = forget(&["--session", "s"], &settings(&env)).await;
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ending = env.rabbitmq.take(&queue).await;
+    let properties = &ending.properties;
+    assert_eq!(ending.json(), json!({ "sessionId": "s" }));
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    let id = properties.message_id().as_ref().map(|id| id.as_str());
+    assert_eq!(id, printed["requestId"].as_str());
+    assert!((before..=seconds()).contains(&properties.timestamp().unwrap()));
 }
 
 #[tokio::test]
