@@ -245,8 +245,13 @@ async fn killed_replay_loses_and_doubles_no_dead_letter() {
         served.insert(event.data()["requestId"].as_str().unwrap().to_owned());
     }
     replay.kill().await.unwrap();
-    wait_until("RabbitMQ has requeued what it held", async || env.dead_letters().await >= 500)
-        .await;
+    let queue = env.dead_queue();
+    let node = Node::shared_rabbitmq();
+    wait_until("RabbitMQ has requeued what it held", async || {
+        let queues = node.ctl(&["list_queues", "name", "messages_unacknowledged", "--silent"]);
+        queues.await.lines().any(|line| line == format!("{queue}\t0"))
+    })
+    .await;
     let output = run(&env, &arguments[1..4]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // A letter confirmed but not acked at the kill is replayed twice, with the same event.
