@@ -1,6 +1,7 @@
 //! Links in a real browser.
 
 use handoff::sandbox::{Options, Sandbox, TokenAlphabet};
+use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -8,6 +9,7 @@ use crate::support::{
     Browser, TestEnv, Worker,
     browser::{ENTER, TAB},
     platform::API_KEY,
+    wait_until,
 };
 
 /// User ids that reveal missing escaping or wrong normalization.
@@ -144,11 +146,12 @@ async fn invalid_link_shows_why() {
 }
 
 #[tokio::test]
-async fn finished_or_closed_session_says_that_it_is_over() {
+async fn person_who_finished_or_closed_a_verification_gets_another_link() {
     for flow in ["token", "deeplink"] {
         let (mut env, _sandbox) = start_env().await;
         env.set("IDV_FLOW", flow);
-        let (_worker, browser) = worker_and_browser(&env).await;
+        let (worker, browser) = worker_and_browser(&env).await;
+        let mut forgotten = 0.0;
         for (user, (button, text)) in
             ["Zoë 1", "Zoë 2"].iter().zip([("#finish", "was finished"), ("#close", "was closed")])
         {
@@ -165,10 +168,28 @@ async fn finished_or_closed_session_says_that_it_is_over() {
             assert_eq!(browser.open(mobile_url).await, 410);
             assert!(browser.text("#error").await.contains(text), "{flow}");
             // The worker has not heard of it.
-            let again = json!({ "userId": user, "workflowId": link["workflowId"] });
-            env.rabbitmq.publish_request("again", again).await;
+            let request = json!({ "userId": user, "workflowId": link["workflowId"] });
+            env.rabbitmq.publish_request("again", request.clone()).await;
             let data = env.rabbitmq.next_event().await.data();
             assert_eq!((&data["url"], &data["reused"]), (&link["url"], &json!(true)));
+
+            // Now it has.
+            let ending = json!({ "sessionId": link["sessionId"] });
+            env.rabbitmq.publish_ending(ending, BasicProperties::default()).await;
+            forgotten += 1.0;
+            wait_until("the link is forgotten", async || {
+                worker.metric("handoff_endings_total{outcome=\"forgotten\"}").await == forgotten
+            })
+            .await;
+            env.rabbitmq.publish_request("at last", request).await;
+            let data = env.rabbitmq.next_event().await.data();
+            assert_eq!(data["reused"], false, "{flow}");
+            assert_eq!(browser.open(data["url"].as_str().unwrap()).await, 200);
+            if flow == "token" {
+                browser.click("#continue").await;
+            }
+            assert_eq!(browser.text("#user").await, *user);
+            assert_eq!(browser.open(mobile_url).await, 410, "the former link stays over");
         }
         assert_eq!(
             browser.console().await.iter().filter(|line| line.contains("policy")).count(),
