@@ -182,17 +182,22 @@ fn client_identity(
     let files =
         [file(certificate, &table::AMQP_CERT_FILE.spec), file(key, &table::AMQP_KEY_FILE.spec)];
     let identity = ClientIdentity::watch(files);
-    identity.map_err(|(variable, why)| parser.error(&variable, why)).ok()
+    let report = |errors: Vec<_>| {
+        errors.iter().for_each(|(variable, why): &(String, String)| parser.error(variable, why));
+    };
+    identity.map_err(report).ok()
 }
 
 fn retry_delays(parser: &mut Parser<'_>, queue: Option<&str>) -> Option<Vec<RetryDelay>> {
-    let delays = parser.value(&table::RETRY_DELAYS)?;
-    let longest = delays.iter().map(|delay| delay.name.len()).max().unwrap_or(0);
-    if queue.is_some_and(|queue| queue.len() + ".retry.".len() + longest > MAX_NAME) {
+    let delays = parser.value(&table::RETRY_DELAYS);
+    let suffixes = delays.iter().flatten().map(|delay| ".retry.".len() + delay.name.len());
+    // Without retry delays, because they are invalid, this is the longest.
+    let longest = suffixes.chain([".ended".len()]).max().unwrap_or(0);
+    if queue.is_some_and(|queue| queue.len() + longest > MAX_NAME) {
         let why = "is too long: the names of its retry queues exceed 255 bytes";
         parser.reject(&table::QUEUE.spec, why);
     }
-    Some(delays)
+    delays
 }
 
 fn cache(

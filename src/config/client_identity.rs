@@ -16,6 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     secret_file::read_secret_file,
+    setting::{ParseResult, ensure},
     watched::{FileError, NamedFile, Watched},
 };
 
@@ -40,16 +41,26 @@ pub struct ClientIdentity {
 }
 
 impl ClientIdentity {
-    /// Reads both files, and follows them.
-    pub(super) fn watch(files: [NamedFile; 2]) -> Result<Watched<Self>, (String, String)> {
-        let read = |n: usize| {
-            let NamedFile { path, variable } = &files[n];
-            read_pem(path).map_err(|why| (variable.clone(), why))
+    /// Reads both files, and follows them. The errors are variables and what is wrong with their files.
+    pub(super) fn watch(files: [NamedFile; 2]) -> Result<Watched<Self>, Vec<(String, String)>> {
+        let invalid = |why| format!("the file's content {why}");
+        let [certificate, key] = &files;
+        let chain = read_pem(&certificate.path)
+            .and_then(|pem| parse_chain(&pem).map(|_| pem).map_err(invalid));
+        let private_key =
+            read_pem(&key.path).and_then(|pem| parse_key(&pem).map(|_| pem).map_err(invalid));
+        let contents = match (chain, private_key) {
+            (Ok(chain), Ok(private_key)) => vec![chain, private_key],
+            (chain, private_key) => {
+                let errors = [(certificate, chain.err()), (key, private_key.err())];
+                let named =
+                    |(file, why): (&NamedFile, Option<_>)| Some((file.variable.clone(), why?));
+                return Err(errors.into_iter().filter_map(named).collect());
+            }
         };
-        let contents = vec![read(0)?, read(1)?];
         let identity = parse(&contents).map_err(|(n, why)| {
             let variable = files.get(n).map(|file| file.variable.clone());
-            (variable.unwrap_or_default(), format!("the file's content {why}"))
+            vec![(variable.unwrap_or_default(), invalid(why))]
         })?;
         Ok(Watched::from_files(identity, contents, files.into(), Box::new(parse)))
     }
@@ -81,23 +92,29 @@ fn read_pem(path: &Path) -> Result<SecretString, String> {
     read_secret_file(path).map(SecretString::from).map_err(|why| why + PATH)
 }
 
+fn parse_chain(pem: &SecretString) -> ParseResult<Vec<CertificateDer<'static>>> {
+    let certificates = CertificateDer::pem_slice_iter(pem.expose_secret().as_bytes());
+    let chain: Vec<_> = certificates.collect::<Result<_, _>>().map_err(|_| NOT_A_CERTIFICATE)?;
+    ensure(!chain.is_empty(), NOT_A_CERTIFICATE)?;
+    Ok(chain)
+}
+
+fn parse_key(pem: &SecretString) -> ParseResult<PrivateKeyDer<'static>> {
+    let pem = pem.expose_secret();
+    let why = if pem.contains("ENCRYPTED") { ENCRYPTED } else { NOT_A_KEY };
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| why)
+}
+
 /// Parses a certificate and its key.
 fn parse(contents: &[SecretString]) -> Result<ClientIdentity, FileError> {
     const CERTIFICATE: usize = 0;
     const KEY: usize = 1;
     let [pem, key] = contents else { return Err((CERTIFICATE, NOT_A_CERTIFICATE)) };
-    let certificates = CertificateDer::pem_slice_iter(pem.expose_secret().as_bytes());
-    let chain: Vec<_> =
-        certificates.collect::<Result<_, _>>().map_err(|_| (CERTIFICATE, NOT_A_CERTIFICATE))?;
-    if chain.is_empty() {
-        return Err((CERTIFICATE, NOT_A_CERTIFICATE));
-    }
+    let chain = parse_chain(pem).map_err(|why| (CERTIFICATE, why))?;
+    let private_key = parse_key(key).map_err(|why| (KEY, why))?;
     let identity = ClientIdentity { pem: pem.clone(), key: key.clone(), chain };
-    let key = identity.key().map_err(|_| {
-        let is_encrypted = key.expose_secret().contains("ENCRYPTED");
-        (KEY, if is_encrypted { ENCRYPTED } else { NOT_A_KEY })
-    })?;
-    match CertifiedKey::from_der(identity.chain.clone(), key, &aws_lc_rs::default_provider()) {
+    let chain = identity.chain.clone();
+    match CertifiedKey::from_der(chain, private_key, &aws_lc_rs::default_provider()) {
         Ok(_) => Ok(identity),
         Err(TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err((KEY, OTHER_KEY)),
         Err(TlsError::InvalidCertificate(_)) => Err((CERTIFICATE, UNUSABLE_CERTIFICATE)),

@@ -229,6 +229,8 @@ fn node(text: &str, default_port: u16) -> ParseResult<RedisNode> {
     let is_number = database.bytes().all(|byte| byte.is_ascii_digit())
         && (database.is_empty() || database.parse::<u32>().is_ok());
     ensure(is_number, "must end with the number of a database, such as /0")?;
+    // The `url` crate takes this for a host, as the scheme is not one of a browser's.
+    ensure(!url.host_str().is_some_and(|host| host.contains(',')), ELEMENT_FORM)?;
     ensure(!text.contains('#'), "must not contain `#`: certificate checks cannot be turned off")?;
     let info = text.into_connection_info().map_err(|_| FORM)?;
     let node = RedisNode { info };
@@ -277,6 +279,8 @@ mod tests {
         for (parse, text, why) in [
             (one_server as Parse, "redis://a,redis://b", "HANDOFF_REDIS_MODE=cluster"),
             (one_server, "redis://a,", "empty element"),
+            (one_server, "redis://a,b", "each element of a list"),
+            (one_server, "redis://:p@a,b:6380/0", "each element of a list"),
             (one_server, "http://a", "must be a Redis URL"),
             (one_server, "redis://a/-1", "a database"),
             (one_server, "rediss://a/#insecure", "certificate checks"),

@@ -25,23 +25,24 @@ pub(super) fn redis(parser: &mut Parser<'_>) -> Option<RedisSettings> {
 fn sentinels(parser: &mut Parser<'_>, mode: Option<RedisMode>) -> Option<Option<Sentinels>> {
     let nodes = parser.watched_optional(&table::REDIS_SENTINELS);
     let service = parser.optional(&table::REDIS_SENTINEL_SERVICE);
-    let (mode, nodes, service) = (mode?, nodes?, service?);
+    let mode = mode?;
     if mode == RedisMode::Sentinel {
-        if nodes.is_none() {
+        // An invalid setting is not missing: it has an error of its own.
+        if matches!(nodes, Some(None)) {
             parser.reject(
                 &table::REDIS_SENTINELS.spec,
                 "is required with HANDOFF_REDIS_MODE=sentinel: list the sentinels, such as \
                  redis://sentinel-1.example.com:26379,redis://sentinel-2.example.com:26379",
             );
         }
-        let service = service.unwrap_or_else(|| DEFAULT_SERVICE.to_owned());
-        return nodes.map(|nodes| Some(Sentinels { nodes, service }));
+        let service = service?.unwrap_or_else(|| DEFAULT_SERVICE.to_owned());
+        return nodes?.map(|nodes| Some(Sentinels { nodes, service }));
     }
     let why = "has no meaning without HANDOFF_REDIS_MODE=sentinel: set the mode, or unset this";
-    if nodes.is_some() {
+    if matches!(nodes, Some(Some(_))) {
         parser.reject(&table::REDIS_SENTINELS.spec, why);
     }
-    if service.is_some() {
+    if matches!(service, Some(Some(_))) {
         parser.reject(&table::REDIS_SENTINEL_SERVICE.spec, why);
     }
     Some(None)

@@ -185,6 +185,8 @@ async fn mistakes_in_client_certificates_are_reported_by_name() {
         ("", key, plain, &["URL: must begin with amqps://", "KEY_FILE: needs the key's"]),
         ("/no/such", key, tls, &["CERT_FILE: names a file that does not exist; give the path"]),
         (cert, "/no/such", tls, &["KEY_FILE: names a file that does not exist; give the path"]),
+        ("/no/such", "/no/such", tls, &["CERT_FILE: names a file", "KEY_FILE: names a file"]),
+        (no_pem, no_pem, tls, &["CERT_FILE: the file's content", "KEY_FILE: the file's content"]),
         (no_pem, key, tls, &["CERT_FILE: the file's content is not a certificate in PEM"]),
         (der, key, tls, &["CERT_FILE: names a file that is not text"]),
         (cert, no_pem, tls, &["KEY_FILE: the file's content is not a private key in PEM"]),

@@ -306,3 +306,31 @@ async fn mistakes_in_the_settings_of_a_redis_mode_name_the_variable_and_the_reme
         assert!(stderr.contains(why) && !stderr.contains(SECRET), "{settings:?}: {stderr}");
     }
 }
+
+#[tokio::test]
+async fn mistake_in_one_setting_hides_none_in_another() {
+    let too_long = "q".repeat(250);
+    for (settings, variables) in [
+        (
+            &[("REDIS_MODE", "sentinel"), ("REDIS_SENTINEL_SERVICE", "a b")][..],
+            ["REDIS_SENTINELS", "REDIS_SENTINEL_SERVICE"],
+        ),
+        (
+            &[("REDIS_SENTINELS", SECRET), ("REDIS_SENTINEL_SERVICE", "primary")],
+            ["REDIS_SENTINELS", "REDIS_SENTINEL_SERVICE"],
+        ),
+        (
+            &[("REDIS_SENTINELS", "redis://a"), ("REDIS_SENTINEL_SERVICE", "a b")],
+            ["REDIS_SENTINELS", "REDIS_SENTINEL_SERVICE"],
+        ),
+        (&[("QUEUE", &too_long), ("RETRY_DELAYS", "soon")], ["QUEUE", "RETRY_DELAYS"]),
+    ] {
+        let (status, stderr) = run(&[GOOD, settings].concat(), &[]).await;
+        assert_eq!(status, Some(2), "{settings:?}");
+        assert!(stderr.contains("configuration errors: 2"), "{settings:?}: {stderr}");
+        for variable in variables {
+            assert!(stderr.contains(&format!("HANDOFF_{variable}: ")), "{settings:?}: {stderr}");
+        }
+        assert!(!stderr.contains(SECRET), "{stderr}");
+    }
+}

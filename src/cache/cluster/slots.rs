@@ -124,9 +124,11 @@ fn parse_range(range: &Value, from: &Address) -> Option<SlotRange> {
         return None;
     };
     let slot = |number: &i64| u16::try_from(*number).ok().filter(|slot| *slot < SLOTS);
+    let (first, last) = (slot(first)?, slot(last)?);
+    (first <= last).then_some(())?;
     Some(SlotRange {
-        first: slot(first)?,
-        last: slot(last)?,
+        first,
+        last,
         primary: parse_node(primary, from)?,
         replicas: replicas.iter().filter_map(|node| parse_node(node, from)).collect(),
     })
@@ -181,6 +183,8 @@ mod tests {
                 node("b", 9),
             ]),
             Value::Array(vec![Value::Int(6), Value::Int(9), node("?", 7)]),
+            // No range.
+            Value::Array(vec![Value::Int(9), Value::Int(6), node("b", 7)]),
             Value::Int(3),
         ]);
         let address = |host: &str, port| Address { host: host.to_owned(), port };
