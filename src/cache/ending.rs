@@ -85,21 +85,38 @@ impl Cache {
         // The mark comes first: a link that is stored from here on is checked against it.
         let entry = self.run::<Vec<u8>>(call.key(), &call.script()).await?;
         deferred.written(Written::Ending(call));
-        let (keys, link) = match (IndexEntry::parse(&entry), of) {
+        let (keys, indexed) = match (IndexEntry::parse(&entry), of) {
             (Some(IndexEntry { hash, link }), _) => {
-                (Keys::of_hash(&self.0.prefix, self.flow(), &hash), link)
+                (Keys::of_hash(&self.0.prefix, self.flow(), &hash), Some(link))
             }
-            // The entry may be lost, or the link be one of release 0.1, which writes none.
-            (None, Some(keys)) => match self.stored_link_of(keys, id).await? {
-                Some(link) => (keys.clone(), link),
-                None => return Ok(Forgotten::Unknown),
-            },
+            (None, Some(keys)) => (keys.clone(), None),
             (None, None) => return Ok(Forgotten::Unknown),
         };
-        let call = ForgetCall::Link { keys, link, until };
+        if let Some(link) = indexed
+            && self.forget_link(&keys, link, until).await?
+        {
+            return Ok(Forgotten::Yes);
+        }
+        // The entry may be lost, or name an earlier store of the session: a link that waits for Redis is also
+        // stored by the next request that takes it. The link may also be one of release 0.1, which writes none.
+        if let Some(link) = self.stored_link_of(&keys, id).await?
+            && self.forget_link(&keys, link, until).await?
+        {
+            return Ok(Forgotten::Yes);
+        }
+        Ok(Forgotten::Unknown)
+    }
+
+    async fn forget_link(
+        &self,
+        keys: &Keys,
+        link: LinkId,
+        until: SystemTime,
+    ) -> Result<bool, CacheError> {
+        let call = ForgetCall::Link { keys: keys.clone(), link, until };
         let is_forgotten = self.run::<bool>(call.key(), &call.script()).await?;
-        deferred.written(Written::Ending(call));
-        Ok(if is_forgotten { Forgotten::Yes } else { Forgotten::Unknown })
+        self.0.pool.deferred.written(Written::Ending(call));
+        Ok(is_forgotten)
     }
 
     /// The stored link, if it is that of the session.

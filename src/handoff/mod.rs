@@ -182,11 +182,11 @@ impl Handoff {
                         freshness = Freshness::OtherThan(lease.newest.clone());
                     }
                     if let Some((_, session)) = self.pending_link(job, keys, &stamp) {
-                        // If this fails, it is stored later.
-                        if lease.store_pending(&session).await != Ok(StoreOutcome::Fenced) {
-                            return Ok(Obtained::pending(session, &stamp));
+                        // Boxed to keep this future small; this follows an outage of Redis.
+                        let stored = Obtained::store_pending(cache, keys, &lease, session, &stamp);
+                        if let Some(pending) = Box::pin(stored).await {
+                            return Ok(pending);
                         }
-                        // Its verification has ended, or there is a newer link.
                     } else if let Some(made) = self.make_and_store(job, &lease, budget).await? {
                         return Ok(made);
                     }

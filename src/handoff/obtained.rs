@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::job::Job;
 use crate::{
-    cache::{Cache, Keys, LinkId, Stamp, StoredLink},
+    cache::{Cache, Keys, Lease, LinkId, Stamp, StoreOutcome, StoredLink},
     session::Session,
 };
 
@@ -67,20 +67,45 @@ impl Obtained {
         claimed_at: Instant,
     ) -> Option<Self> {
         let StoredLink { session, id: link, is_indexed, .. } = link;
-        let index_entry = if is_indexed {
-            IndexEntry::Noted
-        } else {
-            // Boxed to keep the caller's future small; a link is in this state for a moment.
-            match Box::pin(cache.index(keys, link, &session)).await {
-                Ok(true) => return None,
-                Ok(false) => IndexEntry::Written,
-                // Cut off from Redis: the entry is written later.
-                Err(_) => IndexEntry::Missing,
-            }
-        };
+        let index_entry = if is_indexed { IndexEntry::Noted } else { IndexEntry::Missing };
         let session = Arc::new(session);
         let not_before = None;
-        Some(Self { session, reused: true, not_before, seen_at: claimed_at, link, index_entry })
+        let seen_at = claimed_at;
+        let stored = Self { session, reused: true, not_before, seen_at, link, index_entry };
+        if is_indexed {
+            return Some(stored);
+        }
+        // Boxed to keep the caller's future small; a link is in this state for a moment.
+        Box::pin(stored.indexed(cache, keys)).await
+    }
+
+    /// Stores a link that this replica made without Redis. `None`: its session has ended, or there is a newer link.
+    /// If Redis fails, the link is stored later.
+    pub(super) async fn store_pending(
+        cache: &Cache,
+        keys: &Keys,
+        lease: &Lease,
+        session: Session,
+        stamp: &Stamp,
+    ) -> Option<Self> {
+        // Before the store: a request that is delivered after it looks for itself.
+        let pending = Self::pending(session, stamp);
+        match lease.store_pending(&pending.session).await {
+            // The mark of a session that ended meanwhile lies in another slot, where the store does not look.
+            Ok(StoreOutcome::Stored) => pending.indexed(cache, keys).await,
+            Ok(StoreOutcome::Fenced) => None,
+            Err(_) => Some(pending),
+        }
+    }
+
+    /// Writes the index entry of its session. `None`: the session has ended.
+    async fn indexed(self, cache: &Cache, keys: &Keys) -> Option<Self> {
+        match cache.index(keys, self.link, &self.session).await {
+            Ok(true) => None,
+            Ok(false) => Some(Self { index_entry: IndexEntry::Written, ..self }),
+            // Cut off from Redis: the entry is written later.
+            Err(_) => Some(self),
+        }
     }
 
     /// Records in Redis that the link is handed out. If Redis fails, the index entry is written once it is
@@ -101,5 +126,63 @@ impl Obtained {
         if job.request.renew && *reused {
             cache.add_stamp(keys, &job.stamp()).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use deadpool_redis::redis::{self, AsyncCommands};
+
+    use super::*;
+    use crate::{
+        cache::{Claim, Ended, Forgotten, Freshness},
+        config::{CacheSettings, Flow, RedisSettings},
+        session::Access,
+        telemetry::metrics::Metrics,
+    };
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[tokio::test]
+    async fn link_in_memory_whose_session_ended_at_another_replica_is_dropped() {
+        let url = std::env::var("HANDOFF_REDIS_URL");
+        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
+        let settings = CacheSettings {
+            redis: RedisSettings::single(&url).unwrap(),
+            key_prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
+            seal_keys: Vec::new().into(),
+            flow: Flow::Token,
+            token_ttl: HOUR,
+            session_ttl: HOUR,
+            link_min_life: HOUR / 6,
+            patience: Duration::ZERO,
+        };
+        let [own, other] = [(); 2].map(|()| Cache::new(&settings, Metrics::new()));
+        for cache in [&own, &other] {
+            cache.wait_connected(Duration::from_secs(10)).await;
+        }
+        let keys = own.keys("ann", "w");
+        let stamp = Stamp::of("r2");
+        let made_at = SystemTime::now();
+        let access = Access::Token("t".to_owned().into());
+        let session = Session { access, id: "s".to_owned(), made_at, expires_at: made_at + HOUR };
+        assert_eq!(other.end(&Ended::Session("s", None)).await, Ok(Forgotten::Unknown));
+
+        for _ in 0..2 {
+            let claimed = own.claim(&keys, &stamp, &Freshness::Any, None).await;
+            // Once the link is dropped, there is none to claim.
+            let Ok(Claim::Lease(lease)) = claimed else { panic!("no lease: {claimed:?}") };
+            let stored =
+                Obtained::store_pending(&own, &keys, &lease, session.clone(), &stamp).await;
+            assert!(stored.is_none(), "handed out, though its session has ended");
+        }
+
+        let client = redis::Client::open(url).unwrap();
+        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+        let pattern = [&settings.key_prefix, "*"].concat();
+        let keys: Vec<String> = redis.keys(pattern).await.unwrap();
+        redis.del::<_, ()>(keys).await.unwrap();
     }
 }

@@ -4,6 +4,7 @@
 //! Redis runs scripts one at a time. So whatever workers do concurrently amounts to some order of their
 //! scripts, and a test that runs one step at a time covers all of it.
 
+mod index;
 mod model;
 mod one_call;
 mod step;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use deadpool_redis::redis::{self, AsyncCommands, aio::MultiplexedConnection};
 
 use crate::{
-    cache::{Cache, Claim, Freshness, Keys, Lease, Stamp, StoreOutcome},
+    cache::{Cache, Claim, Freshness, Keys, Lease, Stamp, StoreOutcome, keys::session_key},
     config::{CacheSettings, Flow, RedisSettings},
     session::{Access, Session},
     telemetry::metrics::Metrics,
@@ -13,14 +13,14 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-struct Setup {
+pub(super) struct Setup {
     prefix: String,
     url: String,
     redis: MultiplexedConnection,
 }
 
 impl Setup {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let url = std::env::var("HANDOFF_REDIS_URL");
         let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
         let redis = redis::Client::open(url.as_str()).unwrap();
@@ -28,7 +28,7 @@ impl Setup {
         Self { prefix: format!("test-{}", uuid::Uuid::new_v4().simple()), url, redis }
     }
 
-    async fn cache(&self, flow: Flow) -> Cache {
+    pub(super) async fn cache(&self, flow: Flow) -> Cache {
         let settings = CacheSettings {
             redis: RedisSettings::single(&self.url).unwrap(),
             key_prefix: self.prefix.clone(),
@@ -44,11 +44,15 @@ impl Setup {
         cache
     }
 
+    pub(super) async fn forget_session(&mut self, id: &str) {
+        self.forget(&session_key(&self.prefix, id)).await;
+    }
+
     async fn forget(&mut self, key: &str) {
         self.redis.del::<_, ()>(key).await.unwrap();
     }
 
-    async fn clean_up(&mut self, keys: &[Keys]) {
+    pub(super) async fn clean_up(&mut self, keys: &[Keys]) {
         for Keys { link, saved, lease, mark } in keys {
             self.redis.del::<_, ()>(&[link, saved, lease, mark]).await.unwrap();
         }
@@ -61,12 +65,12 @@ fn link(url: &str) -> Session {
     Session { access, id: "s".to_owned(), made_at, expires_at: made_at + HOUR }
 }
 
-async fn claim(cache: &Cache, request: &str) -> Claim {
+pub(super) async fn claim(cache: &Cache, request: &str) -> Claim {
     let stamp = Stamp::of(request);
     cache.claim(&cache.keys("ann", "w"), &stamp, &Freshness::Any, None).await.unwrap()
 }
 
-async fn lease(cache: &Cache, request: &str) -> Lease {
+pub(super) async fn lease(cache: &Cache, request: &str) -> Lease {
     match claim(cache, request).await {
         Claim::Lease(lease) => lease,
         other => panic!("not the lease: {other:?}"),

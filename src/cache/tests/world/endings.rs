@@ -159,30 +159,40 @@ impl World {
             }
             let ending = Written::EndSession { session: (person, session), of };
             self.workers[worker].recent.push(ending);
+            let indexed = entry.map(|(person, link)| (person, Some(link)));
+            let Some((of, indexed)) = indexed.or(of.map(|of| (of, None))) else { break 'scripts };
             let mut next = 1;
-            let link = match (entry, of) {
-                (Some((person, link)), _) => Some((person, link)),
-                (None, None) => None,
-                (None, Some(of)) => {
-                    if !answers(1) {
-                        expected = Err(());
-                        break 'scripts;
-                    }
-                    next = 2;
-                    let link = self.people[of].link.as_ref();
-                    let link = link.filter(|link| of == person && link.session == session);
-                    link.map(|link| (of, link.id()))
+            if let Some(link) = indexed {
+                if runs(next) && self.people[of].forget(link) {
+                    expected = Ok(Forgotten::Yes);
                 }
-            };
-            let Some((person, link)) = link else { break 'scripts };
-            if runs(next) && self.people[person].forget(link) {
+                if !answers(next) {
+                    expected = Err(());
+                    break 'scripts;
+                }
+                self.workers[worker].recent.push(Written::Forget { person: of, link });
+                if expected == Ok(Forgotten::Yes) {
+                    break 'scripts;
+                }
+                next += 1;
+            }
+            // The stored link is read.
+            if !answers(next) {
+                expected = Err(());
+                break 'scripts;
+            }
+            next += 1;
+            let link = self.people[of].link.as_ref();
+            let link = link.filter(|link| of == person && link.session == session);
+            let Some(link) = link.map(|link| link.id()) else { break 'scripts };
+            if runs(next) && self.people[of].forget(link) {
                 expected = Ok(Forgotten::Yes);
             }
             if !answers(next) {
                 expected = Err(());
                 break 'scripts;
             }
-            self.workers[worker].recent.push(Written::Forget { person, link });
+            self.workers[worker].recent.push(Written::Forget { person: of, link });
         }
         assert_eq!(forgotten.as_ref().map_err(drop), expected.as_ref().map_err(drop));
         if forgotten.is_ok() && of.is_none_or(|of| of == person) {

@@ -1,0 +1,36 @@
+//! The index of sessions, where one session's link is stored more than once.
+
+use std::time::{Duration, SystemTime};
+
+use super::one_call::{Setup, claim, lease};
+use crate::{
+    cache::{Claim, Ended, Forgotten, LinkId, Stamp, StoreOutcome},
+    config::Flow,
+    session::{Access, Session},
+};
+
+#[tokio::test]
+async fn session_is_forgotten_though_its_index_entry_names_an_earlier_store() {
+    let mut setup = Setup::new().await;
+    let cache = setup.cache(Flow::Token).await;
+    let keys = cache.keys("ann", "w");
+    let made_at = SystemTime::now();
+    let id = "s".to_owned();
+    let access = Access::Token("t".to_owned().into());
+    let expires_at = made_at + Duration::from_secs(3_600);
+    let session = Session { access, id: id.clone(), made_at, expires_at };
+    let link_of = |request| LinkId::new(&Stamp::of(request), made_at);
+    for of in [None, Some(&keys)] {
+        // r1 made the session without Redis. r2 stores its link before the late scripts of r1 run.
+        let held = lease(&cache, "r2").await;
+        assert_eq!(held.store_pending(&session).await, Ok(StoreOutcome::Stored));
+        assert_eq!(cache.index(&keys, link_of("r2"), &session).await, Ok(false));
+        cache.note_indexed(&keys, link_of("r2")).await;
+        assert_eq!(cache.index(&keys, link_of("r1"), &session).await, Ok(false));
+
+        assert_eq!(cache.end(&Ended::Session(&id, of)).await, Ok(Forgotten::Yes));
+        assert!(matches!(claim(&cache, "r3").await, Claim::Lease(_)));
+        setup.forget_session(&id).await;
+        setup.clean_up(std::slice::from_ref(&keys)).await;
+    }
+}
