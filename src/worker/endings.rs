@@ -2,11 +2,15 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use tokio::time::{Instant, timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -73,7 +77,9 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
                 source.stop(consumer).await;
                 match end {
                     End::Stopped => return,
-                    End::RedisUnavailable => Duration::ZERO,
+                    // If Redis refuses only the scripts of endings, requests soon find it available again:
+                    // without a delay, an ending was copied 60 times a second.
+                    End::RedisUnavailable => RESTART_DELAY,
                     End::Fault(error) => {
                         if !source.lost.is_cancelled() {
                             log::endings_not_consumed(&error);
@@ -114,6 +120,11 @@ async fn consume(
     let EndingSource { publisher, lost, .. } = source;
     let queue = publisher.topology().ended_queue();
     let mut in_hand = FuturesUnordered::new();
+    // A stream keeps a pause for want of memory under way while the endings in hand go on: they hold the memory.
+    let mut deliveries = pin!(stream::unfold(consumer, async |consumer| {
+        let next = next(consumer).await;
+        Some((next, consumer))
+    }));
     let end = loop {
         tokio::select! {
             biased;
@@ -121,8 +132,8 @@ async fn consume(
             Some(processed) = in_hand.next() => if processed == Err(Unavailable) {
                 break End::RedisUnavailable;
             },
-            next = consumer.next() => match next {
-                Ok(Some(delivery)) => in_hand.push(async move {
+            Some(next) = deliveries.next() => match next {
+                Ok(delivery) => in_hand.push(async move {
                     let processed =
                         processor.process_ending(&delivery, queue, publisher, lost, Duration::ZERO);
                     let processed = AssertUnwindSafe(processed).catch_unwind().await;
@@ -131,17 +142,23 @@ async fn consume(
                         Ok(())
                     })
                 }),
-                // There is too little memory for large messages.
-                Ok(None) if consumer.is_paused() => if let Err(fault) = consumer.resume().await {
-                    break End::Fault(fault);
-                },
-                Ok(None) => consumer.pause(1),
                 Err(fault) => break End::Fault(fault),
             },
         }
     };
     while in_hand.next().await.is_some() {}
     end
+}
+
+/// The next ending, after a pause if there is too little memory for large messages.
+async fn next(consumer: &mut Consumer) -> Result<Delivery, BrokerError> {
+    loop {
+        match consumer.next().await? {
+            Some(delivery) => return Ok(delivery),
+            None if consumer.is_paused() => consumer.resume().await?,
+            None => consumer.pause(1),
+        }
+    }
 }
 
 /// Redis was not available.

@@ -1,6 +1,9 @@
 //! The end of a verification: its link is not handed out again.
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant, SystemTime},
+};
 
 use futures_util::future::join_all;
 use lapin::BasicProperties;
@@ -10,7 +13,7 @@ use crate::support::{
     Flow, Latch, Message, Node, TestEnv, Worker, log_text,
     platform::success,
     rabbitmq::{field_table, long_string},
-    wait_until,
+    redis, wait_until,
     worker::command,
 };
 
@@ -203,6 +206,29 @@ async fn endings_wait_in_their_queue_while_redis_is_unavailable() {
     wait_for_endings(&worker, "forgotten", 1).await;
     wait_for_endings(&worker, "unknown", 2).await;
     assert_eq!(request(&mut env, "r-2", "ann").await["reused"], false);
+}
+
+/// Requests succeed all the while, so Redis is available again right after each refusal.
+#[tokio::test]
+async fn ending_that_redis_refuses_is_offered_again_about_once_a_second() {
+    const COPIES: &str = "handoff_publishes_total{kind=\"postponed\",outcome=\"confirmed\"}";
+    let node = Node::redis().await;
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    let worker = env.start_worker().await;
+    let first = request(&mut env, "r-1", "ann").await;
+    let mut admin = redis::connect(&node.url).await;
+    redis::run(&mut admin, "ACL SETUSER default -getrange").await;
+    end(&env, json!({ "userId": "ann", "workflowId": first["workflowId"] })).await;
+    let started = Instant::now();
+    let mut number = 2;
+    while started.elapsed() < Duration::from_secs(4) {
+        request(&mut env, &format!("r-{number}"), "ann").await;
+        number += 1;
+    }
+    let copies = worker.metric(COPIES).await;
+    assert!((1.0..=8.0).contains(&copies), "{copies} copies, {number} requests");
+    redis::run(&mut admin, "ACL SETUSER default +getrange").await;
+    wait_for_endings(&worker, "forgotten", 1).await;
 }
 
 /// In each round, the sessions of the round before end while everyone asks again.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use lapin::BasicProperties;
+use serde_json::json;
 
 use crate::support::{
     TestEnv, log_text,
@@ -95,6 +96,27 @@ async fn small_requests_are_served_while_large_messages_have_no_room() {
     }
     latch.open();
     env.expect_all_ready(3).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn large_endings_without_room_are_fetched_again() {
+    const INVALID: &str = "handoff_endings_total{outcome=\"invalid\"}";
+    let mut env = TestEnv::start().await;
+    env.set("MAX_MESSAGE_BYTES", "16777216");
+    let worker = env.start_worker().await;
+    // It declares the queue of endings.
+    env.rabbitmq.publish_ending(json!({}), BasicProperties::default()).await;
+    worker.stop().await;
+    let padding = "x".repeat(12 * MIB);
+    for _ in 0..6 {
+        let ending = json!({ "padding": padding });
+        env.rabbitmq.publish_ending(ending, BasicProperties::default()).await;
+    }
+    let worker = env.start_worker().await;
+    worker.wait_for_log(log_text::NO_MEMORY).await;
+    wait_until("each is dead-lettered", async || worker.metric(INVALID).await >= 6.0).await;
+    wait_until("all are there", async || env.dead_letters().await == 7).await;
     worker.stop().await;
 }
 
