@@ -47,11 +47,13 @@ pub struct Environment {
 }
 
 impl Environment {
-    pub async fn start(topology: Topology, idempotency: bool) -> Self {
+    pub async fn start(topology: Topology, patience: &str, idempotency: bool) -> Self {
         let (rabbitmq, redis) = tokio::join!(Nodes::rabbitmq(topology), Nodes::redis(topology));
         let platform = Platform::start(idempotency).await;
         let tls = Tls::to(&rabbitmq.urls(), &redis.urls(), &platform.url).await;
-        let workers = Workers::start(tls, redis.settings()).await;
+        let mut settings = redis.settings();
+        settings.insert("HANDOFF_REDIS_PATIENCE".to_owned(), patience.to_owned());
+        let workers = Workers::start(tls, settings).await;
         Self {
             workers,
             platform,

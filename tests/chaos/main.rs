@@ -54,6 +54,9 @@ struct Args {
     /// Break single servers, or clusters of them
     #[arg(long, value_enum, default_value_t = Topology::Single)]
     topology: Topology,
+    /// How long requests wait for Redis: HANDOFF_REDIS_PATIENCE
+    #[arg(long, default_value = "10s")]
+    patience: String,
     /// Have the platform honour Idempotency-Key
     #[arg(long)]
     idempotency: bool,
@@ -77,7 +80,7 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
 
-    let environment = Arc::new(Environment::start(args.topology, args.idempotency).await);
+    let environment = Arc::new(Environment::start(args.topology, &args.patience, args.idempotency).await);
     let clients = Clients::new(environment.rabbitmq.urls());
     let receiver = tokio::spawn(Arc::clone(&clients).receive());
     environment.print(&format!("seed {}, {} requests", args.seed, plan.requests.len()));
