@@ -104,6 +104,9 @@ impl Cache {
             script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
             script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
             let reply = self.run::<Vec<u8>>(&keys.link, &script).await;
+            if reply.is_ok() {
+                self.0.pool.served(&keys.link);
+            }
             let holder = |id, mark: &[u8]| Holder {
                 cache: self.clone(),
                 keys: keys.clone(),

@@ -15,6 +15,7 @@ use super::{
     dial::Address,
     error::CacheError,
     keeper::{ConnectionState, Keeper},
+    refusal::Refusal,
     scripts::SCRIPT_TIMEOUT,
 };
 
@@ -117,22 +118,21 @@ impl CacheNode {
 
     fn failure(&self, number: u64, error: &RedisError) -> Failure {
         if let Some(address) = &self.address {
-            // About one slot: the node is well.
+            let redirected = || redirection(error, address);
             match error.kind() {
-                ErrorKind::Server(ServerErrorKind::Moved) => {
-                    if let Some(to) = redirection(error, address) {
-                        return Failure::Moved(to);
-                    }
+                ErrorKind::Server(ServerErrorKind::Moved) if let Some(to) = redirected() => {
+                    return Failure::Moved(to);
                 }
-                ErrorKind::Server(ServerErrorKind::Ask) => {
-                    if let Some(to) = redirection(error, address) {
-                        return Failure::Ask(to);
-                    }
-                }
-                ErrorKind::Server(ServerErrorKind::TryAgain) => {
-                    return Failure::Error(self.state.record_refused_slot(error));
+                ErrorKind::Server(ServerErrorKind::Ask) if let Some(to) = redirected() => {
+                    return Failure::Ask(to);
                 }
                 _ => {}
+            }
+            // About one slot: the node is well. A redirection to an unknown host, or inside a script, cannot be
+            // followed, but ends by itself.
+            if let Some(Refusal::TryAgain | Refusal::Moved | Refusal::Ask) = Refusal::find(error) {
+                self.state.record_refused_slot(error);
+                return Failure::Error(CacheError::Refused(Refusal::TryAgain));
             }
         }
         Failure::Error(self.state.record_error(number, error))
@@ -173,5 +173,49 @@ impl ConnectionLike for Asking {
 
     fn get_db(&self) -> i64 {
         self.0.get_db()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deadpool_redis::redis::parse_redis_value;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::{
+        cache::{deferred::DeferredScripts, refusal::Recovery},
+        telemetry::metrics::Metrics,
+    };
+
+    /// What a node of a cluster makes of this reply.
+    fn failure(reply: &str) -> Failure {
+        let deferred = Arc::new(DeferredScripts::default());
+        let owns = Box::new(|_: &str| true);
+        let state = ConnectionState::new(Metrics::new(), deferred, Arc::new(Notify::new()), owns);
+        let mut node = CacheNode::without_server(state);
+        node.address = Some(Address { host: "h".to_owned(), port: 1 });
+        let value = parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
+        node.failure(1, &value.extract_error().unwrap_err())
+    }
+
+    #[test]
+    fn redirection_that_cannot_be_followed_is_waited_for() {
+        let is =
+            |host: &str, address: &Address| *address == Address { host: host.to_owned(), port: 7 };
+        assert!(matches!(failure("MOVED 1 a:7"), Failure::Moved(to) if is("a", &to)));
+        assert!(matches!(failure("MOVED 1 :7"), Failure::Moved(to) if is("h", &to)));
+        assert!(matches!(failure("ASK 1 a:7"), Failure::Ask(to) if is("a", &to)));
+        let wrapped = "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: ";
+        for reply in [
+            "MOVED 1 ?:7",
+            "ASK 1 ?:7",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            &format!("{wrapped}-MOVED 1 a:7"),
+            &format!("{wrapped}-ASK 1 a:7"),
+            "ERR Script attempted to access a non local key in a cluster node script: 0",
+        ] {
+            let Failure::Error(error) = failure(reply) else { panic!("{reply}: redirected") };
+            assert_eq!(error.recovery(), Recovery::ByItself, "{reply}");
+        }
     }
 }

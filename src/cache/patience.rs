@@ -37,7 +37,7 @@ impl Cache {
         let key = &claim.holder.keys.link;
         let node = pool.node(key);
         let end_of_patience = since + patience.left;
-        let until = match node.state.unavailable_since() {
+        let until = match pool.unavailable_since(key) {
             Some(began) => end_of_patience.min(began + self.0.patience),
             None => end_of_patience,
         };

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     cluster::Cluster,
@@ -78,6 +78,21 @@ impl Pool {
         match &self.servers {
             Servers::One(node) => Arc::clone(node),
             Servers::Cluster(cluster) => cluster.node(key),
+        }
+    }
+
+    /// Records that a script with several keys has run, one of them this.
+    pub(super) fn served(&self, key: &str) {
+        if let Servers::Cluster(cluster) = &self.servers {
+            cluster.served(key);
+        }
+    }
+
+    /// Since when Redis executes nothing on this key.
+    pub(super) fn unavailable_since(&self, key: &str) -> Option<Instant> {
+        match &self.servers {
+            Servers::One(node) => node.state.unavailable_since(),
+            Servers::Cluster(cluster) => cluster.unavailable_since(key),
         }
     }
 

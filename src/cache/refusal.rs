@@ -97,6 +97,10 @@ impl Refusal {
                 return code;
             }
         }
+        // The slot moves, and one of the script's keys is on the other node.
+        if text.contains("cript attempted to access a non local key") {
+            return Some(Self::TryAgain);
+        }
         // Redis 6.0 to 7.0, and later ones.
         let is_denied = text.contains("The user executing the script can't ")
             || text.starts_with("ACL failure in script: ");
@@ -285,6 +289,18 @@ mod tests {
                     "ERR ACL failure in script: User poor has no permissions to run 'set' {suffix}"
                 ),
                 Refusal::NoPerm,
+            ),
+            (
+                format!(
+                    "ERR Script attempted to access a non local key in a cluster node {suffix}"
+                ),
+                Refusal::TryAgain,
+            ),
+            (
+                format!(
+                    "{wrapped}Lua script attempted to access a non local key in a cluster node"
+                ),
+                Refusal::TryAgain,
             ),
             ("NOAUTH Authentication required.".to_owned(), Refusal::NoAuth),
             ("ERR max number of clients reached".to_owned(), Refusal::MaxClients),

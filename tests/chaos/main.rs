@@ -80,7 +80,8 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
 
-    let environment = Arc::new(Environment::start(args.topology, &args.patience, args.idempotency).await);
+    let environment =
+        Arc::new(Environment::start(args.topology, &args.patience, args.idempotency).await);
     let clients = Clients::new(environment.rabbitmq.urls());
     let receiver = tokio::spawn(Arc::clone(&clients).receive());
     environment.print(&format!("seed {}, {} requests", args.seed, plan.requests.len()));

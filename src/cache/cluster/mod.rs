@@ -5,6 +5,7 @@
 //! (redis-rs/redis-rs#2092), and reconnects with the credentials it was created with.
 
 mod refresh;
+mod refusing;
 mod shared;
 mod slots;
 
@@ -14,7 +15,7 @@ use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::{refresh::Refresher, shared::Shared, slots::slot_of};
+use self::{refresh::Refresher, refusing::RefusingSlots, shared::Shared, slots::slot_of};
 pub(super) use self::{
     refresh::slot_ranges,
     slots::{SlotRange, free_key},
@@ -23,6 +24,7 @@ use super::{
     deferred::DeferredScripts,
     error::CacheError,
     node::{CacheNode, Failure},
+    refusal::Refusal,
     scripts::SCRIPT_TIMEOUT,
 };
 use crate::{config::RedisSettings, telemetry::metrics::Metrics};
@@ -32,6 +34,7 @@ const MAX_REDIRECTIONS: usize = 4;
 /// The nodes of a cluster.
 pub(super) struct Cluster {
     shared: Arc<Shared>,
+    refusing: RefusingSlots,
     _refresher: AbortOnDropHandle<()>,
 }
 
@@ -45,7 +48,7 @@ impl Cluster {
         let shared = Arc::new(Shared::new(settings, metrics, deferred));
         let refresher = Refresher::new(Arc::clone(&shared));
         let refresher = AbortOnDropHandle::new(tokio::spawn(refresher.run()));
-        Self { shared, _refresher: refresher }
+        Self { shared, refusing: RefusingSlots::default(), _refresher: refresher }
     }
 
     /// Runs a script on the node that has this key, and follows redirections.
@@ -62,7 +65,12 @@ impl Cluster {
         for _ in 0..=MAX_REDIRECTIONS {
             (node, asking) = match node.run(script, asking).await {
                 Ok(value) => return Ok(value),
-                Err(Failure::Error(error)) => return Err(error),
+                Err(Failure::Error(error)) => {
+                    if error.refusal() == Some(Refusal::TryAgain) {
+                        self.refusing.refused(slot);
+                    }
+                    return Err(error);
+                }
                 Err(Failure::Moved(address)) => (self.shared.moved(slot, &address), false),
                 Err(Failure::Ask(address)) => (self.shared.node_at(&address, true), true),
             };
@@ -71,12 +79,28 @@ impl Cluster {
             }
         }
         // A redirected script has not run.
+        self.refusing.refused(slot);
         Err(CacheError::Unavailable)
     }
 
     /// The node that has this key.
     pub(super) fn node(&self, key: &str) -> Arc<CacheNode> {
         self.shared.owner(slot_of(key))
+    }
+
+    /// Records that the slot of this key is served, by a script with several keys: one with a single key may
+    /// succeed while the slot is stuck.
+    pub(super) fn served(&self, key: &str) {
+        if !self.refusing.is_empty() {
+            self.refusing.served(slot_of(key));
+        }
+    }
+
+    /// Since when the node that has this key, or its slot alone, executes nothing.
+    pub(super) fn unavailable_since(&self, key: &str) -> Option<Instant> {
+        let slot = slot_of(key);
+        let node = self.shared.owner(slot).state.unavailable_since();
+        [node, self.refusing.since(slot)].into_iter().flatten().min()
     }
 
     /// Waits for a working connection to the node that has this key, whichever that is by then.

@@ -152,6 +152,38 @@ async fn slots_that_move_and_nodes_that_come_and_go_cost_no_second_session() {
 }
 
 #[tokio::test]
+async fn slot_that_is_stuck_between_two_nodes_delays_its_people_once() {
+    let cluster = Servers::cluster(&[]).await;
+    let mut env = env(&cluster).await;
+    let _worker = env.start_worker().await;
+    env.publish_requests(0..1).await;
+    env.expect_all_ready(1).await;
+    let mut stuck = false;
+    for (from, to) in [("1", "2"), ("2", "3"), ("3", "1")] {
+        let [from_id, to_id] = [cluster.id(from).await, cluster.id(to).await];
+        for key in cluster.ask::<Vec<String>>(from, &format!("KEYS {}:*", env.name)).await {
+            let slot: u16 = cluster.ask(from, &format!("CLUSTER KEYSLOT {key}")).await;
+            let importing = format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}");
+            cluster.ask::<()>(to, &importing).await;
+            let migrating = format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}");
+            cluster.ask::<()>(from, &migrating).await;
+            stuck = true;
+        }
+    }
+    assert!(stuck);
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let asked = Instant::now();
+        env.request_again(0..1).await;
+        env.rabbitmq.next_events(1).await;
+        took.push(asked.elapsed());
+    }
+    println!("{took:?}");
+    assert!(took[0] > Duration::from_secs(2), "{took:?}");
+    assert!(took[1..].iter().all(|took| *took < Duration::from_millis(1_500)), "{took:?}");
+}
+
+#[tokio::test]
 async fn planned_fail_over_costs_no_second_session() {
     let cluster = Servers::cluster(&[]).await;
     let mut env = env(&cluster).await;
