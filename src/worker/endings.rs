@@ -11,7 +11,7 @@ use futures_util::{
     FutureExt, StreamExt,
     stream::{self, FuturesUnordered},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,
@@ -31,7 +31,7 @@ use crate::{
 
 /// How long to wait after the queue of endings cannot be consumed from.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// How long to wait after a consumer that worked has failed.
+/// How long to wait after a consumer that worked, or a script, has failed.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 /// How long an ending from the request queue waits there for Redis.
 const WAIT_FOR_REDIS: Duration = Duration::from_secs(5);
@@ -187,7 +187,12 @@ impl Processor {
             Ok(ending) => {
                 let mut forgotten = self.end(&ending, delivery).await;
                 if forgotten.is_err() && !wait.is_zero() {
-                    let available = timeout(wait, self.cache.until_available());
+                    // The delay is for a Redis that refuses only the scripts of endings.
+                    let available = async {
+                        sleep(RESTART_DELAY).await;
+                        self.cache.until_available().await;
+                    };
+                    let available = timeout(wait, available);
                     if let Some(Ok(())) = lost.run_until_cancelled(available).await {
                         forgotten = self.end(&ending, delivery).await;
                     }
