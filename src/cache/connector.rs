@@ -8,6 +8,7 @@ use super::{
     dial::{Address, connection, pool},
     error::CacheError,
     sentinel::{find_primary, require_primary, until_moved},
+    sentinel_logins::SentinelLogins,
 };
 use crate::config::{RedisNodes, RedisSettings, Sentinels, Watched};
 
@@ -34,6 +35,7 @@ pub(super) enum Target {
 pub(super) struct Connector {
     nodes: Watched<RedisNodes>,
     target: Target,
+    sentinel_logins: SentinelLogins,
     /// The pool of the latest connection, and what it was made of.
     latest: Option<(Arc<RedisNodes>, Option<Address>, Deadpool)>,
     /// The URLs of the latest try, those of the sentinels second.
@@ -51,6 +53,7 @@ impl Connector {
         let mut connector = Self {
             nodes: settings.nodes.clone(),
             target,
+            sentinel_logins: SentinelLogins::default(),
             latest: None,
             tried: (settings.nodes.current(), None),
         };
@@ -66,7 +69,7 @@ impl Connector {
             let address = self.node().cloned();
             return connection(&self.pool(address)?).await;
         };
-        let address = find_primary(&sentinels).await?;
+        let address = find_primary(&sentinels, &self.sentinel_logins).await?;
         let pool = self.pool(Some(address.clone()))?;
         let connecting = async {
             let mut connection = connection(&pool).await?;
@@ -76,7 +79,7 @@ impl Connector {
         tokio::select! {
             connected = connecting => connected,
             // A frozen primary would hold up the connection to the new one by the whole limit.
-            () = until_moved(&sentinels, &address, LOOK_INTERVAL_CONNECTING) => Err(CacheError::Unavailable),
+            () = until_moved(&sentinels, &self.sentinel_logins, &address, LOOK_INTERVAL_CONNECTING) => Err(CacheError::Unavailable),
         }
     }
 
@@ -135,7 +138,7 @@ impl Connector {
     pub(super) async fn until_moved(&self) {
         match (&self.target, &self.latest) {
             (Target::Primary(sentinels), Some((_, Some(address), _))) => {
-                until_moved(sentinels, address, LOOK_INTERVAL).await
+                until_moved(sentinels, &self.sentinel_logins, address, LOOK_INTERVAL).await
             }
             _ => std::future::pending().await,
         }

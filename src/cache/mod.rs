@@ -30,6 +30,7 @@ mod refusal;
 mod scripts;
 mod seal;
 mod sentinel;
+mod sentinel_logins;
 mod survey;
 mod value;
 mod writes;

@@ -13,6 +13,7 @@ use super::{
     dial::{Address, CONNECT_TIMEOUT, connect_to},
     error::CacheError,
     refusal::Refusal,
+    sentinel_logins::SentinelLogins,
 };
 use crate::config::{RedisNode, RedisNodes, Sentinels};
 
@@ -27,21 +28,33 @@ struct Votes {
 
 /// The address that most sentinels give. All are asked at once, so that one that is gone or wrong does not
 /// hold up or mislead.
-pub(super) async fn find_primary(sentinels: &Sentinels) -> Result<Address, CacheError> {
+pub(super) async fn find_primary(
+    sentinels: &Sentinels,
+    logins: &SentinelLogins,
+) -> Result<Address, CacheError> {
     sentinels.nodes.look().await;
     let nodes = sentinels.nodes.current();
-    let mut answers: FuturesUnordered<_> =
-        nodes.nodes().iter().map(|node| ask(node, &sentinels.service)).collect();
+    let mut answers: FuturesUnordered<_> = FuturesUnordered::new();
+    for n in logins.may_be_asked(&nodes) {
+        let asking = ask(&nodes.nodes()[n], &sentinels.service);
+        answers.push(async move { (n, asking.await) });
+    }
     let mut votes = Vec::<Votes>::new();
-    let mut failure = None;
+    // If none may be asked.
+    let mut failure = answers.is_empty().then_some((true, CacheError::SentinelLogin));
     let mut deadline = Instant::now() + CONNECT_TIMEOUT;
-    while let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await {
+    while let Ok(Some((n, answer))) = timeout_at(deadline, answers.next()).await {
         match answer {
             Ok(address) => {
+                logins.accepted(n);
                 deadline = deadline.min(Instant::now() + OTHERS_LIMIT);
                 if count(&mut votes, address) * 2 > nodes.nodes().len() {
                     break;
                 }
+            }
+            Err(error) if error.1.is_refused_login() => {
+                logins.refused(n);
+                failure = Some(error);
             }
             // What a sentinel says is more useful than that another cannot be reached.
             Err(error) if failure.is_none() || error.0 => failure = Some(error),
@@ -64,11 +77,16 @@ fn count(votes: &mut Vec<Votes>, address: Address) -> usize {
 }
 
 /// Waits until the sentinels call another server than this one the primary. Asks them this often.
-pub(super) async fn until_moved(sentinels: &Sentinels, address: &Address, interval: Duration) {
+pub(super) async fn until_moved(
+    sentinels: &Sentinels,
+    logins: &SentinelLogins,
+    address: &Address,
+    interval: Duration,
+) {
     loop {
         sleep(interval).await;
         // If no sentinel answers, the connection in use is still the best that is known.
-        if find_primary(sentinels).await.is_ok_and(|primary| primary != *address) {
+        if find_primary(sentinels, logins).await.is_ok_and(|primary| primary != *address) {
             return;
         }
     }
@@ -146,4 +164,73 @@ pub(super) async fn opinions(
         (sentinel, ask(node, service).await.map_err(|(_, error)| error))
     });
     futures_util::future::join_all(asking).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::config::{Watched, sentinel_nodes};
+
+    /// A sentinel that answers each command with `reply`, and counts its connections.
+    async fn sentinel(reply: &'static str) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://:s3cret@{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut buffer = [0; 4096];
+                    while let Ok(1..) = socket.read(&mut buffer).await {
+                        let text = String::from_utf8_lossy(&buffer).into_owned();
+                        let commands = text.lines().filter(|line| line.starts_with('*')).count();
+                        let replies = match text.contains("GET-MASTER") {
+                            true => reply.to_owned(),
+                            false if reply.starts_with('-') => reply.repeat(commands),
+                            false => "+OK\r\n".repeat(commands),
+                        };
+                        buffer.fill(0);
+                        socket.write_all(replies.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        (url, connections)
+    }
+
+    #[tokio::test]
+    async fn sentinel_that_refuses_the_login_is_asked_less_and_less_often() {
+        let primary = "*2\r\n$1\r\na\r\n$1\r\n7\r\n";
+        let (good, _) = sentinel(primary).await;
+        let (refusing, logins) = sentinel("-WRONGPASS invalid\r\n").await;
+        let nodes = |text: &str| Watched::fixed(sentinel_nodes(text).unwrap());
+        let service = "mymaster".to_owned();
+        let known = SentinelLogins::default();
+        let sentinels =
+            Sentinels { nodes: nodes(&format!("{good},{refusing}")), service: service.clone() };
+        for _ in 0..5 {
+            let found = find_primary(&sentinels, &known).await.unwrap();
+            assert_eq!(found, Address { host: "a".to_owned(), port: 7 });
+        }
+        assert_eq!(logins.load(Ordering::Relaxed), 1);
+        // A changed setting is tried at once.
+        let alone = Sentinels { nodes: nodes(&refusing), service };
+        for _ in 0..3 {
+            let error = find_primary(&alone, &known).await.unwrap_err();
+            assert_eq!(error, CacheError::SentinelLogin);
+        }
+        assert_eq!(logins.load(Ordering::Relaxed), 2);
+    }
 }

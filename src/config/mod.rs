@@ -23,7 +23,7 @@ mod values;
 mod watched;
 
 #[cfg(test)]
-pub(crate) use self::{amqp::amqp_nodes, raw::RawSettings, setting::Spec};
+pub(crate) use self::{amqp::amqp_nodes, raw::RawSettings, redis::sentinel_nodes, setting::Spec};
 pub use self::{
     amqp::{AmqpNode, AmqpNodes},
     amqp_source::AmqpSource,

@@ -188,7 +188,7 @@ pub(super) fn cluster_nodes(text: &str) -> ParseResult<RedisNodes> {
     Ok(nodes)
 }
 
-pub(super) fn sentinel_nodes(text: &str) -> ParseResult<RedisNodes> {
+pub(crate) fn sentinel_nodes(text: &str) -> ParseResult<RedisNodes> {
     let nodes = servers(text, SENTINEL_PORT)?;
     let has_database = nodes.nodes().iter().any(|node| node.info.redis_settings().db() != 0);
     ensure(
