@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::{Channel, Connection, types::FieldTable};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     declare::{QueueCounts, declare_queue},
@@ -58,7 +58,13 @@ pub(in crate::broker) async fn watch(
         sleep(WATCH_INTERVAL).await;
     }
     loop {
-        let ensure = timeout(ENSURE_LIMIT, topology.ensure(&connection)).await;
+        let limit = Instant::now() + ENSURE_LIMIT;
+        let ensure = timeout_at(limit, topology.ensure(&connection)).await;
+        if topology.declare {
+            // Without its binding, the queue of endings looks empty, too, and its consumer does not notice. What
+            // prevents a declaration is logged where it is consumed from.
+            let _ = timeout_at(limit, topology.ensure_ended(&connection)).await;
+        }
         let error = ensure.unwrap_or_else(|_| Err(BrokerError::timeout(ENSURE))).err();
         // The session reports a lost connection.
         if let Some(error) = &error

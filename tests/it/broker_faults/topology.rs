@@ -1,5 +1,6 @@
 //! Exchanges, bindings and queues that are deleted while a worker runs.
 
+use lapin::BasicProperties;
 use serde_json::json;
 
 use crate::support::{Message, TestEnv, log_text, platform::hold_calls, wait_until};
@@ -15,9 +16,19 @@ async fn deleted_request_exchange_and_binding_are_declared_again() {
         })
         .await;
     };
+    // Bound once it is routed.
+    let ended = async |env: &TestEnv| {
+        env.rabbitmq.publish_ending(json!({ "sessionId": 7 }), BasicProperties::default()).await;
+    };
+    ended(&env).await;
     env.rabbitmq.delete_exchange(&env.rabbitmq.request_exchange).await;
     published(&env, "r-1").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-1");
+    ended(&env).await;
+    wait_until("both endings are processed", async || {
+        worker.metric("handoff_endings_total{outcome=\"unknown\"}").await == 2.0
+    })
+    .await;
     env.rabbitmq.unbind_request_queue().await;
     published(&env, "r-2").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-2");
