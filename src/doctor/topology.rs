@@ -18,6 +18,8 @@ pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) 
     let vhost = quoted(vhost);
     let ctl = format!("rabbitmqctl --vhost {vhost}");
     let verdict = if declare { Verdict::Finding } else { Verdict::Hint };
+    // Requests are served without it.
+    let nothing = if object.name.ends_with(".ended") { "no endings" } else { "nothing" };
     let check = match &object.state {
         ObjectState::Matches => return None,
         // One check lists all missing objects: before the first worker runs, everything is missing.
@@ -25,7 +27,7 @@ pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) 
         ObjectState::Missing => {
             let what = format!("{what} does not exist, and HANDOFF_DECLARE_TOPOLOGY is false");
             Check::finding(kind, what)
-                .cost("the worker consumes nothing until it exists")
+                .cost(format!("the worker consumes {nothing} until it exists"))
                 .remedy("create it as the reference says, or set HANDOFF_DECLARE_TOPOLOGY=true")
         }
         ObjectState::Differs(differences) => {

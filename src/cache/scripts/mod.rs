@@ -83,7 +83,9 @@ impl<'a> ClaimReply<'a> {
     /// Whether a link, whose stamps these are, says that its session has an index entry. A link of release 0.1
     /// never does, and needs none.
     pub(super) fn is_indexed(stamps: &[u8]) -> bool {
-        let age = stamps.get(33..65).filter(|age| stamps.get(..16) == age.get(16..));
+        // Release 0.1 puts the stamps of renewals before the age stamp.
+        let mut later = stamps.split(|byte| *byte == b',').skip(1);
+        let age = later.find(|stamp| stamp.get(16..32) == stamps.get(..16));
         age.is_none_or(|age| age.first() == Some(&b'1'))
     }
 
@@ -121,6 +123,8 @@ mod tests {
             (format!("{own},{}", age(0, &own)), false),
             (format!("{own},{}", age(1, &own)), true),
             (format!("{own},{},{other}", age(0, &own)), false),
+            (format!("{own},{other},{}", age(0, &own)), false),
+            (format!("{own},{other},{}", age(1, &own)), true),
             // Left behind by release 0.1.
             (format!("{own},{}", age(0, &other)), true),
             (format!("{own},{other}"), true),
