@@ -162,9 +162,9 @@ async fn person_who_finished_or_closed_a_verification_gets_another_link() {
             if flow == "token" {
                 browser.click("#continue").await;
             }
-            assert_eq!(browser.text("#user").await, *user);
+            browser.wait_for_text("#user", user).await;
             browser.click(button).await;
-            assert_eq!(browser.text("h1").await, "This verification is over");
+            browser.wait_for_text("h1", "This verification is over").await;
             assert_eq!(browser.open(mobile_url).await, 410);
             assert!(browser.text("#error").await.contains(text), "{flow}");
             // The worker has not heard of it.
@@ -188,7 +188,7 @@ async fn person_who_finished_or_closed_a_verification_gets_another_link() {
             if flow == "token" {
                 browser.click("#continue").await;
             }
-            assert_eq!(browser.text("#user").await, *user);
+            browser.wait_for_text("#user", user).await;
             assert_eq!(browser.open(mobile_url).await, 410, "the former link stays over");
         }
         assert_eq!(

@@ -130,7 +130,10 @@ async fn client_certificate_is_the_login_or_accompanies_a_password() {
     secure.node.add_user(USER, "unused").await;
 
     let worker = env.start_worker().await;
-    assert_eq!(secure.logins().await, ["CN=worker\tEXTERNAL"; 2]);
+    wait_until("the worker alone is logged in", async || {
+        secure.logins().await == ["CN=worker\tEXTERNAL"; 2]
+    })
+    .await;
     let events = run(&["request", "--user", "ann", "--wait", "20s"], &env.settings).await;
     assert!(events.contains("handoff.ready"), "{events}");
     run(&["dead-letters", "list"], &env.settings).await;

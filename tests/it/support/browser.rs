@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     test_run::required_env,
-    wait::{TIMEOUT, within_timeout},
+    wait::{TIMEOUT, wait_until, within_timeout},
 };
 
 /// WebDriver's key for a reference to an element.
@@ -90,6 +90,15 @@ impl Browser {
         let element = json!({ ELEMENT: self.find(css).await });
         let text = self.script("return arguments[0].textContent", json!([element])).await;
         text.as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a page has an element with this text, as after a click that leads to another page.
+    pub async fn wait_for_text(&self, css: &str, expected: &str) {
+        let read = "return document.querySelector(arguments[0])?.textContent";
+        wait_until(&format!("{css} is {expected}"), async || {
+            self.script(read, json!([css])).await == expected
+        })
+        .await;
     }
 
     /// Waits for an element, and returns an attribute.

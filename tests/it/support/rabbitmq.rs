@@ -314,6 +314,12 @@ impl RabbitMq {
         depth
     }
 
+    pub async fn has_queue(&self, queue: &str) -> bool {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let channel = self.open_channel().await;
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await.is_ok()
+    }
+
     /// Waits until the request queue holds `messages` that no consumer has.
     pub async fn wait_for_depth(&self, messages: u32) {
         let what = format!("{messages} messages in the queue");

@@ -13,6 +13,7 @@ use super::{
     redis::{self, RedisEntry},
     test_run::required_env,
     tls::Authority,
+    wait::wait_until,
     worker::{Settings, Worker},
 };
 
@@ -236,7 +237,11 @@ impl TestEnv {
 
     /// Has a worker declare the topology, and stops it.
     pub async fn declare_topology(&self) {
-        self.start_worker().await.stop().await;
+        let worker = self.start_worker().await;
+        // A worker declares the queue of endings beside its work.
+        let queue = self.ended_queue();
+        wait_until("the queue of endings", async || self.rabbitmq.has_queue(&queue).await).await;
+        worker.stop().await;
     }
 
     /// Connects to RabbitMQ again after its restart, and consumes events again.
