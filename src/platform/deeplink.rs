@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use percent_encoding::percent_decode_str;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{answer, link::with_base};
+use super::{answer, link::from_mobile};
 use crate::message::parse_date_time;
 
 /// A link as the platform made it.
@@ -22,24 +22,16 @@ pub(crate) struct Deeplink {
 /// Reads the answer where `HANDOFF_IDV_PUBLIC_URL` replaces the base of the link.
 pub(super) fn parse_replaceable(body: &[u8]) -> Result<Deeplink, &'static str> {
     const NO_MOBILE: &str = "a `url` without a path segment `mobile`, where HANDOFF_IDV_PUBLIC_URL is to replace its base";
-    // Any base: only the link's own form decides.
-    let base = Url::parse("https://localhost").map_err(|_| NO_MOBILE)?;
-    parse_if(body, |url| with_base(url, &base).map(drop).ok_or(NO_MOBILE))
+    let link = parse(body)?;
+    from_mobile(link.url.expose_secret()).ok_or(NO_MOBILE)?;
+    Ok(link)
 }
 
 /// Reads the answer.
 pub(crate) fn parse(body: &[u8]) -> Result<Deeplink, &'static str> {
-    parse_if(body, |_| Ok(()))
-}
-
-fn parse_if(
-    body: &[u8],
-    check: impl Fn(&str) -> Result<(), &'static str>,
-) -> Result<Deeplink, &'static str> {
     let [url, expires_at] = answer::texts(body, ["url", "expiresAt"])?;
     let url = url.filter(|url| !url.is_empty()).ok_or("a body without `url`")?;
     let session_id = session_id(&url)?;
-    check(&url)?;
     let expires_at = expires_at.and_then(|text| parse_date_time(&text));
     Ok(Deeplink { url: url.into(), session_id, expires_at })
 }
@@ -125,11 +117,10 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
-    use secrecy::ExposeSecret;
     use serde_json::json;
 
     use super::*;
-    use crate::platform::{link::Links, link::encode_component};
+    use crate::platform::link::{Links, encode_component, with_base};
 
     const GOOD: &str = "https://idv.example.com/mobile?authorization=Token%20t&sessionId=5f";
 

@@ -38,14 +38,17 @@ pub struct Links {
 pub(crate) struct LinkBuilder {
     /// The base of the links that people open.
     public: Url,
-    /// The same, if it replaces that of the one-call flow's links.
-    replacement: Option<Url>,
+    /// Whether it replaces that of the one-call flow's links.
+    replaces_base: bool,
 }
 
 impl LinkBuilder {
     pub(crate) fn new(settings: &PlatformSettings) -> Self {
-        let replacement = settings.public_url.clone();
-        Self { public: replacement.clone().unwrap_or_else(|| settings.url.clone()), replacement }
+        let public = settings.public_url.as_ref();
+        Self {
+            public: public.unwrap_or(&settings.url).clone(),
+            replaces_base: public.is_some(),
+        }
     }
 
     pub(crate) fn links(&self, session: &Session) -> Links {
@@ -55,8 +58,9 @@ impl LinkBuilder {
             }
             Access::Link(link) => {
                 let link = link.expose_secret();
-                let replaced = self.replacement.as_ref().and_then(|public| with_base(link, public));
                 // The call checked that the base can be replaced. A link made before this setting stays as it is.
+                let replaced =
+                    self.replaces_base.then(|| with_base(link, &self.public)).flatten();
                 let url = replaced.unwrap_or_else(|| link.to_owned());
                 Links { mobile_url: url.clone(), url }
             }
@@ -87,19 +91,21 @@ impl Links {
 
 /// Replaces everything before the last path segment that is exactly `mobile`. `None`: there is no such segment.
 pub(super) fn with_base(link: &str, public: &Url) -> Option<String> {
+    Some([without_slash(public), from_mobile(link)?].concat())
+}
+
+/// Returns a link from the slash before the last path segment that is exactly `mobile`.
+pub(super) fn from_mobile(link: &str) -> Option<&str> {
+    const SLASH_MOBILE: &str = "/mobile";
+    let path_start = link.find("://")? + "://".len();
     let path_end = link.find(['?', '#']).unwrap_or(link.len());
-    let path_start = link.find("://")? + 3;
-    let (path, rest) = (link.get(path_start..path_end)?, link.get(path_end..)?);
     // The first piece is the host.
-    let (_, path) = path.split_once('/')?;
-    let mut pieces = path.rsplit('/');
-    let mut kept = path.len();
-    let found = pieces.find_map(|piece| {
-        let start = kept - piece.len();
-        kept = start.saturating_sub(1);
-        (piece == "mobile").then_some(start)
-    })?;
-    Some([without_slash(public), "/", path.get(found..)?, rest].concat())
+    let path = link.get(path_start..path_end)?;
+    let mut found = path.rmatch_indices(SLASH_MOBILE).filter(|(at, _)| {
+        let after = &path[at + SLASH_MOBILE.len()..];
+        after.is_empty() || after.starts_with('/')
+    });
+    link.get(path_start + found.next()?.0..)
 }
 
 /// A base URL as text without its final slash, ready to append a path to.
