@@ -36,9 +36,9 @@ impl Caller {
 /// How a call ended, as far as the rules distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CallResult {
-    /// The platform works. In the two-call flow, it may have rejected the request.
+    /// The platform did what it was asked for.
     Success,
-    /// The one-call flow: the platform works, and rejected the request.
+    /// The platform works, and rejected the request.
     Rejected,
     /// A transient failure without a `Retry-After`.
     Failure,

@@ -46,9 +46,9 @@ impl CallPermit<'_> {
 
     /// Decides whether a refused call of the one-call flow is its request's own fault. Do so once for each answer.
     pub(in crate::platform) fn judge(&self, error: CallError) -> CallError {
-        let CallError::Refused { call: Call::Deeplink, status } = error else { return error };
+        let CallError::Refused { call, status } = error else { return error };
         let mut state = self.gate.state.lock();
-        if state.blame_refused(self.caller, refusal(status), Instant::now()) {
+        if state.refusals.blame(self.caller, refusal(call, status), Instant::now()) {
             CallError::Rejected(status)
         } else {
             error
@@ -61,7 +61,7 @@ impl CallPermit<'_> {
         answer: Result<T, CallError>,
     ) -> Result<T, FailedCall> {
         self.reported = true;
-        let result = call_result(self.call, &answer);
+        let result = call_result(&answer);
         let (change, scope, pause_began, is_paused) = {
             let mut state = self.gate.state.lock();
             let now = Instant::now();
@@ -92,26 +92,19 @@ impl Drop for CallPermit<'_> {
     }
 }
 
-/// What a refusal of the one-call flow may mean.
-fn refusal(status: StatusCode) -> Refusal {
-    match status {
-        StatusCode::FORBIDDEN => Refusal::Forbidden,
-        StatusCode::NOT_FOUND => Refusal::Missing,
+fn refusal(call: Call, status: StatusCode) -> Refusal {
+    match (call, status) {
+        (Call::Deeplink, StatusCode::FORBIDDEN) => Refusal::Forbidden,
+        (Call::Deeplink, StatusCode::NOT_FOUND) => Refusal::Missing,
         _ => Refusal::Setting,
     }
 }
 
-fn call_result<T>(call: Call, answer: &Result<T, CallError>) -> CallResult {
+fn call_result<T>(answer: &Result<T, CallError>) -> CallResult {
     match answer {
         Ok(_) => CallResult::Success,
-        Err(CallError::Rejected(_) | CallError::Unauthorized) if call == Call::Deeplink => {
-            CallResult::Rejected
-        }
-        Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Success,
-        Err(CallError::Refused { call: Call::Deeplink, status }) => {
-            CallResult::Refused(refusal(*status))
-        }
-        Err(CallError::Refused { .. }) => CallResult::Refused(Refusal::Setting),
+        Err(CallError::Rejected(_) | CallError::Unauthorized) => CallResult::Rejected,
+        Err(CallError::Refused { call, status }) => CallResult::Refused(refusal(*call, *status)),
         Err(CallError::Transient { cause, .. }) => {
             match (cause.retry_after().filter(|wait| !wait.is_zero()), cause) {
                 (Some(wait), TransientCause::RateLimited { .. }) => CallResult::RateLimited(wait),

@@ -31,19 +31,13 @@ pub(super) struct Refusals {
     refused: HashSet<u64>,
     /// Workflows with a 403 in a pause in which another workflow was answered well.
     at_fault: HashSet<u64>,
-    /// Whether the present pause began with a 404.
+    /// Whether calls are paused, and the pause began with a 404.
     is_missing: bool,
 }
 
 impl Refusals {
-    /// Returns whether the request is at fault. `is_refused_pause`: whether refusals have paused calls.
-    pub(super) fn blame(
-        &mut self,
-        caller: Caller,
-        refusal: Refusal,
-        is_refused_pause: bool,
-        now: Instant,
-    ) -> bool {
+    /// Returns whether the request is at fault.
+    pub(super) fn blame(&mut self, caller: Caller, refusal: Refusal, now: Instant) -> bool {
         match refusal {
             Refusal::Setting => false,
             Refusal::Forbidden => {
@@ -51,11 +45,8 @@ impl Refusals {
                     self.latest.iter().flatten().filter(|(other, _)| *other != caller.workflow);
                 self.at_fault.contains(&caller.workflow) && others.any(|(_, at)| now - *at <= PROOF)
             }
-            Refusal::Missing if is_refused_pause && self.is_missing => false,
+            Refusal::Missing if self.is_missing || !self.has_good_answer() => false,
             Refusal::Missing => {
-                if !self.has_good_answer() {
-                    return false;
-                }
                 if self.well.contains(&caller.workflow) {
                     self.missing_in_a_row += 1;
                 }

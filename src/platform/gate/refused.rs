@@ -9,13 +9,6 @@ use super::{
 use crate::session::Call;
 
 impl GateState {
-    /// Returns whether a refused call of the one-call flow is its request's own fault.
-    pub(super) fn blame_refused(&mut self, caller: Caller, refusal: Refusal, now: Instant) -> bool {
-        let is_refused_pause =
-            self.breaker.as_ref().is_some_and(|breaker| matches!(breaker.cause, Cause::Refused(_)));
-        self.refusals.blame(caller, refusal, is_refused_pause, now)
-    }
-
     /// Makes the breaker half-open if a probe is due and no request is held: the next request is the probe.
     /// Returns what to do otherwise.
     pub(super) fn half_open_if_due(&mut self, now: Instant) -> Result<Change, Decision> {

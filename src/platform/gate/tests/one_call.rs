@@ -23,7 +23,7 @@ impl TestGate {
     }
 
     fn report_refused(&mut self, caller: Caller, refusal: Refusal) -> Outcome {
-        if self.state.blame_refused(caller, refusal, self.now) {
+        if self.state.refusals.blame(caller, refusal, self.now) {
             let change = self.report(caller, Deeplink, CallResult::Rejected);
             // The platform answers, so that it is not down.
             assert!(matches!(change, None | Some(Change::Closed)), "{change:?}");
