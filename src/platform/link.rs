@@ -45,10 +45,7 @@ pub(crate) struct LinkBuilder {
 impl LinkBuilder {
     pub(crate) fn new(settings: &PlatformSettings) -> Self {
         let public = settings.public_url.as_ref();
-        Self {
-            public: public.unwrap_or(&settings.url).clone(),
-            replaces_base: public.is_some(),
-        }
+        Self { public: public.unwrap_or(&settings.url).clone(), replaces_base: public.is_some() }
     }
 
     pub(crate) fn links(&self, session: &Session) -> Links {
@@ -59,8 +56,7 @@ impl LinkBuilder {
             Access::Link(link) => {
                 let link = link.expose_secret();
                 // The call checked that the base can be replaced. A link made before this setting stays as it is.
-                let replaced =
-                    self.replaces_base.then(|| with_base(link, &self.public)).flatten();
+                let replaced = self.replaces_base.then(|| with_base(link, &self.public)).flatten();
                 let url = replaced.unwrap_or_else(|| link.to_owned());
                 Links { mobile_url: url.clone(), url }
             }

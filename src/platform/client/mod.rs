@@ -25,6 +25,7 @@ use super::{
     key::ReloadableKey,
     link::encode_component,
     rate_limit::RateLimiter,
+    repeat::result_of_repeat,
 };
 use crate::{
     config::{Flow, PlatformSettings, Proxy},
@@ -42,6 +43,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Longest body that the worker reads of an answer, in bytes.
 const MAX_BODY: usize = 64 * 1024;
+
 /// Calls the platform. Each call needs a permit of the gate.
 pub struct PlatformClient {
     connections: Connections,
@@ -146,6 +148,32 @@ impl PlatformClient {
             && !permit.is_probe()
             && !self.has_rate_limit
             && self.connections.may_have_been_reused()
+    }
+
+    /// Sends a call that makes a session. If the platform had closed the connection, sends it again at once with the
+    /// same `Idempotency-Key`, as `handoff::calls` would a moment later.
+    ///
+    /// `is_repeat`: the platform may be processing an earlier try with that key.
+    async fn call_for_session<T>(
+        &self,
+        permit: &CallPermit<'_>,
+        request: impl Fn() -> RequestBuilder,
+        is_repeat: bool,
+        span: &Span<'_>,
+        parse: ParseAnswer<T>,
+    ) -> Result<T, CallError> {
+        let ends = self.connections.deadline();
+        let mut answer = self.call(permit, request(), span, Reuse::Allowed, parse).await;
+        if self.was_ordinary_close(permit, &answer) {
+            let request = request().timeout(ends.saturating_duration_since(Instant::now()));
+            let again = self.call(permit, request, span, Reuse::Avoided, parse).await;
+            answer = result_of_repeat(answer, again);
+        }
+        if is_repeat {
+            // Before the gate learns of it: that an earlier try is unfinished is no good answer.
+            answer = answer.map_err(|error| error.of_repeated_call(permit.call()));
+        }
+        answer
     }
 
     /// Sends a call without passing the gate, and checks its answer. Also returns the platform's time, if the answer

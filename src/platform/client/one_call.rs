@@ -1,6 +1,6 @@
 //! The call of the one-call flow: for a link.
 
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use reqwest::{RequestBuilder, header::HeaderValue};
 use serde::Serialize;
@@ -10,11 +10,9 @@ use crate::{
     hash,
     message::{Request, RequestId},
     platform::{
-        connections::Reuse,
         deeplink::Deeplink,
         error::CallError,
         gate::{CallPermit, FailedCall, FailureScope},
-        repeat::result_of_repeat,
     },
     session::Call,
     telemetry::traces::Span,
@@ -41,28 +39,18 @@ impl PlatformClient {
             // Boxed to keep the caller's future small; probes are rare.
             Box::pin(self.key.reload()).await;
         }
-        let ends = self.connections.deadline();
         let key = self.key.header();
         let http = || {
             let http = self.deeplink_request(key.clone(), request);
             http.header(IDEMPOTENCY_KEY, idempotency_key(request_id, earlier_links))
         };
         let parse = self.parse_deeplink;
-        let mut answer = self.call(&permit, http(), span, Reuse::Allowed, parse).await;
-        if self.was_ordinary_close(&permit, &answer) {
-            let http = http().timeout(ends.saturating_duration_since(Instant::now()));
-            let again = self.call(&permit, http, span, Reuse::Avoided, parse).await;
-            answer = result_of_repeat(answer, again);
-        }
+        let answer = self.call_for_session(&permit, http, is_repeat, span, parse).await;
         if let Err(error @ CallError::Refused { .. }) = &answer
             && !permit.is_probe()
             && self.has_new_key(&key).await
         {
             return Err(FailedCall { error: error.clone(), scope: FailureScope::Pause });
-        }
-        if is_repeat {
-            // Before the gate learns of it: that an earlier try is unfinished is no good answer.
-            answer = answer.map_err(|error| error.of_repeated_call(Call::Deeplink));
         }
         permit.report(answer)
     }

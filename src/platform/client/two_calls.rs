@@ -16,7 +16,6 @@ use crate::{
         connections::Reuse,
         error::CallError,
         gate::{CallPermit, FailedCall, FailureScope},
-        repeat::result_of_repeat,
     },
     session::{Call, Token},
     telemetry::traces::Span,
@@ -91,52 +90,30 @@ impl PlatformClient {
         is_repeat: bool,
         span: &Span<'_>,
     ) -> Result<String, FailedCall> {
-        let ends = self.connections.deadline();
-        let send = |reuse| {
-            let http = self.session_request(request, request_id, token)?;
-            let http = match reuse {
-                Reuse::Allowed => http,
-                Reuse::Avoided => http.timeout(ends.saturating_duration_since(Instant::now())),
-            };
-            Some(self.call(&permit, http, span, reuse, answer::parse_session_id))
-        };
-        let Some(sent) = send(Reuse::Allowed) else {
+        let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
+        else {
             return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));
         };
-        let mut answer = sent.await;
-        if self.was_ordinary_close(&permit, &answer)
-            && let Some(sent) = send(Reuse::Avoided)
-        {
-            // Sent again with the same token and key, as `handoff::calls` would a moment later.
-            answer = result_of_repeat(answer, sent.await);
-        }
-        if is_repeat {
-            // Before the gate learns of it: that an earlier try is unfinished is no good answer.
-            answer = answer.map_err(|error| error.of_repeated_call(Call::Session));
-        }
+        authorization.set_sensitive(true);
+        let http = || {
+            let http = self.session_request(authorization.clone(), request);
+            http.header(IDEMPOTENCY_KEY, idempotency_key(request_id, token))
+        };
+        let parse = answer::parse_session_id;
+        let answer = self.call_for_session(&permit, http, is_repeat, span, parse).await;
         permit.report(answer)
     }
 
-    /// Returns `None` if the token is not a valid header value.
-    fn session_request(
-        &self,
-        request: &Request,
-        request_id: &RequestId,
-        token: &Token,
-    ) -> Option<RequestBuilder> {
+    fn session_request(&self, authorization: HeaderValue, request: &Request) -> RequestBuilder {
         #[derive(Serialize)]
         struct SessionBody<'a, M> {
             metadata: M,
             #[serde(skip_serializing_if = "Option::is_none")]
             locale: Option<&'a str>,
         }
-        let url = with_workflow(&self.session_url, &request.workflow_id);
-        let token_bytes = token.value.expose_secret().as_bytes();
-        let mut authorization = HeaderValue::from_bytes(token_bytes).ok()?;
-        authorization.set_sensitive(true);
         let body = SessionBody { metadata: request.metadata(), locale: request.locale.as_deref() };
-        let key = idempotency_key(request_id, token);
-        Some(self.post(url, authorization, &body).header(IDEMPOTENCY_KEY, key))
+        let url = with_workflow(&self.session_url, &request.workflow_id);
+        self.post(url, authorization, &body)
     }
 }
 
