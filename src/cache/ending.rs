@@ -80,14 +80,14 @@ impl Cache {
             None => deferred.forget_session(id),
         }
         let key = session_key(&self.0.prefix, id);
-        let hash = of.map(Keys::hash).unwrap_or_default();
+        let hash = of.map(|keys| keys.hash);
         let call = ForgetCall::Session { key, hash, until };
         // The mark comes first: a link that is stored from here on is checked against it.
         let entry = self.run::<Vec<u8>>(call.key(), &call.script()).await?;
         deferred.written(Written::Ending(call));
         let (keys, indexed) = match (IndexEntry::parse(&entry), of) {
             (Some(IndexEntry { hash, link }), _) => {
-                (Keys::of_hash(&self.0.prefix, self.flow(), &hash), Some(link))
+                (Keys::of_hash(&self.0.prefix, self.flow(), hash), Some(link))
             }
             (None, Some(keys)) => (keys.clone(), None),
             (None, None) => return Ok(Forgotten::Unknown),

@@ -7,9 +7,9 @@
 use super::{
     error::CacheError,
     handle::Cache,
-    keys::{IndexEntry, Keys, LinkId, session_key},
+    keys::{Keys, LinkId, session_key},
     scripts,
-    writes::{ForgetCall, IndexCall, Written},
+    writes::{IndexCall, Written},
 };
 use crate::session::Session;
 
@@ -25,7 +25,8 @@ impl Cache {
     ) -> Result<bool, CacheError> {
         let call = IndexCall {
             key: session_key(&self.0.prefix, &session.id),
-            entry: IndexEntry { hash: keys.hash(), link },
+            keys: keys.clone(),
+            link,
             until: self.lifetimes().reusable_until(session),
         };
         let deferred = &self.0.pool.deferred;
@@ -36,7 +37,7 @@ impl Cache {
             }
             Ok(true) => {
                 deferred.forget_session(&session.id);
-                let call = ForgetCall::Link { keys: keys.clone(), link, until: call.until };
+                let call = call.forget();
                 if self.run::<bool>(&keys.link, &call.script()).await.is_err() {
                     deferred.forget_later(call);
                 }

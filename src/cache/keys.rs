@@ -1,6 +1,6 @@
 //! Redis keys and stamps, both of them hashes: Redis never sees a user id, a session id or a request id.
 
-use std::time::SystemTime;
+use std::{ops::Deref, sync::Arc, time::SystemTime};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -19,8 +19,15 @@ const TOKEN: &str = "token";
 const LEASE: &str = "lease";
 
 /// The Redis keys of one user and workflow. All lie in one slot of a Redis Cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Keys {
+///
+/// Cheap to clone: the lease, the link and the calls that may be repeated later all hold them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys(Arc<KeySet>);
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct KeySet {
+    /// The hash of user and workflow.
+    pub(super) hash: [u8; HASH_LEN],
     /// Key of the link. Each flow has its own, so that no link of the one is handed out in the other.
     pub(crate) link: String,
     /// Key of what a holder of the lease saves for the next: a token that has no session yet or, in the one-call
@@ -35,17 +42,20 @@ pub struct Keys {
 impl Keys {
     /// `prefix:{hash}:kind`. Redis Cluster derives the slot from the part within the braces.
     pub(super) fn new(prefix: &str, flow: Flow, user_id: &str, workflow_id: &str) -> Self {
-        Self::of_hash(prefix, flow, hash::of_pair(user_id, workflow_id).as_ref())
+        let hash = hash::of_pair(user_id, workflow_id);
+        // SHA-256 has 32 bytes, so the index stays in range.
+        Self::of_hash(prefix, flow, std::array::from_fn(|at| hash.as_ref()[at]))
     }
 
-    pub(super) fn of_hash(prefix: &str, flow: Flow, hash: &[u8]) -> Self {
-        let hash = BASE64_URL_SAFE_NO_PAD.encode(hash);
-        let key = |kind| [prefix, ":{", &hash, "}:", kind].concat();
+    pub(super) fn of_hash(prefix: &str, flow: Flow, hash: [u8; HASH_LEN]) -> Self {
+        let tag = BASE64_URL_SAFE_NO_PAD.encode(hash);
+        let key = |kind| [prefix, ":{", &tag, "}:", kind].concat();
         let (link, saved) = match flow {
             Flow::Token => (LINK, TOKEN),
             Flow::Deeplink => (DEEPLINK, "links"),
         };
-        Self { link: key(link), saved: key(saved), lease: key(LEASE), mark: key("ended") }
+        let (link, saved, lease, mark) = (key(link), key(saved), key(LEASE), key("ended"));
+        Self(Arc::new(KeySet { hash, link, saved, lease, mark }))
     }
 
     /// The links of both flows.
@@ -61,12 +71,13 @@ impl Keys {
     fn of_kind(&self, kind: &str) -> String {
         [self.lease.strip_suffix(LEASE).unwrap_or_default(), kind].concat()
     }
+}
 
-    /// The hash of user and workflow.
-    pub(super) fn hash(&self) -> Vec<u8> {
-        let hash = self.link.rsplit_once("}:").and_then(|(start, _)| start.rsplit_once(":{"));
-        // `of_hash` puts a hash between the braces.
-        hash.and_then(|(_, hash)| BASE64_URL_SAFE_NO_PAD.decode(hash).ok()).unwrap_or_default()
+impl Deref for Keys {
+    type Target = KeySet;
+
+    fn deref(&self) -> &KeySet {
+        &self.0
     }
 }
 
@@ -120,7 +131,7 @@ impl LinkId {
 /// The index entry of a session: where its link is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IndexEntry {
-    pub(super) hash: Vec<u8>,
+    pub(super) hash: [u8; HASH_LEN],
     pub(super) link: LinkId,
 }
 
@@ -131,8 +142,8 @@ impl IndexEntry {
 
     /// Reads an entry without its first byte. `None` if it is no entry.
     pub(super) fn parse(entry: &[u8]) -> Option<Self> {
-        let (hash, link) = entry.split_at_checked(HASH_LEN)?;
-        Some(Self { hash: hash.to_vec(), link: LinkId(link.try_into().ok()?) })
+        let (hash, link) = entry.split_first_chunk()?;
+        Some(Self { hash: *hash, link: LinkId(link.try_into().ok()?) })
     }
 }
 
@@ -221,10 +232,10 @@ mod tests {
             let made_at =
                 SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(0x19a_bcde_f012);
             let link = LinkId::new(&Stamp::of("request"), made_at);
-            let entry = IndexEntry { hash: keys.hash(), link };
+            let entry = IndexEntry { hash: keys.hash, link };
             let read = IndexEntry::parse(&entry.to_bytes()[1..]).unwrap();
             assert_eq!(read, entry);
-            assert_eq!(Keys::of_hash(prefix, Flow::Token, &read.hash), keys);
+            assert_eq!(Keys::of_hash(prefix, Flow::Token, read.hash), keys);
             assert_eq!(link.to_hex(), format!("19abcdef012{}", &Stamp::of("request").0[..8]));
         }
         assert_eq!(IndexEntry::parse(b""), None);

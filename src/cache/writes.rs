@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 use deadpool_redis::redis::ScriptInvocation;
 
 use super::{
-    keys::{IndexEntry, Keys, LinkId, Stamp},
+    keys::{HASH_LEN, IndexEntry, Keys, LinkId, Stamp},
     scripts,
 };
-use crate::{config::Flow, units::millis};
+use crate::units::millis;
 
 /// How long Redis remembers how many links a request has had. Platforms that honour an `Idempotency-Key` usually
 /// do so for a day.
@@ -77,7 +77,9 @@ impl StoreCall {
 pub(super) struct IndexCall {
     /// The session's key.
     pub(super) key: String,
-    pub(super) entry: IndexEntry,
+    /// Of the link.
+    pub(super) keys: Keys,
+    pub(super) link: LinkId,
     /// When the link is no longer handed out.
     pub(super) until: SystemTime,
 }
@@ -85,18 +87,15 @@ pub(super) struct IndexCall {
 impl IndexCall {
     /// Returns 1 if the session has ended.
     pub(super) fn script(&self) -> ScriptInvocation<'static> {
+        let entry = IndexEntry { hash: self.keys.hash, link: self.link };
         let mut script = scripts::INDEX.key(&self.key);
-        script.arg(self.entry.to_bytes()).arg(scripts::remaining_ms(self.until));
+        script.arg(entry.to_bytes()).arg(scripts::remaining_ms(self.until));
         script
     }
 
     /// Forgets the link, whose session has ended.
     pub(super) fn forget(&self) -> ForgetCall {
-        // All keys have the same prefix.
-        let prefix = self.key.rsplit_once(":{").map_or("", |(prefix, _)| prefix);
-        // Only what both flows have in common is used.
-        let keys = Keys::of_hash(prefix, Flow::Token, &self.entry.hash);
-        ForgetCall::Link { keys, link: self.entry.link, until: self.until }
+        ForgetCall::Link { keys: self.keys.clone(), link: self.link, until: self.until }
     }
 }
 
@@ -112,7 +111,7 @@ pub(super) enum ForgetCall {
     /// A session has ended, whoever's it is, or if it is that of this user and workflow.
     Session {
         key: String,
-        hash: Vec<u8>,
+        hash: Option<[u8; HASH_LEN]>,
         until: SystemTime,
     },
     Link {
@@ -133,7 +132,8 @@ impl ForgetCall {
             }
             Self::Session { key, hash, until } => {
                 let mut script = scripts::END_SESSION.key(key);
-                script.arg(scripts::mark_ms(*until)).arg(&hash[..]);
+                let hash = hash.as_ref().map_or(&[][..], |hash| &hash[..]);
+                script.arg(scripts::mark_ms(*until)).arg(hash);
                 script
             }
             Self::Link { keys, link, .. } => scripts::forget_link(keys, *link),

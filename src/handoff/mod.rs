@@ -73,7 +73,7 @@ impl Handoff {
     /// # Errors
     /// [`Failure`] says whether the request is retried, rejected or returned to the queue.
     pub(crate) async fn obtain(&self, job: &Job<'_>) -> Result<Obtained, Failure> {
-        let keys = self.keys(job);
+        let keys = self.calls.cache.keys(&job.request.user_id, &job.request.workflow_id);
         let mut budget = self.calls.budget(job);
         loop {
             job.check_not_lost()?;
@@ -132,11 +132,7 @@ impl Handoff {
     /// Records in Redis that a link is handed out, so that it can be found by its session. No event waits for
     /// this, but the request is acked only then.
     pub(crate) async fn record(&self, job: &Job<'_>, obtained: &Obtained) {
-        obtained.record(&self.calls.cache, &self.keys(job), job).await;
-    }
-
-    fn keys(&self, job: &Job<'_>) -> Keys {
-        self.calls.cache.keys(&job.request.user_id, &job.request.workflow_id)
+        obtained.record(&self.calls.cache, job).await;
     }
 
     /// Returns the cached link, or takes the lease and makes a new one. One worker at a time holds the lease.
@@ -187,7 +183,9 @@ impl Handoff {
                         if let Some(pending) = Box::pin(stored).await {
                             return Ok(pending);
                         }
-                    } else if let Some(made) = self.make_and_store(job, &lease, budget).await? {
+                    } else if let Some(made) =
+                        self.make_and_store(job, keys, &lease, &stamp, budget).await?
+                    {
                         return Ok(made);
                     }
                 }
@@ -224,9 +222,9 @@ impl Handoff {
                     }
                     if let Some((made_for, session)) = self.pending_link(job, keys, &stamp) {
                         claim.release();
-                        return Ok(Obtained::pending(session, &made_for));
+                        return Ok(Obtained::pending(keys, session, &made_for));
                     }
-                    match self.make_without_cache(job, budget, claim).await? {
+                    match self.make_without_cache(job, keys, &stamp, budget, claim).await? {
                         Made::Session(made) => return Ok(made),
                         Made::ClaimAgain(claim) => unanswered = Some(claim),
                     }
@@ -263,7 +261,9 @@ impl Handoff {
     async fn make_and_store(
         &self,
         job: &Job<'_>,
+        keys: &Keys,
         lease: &Lease,
+        stamp: &Stamp,
         budget: &mut CallBudget<'_>,
     ) -> Result<Option<Obtained>, Failure> {
         let made = {
@@ -272,7 +272,7 @@ impl Handoff {
         };
         match made {
             Ok(session) => {
-                let made = Obtained::new(session, &job.stamp());
+                let made = Obtained::new(keys, session, stamp);
                 match lease.store(&made.session).await {
                     Ok(StoreOutcome::Stored) => Ok(Some(made)),
                     Ok(StoreOutcome::Fenced) => {
@@ -298,6 +298,8 @@ impl Handoff {
     async fn make_without_cache(
         &self,
         job: &Job<'_>,
+        keys: &Keys,
+        stamp: &Stamp,
         budget: &mut CallBudget<'_>,
         unanswered: UnansweredClaim,
     ) -> Result<Made, Failure> {
@@ -307,7 +309,7 @@ impl Handoff {
                 // If this fails, too, the cache stores the link once Redis is back.
                 let overwrite =
                     if job.request.renew { Overwrite::Any } else { Overwrite::IfAbsent };
-                let made = Obtained::new(session, &job.stamp());
+                let made = Obtained::new(keys, session, stamp);
                 let _ = unanswered.store(&made.session, overwrite).await;
                 Ok(Made::Session(made))
             }

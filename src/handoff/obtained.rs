@@ -13,6 +13,8 @@ use crate::{
 /// A session for the request's user and workflow.
 #[derive(Clone)]
 pub(crate) struct Obtained {
+    /// Of the request's user and workflow.
+    pub(super) keys: Keys,
     pub(crate) session: Arc<Session>,
     /// The session was made for another request, or by an earlier try of this one.
     pub(crate) reused: bool,
@@ -37,14 +39,15 @@ pub(super) enum IndexEntry {
 
 impl Obtained {
     /// A link that this replica made before. `stamp`: of the request that it is stored for.
-    pub(super) fn pending(session: Session, stamp: &Stamp) -> Self {
-        Self { reused: true, not_before: None, ..Self::new(session, stamp) }
+    pub(super) fn pending(keys: &Keys, session: Session, stamp: &Stamp) -> Self {
+        Self { reused: true, not_before: None, ..Self::new(keys, session, stamp) }
     }
 
     /// A link that is about to be stored.
-    pub(super) fn new(session: Session, stamp: &Stamp) -> Self {
+    pub(super) fn new(keys: &Keys, session: Session, stamp: &Stamp) -> Self {
         let now = Instant::now();
         Self {
+            keys: keys.clone(),
             link: LinkId::new(stamp, session.made_at),
             session: Arc::new(session),
             reused: false,
@@ -68,15 +71,20 @@ impl Obtained {
     ) -> Option<Self> {
         let StoredLink { session, id: link, is_indexed, .. } = link;
         let index_entry = if is_indexed { IndexEntry::Noted } else { IndexEntry::Missing };
-        let session = Arc::new(session);
-        let not_before = None;
-        let seen_at = claimed_at;
-        let stored = Self { session, reused: true, not_before, seen_at, link, index_entry };
+        let stored = Self {
+            keys: keys.clone(),
+            session: Arc::new(session),
+            reused: true,
+            not_before: None,
+            seen_at: claimed_at,
+            link,
+            index_entry,
+        };
         if is_indexed {
             return Some(stored);
         }
         // Boxed to keep the caller's future small; a link is in this state for a moment.
-        Box::pin(stored.indexed(cache, keys)).await
+        Box::pin(stored.indexed(cache)).await
     }
 
     /// Stores a link that this replica made without Redis. `None`: its session has ended, or there is a newer link.
@@ -89,18 +97,18 @@ impl Obtained {
         stamp: &Stamp,
     ) -> Option<Self> {
         // Before the store: a request that is delivered after it looks for itself.
-        let pending = Self::pending(session, stamp);
+        let pending = Self::pending(keys, session, stamp);
         match lease.store_pending(&pending.session).await {
             // The mark of a session that ended meanwhile lies in another slot, where the store does not look.
-            Ok(StoreOutcome::Stored) => pending.indexed(cache, keys).await,
+            Ok(StoreOutcome::Stored) => pending.indexed(cache).await,
             Ok(StoreOutcome::Fenced) => None,
             Err(_) => Some(pending),
         }
     }
 
     /// Writes the index entry of its session. `None`: the session has ended.
-    async fn indexed(self, cache: &Cache, keys: &Keys) -> Option<Self> {
-        match cache.index(keys, self.link, &self.session).await {
+    async fn indexed(self, cache: &Cache) -> Option<Self> {
+        match cache.index(&self.keys, self.link, &self.session).await {
             Ok(true) => None,
             Ok(false) => Some(Self { index_entry: IndexEntry::Written, ..self }),
             // Cut off from Redis: the entry is written later.
@@ -110,8 +118,8 @@ impl Obtained {
 
     /// Records in Redis that the link is handed out. If Redis fails, the index entry is written once it is
     /// available again.
-    pub(super) async fn record(&self, cache: &Cache, keys: &Keys, job: &Job<'_>) {
-        let Self { session, reused, link, index_entry, .. } = self;
+    pub(super) async fn record(&self, cache: &Cache, job: &Job<'_>) {
+        let Self { keys, session, reused, link, index_entry, .. } = self;
         let is_written = match index_entry {
             IndexEntry::Written => true,
             IndexEntry::Missing | IndexEntry::Noted => {

@@ -53,8 +53,9 @@ impl Setup {
     }
 
     pub(super) async fn clean_up(&mut self, keys: &[Keys]) {
-        for Keys { link, saved, lease, mark } in keys {
-            self.redis.del::<_, ()>(&[link, saved, lease, mark]).await.unwrap();
+        for keys in keys {
+            let keys = [&keys.link, &keys.saved, &keys.lease, &keys.mark];
+            self.redis.del::<_, ()>(&keys).await.unwrap();
         }
     }
 }

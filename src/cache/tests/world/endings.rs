@@ -253,7 +253,7 @@ impl World {
     /// Asserts that Redis holds the index entries and marks of the model.
     pub(super) async fn compare_endings(&mut self) {
         for person in 0..PEOPLE {
-            let key = self.keys(person).mark;
+            let key = self.keys(person).mark.clone();
             let (mark, ttl_ms) = self.read(&key).await;
             let last = mark.map(|mark| {
                 let mark = String::from_utf8(mark).unwrap();
@@ -273,13 +273,12 @@ impl World {
             let (stored, ttl_ms) = self.read(&key).await;
             let mut expected = vec![if index.has_ended { b'!' } else { b'i' }];
             if let Some((of, link)) = index.entry {
-                expected.extend(self.keys(of).hash());
+                let hash = self.keys(of).hash;
+                expected.extend(hash);
                 let bytes = |link| {
-                    let entry = crate::cache::keys::IndexEntry {
-                        hash: Vec::new(),
-                        link: self.link_id(of, link),
-                    };
-                    entry.to_bytes()[1..].to_vec()
+                    let link = self.link_id(of, link);
+                    let entry = crate::cache::keys::IndexEntry { hash, link };
+                    entry.to_bytes()[1 + hash.len()..].to_vec()
                 };
                 expected.extend(link.map(bytes).unwrap_or_default());
             }

@@ -199,8 +199,8 @@ impl World {
 
     pub(super) async fn clean_up(self) {
         for person in 0..PEOPLE {
-            let Keys { link, saved, lease, mark } = self.keys(person);
-            self.delete(&[&link, &saved, &lease, &mark]).await;
+            let keys = self.keys(person);
+            self.delete(&[&keys.link, &keys.saved, &keys.lease, &keys.mark]).await;
         }
         for (person, session) in self.index.keys() {
             self.delete(&[&session_key(&self.prefix, &self.session_id(*person, *session))]).await;

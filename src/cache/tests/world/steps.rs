@@ -337,10 +337,10 @@ impl World {
 
     /// Sends a call that reaches Redis, and repeats it in the model.
     async fn deliver(&mut self, attempt: Attempt, lease: &Lease, call: LeaseCall) {
-        let key = self.keys(attempt.person).lease;
+        let keys = self.keys(attempt.person);
         if let LeaseCall::Extend = call {
             let mut wear = cmd("PEXPIRE");
-            wear.arg(&key).arg(WORN_LEASE_MS);
+            wear.arg(&keys.lease).arg(WORN_LEASE_MS);
             wear.query_async::<()>(&mut self.redis).await.unwrap();
         }
         self.send(attempt, lease, call).await;
@@ -350,7 +350,7 @@ impl World {
             LeaseCall::Release { drop_token } => person.release(attempt.claim, drop_token),
             LeaseCall::Extend => {
                 let is_ours = person.lease == Some(attempt.claim);
-                let ttl_ms: i64 = cmd("PTTL").arg(&key).query_async(&mut self.redis).await.unwrap();
+                let ttl_ms: i64 = cmd("PTTL").arg(&keys.lease).query_async(&mut self.redis).await.unwrap();
                 assert_eq!(ttl_ms > WORN_LEASE_MS, is_ours, "{ttl_ms} ms left");
             }
         }
