@@ -66,7 +66,7 @@ impl UnansweredClaim {
         session: &Session,
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, overwrite, 0, b"", Timing::AtOnce).await
+        self.holder.store_link(session, overwrite, Timing::AtOnce).await
     }
 
     /// Ends the lease once Redis is available again, should Redis have granted it.
@@ -107,12 +107,13 @@ impl Cache {
             if reply.is_ok() {
                 self.0.pool.served(&keys.link);
             }
-            let holder = |id, mark: &[u8]| Holder {
+            let holder = |id, mark: &[u8], earlier_links| Holder {
                 cache: self.clone(),
                 keys: keys.clone(),
                 id,
                 stamp: stamp.clone(),
                 mark: mark.to_vec(),
+                earlier_links,
             };
             let error = match reply.as_deref().map(ClaimReply::parse) {
                 Ok(Some(ClaimReply::Link { stamps, value })) => {
@@ -141,9 +142,8 @@ impl Cache {
                         Flow::Deeplink => (None, stamp.links(saved)),
                     };
                     let lost = AtomicBool::new(false);
-                    let holder = holder(id, mark);
-                    let lease = Lease { holder, newest, stored_token, earlier_links, lost };
-                    return Ok(Claim::Lease(lease));
+                    let holder = holder(id, mark, earlier_links);
+                    return Ok(Claim::Lease(Lease { holder, newest, stored_token, lost }));
                 }
                 Ok(Some(ClaimReply::LeaseTaken { newest })) => {
                     return Ok(Claim::LeaseTaken { newest });
@@ -155,7 +155,7 @@ impl Cache {
                 Err(error) => error.clone(),
             };
             may_be_granted |= error != CacheError::Unavailable;
-            return Err(UnansweredClaim { holder: holder(id, b""), may_be_granted, error });
+            return Err(UnansweredClaim { holder: holder(id, b"", 0), may_be_granted, error });
         }
     }
 }

@@ -60,19 +60,17 @@ pub(super) struct Holder {
     /// The mark of the last ending before the claim: see `forget.lua`. Empty without one, or if the claim was
     /// not answered.
     pub(super) mark: Vec<u8>,
+    /// How many links the request had before the claim, all of them ended or forgotten. Counted in the one-call flow
+    /// only, and 0 if the claim was not answered.
+    pub(super) earlier_links: u32,
 }
 
 impl Holder {
     /// Stores the link and ends the lease. If Redis fails, defers both until it is available again.
-    ///
-    /// `earlier_links`: how many links the request has had before. `mark`: the last ending that cannot concern the
-    /// session.
     pub(super) async fn store_link(
         &self,
         session: &Session,
         overwrite: Overwrite<'_>,
-        earlier_links: u32,
-        mark: &[u8],
         timing: Timing,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
@@ -91,11 +89,15 @@ impl Holder {
             made_at: session.made_at,
             links: match cache.flow() {
                 Flow::Token => 0,
-                Flow::Deeplink => earlier_links.saturating_add(1),
+                Flow::Deeplink => self.earlier_links.saturating_add(1),
             },
             until: cache.lifetimes().reusable_until(session),
             value,
-            mark: mark.to_vec(),
+            mark: match timing {
+                Timing::AtOnce => self.mark.clone(),
+                // The session is older than the claim.
+                Timing::Late => Vec::new(),
+            },
         };
         match cache.run(&self.keys.link, &call.script(timing)).await {
             Ok(true) => {
@@ -129,8 +131,6 @@ pub(crate) struct Lease {
     pub(crate) newest: Stamp,
     /// A token that an earlier attempt obtained and made no session with.
     pub(crate) stored_token: Option<Token>,
-    /// How many links this request has had, all of them ended or forgotten. Counted in the one-call flow only.
-    pub(crate) earlier_links: u32,
     pub(super) lost: AtomicBool,
 }
 
@@ -138,6 +138,11 @@ impl Lease {
     /// Whether Redis has answered that the lease has ended: another request may hold it by now.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// How many links this request has had, all of them ended or forgotten. Counted in the one-call flow only.
+    pub(crate) fn earlier_links(&self) -> u32 {
+        self.holder.earlier_links
     }
 
     /// Extends the lease every second, and as soon as Redis is back. Never returns: run it alongside the
@@ -183,10 +188,7 @@ impl Lease {
     ///
     /// If Redis fails, the link is stored once it is available again.
     pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
-        let overwrite = Overwrite::Only(&self.newest);
-        let Self { holder, earlier_links, .. } = self;
-        let mark = &holder.mark;
-        holder.store_link(session, overwrite, *earlier_links, mark, Timing::AtOnce).await
+        self.holder.store_link(session, Overwrite::Only(&self.newest), Timing::AtOnce).await
     }
 
     /// Stores a link that this replica made without Redis and has handed out since.
@@ -196,10 +198,8 @@ impl Lease {
         &self,
         session: &Session,
     ) -> Result<StoreOutcome, CacheError> {
-        let overwrite = Overwrite::Only(&self.newest);
-        let Self { holder, earlier_links, .. } = self;
-        let outcome =
-            holder.store_link(session, overwrite, *earlier_links, b"", Timing::Late).await?;
+        let Self { holder, newest, .. } = self;
+        let outcome = holder.store_link(session, Overwrite::Only(newest), Timing::Late).await?;
         if outcome == StoreOutcome::Fenced {
             holder.cache.0.pool.deferred.forget(&holder.keys, |_| true);
         }

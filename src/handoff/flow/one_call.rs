@@ -28,7 +28,7 @@ impl MakeSession for OneCall {
         budget: &mut CallBudget<'_>,
     ) -> Result<Session, Stopped> {
         // Without Redis, the number is not known.
-        let earlier_links = lease.map_or(0, |lease| lease.earlier_links);
+        let earlier_links = lease.map_or(0, Lease::earlier_links);
         let mut asked = Asked::never();
         let Deeplink { url, session_id, expires_at } =
             calls.deeplink(job, earlier_links, &mut asked, lease, budget).await?;

@@ -350,7 +350,8 @@ impl World {
             LeaseCall::Release { drop_token } => person.release(attempt.claim, drop_token),
             LeaseCall::Extend => {
                 let is_ours = person.lease == Some(attempt.claim);
-                let ttl_ms: i64 = cmd("PTTL").arg(&keys.lease).query_async(&mut self.redis).await.unwrap();
+                let ttl_ms: i64 =
+                    cmd("PTTL").arg(&keys.lease).query_async(&mut self.redis).await.unwrap();
                 assert_eq!(ttl_ms > WORN_LEASE_MS, is_ours, "{ttl_ms} ms left");
             }
         }
