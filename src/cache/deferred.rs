@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     keys::{Keys, Stamp},
     scripts::{self, SCRIPT_TIMEOUT},
-    writes::{ForgetCall, IndexCall, StoreCall, Timing, Written},
+    writes::{StoreCall, Write},
 };
 use crate::session::Session;
 
@@ -34,11 +34,9 @@ const REPEATED: Duration = Duration::from_secs(10);
 
 /// A script that waits for Redis, with all it needs to run on its own. Safe to repeat.
 enum LateScript {
-    Store(StoreCall),
-    Index(IndexCall),
-    Forget(ForgetCall),
+    Write(Write),
     /// Writes again what was written before.
-    Repeat(Written),
+    Repeat(Write),
     Release {
         keys: Keys,
         holder: String,
@@ -50,9 +48,7 @@ enum LateScript {
 impl LateScript {
     fn script(&self) -> ScriptInvocation<'static> {
         match self {
-            Self::Store(call) | Self::Repeat(Written::Link(call)) => call.script(Timing::Late),
-            Self::Index(call) | Self::Repeat(Written::Index(call)) => call.script(),
-            Self::Forget(call) | Self::Repeat(Written::Ending(call)) => call.script(),
+            Self::Write(write) | Self::Repeat(write) => write.script(),
             Self::Release { keys, holder, .. } => scripts::release(keys, holder, false),
         }
     }
@@ -60,22 +56,16 @@ impl LateScript {
     /// A key of the script; all of them are on the same server.
     fn key(&self) -> &str {
         match self {
-            Self::Store(StoreCall { keys, .. }) | Self::Release { keys, .. } => &keys.link,
-            Self::Index(call) => &call.key,
-            Self::Forget(call) => call.key(),
-            Self::Repeat(written) => written.key(),
+            Self::Write(write) | Self::Repeat(write) => write.key(),
+            Self::Release { keys, .. } => &keys.link,
         }
     }
 
     /// When the script has lost its purpose.
     fn until(&self) -> SystemTime {
         match self {
-            Self::Store(StoreCall { until, .. })
-            | Self::Repeat(Written::Link(StoreCall { until, .. }))
-            | Self::Index(IndexCall { until, .. })
-            | Self::Repeat(Written::Index(IndexCall { until, .. }))
-            | Self::Release { until, .. } => *until,
-            Self::Forget(call) | Self::Repeat(Written::Ending(call)) => call.until(),
+            Self::Write(write) | Self::Repeat(write) => write.until(),
+            Self::Release { until, .. } => *until,
         }
     }
 }
@@ -97,7 +87,7 @@ struct Queue {
     /// By the key of the link.
     pending: HashMap<String, PendingLink>,
     /// What was written last, oldest first.
-    recent: VecDeque<(Instant, Written)>,
+    recent: VecDeque<(Instant, Write)>,
 }
 
 /// The queue of scripts that wait for Redis.
@@ -114,17 +104,12 @@ impl DeferredScripts {
         };
         let mut queue = self.0.lock();
         queue.pending.insert(call.keys.link.clone(), pending);
-        queue.push(LateScript::Store(call));
+        queue.push(LateScript::Write(Write::Link(call)));
     }
 
-    /// Queues the index entry of a session.
-    pub(super) fn index_later(&self, call: IndexCall) {
-        self.0.lock().push(LateScript::Index(call));
-    }
-
-    /// Queues the end of a link.
-    pub(super) fn forget_later(&self, call: ForgetCall) {
-        self.0.lock().push(LateScript::Forget(call));
+    /// Queues the index entry of a session, or the end of a link.
+    pub(super) fn write_later(&self, write: Write) {
+        self.0.lock().push(LateScript::Write(write));
     }
 
     /// Queues the end of a lease that Redis may have granted.
@@ -133,7 +118,7 @@ impl DeferredScripts {
     }
 
     /// Remembers what Redis has written, in case a fail-over loses it.
-    pub(super) fn written(&self, call: Written) {
+    pub(super) fn written(&self, write: Write) {
         let now = Instant::now();
         let mut queue = self.0.lock();
         while queue.recent.len() >= CAPACITY
@@ -141,7 +126,7 @@ impl DeferredScripts {
         {
             queue.recent.pop_front();
         }
-        queue.recent.push_back((now, call));
+        queue.recent.push_back((now, write));
     }
 
     /// Queues what was written shortly before a connection failed, to be written again.
@@ -151,16 +136,16 @@ impl DeferredScripts {
         let now = Instant::now();
         let mut queue = self.0.lock();
         let recent = std::mem::take(&mut queue.recent);
-        for (at, call) in recent {
-            if !lost(call.key()) {
-                queue.recent.push_back((at, call));
+        for (at, write) in recent {
+            if !lost(write.key()) {
+                queue.recent.push_back((at, write));
                 continue;
             }
             if queue.repeats.len() >= CAPACITY {
                 queue.repeats.pop_front();
             }
             if now - at <= REPEATED {
-                queue.repeats.push_back(LateScript::Repeat(call));
+                queue.repeats.push_back(LateScript::Repeat(write));
             }
         }
     }
@@ -248,10 +233,11 @@ impl Batch<'_> {
         self.scripts.retain(|script| {
             let Some(is_positive) = answers.next().flatten() else { return true };
             queue.no_longer_pending(script);
-            if let LateScript::Index(call) | LateScript::Repeat(Written::Index(call)) = script
+            if let LateScript::Write(Write::Index(call)) | LateScript::Repeat(Write::Index(call)) =
+                script
                 && is_positive
             {
-                queue.push(LateScript::Forget(call.forget()));
+                queue.push(LateScript::Write(Write::Ending(call.forget())));
             }
             false
         });
@@ -264,10 +250,9 @@ impl Drop for Batch<'_> {
         for script in self.scripts.drain(..).rev() {
             match script {
                 LateScript::Repeat(_) => queue.repeats.push_front(script),
-                LateScript::Store(_)
-                | LateScript::Index(_)
-                | LateScript::Forget(_)
-                | LateScript::Release { .. } => queue.waiting.push_front(script),
+                LateScript::Write(_) | LateScript::Release { .. } => {
+                    queue.waiting.push_front(script);
+                }
             }
         }
     }
@@ -292,7 +277,7 @@ impl Queue {
     }
 
     fn no_longer_pending(&mut self, script: &LateScript) {
-        if let LateScript::Store(call) = script
+        if let LateScript::Write(Write::Link(call)) = script
             && self.pending.get(&call.keys.link).is_some_and(|link| link.holder == call.holder)
         {
             self.pending.remove(&call.keys.link);

@@ -7,7 +7,7 @@ use super::{
     handle::Cache,
     keys::{IndexEntry, Keys, LinkId, session_key},
     scripts::{self, ClaimReply},
-    writes::{ForgetCall, Written},
+    writes::{ForgetCall, Write},
 };
 use crate::{
     session::Lifetimes,
@@ -60,7 +60,7 @@ impl Cache {
         let link_life_ms = millis(token.saturating_sub(link_min));
         let call = ForgetCall::User { keys: keys.clone(), ended, link_life_ms, until };
         let forgotten = self.run::<String>(&keys.link, &call.script()).await?;
-        deferred.written(Written::Ending(call));
+        deferred.written(Write::Ending(call));
         Ok(match forgotten.as_str() {
             "forgotten" => Forgotten::Yes,
             "kept" => Forgotten::Kept,
@@ -84,7 +84,7 @@ impl Cache {
         let call = ForgetCall::Session { key, hash, until };
         // The mark comes first: a link that is stored from here on is checked against it.
         let entry = self.run::<Vec<u8>>(call.key(), &call.script()).await?;
-        deferred.written(Written::Ending(call));
+        deferred.written(Write::Ending(call));
         let (keys, indexed) = match (IndexEntry::parse(&entry), of) {
             (Some(IndexEntry { hash, link }), _) => {
                 (Keys::of_hash(&self.0.prefix, self.flow(), hash), Some(link))
@@ -115,7 +115,7 @@ impl Cache {
     ) -> Result<bool, CacheError> {
         let call = ForgetCall::Link { keys: keys.clone(), link, until };
         let is_forgotten = self.run::<bool>(call.key(), &call.script()).await?;
-        self.0.pool.deferred.written(Written::Ending(call));
+        self.0.pool.deferred.written(Write::Ending(call));
         Ok(is_forgotten)
     }
 

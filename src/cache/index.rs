@@ -9,7 +9,7 @@ use super::{
     handle::Cache,
     keys::{Keys, LinkId, session_key},
     scripts,
-    writes::{IndexCall, Written},
+    writes::{IndexCall, Write},
 };
 use crate::session::Session;
 
@@ -32,19 +32,19 @@ impl Cache {
         let deferred = &self.0.pool.deferred;
         match self.run::<bool>(&call.key, &call.script()).await {
             Ok(false) => {
-                deferred.written(Written::Index(call));
+                deferred.written(Write::Index(call));
                 Ok(false)
             }
             Ok(true) => {
                 deferred.forget_session(&session.id);
                 let call = call.forget();
                 if self.run::<bool>(&keys.link, &call.script()).await.is_err() {
-                    deferred.forget_later(call);
+                    deferred.write_later(Write::Ending(call));
                 }
                 Ok(true)
             }
             Err(error) => {
-                deferred.index_later(call);
+                deferred.write_later(Write::Index(call));
                 Err(error)
             }
         }

@@ -13,7 +13,7 @@ use super::{
     keys::{Keys, Stamp},
     refusal::Recovery,
     scripts,
-    writes::{StoreCall, Timing, Written},
+    writes::{StoreCall, Timing, Write},
 };
 use crate::{
     config::Flow,
@@ -101,7 +101,7 @@ impl Holder {
         };
         match cache.run(&self.keys.link, &call.script(timing)).await {
             Ok(true) => {
-                deferred.written(Written::Link(call));
+                deferred.written(Write::Link(call));
                 Ok(StoreOutcome::Stored)
             }
             Ok(false) => Ok(StoreOutcome::Fenced),

@@ -23,20 +23,38 @@ pub(super) enum Timing {
     Late,
 }
 
-/// What Redis has written, and may lose in a fail-over.
-pub(super) enum Written {
+/// A script that writes: once Redis is available, or again, because a fail-over may have lost it.
+pub(super) enum Write {
     Link(StoreCall),
     Index(IndexCall),
     Ending(ForgetCall),
 }
 
-impl Written {
+impl Write {
+    /// The script, as it runs late.
+    pub(super) fn script(&self) -> ScriptInvocation<'static> {
+        match self {
+            Self::Link(call) => call.script(Timing::Late),
+            Self::Index(call) => call.script(),
+            Self::Ending(call) => call.script(),
+        }
+    }
+
     /// A key of its script; all of them are on the same server.
     pub(super) fn key(&self) -> &str {
         match self {
             Self::Link(call) => &call.keys.link,
             Self::Index(call) => &call.key,
             Self::Ending(call) => call.key(),
+        }
+    }
+
+    /// When the script has lost its purpose.
+    pub(super) fn until(&self) -> SystemTime {
+        match self {
+            Self::Link(call) => call.until,
+            Self::Index(call) => call.until,
+            Self::Ending(call) => call.until(),
         }
     }
 }
@@ -136,7 +154,11 @@ impl ForgetCall {
                 script.arg(scripts::mark_ms(*until)).arg(hash);
                 script
             }
-            Self::Link { keys, link, .. } => scripts::forget_link(keys, *link),
+            Self::Link { keys, link, .. } => {
+                let mut script = scripts::FORGET_LINK.key(keys.token());
+                script.key(&keys.lease).key(&keys.links()[..]).arg(link.to_hex());
+                script
+            }
         }
     }
 

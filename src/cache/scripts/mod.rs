@@ -7,7 +7,7 @@ use std::{
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike, pipe};
 
-use super::keys::{Keys, LinkId, Stamp};
+use super::keys::{Keys, Stamp};
 use crate::units::millis;
 
 /// Limit of one script. A request runs two in sequence, so an unresponsive Redis costs it at most half a
@@ -53,13 +53,6 @@ pub(super) fn mark_ms(end: SystemTime) -> u64 {
 pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
     let mut script = RELEASE.key(&keys.saved);
     script.key(&keys.lease).arg(holder).arg(u8::from(drop_token));
-    script
-}
-
-/// Forgets one link.
-pub(super) fn forget_link(keys: &Keys, link: LinkId) -> ScriptInvocation<'static> {
-    let mut script = FORGET_LINK.key(keys.token());
-    script.key(&keys.lease).key(&keys.links()[..]).arg(link.to_hex());
     script
 }
 
