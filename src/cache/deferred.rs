@@ -205,15 +205,24 @@ impl DeferredScripts {
 
     fn next_batch(&self, owns: &dyn Fn(&str) -> bool) -> Batch<'_> {
         let mut queue = self.0.lock();
+        let Queue { waiting, repeats, pending, .. } = &mut *queue;
         let now = SystemTime::now();
         let mut scripts = Vec::new();
-        while scripts.len() < BATCH
-            && let Some(next) = queue.pop(owns)
-        {
-            if next.until() > now {
-                scripts.push(next);
-            } else {
-                queue.no_longer_pending(&next);
+        for queued in [waiting, repeats] {
+            // Passes over the scripts of other servers once, not once for each that it takes.
+            let mut place = 0;
+            while scripts.len() < BATCH
+                && let Some(next) = queued.get(place)
+            {
+                if !owns(next.key()) {
+                    place += 1;
+                } else if let Some(next) = queued.remove(place) {
+                    if next.until() > now {
+                        scripts.push(next);
+                    } else {
+                        no_longer_pending(pending, &next);
+                    }
+                }
             }
         }
         Batch { queue: &self.0, scripts }
@@ -232,7 +241,7 @@ impl Batch<'_> {
         let mut queue = self.queue.lock();
         self.scripts.retain(|script| {
             let Some(is_positive) = answers.next().flatten() else { return true };
-            queue.no_longer_pending(script);
+            no_longer_pending(&mut queue.pending, script);
             if let LateScript::Write(Write::Index(call)) | LateScript::Repeat(Write::Index(call)) =
                 script
                 && is_positive
@@ -259,29 +268,21 @@ impl Drop for Batch<'_> {
 }
 
 impl Queue {
-    fn pop(&mut self, owns: &dyn Fn(&str) -> bool) -> Option<LateScript> {
-        let pop = |scripts: &mut VecDeque<LateScript>| {
-            let place = scripts.iter().position(|script| owns(script.key()))?;
-            scripts.remove(place)
-        };
-        pop(&mut self.waiting).or_else(|| pop(&mut self.repeats))
-    }
-
     fn push(&mut self, script: LateScript) {
         while self.waiting.len() >= CAPACITY
             && let Some(oldest) = self.waiting.pop_front()
         {
-            self.no_longer_pending(&oldest);
+            no_longer_pending(&mut self.pending, &oldest);
         }
         self.waiting.push_back(script);
     }
+}
 
-    fn no_longer_pending(&mut self, script: &LateScript) {
-        if let LateScript::Write(Write::Link(call)) = script
-            && self.pending.get(&call.keys.link).is_some_and(|link| link.holder == call.holder)
-        {
-            self.pending.remove(&call.keys.link);
-        }
+fn no_longer_pending(pending: &mut HashMap<String, PendingLink>, script: &LateScript) {
+    if let LateScript::Write(Write::Link(call)) = script
+        && pending.get(&call.keys.link).is_some_and(|link| link.holder == call.holder)
+    {
+        pending.remove(&call.keys.link);
     }
 }
 
