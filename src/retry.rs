@@ -1,4 +1,4 @@
-//! Delays between tries: backoff with jitter, retry budgets, `Retry-After`, retry queues.
+//! Delays between tries: backoff with jitter, retry budgets, refused logins, `Retry-After`, retry queues.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,11 @@ pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// How long to wait after a refused login, at first and at most: one try a second can lock an account, fills the
+/// server's log and looks like an attack.
+const MIN_LOGIN_DELAY: Duration = Duration::from_secs(1);
+const MAX_LOGIN_DELAY: Duration = Duration::from_secs(30);
 
 /// The delay of a retry queue, and the text that names the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +89,29 @@ impl Backoff {
     }
 }
 
+/// Delays after refused logins, which double.
+#[derive(Clone, Debug)]
+pub(crate) struct LoginWait {
+    next: Duration,
+}
+
+impl LoginWait {
+    pub(crate) const fn new() -> Self {
+        Self { next: MIN_LOGIN_DELAY }
+    }
+
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = MAX_LOGIN_DELAY.min(2 * delay);
+        delay
+    }
+
+    /// A login was accepted.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new();
+    }
+}
+
 /// Parses a `Retry-After` value: seconds or an HTTP date, capped at [`MAX_RETRY_AFTER`].
 ///
 /// Returns `None` if it is neither; the caller treats that as no header.
@@ -145,6 +173,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn zero_budget_allows_no_retry() {
         assert_eq!(RetrySchedule::new(Duration::ZERO).next_delay(), None);
+    }
+
+    #[test]
+    fn login_delay_grows_from_one_to_thirty_seconds() {
+        let mut wait = LoginWait::new();
+        let mut delays = || (0..7).map(|_| wait.next_delay().as_secs()).collect::<Vec<_>>();
+        assert_eq!(delays(), [1, 2, 4, 8, 16, 30, 30]);
+        wait.reset();
+        assert_eq!(wait.next_delay(), MIN_LOGIN_DELAY);
     }
 
     proptest! {

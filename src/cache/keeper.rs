@@ -25,11 +25,13 @@ use super::{
     dial::CONNECT_TIMEOUT,
     error::CacheError,
     log::{AvailabilityLog, RefusalLog},
-    login_wait::LoginWait,
     refusal::{Recovery, Refusal},
     scripts::{self, SCRIPT_TIMEOUT},
 };
-use crate::{retry::Backoff, telemetry::metrics::Metrics};
+use crate::{
+    retry::{Backoff, LoginWait},
+    telemetry::metrics::Metrics,
+};
 
 /// How often the keeper sends a PING on a connection.
 ///

@@ -20,7 +20,6 @@ mod keeper;
 mod keys;
 mod lease;
 mod log;
-mod login_wait;
 mod modes;
 mod node;
 mod patience;

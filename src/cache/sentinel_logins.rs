@@ -5,8 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::login_wait::LoginWait;
-use crate::config::RedisNodes;
+use crate::{config::RedisNodes, retry::LoginWait};
 
 /// The refused logins since the setting last changed.
 ///

@@ -1,14 +1,8 @@
 //! Which credentials to log in to RabbitMQ with next, and when.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
-use crate::config::AmqpNodes;
-
-/// How long to wait after a refused login, at first and at most: one try a second can lock an account.
-const MIN_DELAY: Duration = Duration::from_secs(1);
-const MAX_DELAY: Duration = Duration::from_secs(30);
+use crate::{config::AmqpNodes, retry::LoginWait};
 
 /// How many refused settings are remembered: the current and the former ones, and some that a file held for a
 /// moment.
@@ -21,8 +15,7 @@ pub(super) struct Logins {
     accepted: Option<AmqpNodes>,
     /// Settings whose login RabbitMQ refused, and when they may be tried again.
     refused: Vec<(AmqpNodes, Instant)>,
-    /// The delay after the next refused login.
-    delay: Duration,
+    wait: LoginWait,
 }
 
 /// What to do next.
@@ -36,7 +29,7 @@ pub(super) enum NextLogin {
 
 impl Logins {
     pub(super) fn new() -> Self {
-        Self { accepted: None, refused: Vec::new(), delay: MIN_DELAY }
+        Self { accepted: None, refused: Vec::new(), wait: LoginWait::new() }
     }
 
     /// Tries the current settings, and, if `or_former`, those that RabbitMQ accepted last: a file may change
@@ -63,8 +56,7 @@ impl Logins {
         if self.refused.len() == MAX_REFUSED {
             self.refused.remove(0);
         }
-        self.refused.push((nodes.clone(), Instant::now() + self.delay));
-        self.delay = MAX_DELAY.min(2 * self.delay);
+        self.refused.push((nodes.clone(), Instant::now() + self.wait.next_delay()));
         is_first
     }
 
@@ -73,13 +65,15 @@ impl Logins {
         self.accepted = Some(nodes.clone());
         self.refused.retain(|(refused, _)| !are_current && !refused.is_same(nodes));
         if self.refused.is_empty() {
-            self.delay = MIN_DELAY;
+            self.wait.reset();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::advance;
 
     use super::*;

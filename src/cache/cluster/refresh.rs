@@ -11,13 +11,15 @@ use super::{
     shared::Shared,
     slots::{SlotRange, parse_slots},
 };
-use crate::cache::{
-    dial::{Address, connect_to},
-    error::CacheError,
-    log::AvailabilityLog,
-    login_wait::LoginWait,
-    refusal::Refusal,
-    scripts::SCRIPT_TIMEOUT,
+use crate::{
+    cache::{
+        dial::{Address, connect_to},
+        error::CacheError,
+        log::AvailabilityLog,
+        refusal::Refusal,
+        scripts::SCRIPT_TIMEOUT,
+    },
+    retry::LoginWait,
 };
 
 const NO_CLUSTER: &str =
