@@ -70,7 +70,7 @@ impl Cache {
         self.0.pool.is_available()
     }
 
-    /// Waits until Redis is available, at most for five seconds: where it refuses operations, only a try can tell
+    /// Waits until Redis is available, at most for five seconds: where it refuses operations, only a try shows
     /// whether it still does.
     pub(crate) async fn until_available(&self) {
         let recovered = async {

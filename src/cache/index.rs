@@ -1,8 +1,8 @@
 //! The index of sessions: where the link of each is stored, so that it can be forgotten by its session alone.
 //!
 //! A session's index entry lies in another slot of a Redis Cluster than its link, so no script writes both. The
-//! entry is written after the link, and then noted in the link. Until then, whoever takes the link out of Redis
-//! writes the entry first, and so finds out whether the session has ended.
+//! entry is written after the link, and then noted in the link. Until then, each request that takes the link out of
+//! Redis writes the entry first, and so finds out whether the session has ended.
 
 use super::{
     error::CacheError,

@@ -89,7 +89,7 @@ pub(super) fn session_key(prefix: &str, session_id: &str) -> String {
     [prefix, ":{", &hash, "}:s"].concat()
 }
 
-/// What tells a stored link from those before and after it under the same key: see `forget_link.lua`.
+/// Distinguishes a stored link from those before and after it under the same key: see `forget_link.lua`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkId([u8; LINK_ID_LEN]);
 

@@ -3,8 +3,8 @@
 -- Returns 'forgotten', 'kept' if a link is newer, or 'unknown' without a link.
 -- KEYS: mark, token, lease, links. ARGV: when it ended, in seconds since 1970, TTL of the mark in ms, the life
 -- of a link in ms.
--- The mark is "<when it was set, in µs>:<the last second whose sessions have ended>". The first number tells
--- marks apart.
+-- The mark is "<when it was set, in µs>:<the last second whose sessions have ended>". The first number
+-- distinguishes marks.
 local time = redis.call('TIME')
 local ended = tonumber(ARGV[1])
 local marked = string.match(redis.call('GET', KEYS[1]) or '', '%d+$')
