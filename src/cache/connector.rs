@@ -50,22 +50,22 @@ impl Connector {
             (None, Some(sentinels)) => Target::Primary(sentinels.clone()),
             (None, None) => Target::Url,
         };
-        let mut connector = Self {
+        Self {
             nodes: settings.nodes.clone(),
             target,
             sentinel_logins: SentinelLogins::default(),
             latest: None,
             tried: (settings.nodes.current(), None),
-        };
-        connector.note_urls();
-        connector
+        }
     }
 
     /// A new connection. Reads the files of the URLs first.
     pub(super) async fn connect(&mut self) -> Result<Connection, CacheError> {
         self.look().await;
-        self.note_urls();
-        let Target::Primary(sentinels) = self.target.clone() else {
+        let sentinels = self.sentinels().cloned();
+        let sentinel_urls = sentinels.as_ref().map(|sentinels| sentinels.nodes.current());
+        self.tried = (self.nodes.current(), sentinel_urls);
+        let Some(sentinels) = sentinels else {
             let address = self.node().cloned();
             return connection(&self.pool(address)?).await;
         };
@@ -85,27 +85,24 @@ impl Connector {
 
     async fn look(&self) {
         self.nodes.look().await;
-        if let Target::Primary(sentinels) = &self.target {
+        if let Some(sentinels) = self.sentinels() {
             sentinels.nodes.look().await;
         }
     }
 
-    fn note_urls(&mut self) {
-        let sentinels = match &self.target {
-            Target::Primary(sentinels) => Some(sentinels.nodes.current()),
+    fn sentinels(&self) -> Option<&Sentinels> {
+        match &self.target {
+            Target::Primary(sentinels) => Some(sentinels),
             Target::Url | Target::Node(_) => None,
-        };
-        self.tried = (self.nodes.current(), sentinels);
+        }
     }
 
     /// Reads the files again, and waits until the URLs are others than at the latest try.
     pub(super) async fn until_urls_changed(&self) {
         self.look().await;
         let sentinels = async {
-            match (&self.target, &self.tried.1) {
-                (Target::Primary(sentinels), Some(tried)) => {
-                    sentinels.nodes.changed_from(tried).await;
-                }
+            match (self.sentinels(), &self.tried.1) {
+                (Some(sentinels), Some(tried)) => sentinels.nodes.changed_from(tried).await,
                 _ => std::future::pending().await,
             }
         };
@@ -117,10 +114,7 @@ impl Connector {
 
     /// The files of the URLs, for the log.
     pub(super) fn files(&self) -> Option<String> {
-        let sentinels = match &self.target {
-            Target::Primary(sentinels) => sentinels.nodes.path(),
-            Target::Url | Target::Node(_) => None,
-        };
+        let sentinels = self.sentinels().and_then(|sentinels| sentinels.nodes.path());
         let files = [self.nodes.path(), sentinels].into_iter().flatten();
         let files: Vec<_> = files.map(|path| path.display().to_string()).collect();
         (!files.is_empty()).then(|| files.join(", "))
@@ -136,8 +130,8 @@ impl Connector {
 
     /// Waits until the sentinels call another server the primary.
     pub(super) async fn until_moved(&self) {
-        match (&self.target, &self.latest) {
-            (Target::Primary(sentinels), Some((_, Some(address), _))) => {
+        match (self.sentinels(), &self.latest) {
+            (Some(sentinels), Some((_, Some(address), _))) => {
                 until_moved(sentinels, &self.sentinel_logins, address, LOOK_INTERVAL).await
             }
             _ => std::future::pending().await,

@@ -22,6 +22,13 @@ pub(crate) struct Address {
     pub(crate) port: u16,
 }
 
+impl Address {
+    pub(super) fn of(node: &RedisNode) -> Self {
+        let (host, port) = node.host_and_port();
+        Self { host: host.to_owned(), port }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    cluster::{SlotRange, free_key, slot_ranges},
-    dial::{Address, connect_to},
+    cluster::{SlotRange, free_key, slots_at},
+    dial::{Address, CONNECT_TIMEOUT},
     error::CacheError,
     sentinel::opinions,
 };
@@ -60,19 +60,13 @@ pub(crate) async fn cluster_view(nodes: &RedisNodes) -> Result<ClusterView, Cach
     let mut view = None;
     let mut failure = CacheError::Unavailable;
     for node in nodes.nodes() {
-        let (host, port) = node.host_and_port();
-        let address = Address { host: host.to_owned(), port };
-        let asking = async {
-            let mut connection = connect_to(node).await?;
-            slot_ranges(&mut *connection, &address).await
-        };
-        match asking.await {
+        match slots_at(node, CONNECT_TIMEOUT).await {
             Ok(ranges) => {
                 view.get_or_insert(ranges);
             }
             Err(error) => {
                 failure = error.clone();
-                failed.push((address, Err(error)));
+                failed.push((Address::of(node), Err(error)));
             }
         }
     }

@@ -153,15 +153,14 @@ fn answer_error(error: &RedisError) -> (bool, CacheError) {
     };
     (error != CacheError::Timeout, error)
 }
+
 /// What each sentinel answers, for `handoff doctor`.
 pub(super) async fn opinions(
     nodes: &RedisNodes,
     service: &str,
 ) -> Vec<(Address, Result<Address, CacheError>)> {
     let asking = nodes.nodes().iter().map(|node| async move {
-        let (host, port) = node.host_and_port();
-        let sentinel = Address { host: host.to_owned(), port };
-        (sentinel, ask(node, service).await.map_err(|(_, error)| error))
+        (Address::of(node), ask(node, service).await.map_err(|(_, error)| error))
     });
     futures_util::future::join_all(asking).await
 }

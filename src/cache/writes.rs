@@ -126,7 +126,7 @@ pub(super) enum ForgetCall {
         link_life_ms: u64,
         until: SystemTime,
     },
-    /// A session has ended: any, or only one of this user and workflow.
+    /// A session has ended; with a hash, only if it is that of this user and workflow.
     Session {
         key: String,
         hash: Option<[u8; HASH_LEN]>,

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{refresh::Refresher, refusing::RefusingSlots, shared::Shared, slots::slot_of};
 pub(super) use self::{
-    refresh::slot_ranges,
+    refresh::slots_at,
     slots::{SlotRange, free_key},
 };
 use super::{
@@ -31,6 +31,7 @@ use crate::{config::RedisSettings, telemetry::metrics::Metrics};
 
 /// How many redirections one script follows.
 const MAX_REDIRECTIONS: usize = 4;
+
 /// The nodes of a cluster.
 pub(super) struct Cluster {
     shared: Arc<Shared>,

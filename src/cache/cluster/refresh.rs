@@ -19,6 +19,7 @@ use crate::{
         refusal::Refusal,
         scripts::SCRIPT_TIMEOUT,
     },
+    config::RedisNode,
     retry::LoginWait,
 };
 
@@ -119,20 +120,12 @@ impl Refresher {
         let seeds = settings.current();
         let known = self.shared.nodes.lock().keys().cloned().collect::<Vec<_>>();
         let known = known.into_iter().chain(self.replicas.iter().cloned());
-        let seed_addresses = seeds.nodes().iter().map(|node| {
-            let (host, port) = node.host_and_port();
-            Address { host: host.to_owned(), port }
-        });
-        let addresses: HashSet<_> = seed_addresses.chain(known).collect();
+        let addresses: HashSet<_> = seeds.nodes().iter().map(Address::of).chain(known).collect();
         let mut answers: FuturesUnordered<_> = addresses
             .into_iter()
             .map(|address| {
                 let node = seeds.first().at(&address.host, address.port);
-                async move {
-                    let mut connection = connect_to(&node).await?;
-                    let ranges = slot_ranges(&mut *connection, &address);
-                    timeout(SCRIPT_TIMEOUT, ranges).await.map_err(|_| CacheError::Timeout)?
-                }
+                async move { slots_at(&node, SCRIPT_TIMEOUT).await }
             })
             .collect();
         let mut failure = CacheError::Unavailable;
@@ -148,8 +141,19 @@ impl Refresher {
     }
 }
 
+/// Connects to this node, and asks it for the slots. `limit`: of its answer.
+pub(in crate::cache) async fn slots_at(
+    node: &RedisNode,
+    limit: Duration,
+) -> Result<Vec<SlotRange>, CacheError> {
+    let mut connection = connect_to(node).await?;
+    let address = Address::of(node);
+    let ranges = slot_ranges(&mut *connection, &address);
+    timeout(limit, ranges).await.map_err(|_| CacheError::Timeout)?
+}
+
 /// The slots as this node knows them.
-pub(in crate::cache) async fn slot_ranges(
+async fn slot_ranges(
     connection: &mut impl ConnectionLike,
     address: &Address,
 ) -> Result<Vec<SlotRange>, CacheError> {
