@@ -101,14 +101,10 @@ impl LinkId {
 
     /// Of a stored link, by its stamps. One of release 0.1 has no age stamp: its time is 0.
     pub(super) fn of_stored(stamps: &[u8]) -> Self {
-        let newest = Stamp::from_redis(stamps);
-        let half = newest.0.get(..STAMP_LEN / 2).unwrap_or_default().as_bytes();
-        let age = stamps.split(|byte| *byte == b',').skip(1).find_map(|stamp| {
-            let (age, _) = stamp.split_at_checked(STAMP_LEN / 2).filter(|(_, of)| *of == half)?;
-            // The first digit says whether there is an index entry.
-            u64::from_str_radix(std::str::from_utf8(&age[1..]).ok()?, 16).ok()
-        });
-        Self::of(&newest, age.unwrap_or(0))
+        // The first digit says whether there is an index entry.
+        let digits = own_age(stamps).and_then(|age| std::str::from_utf8(&age[1..]).ok());
+        let made_at_ms = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        Self::of(&Stamp::from_redis(stamps), made_at_ms.unwrap_or(0))
     }
 
     fn of(stamp: &Stamp, made_at_ms: u64) -> Self {
@@ -122,7 +118,9 @@ impl LinkId {
 
     /// As the scripts write it.
     pub(super) fn to_hex(self) -> String {
-        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut number = [0; 16];
+        number[16 - LINK_ID_LEN..].copy_from_slice(&self.0);
+        let hex = format!("{:020x}", u128::from_be_bytes(number));
         // 48 bits hold the time until the year 10889; 44 bits, until 2527.
         hex[1..].to_owned()
     }
@@ -180,6 +178,17 @@ impl Stamp {
         let own = counts.find(|(stamp, _)| *stamp == self.0);
         own.and_then(|(_, links)| links.parse().ok()).unwrap_or(0)
     }
+}
+
+/// The first half of a stored link's age stamp, by its stamps: see `store.lua`. `None` for a link of release 0.1,
+/// which may have kept that of an earlier link, behind the stamps of renewals.
+pub(super) fn own_age(stamps: &[u8]) -> Option<&[u8]> {
+    let newest = stamps.get(..STAMP_LEN / 2)?;
+    let mut later = stamps.split(|byte| *byte == b',').skip(1);
+    later.find_map(|stamp| {
+        let (age, of) = stamp.split_at_checked(STAMP_LEN / 2)?;
+        (of == newest).then_some(age)
+    })
 }
 
 #[cfg(test)]

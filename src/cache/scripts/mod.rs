@@ -7,7 +7,7 @@ use std::{
 
 use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike, pipe};
 
-use super::keys::{Keys, Stamp};
+use super::keys::{Keys, Stamp, own_age};
 use crate::units::millis;
 
 /// Limit of one script. A request runs two in sequence, so an unresponsive Redis costs it at most half a
@@ -76,10 +76,7 @@ impl<'a> ClaimReply<'a> {
     /// Whether a link, whose stamps these are, says that its session has an index entry. A link of release 0.1
     /// never does, and needs none.
     pub(super) fn is_indexed(stamps: &[u8]) -> bool {
-        // Release 0.1 puts the stamps of renewals before the age stamp.
-        let mut later = stamps.split(|byte| *byte == b',').skip(1);
-        let age = later.find(|stamp| stamp.get(16..32) == stamps.get(..16));
-        age.is_none_or(|age| age.first() == Some(&b'1'))
+        own_age(stamps).is_none_or(|age| age.first() == Some(&b'1'))
     }
 
     /// `None` if the script cannot have returned this.
