@@ -210,13 +210,9 @@ impl ConnectionState {
     }
 
     /// Records that the server is well but does not execute operations of one slot for a moment.
-    pub(super) fn record_refused_slot(&self, error: &RedisError) -> CacheError {
-        let cause = CacheError::of(error);
-        if let Some(refusal) = cause.refusal() {
-            self.metrics.cache.refused(refusal);
-        }
+    pub(super) fn record_refused_slot(&self, refusal: Refusal) {
+        self.metrics.cache.refused(refusal);
         self.refresh.notify_one();
-        cause
     }
 
     fn replace(&self, connection: u64) {

@@ -130,8 +130,10 @@ impl CacheNode {
             }
             // About one slot: the node is well. A redirection to an unknown host, or inside a script, cannot be
             // followed, but ends by itself.
-            if let Some(Refusal::TryAgain | Refusal::Moved | Refusal::Ask) = Refusal::find(error) {
-                self.state.record_refused_slot(error);
+            if let Some(refusal @ (Refusal::TryAgain | Refusal::Moved | Refusal::Ask)) =
+                Refusal::find(error)
+            {
+                self.state.record_refused_slot(refusal);
                 return Failure::Error(CacheError::Refused(Refusal::TryAgain));
             }
         }
