@@ -165,10 +165,9 @@ impl Handoff {
             let claimed_at = Instant::now();
             match cache.claim(keys, &stamp, &freshness, unanswered.take()).await {
                 Ok(Claim::Link(link)) => {
-                    let newest = link.newest.clone();
                     match Obtained::unless_ended(cache, keys, link, claimed_at).await {
-                        Some(obtained) => return Ok(Obtained { not_before, ..obtained }),
-                        None => freshness = Freshness::OtherThan(newest),
+                        Ok(obtained) => return Ok(Obtained { not_before, ..obtained }),
+                        Err(newest) => freshness = Freshness::OtherThan(newest),
                     }
                 }
                 Ok(Claim::Lease(lease)) => {

@@ -62,14 +62,14 @@ impl Obtained {
         Self { reused: true, index_entry: IndexEntry::Noted, ..self }
     }
 
-    /// A link that a claim returned, unless its session has ended. `claimed_at`: before the claim.
+    /// A link that a claim returned, or its newest stamp if its session has ended. `claimed_at`: before the claim.
     pub(super) async fn unless_ended(
         cache: &Cache,
         keys: &Keys,
         link: StoredLink,
         claimed_at: Instant,
-    ) -> Option<Self> {
-        let StoredLink { session, id: link, is_indexed, .. } = link;
+    ) -> Result<Self, Stamp> {
+        let StoredLink { session, newest, id: link, is_indexed } = link;
         let index_entry = if is_indexed { IndexEntry::Noted } else { IndexEntry::Missing };
         let stored = Self {
             keys: keys.clone(),
@@ -81,10 +81,10 @@ impl Obtained {
             index_entry,
         };
         if is_indexed {
-            return Some(stored);
+            return Ok(stored);
         }
         // Boxed to keep the caller's future small; a link is in this state for a moment.
-        Box::pin(stored.indexed(cache)).await
+        Box::pin(stored.indexed(cache)).await.ok_or(newest)
     }
 
     /// Stores a link that this replica made without Redis. `None`: its session has ended, or there is a newer link.
