@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use futures_util::future::join_all;
+use lapin::BasicProperties;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,7 @@ use super::{
     error::BrokerError,
     publisher::Publisher,
     republish::{DeadLetterReason, Tried, dead_letter, ending_copy},
-    settle::until_confirmed,
+    settle::{Settled, hand_back_copy, replace},
     topology::Topology,
 };
 use crate::{message::RequestId, telemetry::metrics::PublishKind, units::unix_millis};
@@ -54,29 +55,20 @@ impl EndingSource {
     /// Stops consuming, and hands back what was not taken.
     pub(crate) async fn stop(&self, mut consumer: Consumer) {
         let deliveries = consumer.stop().await;
-        let all = join_all(deliveries.iter().map(|delivery| self.hand_back(delivery)));
-        if self.lost.run_until_cancelled(all).await.is_some() {
+        join_all(deliveries.iter().map(|delivery| self.hand_back(delivery))).await;
+        if !self.lost.is_cancelled() {
             let _ = timeout(RPC_TIMEOUT, consumer.close()).await;
         }
     }
 
-    /// Replaces an ending by a copy, or requeues it if RabbitMQ does not confirm that.
     async fn hand_back(&self, delivery: &Delivery) {
-        let received_ms = received_ms(delivery);
-        let copy = ending_copy(delivery.properties(), received_ms, self.publisher.frame_max());
+        let copy = copy_of(delivery, &self.publisher);
         let queue = self.topology.ended_queue();
-        let copied = self.publisher.republish(PublishKind::Postponed, queue, copy, delivery.body());
-        if matches!(timeout(RPC_TIMEOUT, copied).await, Ok(Ok(()))) {
-            delivery.ack();
-        } else {
-            delivery.requeue();
-        }
+        hand_back_copy(delivery, queue, copy, &self.publisher, &self.lost).await;
     }
 }
 
 /// Settles an ending that came from `queue`. Returns whether it has left the queue, or is there as a copy.
-///
-/// Republishes an unconfirmed copy until RabbitMQ confirms it, the delivery is `lost` or `stop` is cancelled.
 pub(crate) async fn settle_ending(
     delivery: &Delivery,
     settlement: &EndingSettlement,
@@ -85,33 +77,23 @@ pub(crate) async fn settle_ending(
     lost: &CancellationToken,
     stop: &CancellationToken,
 ) -> bool {
-    let frame_max = publisher.frame_max();
-    let (kind, to, properties) = match settlement {
+    let copy = match settlement {
         EndingSettlement::Done => return delivery.ack(),
-        EndingSettlement::Requeue => (
-            PublishKind::Postponed,
-            queue,
-            ending_copy(delivery.properties(), received_ms(delivery), frame_max),
-        ),
+        EndingSettlement::Requeue => (PublishKind::Postponed, queue, copy_of(delivery, publisher)),
         EndingSettlement::DeadLetter(reason) => {
             let tried = Tried { request_id: id, attempts: 0, deferrals: 0, event_refused: false };
-            let of = ending_copy(delivery.properties(), received_ms(delivery), frame_max);
+            let of = copy_of(delivery, publisher);
             let now = SystemTime::now();
-            let letter = dead_letter(&of, tried, reason, queue, now, frame_max);
+            let letter = dead_letter(&of, tried, reason, queue, now, publisher.frame_max());
             (PublishKind::DeadLetter, publisher.topology().dead_queue(), letter)
         }
     };
-    let copied = Box::pin(until_confirmed(id, u32::MAX, stop, || {
-        publisher.republish(kind, to, properties.clone(), delivery.body())
-    }));
-    if lost.run_until_cancelled(copied).await.is_none_or(|copied| copied.is_err()) {
-        delivery.requeue();
-        return false;
-    }
-    delivery.ack()
+    replace(delivery, copy, id, publisher, lost, stop).await == Settled::Acked
 }
 
-/// When a worker first received the ending.
-fn received_ms(delivery: &Delivery) -> u64 {
-    delivery.first_received_ms().unwrap_or_else(|| unix_millis(SystemTime::now()))
+/// The properties of a copy, which keeps the time of first receipt.
+fn copy_of(delivery: &Delivery, publisher: &Publisher) -> BasicProperties {
+    let received = delivery.first_received_ms();
+    let received = received.unwrap_or_else(|| unix_millis(SystemTime::now()));
+    ending_copy(delivery.properties(), received, publisher.frame_max())
 }

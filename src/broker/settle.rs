@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, stream};
+use lapin::BasicProperties;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -100,18 +101,33 @@ pub(crate) async fn settle(
             ),
         ),
     };
-    let delay = publisher.topology().delay_of(queue);
+    let copy = (kind, queue, properties);
     // Boxed to keep the caller's future small; copies are rare.
-    let copied = Box::pin(until_confirmed(tried.request_id, u32::MAX, stop, move || {
+    let replaced = Box::pin(replace(delivery, copy, tried.request_id, publisher, lost, stop)).await;
+    if *settlement == Settlement::Requeue { Settled::Requeued } else { replaced }
+}
+
+/// Acks a delivery once RabbitMQ has confirmed its copy, or requeues it.
+///
+/// Republishes an unconfirmed copy until RabbitMQ confirms it, the delivery is `lost` or `stop` is cancelled.
+pub(super) async fn replace(
+    delivery: &Delivery,
+    (kind, queue, properties): (PublishKind, &str, BasicProperties),
+    request_id: &RequestId,
+    publisher: &Publisher,
+    lost: &CancellationToken,
+    stop: &CancellationToken,
+) -> Settled {
+    let delay = publisher.topology().delay_of(queue);
+    let copied = until_confirmed(request_id, u32::MAX, stop, || {
         // From this attempt: an earlier one may have waited for its confirm.
         let properties = with_due(properties.clone(), delay, SystemTime::now());
         publisher.republish(kind, queue, properties, delivery.body())
-    }));
+    });
     if lost.run_until_cancelled(copied).await.is_none_or(|copied| copied.is_err()) {
         return requeue(delivery, publisher, lost).await;
     }
-    let settled = ack(delivery);
-    if *settlement == Settlement::Requeue { Settled::Requeued } else { settled }
+    ack(delivery)
 }
 
 /// Requeues a delivery. Without the publishing connection, waits until the consumer has stopped: RabbitMQ
@@ -136,20 +152,30 @@ pub(super) async fn hand_back(
     let (often, others): (Vec<_>, Vec<_>) =
         deliveries.into_iter().partition(Delivery::was_returned_often);
     others.iter().for_each(Delivery::requeue);
-    let replace = async |delivery: Delivery| {
+    let copy = async |delivery: Delivery| {
         let queue = publisher.topology().request_queue();
         let properties = untried_copy(delivery.properties(), publisher.frame_max());
-        let copied =
-            publisher.republish(PublishKind::Postponed, queue, properties, delivery.body());
-        // RabbitMQ does not confirm during an alarm.
-        let copied = timeout(RPC_TIMEOUT, lost.run_until_cancelled(copied)).await;
-        if matches!(copied, Ok(Some(Ok(())))) {
-            delivery.ack();
-        } else {
-            delivery.requeue();
-        }
+        hand_back_copy(&delivery, queue, properties, publisher, lost).await;
     };
-    stream::iter(often).for_each_concurrent(None, replace).await;
+    stream::iter(often).for_each_concurrent(None, copy).await;
+}
+
+/// Replaces a delivery by a copy at the end of its queue, or requeues it if RabbitMQ does not confirm that in time.
+pub(super) async fn hand_back_copy(
+    delivery: &Delivery,
+    queue: &str,
+    properties: BasicProperties,
+    publisher: &Publisher,
+    lost: &CancellationToken,
+) {
+    let copied = publisher.republish(PublishKind::Postponed, queue, properties, delivery.body());
+    // RabbitMQ does not confirm during an alarm.
+    let copied = timeout(RPC_TIMEOUT, lost.run_until_cancelled(copied)).await;
+    if matches!(copied, Ok(Some(Ok(())))) {
+        delivery.ack();
+    } else {
+        delivery.requeue();
+    }
 }
 
 fn ack(delivery: &Delivery) -> Settled {
