@@ -35,6 +35,11 @@ pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, Bro
     rpc("open a channel", connection.create_channel()).await
 }
 
+/// Closes a channel, which is not used again, whether or not RabbitMQ answers.
+pub(super) async fn close_channel(channel: &Channel) {
+    let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
+}
+
 /// A short string for a message property: the first 255 bytes, cut at a character.
 pub(crate) fn short_string(text: &str) -> ShortString {
     ShortString::try_new(&text[..text.floor_char_boundary(255)]).unwrap_or_default()

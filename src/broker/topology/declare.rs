@@ -8,7 +8,6 @@ use lapin::{
     protocol::AMQPSoftError,
     types::{FieldTable, ShortString},
 };
-use tokio::time::timeout;
 
 use super::{
     definition::{QueueDeclaration, Topology},
@@ -16,7 +15,7 @@ use super::{
 };
 use crate::{
     broker::{
-        amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
+        amqp::{answer, close_channel, object_name, open_channel},
         error::{BrokerError, cause, refusal_text, soft_error},
     },
     message::{ENDED, REQUESTED},
@@ -39,21 +38,18 @@ impl Topology {
     /// The error names the first object that is missing or differs, and the fix.
     pub(crate) async fn ensure(&self, connection: &Connection) -> Result<(), BrokerError> {
         let channel = open_channel(connection).await?;
-        let passive = !self.declare;
         for (exchange, setting) in self.exchanges() {
-            let declared = declare_exchange(&channel, object_name(exchange)?, passive);
+            let declared = declare_exchange(&channel, object_name(exchange)?, !self.declare);
             self.checked(&format!("the exchange `{exchange}`"), setting, declared).await?;
         }
-        for QueueDeclaration { name, arguments } in &self.queues {
-            let declared = declare_queue(&channel, object_name(name)?, passive, arguments.clone());
-            self.checked(&format!("the queue `{name}`"), QUEUE_SETTING, declared).await?;
+        for queue in &self.queues {
+            self.ensure_queue(&channel, queue).await?;
         }
         if self.declare {
             self.bind(&channel, self.request_queue(), REQUESTED).await?;
         }
         self.ensured.store(true, Ordering::Relaxed);
-        // Not used again, whether or not RabbitMQ answers.
-        let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
+        close_channel(&channel).await;
         Ok(())
     }
 
@@ -68,16 +64,21 @@ impl Topology {
         connection: &Connection,
     ) -> Result<(), BrokerError> {
         let channel = open_channel(connection).await?;
-        let QueueDeclaration { name, arguments } = &self.ended;
-        let declared =
-            declare_queue(&channel, object_name(name)?, !self.declare, arguments.clone());
-        self.checked(&format!("the queue `{name}`"), QUEUE_SETTING, declared).await?;
+        self.ensure_queue(&channel, &self.ended).await?;
         if self.declare {
-            self.bind(&channel, name, ENDED).await?;
+            self.bind(&channel, self.ended_queue(), ENDED).await?;
         }
-        // Not used again, whether or not RabbitMQ answers.
-        let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
+        close_channel(&channel).await;
         Ok(())
+    }
+
+    async fn ensure_queue(
+        &self,
+        channel: &Channel,
+        QueueDeclaration { name, arguments }: &QueueDeclaration,
+    ) -> Result<(), BrokerError> {
+        let declared = declare_queue(channel, object_name(name)?, !self.declare, arguments.clone());
+        self.checked(&format!("the queue `{name}`"), QUEUE_SETTING, declared).await
     }
 
     async fn bind(&self, channel: &Channel, queue: &str, key: &str) -> Result<(), BrokerError> {

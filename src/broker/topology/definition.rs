@@ -39,6 +39,20 @@ impl QueueDeclaration {
     }
 }
 
+/// A retry queue, apart from its declaration.
+pub(super) struct Retry {
+    /// How long messages wait in it.
+    pub(super) delay: Duration,
+    /// The copies that this worker has received from it.
+    returned: AtomicU64,
+}
+
+impl Retry {
+    pub(super) fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
+    }
+}
+
 /// The exchanges and queues that a worker needs.
 pub struct Topology {
     pub(super) declare: bool,
@@ -48,10 +62,8 @@ pub struct Topology {
     pub(super) queues: Vec<QueueDeclaration>,
     /// The queue of endings. Requests are served without it, too.
     pub(super) ended: QueueDeclaration,
-    /// The delay of each retry queue, in the same order.
-    retry_delays: Vec<Duration>,
-    /// The copies that this worker has received from each retry queue, in the same order.
-    returned: Vec<AtomicU64>,
+    /// Of each retry queue, in the same order.
+    retries: Vec<Retry>,
     /// Whether it was declared or checked once.
     pub(super) ensured: AtomicBool,
 }
@@ -85,8 +97,11 @@ impl Topology {
             event_exchange: settings.event_exchange.clone(),
             queues,
             ended,
-            retry_delays: settings.retry_delays.iter().map(|delay| delay.duration).collect(),
-            returned: settings.retry_delays.iter().map(|_| AtomicU64::new(0)).collect(),
+            retries: settings
+                .retry_delays
+                .iter()
+                .map(|delay| Retry { delay: delay.duration, returned: AtomicU64::new(0) })
+                .collect(),
             ensured: AtomicBool::new(false),
         }
     }
@@ -107,15 +122,14 @@ impl Topology {
 
     /// The queue that keeps a message for most of `wait`, but not longer.
     pub(crate) fn queue_to_wait_in(&self, wait: Duration) -> &str {
-        let queues = self.retry_queues().zip(&self.retry_delays);
-        let found = queues.filter(|(_, delay)| **delay <= wait).max_by_key(|(_, delay)| **delay);
+        let queues = self.retries().filter(|(_, retry)| retry.delay <= wait);
+        let found = queues.max_by_key(|(_, retry)| retry.delay);
         found.map_or(self.request_queue(), |(queue, _)| queue)
     }
 
     /// How long messages wait in a queue; `None` if it is no retry queue.
     pub(crate) fn delay_of(&self, queue: &str) -> Option<Duration> {
-        let mut queues = self.retry_queues().zip(&self.retry_delays);
-        queues.find(|(name, _)| *name == queue).map(|(_, delay)| *delay)
+        self.retry(queue).map(|retry| retry.delay)
     }
 
     pub(crate) fn retry_queues(&self) -> impl Iterator<Item = &str> {
@@ -124,20 +138,18 @@ impl Topology {
 
     /// Counts a copy that is back from a queue, if it is a retry queue.
     pub(crate) fn copy_returned(&self, queue: &str) {
-        let mut queues = self.retry_queues().zip(&self.returned);
-        if let Some((_, returned)) = queues.find(|(name, _)| *name == queue) {
-            returned.fetch_add(1, Ordering::Relaxed);
+        if let Some(retry) = self.retry(queue) {
+            retry.returned.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Each retry queue, its delay, and how many copies this worker has received from it.
-    pub(super) fn retries(&self) -> impl Iterator<Item = (&str, Duration, u64)> {
-        let returned = self.returned.iter().map(|returned| returned.load(Ordering::Relaxed));
-        let delays = self.retry_delays.iter().copied();
-        self.retry_queues()
-            .zip(delays)
-            .zip(returned)
-            .map(|((queue, delay), count)| (queue, delay, count))
+    /// Each retry queue's name, and what belongs to it.
+    pub(super) fn retries(&self) -> impl Iterator<Item = (&str, &Retry)> {
+        self.retry_queues().zip(&self.retries)
+    }
+
+    fn retry(&self, queue: &str) -> Option<&Retry> {
+        self.retries().find(|(name, _)| *name == queue).map(|(_, retry)| retry)
     }
 
     pub(crate) fn request_queue(&self) -> &str {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::{Channel, Connection, types::FieldTable};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     declare::{QueueCounts, declare_queue},
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     broker::{
-        amqp::{RPC_TIMEOUT, answer, object_name, open_channel},
+        amqp::{answer, close_channel, object_name, open_channel},
         error::BrokerError,
         log,
     },
@@ -35,8 +35,8 @@ impl Drop for Watching {
     }
 }
 
-/// Declares or checks the topology every 10 s, and at first unless `ensured`, until RabbitMQ has lost the consumer, and records how
-/// long the queues are.
+/// Declares or checks the topology every 10 s, and at first unless `ensured`, until RabbitMQ has lost the
+/// consumer, and records how long the queues are.
 ///
 /// A deleted queue ends its consumer, and a missing exchange fails a publish; both are noticed at
 /// once. Two faults look like an empty queue instead: the request exchange or its binding was
@@ -98,10 +98,10 @@ async fn look(
     let dead = counts(topology.dead_queue(), connection, &mut channel).await;
     let ended = counts(topology.ended_queue(), connection, &mut channel).await;
     let mut retry = Some(0_u32);
-    for ((queue, delay, returned), flow) in topology.retries().zip(&mut *flows) {
+    for ((queue, retry_queue), flow) in topology.retries().zip(&mut *flows) {
         let messages = counts(queue, connection, &mut channel).await.map(|counts| counts.messages);
         if let Some(messages) = messages {
-            match flow.look(delay, messages, returned, Instant::now()) {
+            match flow.look(retry_queue.delay, messages, retry_queue.returned(), Instant::now()) {
                 Change::None => {}
                 Change::Stuck { for_time } => log::retries_stuck(queue, messages, for_time),
                 Change::Moving => log::retries_moving(queue),
@@ -111,8 +111,7 @@ async fn look(
         retry = retry.zip(messages).map(|(sum, messages)| sum.saturating_add(messages));
     }
     if let Some(channel) = channel {
-        // Not used again, whether or not RabbitMQ answers.
-        let _ = timeout(RPC_TIMEOUT, channel.close(200, "done".into())).await;
+        close_channel(&channel).await;
     }
     metrics.queues.set(QueueDepths {
         request: request.map(|counts| counts.messages),
