@@ -35,7 +35,7 @@ impl Attempt {
 }
 
 /// Goes through the nodes: from a random one on, to the next one at each failure.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct NodeCursor {
     position: usize,
     /// Failures since a node last served.
@@ -66,9 +66,11 @@ impl NodeCursor {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// A connection was lost: the next one goes to the next node, whose time is not spent.
+    /// A connection was lost: the next one goes to the next node, whose time is not spent, even if a replacement
+    /// of the lost one has failed.
     pub(crate) fn lost(&mut self) {
         self.position = self.position.wrapping_add(1);
+        self.failures = 0;
     }
 
     /// The node served: the time to the first byte starts from 2 s again.

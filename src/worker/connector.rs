@@ -1,9 +1,8 @@
 //! Connects to RabbitMQ, and replaces a connection whose settings have changed.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{timeout, timeout_at};
 
 use super::{
     connected::Connected,
@@ -19,9 +18,8 @@ use crate::{
 };
 
 /// Makes one connection after another. Remembers which node and which credentials worked.
-#[derive(Clone)]
 pub(super) struct Connector {
-    settings: Arc<BrokerSettings>,
+    settings: BrokerSettings,
     topology: Arc<Topology>,
     /// How many copies may be published at once.
     pub(super) copies: u16,
@@ -29,14 +27,7 @@ pub(super) struct Connector {
     health: Arc<Health>,
     pub(super) cursor: NodeCursor,
     pub(super) frame_max: FrameMax,
-    /// Shared with the connector of a replacement: a lost connection must not start over with the delays.
-    logins: Arc<Mutex<Logins>>,
-}
-
-/// A connection with changed settings, and the connector that made it.
-pub(super) struct Replacement {
-    pub(super) connected: Connected,
-    pub(super) connector: Connector,
+    logins: Logins,
 }
 
 impl Connector {
@@ -48,13 +39,13 @@ impl Connector {
     ) -> Self {
         Self {
             topology: Arc::new(Topology::new(&settings)),
-            settings: Arc::new(settings),
+            settings,
             copies: concurrency,
             processor,
             health,
             cursor: NodeCursor::new(),
             frame_max: FrameMax::Small,
-            logins: Arc::new(Mutex::new(Logins::new())),
+            logins: Logins::new(),
         }
     }
 
@@ -74,14 +65,13 @@ impl Connector {
 
     /// Waits until the settings are others than those of a connection, and makes one with the new settings.
     /// The former connection serves meanwhile, however long that takes.
-    pub(super) async fn replace(mut self, former: AmqpNodes) -> Replacement {
-        let settings = Arc::clone(&self.settings);
-        settings.nodes.changed_from(&former).await;
+    pub(super) async fn replace(&mut self, former: AmqpNodes) -> Connected {
+        self.settings.nodes.changed_from(&former).await;
         // No request waits. RabbitMQ may have a limit on connections that leaves no room for a second pair.
         let mut backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(30));
         loop {
             match self.try_connect(false).await {
-                Ok(connected) => return Replacement { connected, connector: self },
+                Ok(connected) => return connected,
                 Err(Failure { nodes, error }) => {
                     self.failed(&nodes, error, &mut backoff, &mut log::not_replaced).await;
                 }
@@ -97,17 +87,13 @@ impl Connector {
             // A rotated password, for example.
             source.look().await;
             let current = source.current();
-            let next = self.logins.lock().next(&current, or_former);
-            match next {
+            match self.logins.next(&current, or_former) {
                 NextLogin::Now(nodes) => break nodes,
                 NextLogin::At(at) => {
                     if or_former {
                         self.health.set_consuming(false);
                     }
-                    tokio::select! {
-                        () = sleep_until(at) => {}
-                        () = source.changed_from(&current) => {}
-                    }
+                    let _ = timeout_at(at, source.changed_from(&current)).await;
                 }
             }
         };
@@ -123,7 +109,7 @@ impl Connector {
             Ok(session) => {
                 self.cursor.served();
                 let are_current = nodes.is_same(&source.current());
-                self.logins.lock().accepted(&nodes, are_current);
+                self.logins.accepted(&nodes, are_current);
                 if are_current {
                     self.health.set_login_error(None);
                 }
@@ -143,7 +129,7 @@ impl Connector {
     ) {
         if error.is_login_refused() {
             // The other nodes have the same users.
-            let is_first = self.logins.lock().refused(nodes);
+            let is_first = self.logins.refused(nodes);
             let error = error.with_remedy(&format!("check {}", self.settings.nodes.describe()));
             self.health.set_login_error(Some(error.to_string()));
             if is_first {
@@ -152,18 +138,8 @@ impl Connector {
         } else {
             self.cursor.advance();
             log(error);
-            self.pause(backoff.next_delay()).await;
-        }
-    }
-
-    /// Sleeps until `delay` has passed or the settings change.
-    async fn pause(&self, delay: Duration) {
-        let source = &self.settings.nodes;
-        let known = source.current();
-        let changed = pin!(source.changed_from(&known));
-        tokio::select! {
-            () = sleep_until(Instant::now() + delay) => {}
-            () = changed => {}
+            let source = &self.settings.nodes;
+            let _ = timeout(backoff.next_delay(), source.changed_from(&source.current())).await;
         }
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     connected::{Connected, Context, Slot, settled_in_time},
-    connector::{Connector, Replacement},
+    connector::Connector,
     log::ConnectionLog,
     prefetch::{Next, PrefetchWindow},
 };
@@ -16,7 +16,7 @@ use crate::broker::{BrokerError, Consumer, Delivery};
 pub(super) enum End {
     Fault(BrokerError),
     /// The file with the nodes and credentials has changed, and a connection with them was made.
-    Replaced(Box<Replacement>),
+    Replaced(Box<Connected>),
     Shutdown,
     /// A suspected poison message, to be served alone.
     Suspect(Box<Delivery>, Slot),
@@ -26,12 +26,12 @@ pub(super) enum End {
 pub(super) async fn consume(
     context: &Context,
     connected: &mut Connected,
-    connector: &Connector,
+    connector: &mut Connector,
     window: &mut PrefetchWindow,
     log: &mut ConnectionLog,
 ) -> End {
     // Boxed: it has room for a connection in the making.
-    let mut over = Box::pin(until_over(connected, connector.clone()));
+    let mut over = Box::pin(until_over(connected, connector));
     let heartbeat = &context.health.heartbeat;
     loop {
         log.consuming(&context.queue, window);
@@ -112,10 +112,10 @@ pub(super) async fn consume(
 }
 
 /// Waits until the connection is lost, or is replaced because its settings have changed.
-fn until_over(
+fn until_over<'a>(
     connected: &Connected,
-    connector: Connector,
-) -> impl Future<Output = End> + Send + 'static {
+    connector: &'a mut Connector,
+) -> impl Future<Output = End> + Send + 'a {
     let fault = connected.session.wait_for_fault();
     let replacing = connector.replace(connected.nodes.clone());
     async move {

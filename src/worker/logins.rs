@@ -9,7 +9,7 @@ use crate::{config::AmqpNodes, retry::LoginWait};
 const MAX_REFUSED: usize = 4;
 
 /// The logins so far.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Logins {
     /// The settings of the last login that RabbitMQ accepted.
     accepted: Option<AmqpNodes>,

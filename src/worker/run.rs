@@ -65,7 +65,7 @@ impl MainLoop {
             let connected_at = Instant::now();
             let publisher = connected.session.publisher.clone();
             let end = tokio::select! {
-                end = consume(&self.context, &mut connected, &connector, &mut window, &mut log) => end,
+                end = consume(&self.context, &mut connected, &mut connector, &mut window, &mut log) => end,
                 never = self.count_replicas(publisher) => match never {},
             };
             let mut pause = None;
@@ -83,8 +83,7 @@ impl MainLoop {
                 // The deliveries in flight are settled on the former connection.
                 End::Replaced(new) => {
                     log.settings_changed();
-                    connector = new.connector;
-                    replacement = Some(new.connected);
+                    replacement = Some(*new);
                 }
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
