@@ -30,7 +30,7 @@ const UNENCODED: &str = "holds an unencoded delimiter in user, password or virtu
 pub struct AmqpNodes {
     text: Arc<SecretString>,
     nodes: Arc<[AmqpNode]>,
-    identity: Option<Arc<ClientIdentity>>,
+    identity: Arc<Option<ClientIdentity>>,
 }
 
 /// One node. Holds a password.
@@ -53,25 +53,23 @@ impl AmqpNodes {
 
     /// The client certificate to present.
     pub(crate) fn identity(&self) -> Option<&ClientIdentity> {
-        self.identity.as_deref()
+        (*self.identity).as_ref()
     }
 
     /// How to log in to a node: by the client certificate if the URL names no user.
     pub(crate) fn mechanism(&self, node: &AmqpNode) -> SASLMechanism {
-        let by_certificate = self.identity.is_some() && !node.has_credentials;
+        let by_certificate = self.identity().is_some() && !node.has_credentials;
         let default = if by_certificate { SASLMechanism::External } else { SASLMechanism::Plain };
         node.uri.query.auth_mechanism.unwrap_or(default)
     }
 
-    pub(super) fn with_identity(self, identity: Option<Arc<ClientIdentity>>) -> Self {
+    pub(super) fn with_identity(self, identity: Arc<Option<ClientIdentity>>) -> Self {
         Self { identity, ..self }
     }
 
     /// Whether both were read at the same time from the same files.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let [identity, other_identity] =
-            [self, other].map(|nodes| nodes.identity.as_ref().map(Arc::as_ptr));
-        Arc::ptr_eq(&self.nodes, &other.nodes) && identity == other_identity
+        Arc::ptr_eq(&self.nodes, &other.nodes) && Arc::ptr_eq(&self.identity, &other.identity)
     }
 }
 
@@ -110,7 +108,7 @@ pub(crate) fn amqp_nodes(text: &str) -> ParseResult<AmqpNodes> {
         split_scheme(element)?;
     }
     let nodes = elements().map(node).collect::<Result<_, _>>()?;
-    Ok(AmqpNodes { text: Arc::new(text.into()), nodes, identity: None })
+    Ok(AmqpNodes { text: Arc::new(text.into()), nodes, identity: Arc::default() })
 }
 
 /// The same where a client certificate is set, which TLS alone can carry.

@@ -10,46 +10,38 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct AmqpSource {
     nodes: Watched<AmqpNodes>,
-    identity: Option<Watched<ClientIdentity>>,
+    identity: Watched<Option<ClientIdentity>>,
 }
 
 impl AmqpSource {
     pub(super) fn new(
         nodes: Watched<AmqpNodes>,
-        identity: Option<Watched<ClientIdentity>>,
+        identity: Watched<Option<ClientIdentity>>,
     ) -> Self {
         Self { nodes, identity }
     }
 
     /// The current nodes, with the current client certificate.
     pub fn current(&self) -> AmqpNodes {
-        let identity = self.identity.as_ref().map(Watched::current);
-        AmqpNodes::clone(&self.nodes.current()).with_identity(identity)
+        AmqpNodes::clone(&self.nodes.current()).with_identity(self.identity.current())
     }
 
     /// Reads the files again.
     pub(crate) async fn look(&self) {
         self.nodes.look().await;
-        if let Some(identity) = &self.identity {
-            identity.look().await;
-        }
+        self.identity.look().await;
     }
 
     /// Looks at the files every 10 s. Never returns.
     pub(crate) async fn watch(self) {
-        let identity = async {
-            if let Some(identity) = self.identity {
-                watch_file(identity).await;
-            }
-        };
-        tokio::join!(watch_file(self.nodes), identity);
+        tokio::join!(watch_file(self.nodes), watch_file(self.identity));
     }
 
     /// Which settings and files hold the login, for a message.
     pub(crate) fn describe(&self) -> String {
         let named = |file: &NamedFile| format!("{} ({})", file.variable, file.path.display());
         let url = self.nodes.file().map_or_else(|| "HANDOFF_AMQP_URL".to_owned(), named);
-        match self.identity.as_ref().and_then(Watched::file) {
+        match self.identity.file() {
             Some(certificate) => format!("{url} and {}", named(certificate)),
             None => url,
         }
@@ -57,20 +49,13 @@ impl AmqpSource {
 
     /// Waits until either is another than in `known`.
     pub(crate) async fn changed_from(&self, known: &AmqpNodes) {
-        let known_nodes = self.nodes.current();
-        let known_identity = self.identity.as_ref().map(Watched::current);
+        let (known_nodes, known_identity) = (self.nodes.current(), self.identity.current());
         if !self.current().is_same(known) {
             return;
         }
-        let identity = async {
-            match (&self.identity, &known_identity) {
-                (Some(identity), Some(known)) => identity.changed_from(known).await,
-                _ => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = self.nodes.changed_from(&known_nodes) => {}
-            () = identity => {}
+            () = self.identity.changed_from(&known_identity) => {}
         }
     }
 }

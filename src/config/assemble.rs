@@ -167,8 +167,8 @@ fn amqp_source(parser: &mut Parser<'_>) -> Option<AmqpSource> {
         return None;
     }
     let identity = match certificate?.zip(key?) {
-        Some((certificate, key)) => Some(client_identity(parser, certificate, key)?),
-        None => None,
+        Some((certificate, key)) => client_identity(parser, certificate, key)?,
+        None => Watched::default(),
     };
     Some(AmqpSource::new(nodes?, identity))
 }
@@ -177,7 +177,7 @@ fn client_identity(
     parser: &mut Parser<'_>,
     certificate: PathBuf,
     key: PathBuf,
-) -> Option<Watched<ClientIdentity>> {
+) -> Option<Watched<Option<ClientIdentity>>> {
     let file = |path, spec: &Spec| NamedFile { path, variable: spec.variable(Source::Value) };
     let files =
         [file(certificate, &table::AMQP_CERT_FILE.spec), file(key, &table::AMQP_KEY_FILE.spec)];

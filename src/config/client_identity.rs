@@ -42,7 +42,9 @@ pub struct ClientIdentity {
 
 impl ClientIdentity {
     /// Reads both files, and follows them. The errors are variables and what is wrong with their files.
-    pub(super) fn watch(files: [NamedFile; 2]) -> Result<Watched<Self>, Vec<(String, String)>> {
+    pub(super) fn watch(
+        files: [NamedFile; 2],
+    ) -> Result<Watched<Option<Self>>, Vec<(String, String)>> {
         let invalid = |why| format!("the file's content {why}");
         let [certificate, key] = &files;
         let chain = read_pem(&certificate.path)
@@ -62,7 +64,8 @@ impl ClientIdentity {
             let variable = files.get(n).map(|file| file.variable.clone());
             vec![(variable.unwrap_or_default(), invalid(why))]
         })?;
-        Ok(Watched::from_files(identity, contents, files.into(), Box::new(parse)))
+        let parse = |contents: &[SecretString]| parse(contents).map(Some);
+        Ok(Watched::from_files(Some(identity), contents, files.into(), Box::new(parse)))
     }
 
     /// The certificate and those of the authorities above it, as the worker presents them.
