@@ -16,6 +16,7 @@ use url::{Url, form_urlencoded};
 use super::{
     client_identity::ClientIdentity,
     setting::{ParseResult, ensure},
+    urls::{self, url_list},
 };
 
 /// Smallest frame that RabbitMQ accepts as a limit, in bytes.
@@ -81,8 +82,7 @@ impl AmqpNode {
     /// The URL without credentials and virtual host.
     pub(crate) fn address(&self) -> Option<Url> {
         let AMQPAuthority { host, port, .. } = &self.uri.authority;
-        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-        Url::parse(&format!("{}://{open}{host}{close}:{port}", self.uri.scheme)).ok()
+        urls::address(&self.uri.scheme, host, *port)
     }
 }
 
@@ -101,13 +101,7 @@ impl fmt::Debug for AmqpNode {
 
 /// Parses a list of URLs.
 pub(crate) fn amqp_nodes(text: &str) -> ParseResult<AmqpNodes> {
-    let elements = || text.split(',').map(str::trim);
-    // First: an unencoded comma in a password makes two elements, and this is the error that says so.
-    for element in elements() {
-        ensure(!element.is_empty(), "has an empty element: remove the comma")?;
-        split_scheme(element)?;
-    }
-    let nodes = elements().map(node).collect::<Result<_, _>>()?;
+    let nodes = url_list(text, |element| split_scheme(element).map(drop), node)?;
     Ok(AmqpNodes { text: Arc::new(text.into()), nodes, identity: Arc::default() })
 }
 

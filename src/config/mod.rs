@@ -19,6 +19,7 @@ mod settings;
 pub(crate) mod table;
 mod units;
 mod unknown;
+mod urls;
 mod values;
 mod watched;
 

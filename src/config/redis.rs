@@ -8,11 +8,11 @@ use url::Url;
 
 use super::{
     setting::{ParseResult, ensure},
+    urls::{self, EMPTY_ELEMENT, elements, url_list},
     watched::{Watched, watch_file},
 };
 
 const FORM: &str = "must be a Redis URL such as rediss://user:password@redis.example.com:6379/0";
-const EMPTY_ELEMENT: &str = "has an empty element: remove the comma";
 const ELEMENT_FORM: &str = "must begin with redis:// or rediss://, as must each element of a list; write a \
      comma in a password as %2C";
 const SENTINEL_PORT: u16 = 26379;
@@ -119,9 +119,7 @@ impl RedisNode {
     /// The URL without credentials and database.
     pub(crate) fn address(&self) -> Option<Url> {
         let (host, port) = self.host_and_port();
-        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-        let scheme = if self.is_tls() { "rediss" } else { "redis" };
-        Url::parse(&format!("{scheme}://{open}{host}{close}:{port}")).ok()
+        urls::address(if self.is_tls() { "rediss" } else { "redis" }, host, port)
     }
 }
 
@@ -203,17 +201,8 @@ pub(super) fn any_servers(text: &str) -> ParseResult<RedisNodes> {
 }
 
 fn servers(text: &str, default_port: u16) -> ParseResult<RedisNodes> {
-    // First: an unencoded comma in a password makes two elements, and this is the error that says so.
-    for element in elements(text) {
-        ensure(!element.is_empty(), EMPTY_ELEMENT)?;
-        split_scheme(element)?;
-    }
-    let nodes = elements(text).map(|element| node(element, default_port));
-    Ok(RedisNodes(nodes.collect::<Result<_, _>>()?))
-}
-
-fn elements(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim)
+    let check_scheme = |element: &str| split_scheme(element).map(drop);
+    url_list(text, check_scheme, |element| node(element, default_port)).map(RedisNodes)
 }
 
 fn split_scheme(text: &str) -> ParseResult<(&str, &str)> {

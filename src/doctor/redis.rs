@@ -6,14 +6,13 @@ use super::{
     check::{Check, Tolerance, Verdict},
     clock,
     connect::connect,
-    redis_modes::{Server, servers},
+    redis_modes::{NO_CACHE, Server, servers},
 };
 use crate::{
     cache::{self, Refusal, RefusedCommand},
     config::{CacheSettings, RedisMode, RedisNode},
 };
 
-const NO_CACHE: &str = "requests are served without Redis: each request creates a session";
 /// A request waits for Redis twice, each time for at most 250 ms.
 const SLOW: Tolerance =
     Tolerance { hint: Duration::from_millis(50), finding: Duration::from_millis(250) };

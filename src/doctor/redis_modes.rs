@@ -6,7 +6,8 @@ use crate::{
     config::{CacheSettings, RedisMode, RedisNode, Sentinels},
 };
 
-const NO_CACHE: &str = "requests are served without Redis: each request creates a session";
+pub(super) const NO_CACHE: &str =
+    "requests are served without Redis: each request creates a session";
 
 /// A server that the worker writes to.
 pub(super) struct Server {
