@@ -151,6 +151,16 @@ destroy_node() { # NODE
     rm -rf "$gone" 2>/dev/null || { sleep 0.2 && rm -rf "$gone"; }
 }
 
+# Destroys all nodes in a folder, and removes it.
+destroy_nodes() { # FOLDER
+    local folder
+    for folder in "$1"/*/; do
+        [[ ! -d $folder ]] || destroy_node "${folder%/}" &
+    done
+    wait
+    rm -rf "$1"
+}
+
 # Sets `inside` to a prefix that runs a command inside ROOT, where /srv is FOLDER and /tmp is the host's,
 # with the certificates of tests. The mounts are in a separate namespace and end with its processes.
 inside_root() { # ROOT FOLDER
@@ -168,15 +178,16 @@ listeners() { # PORT
         /proc/net/tcp /proc/net/tcp6 2>/dev/null || true
 }
 
-# Sets `ports` to free ports below the ephemeral range. Starts at a port derived from the pid, so that two
-# scripts that run at the same time choose different ones.
-choose_ports() { # COUNT
+# Sets `ports` to free ports from FIRST to LAST, below the ephemeral range. Starts at a port derived from the pid,
+# so that two scripts that run at the same time choose different ones: STEP is at least COUNT.
+choose_ports() { # COUNT [FIRST LAST STEP]
     # Below 20000: a node of a Redis Cluster also takes the port 10000 above its own.
-    local port=$((10000 + $$ % 2500 * 4))
+    local first=${2:-10000} last=${3:-19999} step=${4:-4} port
+    port=$((first + $$ * step % (last - first + 1)))
     ports=()
     while ((${#ports[@]} < $1)); do
         [[ -n $(listeners "$port") ]] || ports+=("$port")
-        port=$((port < 19999 ? port + 1 : 10000))
+        port=$((port < last ? port + 1 : first))
     done
 }
 

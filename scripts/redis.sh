@@ -15,6 +15,20 @@ ask() { # PORT COMMAND…
     } 2>/dev/null
 }
 
+# Whether the answer of the server on PORT to COMMAND has this LINE.
+has_line() { # PORT LINE COMMAND…
+    ask "$1" "${@:3}" | grep -qx "$2"
+}
+
+# Waits until COMMAND succeeds, for at most 30 s.
+poll() { # MESSAGE COMMAND…
+    local deadline=$((SECONDS + 30))
+    until "${@:2}"; do
+        ((SECONDS < deadline)) || die 1 "$1"
+        sleep 0.05
+    done
+}
+
 port_of() { # URL
     local port=${1##*:}
     echo "${port%%/*}"
@@ -43,11 +57,4 @@ start_node() { # NODE OPTION…
     "$here/redis-node" start "$1" "${options[@]}"
 }
 
-destroy() {
-    local n
-    for n in "$dir"/*/; do
-        [[ ! -d $n ]] || destroy_node "${n%/}" &
-    done
-    wait
-    rm -rf "$dir"
-}
+destroy() { destroy_nodes "$dir"; }
