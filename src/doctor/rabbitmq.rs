@@ -218,8 +218,9 @@ async fn check_topology(survey: &TopologySurvey, settings: &Settings, checks: &m
     };
     let declare = settings.broker.declare;
     let vhost = survey.vhost();
-    let mismatches: Vec<_> =
-        objects.iter().filter_map(|object| check_object(object, declare, &vhost)).collect();
+    let topology = &survey.topology;
+    let mismatch = |object| check_object(object, topology, declare, &vhost);
+    let mismatches: Vec<_> = objects.iter().filter_map(mismatch).collect();
     let missing: Vec<_> = objects
         .iter()
         .filter(|object| object.state == ObjectState::Missing)
@@ -236,7 +237,6 @@ async fn check_topology(survey: &TopologySurvey, settings: &Settings, checks: &m
     }
     checks.extend(mismatches);
     let counts = |name: &str| objects.iter().find(|object| object.name == name)?.counts;
-    let topology = &survey.topology;
     checks.extend(counts(topology.request_queue()).map(|counts| consumers(counts, settings)));
     checks.extend(counts(topology.dead_queue()).map(|counts| dead_letters(counts.messages)));
 }

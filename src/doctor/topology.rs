@@ -12,14 +12,20 @@ use crate::broker::{
 ///
 /// With `declare`, the worker fails to declare an object that differs. Without it, the worker uses
 /// the object as it is.
-pub(super) fn check_object(object: &SurveyedObject, declare: bool, vhost: &str) -> Option<Check> {
+pub(super) fn check_object(
+    object: &SurveyedObject,
+    topology: &Topology,
+    declare: bool,
+    vhost: &str,
+) -> Option<Check> {
     let kind = object.kind.as_str();
     let what = format!("the {kind} `{}`", object.name);
     let vhost = quoted(vhost);
     let ctl = format!("rabbitmqctl --vhost {vhost}");
     let verdict = if declare { Verdict::Finding } else { Verdict::Hint };
     // Requests are served without it.
-    let nothing = if object.name.ends_with(".ended") { "no endings" } else { "nothing" };
+    let is_ended = object.name == topology.ended_queue();
+    let nothing = if is_ended { "no endings" } else { "nothing" };
     let check = match &object.state {
         ObjectState::Matches => return None,
         // One check lists all missing objects: before the first worker runs, everything is missing.
