@@ -18,7 +18,6 @@ use super::{
     publisher::Publisher,
     republish::{DeadLetterReason, Tried, dead_letter, ending_copy},
     settle::{Settled, hand_back_copy, replace},
-    topology::Topology,
 };
 use crate::{message::RequestId, telemetry::metrics::PublishKind, units::unix_millis};
 
@@ -29,7 +28,6 @@ const PREFETCH: u16 = 64;
 pub(crate) struct EndingSource {
     pub(super) consuming: Arc<lapin::Connection>,
     pub(super) publishing: Arc<lapin::Connection>,
-    pub(super) topology: Arc<Topology>,
     pub(crate) publisher: Publisher,
     /// Cancelled when a connection is lost.
     pub(crate) lost: CancellationToken,
@@ -48,8 +46,9 @@ pub(crate) enum EndingSettlement {
 impl EndingSource {
     /// Declares or checks the queue, and starts to consume.
     pub(crate) async fn open(&self) -> Result<Consumer, BrokerError> {
-        self.topology.ensure_ended(&self.publishing).await?;
-        Consumer::start(&self.consuming, self.topology.ended_queue(), PREFETCH).await
+        let topology = self.publisher.topology();
+        topology.ensure_ended(&self.publishing).await?;
+        Consumer::start(&self.consuming, topology.ended_queue(), PREFETCH).await
     }
 
     /// Stops consuming, and hands back what was not taken.
@@ -63,7 +62,7 @@ impl EndingSource {
 
     async fn hand_back(&self, delivery: &Delivery) {
         let copy = copy_of(delivery, &self.publisher);
-        let queue = self.topology.ended_queue();
+        let queue = self.publisher.topology().ended_queue();
         hand_back_copy(delivery, queue, copy, &self.publisher, &self.lost).await;
     }
 }

@@ -124,7 +124,6 @@ impl BrokerSession {
         EndingSource {
             consuming: Arc::clone(&self.consuming.lapin),
             publishing: Arc::clone(&self.publishing.lapin),
-            topology: Arc::clone(&self.topology),
             publisher: self.publisher.clone(),
             lost: self.lost.clone(),
         }
