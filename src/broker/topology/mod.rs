@@ -3,7 +3,7 @@
 mod declare;
 mod definition;
 mod difference;
-mod flow;
+mod progress;
 mod survey;
 mod watch;
 

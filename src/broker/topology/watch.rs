@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{
     declare::{QueueCounts, declare_queue},
     definition::Topology,
-    flow::{Change, Flow},
+    progress::{Change, Progress},
 };
 use crate::{
     broker::{
@@ -52,9 +52,9 @@ pub(in crate::broker) async fn watch(
 ) -> BrokerError {
     let watching = Watching(metrics);
     let mut logged = None;
-    let mut flows: Vec<_> = topology.retries().map(|_| Flow::default()).collect();
+    let mut progress: Vec<_> = topology.retries().map(|_| Progress::default()).collect();
     if ensured {
-        look(&topology, &connection, &watching.0, &mut flows).await;
+        look(&topology, &connection, &watching.0, &mut progress).await;
         sleep(WATCH_INTERVAL).await;
     }
     loop {
@@ -76,7 +76,7 @@ pub(in crate::broker) async fn watch(
         logged = error;
         // A queue without a leader reports 0 for both.
         if let Some(QueueCounts { messages: 1.., consumers: 0 }) =
-            look(&topology, &connection, &watching.0, &mut flows).await
+            look(&topology, &connection, &watching.0, &mut progress).await
         {
             return BrokerError::new(
                 "RabbitMQ lost the consumer: the queue has messages and no consumer",
@@ -91,17 +91,18 @@ async fn look(
     topology: &Topology,
     connection: &Connection,
     metrics: &Metrics,
-    flows: &mut [Flow],
+    progress: &mut [Progress],
 ) -> Option<QueueCounts> {
     let mut channel = None;
     let request = counts(topology.request_queue(), connection, &mut channel).await;
     let dead = counts(topology.dead_queue(), connection, &mut channel).await;
     let ended = counts(topology.ended_queue(), connection, &mut channel).await;
     let mut retry = Some(0_u32);
-    for ((queue, retry_queue), flow) in topology.retries().zip(&mut *flows) {
+    for ((queue, retry_queue), progress) in topology.retries().zip(&mut *progress) {
         let messages = counts(queue, connection, &mut channel).await.map(|counts| counts.messages);
         if let Some(messages) = messages {
-            match flow.look(retry_queue.delay, messages, retry_queue.returned(), Instant::now()) {
+            match progress.look(retry_queue.delay, messages, retry_queue.returned(), Instant::now())
+            {
                 Change::None => {}
                 Change::Stuck { for_time } => log::retries_stuck(queue, messages, for_time),
                 Change::Moving => log::retries_moving(queue),
@@ -119,7 +120,7 @@ async fn look(
         ended: ended.map(|counts| counts.messages),
         dead: dead.map(|counts| counts.messages),
         consumers: request.map(|counts| counts.consumers),
-        stuck: flows.iter().filter(|flow| flow.is_stuck()).count(),
+        stuck: progress.iter().filter(|progress| progress.is_stuck()).count(),
     });
     request
 }

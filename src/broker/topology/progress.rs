@@ -14,7 +14,7 @@ const MIN_STILL: Duration = Duration::from_secs(120);
 /// queue was created without its TTL. AMQP shows only the number of ready messages, so the queue counts as stuck
 /// if that has never fallen for twice the delay and no copy came back to this worker.
 #[derive(Debug, Default)]
-pub(super) struct Flow {
+pub(super) struct Progress {
     last: Option<Look>,
     /// Whether it was reported.
     stuck: bool,
@@ -36,7 +36,7 @@ pub(super) enum Change {
     Moving,
 }
 
-impl Flow {
+impl Progress {
     /// Records a look: the ready messages, and the copies that this worker has received so far.
     pub(super) fn look(
         &mut self,
@@ -78,11 +78,11 @@ mod tests {
     /// that changed something.
     fn changes(looks: impl IntoIterator<Item = (u32, u64)>) -> Vec<(usize, bool)> {
         let start = Instant::now();
-        let mut flow = Flow::default();
+        let mut progress = Progress::default();
         let mut changes = Vec::new();
         for (number, (messages, returned)) in looks.into_iter().enumerate() {
             let now = start + Duration::from_secs(10) * u32::try_from(number).unwrap();
-            match flow.look(DELAY, messages, returned, now) {
+            match progress.look(DELAY, messages, returned, now) {
                 Change::None => {}
                 Change::Stuck { for_time } => {
                     assert!(for_time >= 2 * DELAY);
@@ -114,13 +114,13 @@ mod tests {
     #[test]
     fn a_short_delay_is_watched_for_two_minutes() {
         let start = Instant::now();
-        let mut flow = Flow::default();
+        let mut progress = Progress::default();
         for second in (0..120).step_by(10) {
             let now = start + Duration::from_secs(second);
-            assert_eq!(flow.look(Duration::from_secs(1), 1, 0, now), Change::None);
+            assert_eq!(progress.look(Duration::from_secs(1), 1, 0, now), Change::None);
         }
         let now = start + MIN_STILL;
         let stuck = Change::Stuck { for_time: MIN_STILL };
-        assert_eq!(flow.look(Duration::from_secs(1), 1, 0, now), stuck);
+        assert_eq!(progress.look(Duration::from_secs(1), 1, 0, now), stuck);
     }
 }
