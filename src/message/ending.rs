@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::{
     RequestId,
-    cloud_event::{CloudEvent, ENDED},
-    decode, diagnosis, field,
-    request::{Problems, check_body},
+    body::{Body, Data, NO_WORKFLOW},
+    cloud_event::ENDED,
+    field,
 };
 
 /// The end of a verification: a session or a user and workflow, or both.
@@ -39,26 +39,13 @@ pub(crate) fn decode_ending(
     max_bytes: usize,
     default_workflow: Option<&str>,
 ) -> DecodedEnding {
-    let text = match check_body(body, max_bytes) {
-        Ok(text) => text,
-        Err(message) => return DecodedEnding { id: None, ending: Err(message) },
-    };
-    match CloudEvent::detect(text, ENDED) {
-        None => DecodedEnding { id: None, ending: parse(text, "body", default_workflow) },
-        Some(CloudEvent { id, data, .. }) => {
-            let ending = data.and_then(|data| parse(data, "data", default_workflow));
-            DecodedEnding { id, ending }
-        }
-    }
+    let Body { id, data, .. } = Body::read(body, max_bytes, ENDED);
+    DecodedEnding { id, ending: data.and_then(|data| parse(&data, default_workflow)) }
 }
 
 /// Parses the data object, and reports all its problems together.
-fn parse(data: &str, what: &str, default_workflow: Option<&str>) -> Result<Ending, String> {
-    let Some(fields) = decode::fields(data, ["userId", "workflowId", "sessionId"]) else {
-        return Err(format!("the {what} {}", diagnosis::why_not_json_object(data)));
-    };
-    let repeated = fields.repeated.iter().map(|key| format!("`{key}` appears more than once"));
-    let mut problems = Problems(repeated.collect());
+fn parse(data: &Data<'_>, default_workflow: Option<&str>) -> Result<Ending, String> {
+    let (fields, mut problems) = data.fields(["userId", "workflowId", "sessionId"])?;
     let [given_user, given_workflow, given_session] = fields.values;
     let user_id = problems.check(given_user, field::user);
     let workflow_id = match given_workflow {
@@ -68,16 +55,15 @@ fn parse(data: &str, what: &str, default_workflow: Option<&str>) -> Result<Endin
     let session_id = problems.check(given_session, field::session);
     if given_session.is_none() {
         if given_user.is_none() {
-            problems.0.push("`sessionId` or `userId` is missing".to_owned());
+            problems.add("`sessionId` or `userId` is missing");
         } else if given_workflow.is_none() && workflow_id.is_none() {
-            let problem = "`workflowId` is missing, and the worker has no default for it";
-            problems.0.push(problem.to_owned());
+            problems.add(NO_WORKFLOW);
         }
     }
-    if problems.0.is_empty() {
+    if problems.is_empty() {
         Ok(Ending { user: user_id.zip(workflow_id), session_id })
     } else {
-        Err(problems.0.join("; "))
+        Err(problems.text())
     }
 }
 

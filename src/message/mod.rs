@@ -1,5 +1,6 @@
 //! The wire types: requests and events, as `docs/reference.md` defines them.
 
+mod body;
 mod cloud_event;
 mod decode;
 mod diagnosis;

@@ -7,13 +7,11 @@ use serde_json::value::RawValue;
 
 use super::{
     RequestId,
-    cloud_event::{CloudEvent, REQUESTED},
-    decode, diagnosis,
+    body::{Body, Data, NO_WORKFLOW},
+    cloud_event::REQUESTED,
+    diagnosis,
     field::{self, EXTERNAL_USER_ID},
 };
-
-/// UTF-8's byte order mark.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A valid request.
 pub struct Request {
@@ -100,60 +98,16 @@ pub struct Decoded {
 
 /// Decodes a body of at most `max_bytes`. `default_workflow` applies if the request names none.
 pub fn decode_request(body: &[u8], max_bytes: usize, default_workflow: Option<&str>) -> Decoded {
-    let text = match check_body(body, max_bytes) {
-        Ok(text) => text,
-        Err(message) => {
-            let request = Err(InvalidRequest::unreadable(message));
-            return Decoded { id: None, request, is_ending: false };
-        }
-    };
-    match CloudEvent::detect(text, REQUESTED) {
-        None => {
-            let request = parse(text, "body", default_workflow);
-            Decoded { id: None, request, is_ending: false }
-        }
-        Some(CloudEvent { id, data, is_ending }) => {
-            let data = data.map_err(InvalidRequest::unreadable);
-            let request = data.and_then(|data| parse(data, "data", default_workflow));
-            Decoded { id, request, is_ending }
-        }
-    }
-}
-
-/// Checks what a body must fulfil before it is parsed, and skips a byte order mark.
-pub(super) fn check_body(body: &[u8], max_bytes: usize) -> Result<&str, String> {
-    if body.len() > max_bytes {
-        return Err(format!(
-            "the body is larger than {max_bytes} bytes (HANDOFF_MAX_MESSAGE_BYTES)"
-        ));
-    }
-    // .NET's `Encoding.UTF8` and Windows' editors write one. RFC 8259, section 8.1, lets a parser skip it.
-    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-    let text = std::str::from_utf8(body).map_err(|error| {
-        format!("the body {}", diagnosis::why_not_utf8(body, error.valid_up_to()))
-    })?;
-    if decode::is_too_deep(text) {
-        return Err("the body nests arrays and objects more than 128 levels deep".to_owned());
-    }
-    Ok(text)
+    let Body { id, is_ending, data } = Body::read(body, max_bytes, REQUESTED);
+    let request =
+        data.map_err(InvalidRequest::unreadable).and_then(|data| parse(&data, default_workflow));
+    Decoded { id, request, is_ending }
 }
 
 /// Parses the data object, and reports all its problems together.
-fn parse(
-    data: &str,
-    what: &str,
-    default_workflow: Option<&str>,
-) -> Result<Request, InvalidRequest> {
+fn parse(data: &Data<'_>, default_workflow: Option<&str>) -> Result<Request, InvalidRequest> {
     const KEYS: [&str; 6] = ["userId", "workflowId", "metadata", "locale", "renew", "expiresAt"];
-    let Some(fields) = decode::fields(data, KEYS) else {
-        return Err(InvalidRequest::unreadable(format!(
-            "the {what} {}",
-            diagnosis::why_not_json_object(data)
-        )));
-    };
-    let mut problems = Problems(
-        fields.repeated.iter().map(|key| format!("`{key}` appears more than once")).collect(),
-    );
+    let (fields, mut problems) = data.fields(KEYS).map_err(InvalidRequest::unreadable)?;
     let [given_user, given_workflow, metadata, locale, renew, expires_at] = fields.values;
     // Which of several values the producer meant is unknown.
     let unless_repeated = |key, value: Option<_>| value.filter(|_| !fields.repeated.contains(&key));
@@ -168,16 +122,15 @@ fn parse(
     let renew = problems.check(renew, field::renew);
     let expires_at = problems.check(expires_at, field::expires_at);
     if given_user.is_none() {
-        let why = diagnosis::why_without_user(data).map(|why| format!(": {why}"));
-        problems.0.push(format!("`userId` is missing{}", why.unwrap_or_default()));
+        let why = diagnosis::why_without_user(data.text).map(|why| format!(": {why}"));
+        problems.add(format!("`userId` is missing{}", why.unwrap_or_default()));
     }
     if given_workflow.is_none() && workflow_id.is_none() {
-        let problem = "`workflowId` is missing, and the worker has no default for it";
-        problems.0.push(problem.to_owned());
+        problems.add(NO_WORKFLOW);
     }
 
     match (user_id, workflow_id) {
-        (Some(user_id), Some(workflow_id)) if problems.0.is_empty() => Ok(Request {
+        (Some(user_id), Some(workflow_id)) if problems.is_empty() => Ok(Request {
             user_id,
             workflow_id,
             metadata_entries: metadata_entries.unwrap_or_default(),
@@ -186,22 +139,8 @@ fn parse(
             expires_at,
         }),
         (user_id, workflow_id) => {
-            Err(InvalidRequest { message: problems.0.join("; "), user_id, workflow_id })
+            Err(InvalidRequest { message: problems.text(), user_id, workflow_id })
         }
-    }
-}
-
-/// The rules that a message breaks.
-pub(super) struct Problems(pub(super) Vec<String>);
-
-impl Problems {
-    /// Parses a value if there is one, and adds the rule it breaks.
-    pub(super) fn check<T>(
-        &mut self,
-        value: Option<&RawValue>,
-        parse: impl FnOnce(&RawValue) -> Result<T, String>,
-    ) -> Option<T> {
-        parse(value?).map_err(|problem| self.0.push(problem)).ok()
     }
 }
 
