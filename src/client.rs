@@ -78,15 +78,11 @@ pub(crate) struct ReceivedReason {
 impl Client {
     /// Connects, ensures the topology, and subscribes to all events published from now on.
     pub(crate) async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open_any(&settings.nodes.current()).await?;
-        let topology = Arc::new(Topology::new(settings));
+        let (connection, publisher) = open(settings).await?;
+        let topology = publisher.topology();
         topology.ensure(&connection.lapin).await?;
         let subscribed = subscribe(&connection.lapin, &topology.event_exchange);
         let events = rpc("subscribe to events", subscribed).await?;
-        // Not exported: a command serves no metrics.
-        let metrics = Metrics::new();
-        let publisher =
-            Publisher::new(Arc::clone(&connection.lapin), topology, CONCURRENCY, metrics);
         Ok(Self { connection, requester: Requester(publisher), events })
     }
 
@@ -117,17 +113,13 @@ impl Client {
 impl Requester {
     /// Publishes a request's data object with an id, and waits for RabbitMQ's confirm.
     pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
-        let exchange = &self.0.topology().request_exchange;
-        self.0.publish(exchange, REQUESTED, properties(id), body).await
+        publish(&self.0, REQUESTED, id, body).await
     }
 }
 
 impl EndingClient {
     pub(crate) async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connection = Connection::open_any(&settings.nodes.current()).await?;
-        let topology = Arc::new(Topology::new(settings));
-        let publisher =
-            Publisher::new(Arc::clone(&connection.lapin), topology, CONCURRENCY, Metrics::new());
+        let (connection, publisher) = open(settings).await?;
         Ok(Self { connection, publisher })
     }
 
@@ -138,8 +130,7 @@ impl EndingClient {
 
     /// Publishes an ending's data object with an id, and waits for RabbitMQ's confirm.
     pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
-        let exchange = &self.publisher.topology().request_exchange;
-        self.publisher.publish(exchange, ENDED, properties(id), body).await
+        publish(&self.publisher, ENDED, id, body).await
     }
 
     pub(crate) async fn close(self) {
@@ -147,14 +138,31 @@ impl EndingClient {
     }
 }
 
-/// The properties of a persistent message that is published now.
-fn properties(id: &str) -> BasicProperties {
+/// Connects to the first node that serves. Declares nothing.
+async fn open(settings: &BrokerSettings) -> Result<(Connection, Publisher), BrokerError> {
+    let connection = Connection::open_any(&settings.nodes.current()).await?;
+    let topology = Arc::new(Topology::new(settings));
+    // Not exported: a command serves no metrics.
+    let metrics = Metrics::new();
+    let publisher = Publisher::new(Arc::clone(&connection.lapin), topology, CONCURRENCY, metrics);
+    Ok((connection, publisher))
+}
+
+/// Publishes a data object as a persistent message, and waits for RabbitMQ's confirm.
+async fn publish(
+    publisher: &Publisher,
+    routing_key: &str,
+    id: &str,
+    body: &[u8],
+) -> Result<(), PublishError> {
     let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    BasicProperties::default()
+    let properties = BasicProperties::default()
         .with_content_type("application/json".into())
         .with_delivery_mode(2)
         .with_message_id(short_string(id))
-        .with_timestamp(now.unwrap_or_default().as_secs())
+        .with_timestamp(now.unwrap_or_default().as_secs());
+    let exchange = &publisher.topology().request_exchange;
+    publisher.publish(exchange, routing_key, properties, body).await
 }
 
 /// Subscribes with an exclusive queue, which RabbitMQ deletes with the connection.
