@@ -6,7 +6,10 @@ use reqwest::{Proxy, StatusCode};
 use secrecy::ExposeSecret;
 use url::Url;
 
-use super::connections::{ConnectionSettings, single_client};
+use super::{
+    connections::{ConnectionSettings, single_client},
+    link::join,
+};
 use crate::{config::Route, error_chain, tls};
 
 const HEALTH_ROUTE: &str = "/api/health";
@@ -22,9 +25,7 @@ pub(crate) async fn health(base: &Url, route: &Route) -> Result<StatusCode, &'st
     let proxy = proxy.map_err(|_| "the proxy's URL is invalid")?;
     let client =
         single_client(ConnectionSettings { url: base, timeout: LIMIT, proxy, resolver: None })?;
-    let mut url = base.clone();
-    url.set_path(&format!("{}{HEALTH_ROUTE}", base.path().trim_end_matches('/')));
-    let answer = client.get(url).timeout(LIMIT).send().await;
+    let answer = client.get(join(base, HEALTH_ROUTE)).timeout(LIMIT).send().await;
     answer.map(|answer| answer.status()).map_err(|error| {
         if error.is_timeout() {
             "no answer in time"

@@ -104,6 +104,13 @@ pub(super) fn from_mobile(link: &str) -> Option<&str> {
     link.get(path_start + found.next()?.0..)
 }
 
+/// Appends a route to a base URL.
+pub(super) fn join(base: &Url, route: &str) -> Url {
+    let mut url = base.clone();
+    url.set_path(&format!("{}{route}", base.path().trim_end_matches('/')));
+    url
+}
+
 /// A base URL as text without its final slash, ready to append a path to.
 fn without_slash(base: &Url) -> &str {
     base.as_str().trim_end_matches('/')

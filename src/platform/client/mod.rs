@@ -23,7 +23,7 @@ use super::{
     error::{CallError, TransientCause},
     gate::{CallPermit, Gate},
     key::ReloadableKey,
-    link::encode_component,
+    link::{encode_component, join},
     rate_limit::RateLimiter,
     repeat::result_of_repeat,
 };
@@ -93,9 +93,9 @@ impl PlatformClient {
         Ok(Self {
             connections: Connections::new(connections).map_err(ClientBuildError::Tls)?,
             proxy: proxy.cloned(),
-            token_url: join(&settings.url, Call::Token),
-            session_url: join(&settings.url, Call::Session),
-            deeplink_url: join(&settings.url, Call::Deeplink),
+            token_url: join(&settings.url, route(Call::Token)),
+            session_url: join(&settings.url, route(Call::Session)),
+            deeplink_url: join(&settings.url, route(Call::Deeplink)),
             parse_deeplink: match settings.public_url {
                 Some(_) => deeplink::parse_replaceable,
                 None => deeplink::parse,
@@ -306,12 +306,6 @@ fn route(call: Call) -> &'static str {
         Call::Session => "/api/sessions",
         Call::Deeplink => "/api/v1/deeplink",
     }
-}
-
-fn join(base: &Url, call: Call) -> Url {
-    let mut url = base.clone();
-    url.set_path(&format!("{}{}", base.path().trim_end_matches('/'), route(call)));
-    url
 }
 
 /// Why the client could not be created.
