@@ -88,9 +88,7 @@ impl Options {
         };
         Ok(self)
     }
-}
 
-impl Options {
     /// The base URL that people open, for a call or page that was addressed to `host`.
     pub(super) fn base_url(&self, host: Option<&str>) -> String {
         let base = self.public_url.clone().unwrap_or_else(|| {

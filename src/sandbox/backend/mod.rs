@@ -66,17 +66,25 @@ impl Backend {
     ) -> Result<StoredSession, Refusal> {
         // Checked before the request, so that an unauthorized caller learns nothing about it.
         let token = str::from_utf8(authorization).map_err(|_| NOT_LIVE)?;
-        let token = self.tokens.live(token, now)?;
+        let live = self.tokens.live(token, now)?;
         let id = generate::session_id(&mut self.rng).into();
-        let session = stored(request?, id, idempotency_key, options, now);
-        let session = match token.open(session, options.honour_idempotency_key)? {
+        let SessionRequest { user, workflow, locale } = request?;
+        let session = StoredSession {
+            id,
+            user,
+            workflow,
+            locale,
+            idempotency_key: idempotency_key.map(Into::into),
+            times_out_at: options.session_lifetime.map(|life| now + life),
+            end: None,
+        };
+        let session = match live.open(session, options.honour_idempotency_key)? {
             Opened::New(session) => {
                 self.recorder.add_session(&session.user, &session.workflow);
                 session.clone()
             }
             Opened::Repeated(session) => session.clone(),
         };
-        let token = str::from_utf8(authorization).unwrap_or_default();
         self.tokens.index_session(&session.id, token);
         Ok(session)
     }
@@ -107,25 +115,6 @@ impl Backend {
             self.tokens.index_key(key, &token);
         }
         Ok((token.into(), session, now + ttl))
-    }
-}
-
-fn stored(
-    request: SessionRequest,
-    id: Box<str>,
-    idempotency_key: Option<&str>,
-    options: &Options,
-    now: Instant,
-) -> StoredSession {
-    let SessionRequest { user, workflow, locale } = request;
-    StoredSession {
-        id,
-        user,
-        workflow,
-        locale,
-        idempotency_key: idempotency_key.map(Into::into),
-        times_out_at: options.session_lifetime.map(|life| now + life),
-        end: None,
     }
 }
 

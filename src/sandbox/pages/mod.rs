@@ -116,7 +116,7 @@ pub(super) async fn end_session(app: &App, request: Request) -> Response {
     };
     let ended = app.backend().tokens.end_session(&authorization, &session_id, end, Instant::now());
     error_page(match ended {
-        Ok(_) => ErrorPage { status: StatusCode::OK, ..ErrorPage::link(LinkError::Ended(end)) },
+        Ok(()) => ErrorPage { status: StatusCode::OK, ..ErrorPage::link(LinkError::Ended(end)) },
         Err(error) => ErrorPage::link(error),
     })
 }

@@ -36,20 +36,6 @@ pub(super) struct SessionRequest {
 
 /// Parses a token call and returns the token's lifetime. Invalid values are recorded, too.
 pub(super) fn token(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
-    ttl(call, record)
-}
-
-/// Parses a deeplink call: a session call that also gives the lifetime.
-pub(super) fn deeplink(
-    call: &ApiCall,
-    record: &mut CallRecord,
-) -> Result<(SessionRequest, Duration), Refusal> {
-    let session = session(call, record);
-    let ttl = ttl(call, record);
-    Ok((session?, ttl?))
-}
-
-fn ttl(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
     #[derive(Deserialize)]
     struct TokenCallBody {
         ttl: u64,
@@ -63,6 +49,16 @@ fn ttl(call: &ApiCall, record: &mut CallRecord) -> Result<Duration, Refusal> {
         1..=MAX_TTL => Ok(Duration::from_secs(ttl)),
         _ => Err(WRONG_TTL),
     }
+}
+
+/// Parses a deeplink call: a session call that also gives the lifetime.
+pub(super) fn deeplink(
+    call: &ApiCall,
+    record: &mut CallRecord,
+) -> Result<(SessionRequest, Duration), Refusal> {
+    let session = session(call, record);
+    let ttl = token(call, record);
+    Ok((session?, ttl?))
 }
 
 /// Parses a session call. Invalid values are recorded, too.

@@ -150,12 +150,12 @@ impl Tokens {
         session_id: &str,
         end: SessionEnd,
         now: Instant,
-    ) -> Result<StoredSession, LinkError> {
+    ) -> Result<(), LinkError> {
         self.find(token, session_id, now)?;
         let session = self.tokens.get_mut(token).and_then(|token| token.session.as_mut());
         let session = session.ok_or(LinkError::Unknown)?;
         session.end = Some(end);
-        Ok(session.clone())
+        Ok(())
     }
 
     /// Returns a token that was issued and has not expired.
