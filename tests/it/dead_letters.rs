@@ -247,11 +247,8 @@ async fn killed_replay_loses_and_doubles_no_dead_letter() {
     replay.kill().await.unwrap();
     let queue = env.dead_queue();
     let node = Node::shared_rabbitmq();
-    wait_until("RabbitMQ has requeued what it held", async || {
-        let queues = node.ctl(&["list_queues", "name", "messages_unacknowledged", "--silent"]);
-        queues.await.lines().any(|line| line == format!("{queue}\t0"))
-    })
-    .await;
+    wait_until("RabbitMQ has requeued what it held", async || node.unsettled_in(&queue).await == 0)
+        .await;
     let output = run(&env, &arguments[1..4]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // A letter confirmed but not acked at the kill is replayed twice, with the same event.

@@ -268,12 +268,7 @@ async fn no_ended_session_is_handed_out_although_a_worker_is_killed() {
             workers.remove(0).kill().await;
             workers.push(env.start_worker().await);
         }
-        // All endings are acked: neither ready nor delivered.
-        wait_until("all endings are acked", async || {
-            let queues = node.ctl(&["list_queues", "name", "messages", "--silent"]).await;
-            queues.lines().any(|line| line == format!("{queue}\t0"))
-        })
-        .await;
+        wait_until("all endings are acked", async || node.messages_in(&queue).await == 0).await;
         ended.extend(current.drain(..).map(|event| event["sessionId"].to_string()));
         for n in 0..PEOPLE {
             env.publish_request(&format!("{round}-after-{n}"), &format!("user-{n}")).await;

@@ -84,10 +84,26 @@ impl Node {
     /// Runs `rabbitmqctl` against it, and returns its output.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let mut ctl = Command::new(&self.script);
-        let output = ctl.arg("ctl").arg(&self.dir).args(arguments).output().await.unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {stderr}");
-        String::from_utf8(output.stdout).unwrap()
+        output(ctl.arg("ctl").arg(&self.dir).args(arguments)).await
+    }
+
+    /// How many messages of a quorum queue are neither acked nor dead-lettered.
+    pub async fn messages_in(&self, queue: &str) -> usize {
+        self.query(queue, "query_messages_total").await
+    }
+
+    /// How many of them are delivered and not settled.
+    pub async fn unsettled_in(&self, queue: &str) -> usize {
+        self.query(queue, "query_messages_checked_out").await
+    }
+
+    /// Asks the queue itself: the numbers in `list_queues` are up to 5 s old (`quorum_tick_interval`).
+    async fn query(&self, queue: &str, query: &str) -> usize {
+        let query = format!(
+            "{{ok, {{_, Count}}, _}} = \
+             ra:local_query({{'%2F_{queue}', node()}}, fun rabbit_fifo:{query}/1), Count."
+        );
+        self.ctl(&["eval", &query]).await.trim().parse().unwrap()
     }
 
     /// A file or folder in its folder, where Redis would write a snapshot.
@@ -120,11 +136,17 @@ impl Node {
 
     async fn run(&self, command: &[&str], options: &[&str]) -> String {
         let mut script = Command::new(&self.script);
-        let output = script.args(command).arg(&self.dir).args(options).output().await.unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command:?} {}: {stderr}", self.script.display());
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        let output = output(script.args(command).arg(&self.dir).args(options)).await;
+        output.trim().to_owned()
     }
+}
+
+/// The standard output of a command, which must succeed.
+pub async fn output(command: &mut Command) -> String {
+    let output = command.output().await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// One of the project's scripts.
