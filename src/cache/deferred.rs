@@ -288,18 +288,17 @@ fn no_longer_pending(pending: &mut HashMap<String, PendingLink>, script: &LateSc
 
 #[cfg(test)]
 mod tests {
-    use deadpool_redis::redis;
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::{cache::Keys, config::Flow};
+    use crate::{
+        cache::{Keys, test_redis::TestRedis},
+        config::Flow,
+    };
 
     #[tokio::test]
     async fn scripts_under_way_when_a_run_is_cancelled_are_run_again() {
-        let url = std::env::var("HANDOFF_REDIS_URL");
-        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
-        let client = redis::Client::open(url).unwrap();
-        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        let connection = TestRedis::connect().await.connection;
         let scripts = DeferredScripts::default();
         let until = SystemTime::now() + Duration::from_secs(60);
         for holder in ["a", "b"] {

@@ -35,6 +35,8 @@ mod value;
 mod writes;
 
 #[cfg(test)]
+pub(crate) mod test_redis;
+#[cfg(test)]
 mod tests;
 
 #[doc(hidden)]

@@ -139,38 +139,23 @@ impl Obtained {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use deadpool_redis::redis::{self, AsyncCommands};
+    use std::time::SystemTime;
 
     use super::*;
     use crate::{
-        cache::{Claim, Ended, Forgotten, Freshness},
-        config::{CacheSettings, Flow, RedisSettings},
+        cache::{
+            Claim, Ended, Forgotten, Freshness,
+            test_redis::{HOUR, TestRedis, connected},
+        },
+        config::Flow,
         session::Access,
-        telemetry::metrics::Metrics,
     };
-
-    const HOUR: Duration = Duration::from_secs(3_600);
 
     #[tokio::test]
     async fn link_in_memory_whose_session_ended_at_another_replica_is_dropped() {
-        let url = std::env::var("HANDOFF_REDIS_URL");
-        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
-        let settings = CacheSettings {
-            redis: RedisSettings::single(&url).unwrap(),
-            key_prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
-            seal_keys: Vec::new().into(),
-            flow: Flow::Token,
-            token_ttl: HOUR,
-            session_ttl: HOUR,
-            link_min_life: HOUR / 6,
-            patience: Duration::ZERO,
-        };
-        let [own, other] = [(); 2].map(|()| Cache::new(&settings, Metrics::new()));
-        for cache in [&own, &other] {
-            cache.wait_connected(Duration::from_secs(10)).await;
-        }
+        let redis = TestRedis::connect().await;
+        let settings = redis.settings(Flow::Token);
+        let [own, other] = [connected(&settings).await, connected(&settings).await];
         let keys = own.keys("ann", "w");
         let stamp = Stamp::of("r2");
         let made_at = SystemTime::now();
@@ -186,11 +171,6 @@ mod tests {
                 Obtained::store_pending(&own, &keys, &lease, session.clone(), &stamp).await;
             assert!(stored.is_none(), "handed out, though its session has ended");
         }
-
-        let client = redis::Client::open(url).unwrap();
-        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-        let pattern = [&settings.key_prefix, "*"].concat();
-        let keys: Vec<String> = redis.keys(pattern).await.unwrap();
-        redis.del::<_, ()>(keys).await.unwrap();
+        redis.delete_all().await;
     }
 }

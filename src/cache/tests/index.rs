@@ -1,23 +1,26 @@
 //! The index of sessions, where one session's link is stored more than once.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::one_call::{Setup, claim, lease};
+use super::one_call::{claim, lease};
 use crate::{
-    cache::{Claim, Ended, Forgotten, LinkId, Stamp, StoreOutcome},
+    cache::{
+        Claim, Ended, Forgotten, LinkId, Stamp, StoreOutcome,
+        test_redis::{HOUR, TestRedis, connected},
+    },
     config::Flow,
     session::{Access, Session},
 };
 
 #[tokio::test]
 async fn session_is_forgotten_though_its_index_entry_names_an_earlier_store() {
-    let mut setup = Setup::new().await;
-    let cache = setup.cache(Flow::Token).await;
+    let redis = TestRedis::connect().await;
+    let cache = connected(&redis.settings(Flow::Token)).await;
     let keys = cache.keys("ann", "w");
     let made_at = SystemTime::now();
     let id = "s".to_owned();
     let access = Access::Token("t".to_owned().into());
-    let expires_at = made_at + Duration::from_secs(3_600);
+    let expires_at = made_at + HOUR;
     let session = Session { access, id: id.clone(), made_at, expires_at };
     let link_of = |request| LinkId::new(&Stamp::of(request), made_at);
     for of in [None, Some(&keys)] {
@@ -30,7 +33,6 @@ async fn session_is_forgotten_though_its_index_entry_names_an_earlier_store() {
 
         assert_eq!(cache.end(&Ended::Session(&id, of)).await, Ok(Forgotten::Yes));
         assert!(matches!(claim(&cache, "r3").await, Claim::Lease(_)));
-        setup.forget_session(&id).await;
-        setup.clean_up(std::slice::from_ref(&keys)).await;
+        redis.delete_all().await;
     }
 }

@@ -1,64 +1,17 @@
 //! What Redis keeps for the one-call flow.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use deadpool_redis::redis::{self, AsyncCommands, aio::MultiplexedConnection};
+use deadpool_redis::redis::AsyncCommands;
 
 use crate::{
-    cache::{Cache, Claim, Freshness, Keys, Lease, Stamp, StoreOutcome, keys::session_key},
-    config::{CacheSettings, Flow, RedisSettings},
+    cache::{
+        Cache, Claim, Freshness, Lease, Stamp, StoreOutcome,
+        test_redis::{HOUR, TestRedis, connected},
+    },
+    config::Flow,
     session::{Access, Session},
-    telemetry::metrics::Metrics,
 };
-
-const HOUR: Duration = Duration::from_secs(3_600);
-
-pub(super) struct Setup {
-    prefix: String,
-    url: String,
-    redis: MultiplexedConnection,
-}
-
-impl Setup {
-    pub(super) async fn new() -> Self {
-        let url = std::env::var("HANDOFF_REDIS_URL");
-        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
-        let redis = redis::Client::open(url.as_str()).unwrap();
-        let redis = redis.get_multiplexed_async_connection().await.unwrap();
-        Self { prefix: format!("test-{}", uuid::Uuid::new_v4().simple()), url, redis }
-    }
-
-    pub(super) async fn cache(&self, flow: Flow) -> Cache {
-        let settings = CacheSettings {
-            redis: RedisSettings::single(&self.url).unwrap(),
-            key_prefix: self.prefix.clone(),
-            seal_keys: Vec::new().into(),
-            flow,
-            token_ttl: HOUR,
-            session_ttl: HOUR,
-            link_min_life: HOUR / 6,
-            patience: Duration::ZERO,
-        };
-        let cache = Cache::new(&settings, Metrics::new());
-        cache.wait_connected(Duration::from_secs(10)).await;
-        cache
-    }
-
-    pub(super) async fn forget_session(&mut self, id: &str) {
-        self.forget(&session_key(&self.prefix, id)).await;
-    }
-
-    async fn forget(&mut self, key: &str) {
-        self.redis.del::<_, ()>(key).await.unwrap();
-    }
-
-    pub(super) async fn clean_up(&mut self, keys: &[Keys]) {
-        for keys in keys {
-            let keys = [&keys.link, &keys.saved, &keys.lease, &keys.mark];
-            self.redis.del::<_, ()>(&keys).await.unwrap();
-        }
-    }
-}
 
 fn link(url: &str) -> Session {
     let made_at = SystemTime::now();
@@ -80,43 +33,46 @@ pub(super) async fn lease(cache: &Cache, request: &str) -> Lease {
 
 #[tokio::test]
 async fn links_of_a_request_that_ended_or_were_forgotten_are_counted() {
-    let mut setup = Setup::new().await;
-    let cache = setup.cache(Flow::Deeplink).await;
+    let mut redis = TestRedis::connect().await;
+    let cache = connected(&redis.settings(Flow::Deeplink)).await;
     let keys = cache.keys("ann", "w");
     for earlier_links in 0..3 {
         // A crash before the link is stored changes nothing.
         lease(&cache, "r1").await.release(false).await;
         let lease = lease(&cache, "r1").await;
-        assert_eq!(lease.earlier_links(), earlier_links);
+        assert_eq!(lease.earlier_links, earlier_links);
         // A store whose answer was lost is repeated.
         let made = link("https://x/mobile?a");
         for _ in 0..2 {
             assert_eq!(lease.store(&made).await, Ok(StoreOutcome::Stored));
         }
         assert!(matches!(claim(&cache, "r1").await, Claim::Link(_)));
-        setup.forget(&keys.link).await;
+        redis.delete(&[&keys.link]).await;
     }
     // The count is the request's own.
     for other in 2..9 {
         let lease = lease(&cache, &format!("r{other}")).await;
-        assert_eq!(lease.earlier_links(), 0);
+        assert_eq!(lease.earlier_links, 0);
         lease.store(&link("https://x/mobile?b")).await.unwrap();
-        setup.forget(&keys.link).await;
+        redis.delete(&[&keys.link]).await;
     }
     let again = lease(&cache, "r1").await;
-    assert_eq!(again.earlier_links(), 3, "others were counted since");
+    assert_eq!(again.earlier_links, 3, "others were counted since");
     again.release(false).await;
-    let ttl: i64 = setup.redis.pttl(&keys.saved).await.unwrap();
+    let ttl: i64 = redis.connection.pttl(&keys.saved).await.unwrap();
     assert!(0 < ttl && ttl <= 24 * 3_600_000, "{ttl}");
-    let saved: String = setup.redis.get(&keys.saved).await.unwrap();
+    let saved: String = redis.connection.get(&keys.saved).await.unwrap();
     assert_eq!(saved.split(',').count(), 8);
-    setup.clean_up(&[keys]).await;
+    redis.delete_all().await;
 }
 
 #[tokio::test]
 async fn flows_share_the_lease_and_hand_out_no_link_of_each_other() {
-    let mut setup = Setup::new().await;
-    let caches = [setup.cache(Flow::Token).await, setup.cache(Flow::Deeplink).await];
+    let redis = TestRedis::connect().await;
+    let caches = [
+        connected(&redis.settings(Flow::Token)).await,
+        connected(&redis.settings(Flow::Deeplink)).await,
+    ];
     let keys = caches.each_ref().map(|cache| cache.keys("ann", "w"));
     for (own, other) in [(0, 1), (1, 0)] {
         let held = lease(&caches[own], "r1").await;
@@ -129,9 +85,9 @@ async fn flows_share_the_lease_and_hand_out_no_link_of_each_other() {
         let Claim::Link(found) = claim(&caches[own], "r2").await else { panic!("no link") };
         assert_eq!(matches!(found.session.access, Access::Token(_)), own == 0);
         let others = lease(&caches[other], "r2").await;
-        assert!(others.stored_token.is_none() && others.earlier_links() == 0);
+        assert!(others.stored_token.is_none() && others.earlier_links == 0);
         others.release(false).await;
-        setup.forget(&keys[own].link).await;
+        redis.delete(&[&keys[own].link]).await;
     }
-    setup.clean_up(&keys).await;
+    redis.delete_all().await;
 }

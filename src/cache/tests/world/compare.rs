@@ -5,7 +5,8 @@ use std::time::Duration;
 use deadpool_redis::redis;
 use secrecy::ExposeSecret;
 
-use super::{LINK_MIN_LIFE, World};
+use super::World;
+use crate::cache::test_redis::LINK_MIN_LIFE;
 
 /// Three values, each with its TTL in milliseconds.
 type Stored = (Option<Vec<u8>>, i64, Option<Vec<u8>>, i64, Option<Vec<u8>>, i64);
@@ -18,7 +19,7 @@ impl World {
         for key in [&keys.link, &keys.saved, &keys.lease] {
             read.cmd("GET").arg(key).cmd("PTTL").arg(key);
         }
-        let stored: Stored = read.query_async(&mut self.redis).await.unwrap();
+        let stored: Stored = read.query_async(&mut self.redis.connection).await.unwrap();
         let (stored_link, link_ttl_ms, stored_token, token_ttl_ms, stored_lease, lease_ttl_ms) =
             stored;
         let model = &self.people[person];

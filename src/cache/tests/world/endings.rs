@@ -269,7 +269,7 @@ impl World {
         let keys: Vec<_> = self.index.keys().copied().collect();
         for (person, session) in keys {
             let index = self.index[&(person, session)].clone();
-            let key = session_key(&self.prefix, &self.session_id(person, session));
+            let key = session_key(&self.redis.prefix, &self.session_id(person, session));
             let (stored, ttl_ms) = self.read(&key).await;
             let mut expected = vec![if index.has_ended { b'!' } else { b'i' }];
             if let Some((of, link)) = index.entry {
@@ -291,6 +291,6 @@ impl World {
     async fn read(&self, key: &str) -> (Option<Vec<u8>>, i64) {
         let mut read = deadpool_redis::redis::pipe();
         read.cmd("GET").arg(key).cmd("PTTL").arg(key);
-        read.query_async(&mut self.redis.clone()).await.unwrap()
+        read.query_async(&mut self.redis.connection.clone()).await.unwrap()
     }
 }

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use deadpool_redis::redis::{self, aio::MultiplexedConnection, cmd};
 use secrecy::SecretBox;
 
 use super::{
@@ -18,21 +17,19 @@ use super::{
     step::{PEOPLE, WORKERS},
 };
 use crate::{
-    cache::{Cache, Keys, Lease, Stamp, UnansweredClaim, keys::session_key},
-    config::{CacheSettings, Flow, RedisSettings},
+    cache::{
+        Cache, Keys, Lease, Stamp, UnansweredClaim,
+        test_redis::{HOUR, TestRedis, connected},
+    },
+    config::{CacheSettings, Flow},
     session::Token,
-    telemetry::metrics::Metrics,
 };
 
-const LINK_MIN_LIFE: Duration = Duration::from_secs(600);
 /// The life of tokens and links.
-const LIFE: Duration = Duration::from_secs(6 * 600);
+const LIFE: Duration = HOUR;
 
 pub(super) struct World {
-    url: String,
-    redis: MultiplexedConnection,
-    /// Key prefix that separates this run from all others.
-    prefix: String,
+    redis: TestRedis,
     workers: Vec<Worker>,
     people: [Person; PEOPLE],
     /// The index entries, by person and session.
@@ -120,13 +117,8 @@ enum LeaseCall {
 
 impl World {
     pub(super) async fn new() -> Self {
-        let url = std::env::var("HANDOFF_REDIS_URL");
-        let url = url.expect("HANDOFF_REDIS_URL is set by `make test`, which provides a Redis");
-        let redis = redis::Client::open(url.as_str()).unwrap();
         let mut world = Self {
-            url,
-            redis: redis.get_multiplexed_async_connection().await.unwrap(),
-            prefix: format!("test-{}", uuid::Uuid::new_v4().simple()),
+            redis: TestRedis::connect().await,
             workers: Vec::new(),
             people: Default::default(),
             index: HashMap::new(),
@@ -146,18 +138,12 @@ impl World {
 
     async fn new_worker(&self) -> Worker {
         let settings = CacheSettings {
-            redis: RedisSettings::single(&self.url).unwrap(),
-            key_prefix: self.prefix.clone(),
             seal_keys: vec![SecretBox::new(Box::new([7; 32]))].into(),
-            flow: Flow::Token,
-            token_ttl: LIFE,
             // Sessions are dated by their numbers, from 1970 on.
             session_ttl: Duration::MAX,
-            link_min_life: LINK_MIN_LIFE,
-            patience: Duration::ZERO,
+            ..self.redis.settings(Flow::Token)
         };
-        let cache = Cache::new(&settings, Metrics::new());
-        cache.wait_connected(Duration::from_secs(10)).await;
+        let cache = connected(&settings).await;
         Worker { cache, attempt: None, deferred: Vec::new(), recent: Vec::new(), obtained: None }
     }
 
@@ -192,18 +178,7 @@ impl World {
         format!("session {session} of {person}")
     }
 
-    async fn delete(&self, keys: &[&str]) {
-        let mut redis = self.redis.clone();
-        cmd("DEL").arg(keys).query_async::<()>(&mut redis).await.unwrap();
-    }
-
     pub(super) async fn clean_up(self) {
-        for person in 0..PEOPLE {
-            let keys = self.keys(person);
-            self.delete(&[&keys.link, &keys.saved, &keys.lease, &keys.mark]).await;
-        }
-        for (person, session) in self.index.keys() {
-            self.delete(&[&session_key(&self.prefix, &self.session_id(*person, *session))]).await;
-        }
+        self.redis.delete_all().await;
     }
 }

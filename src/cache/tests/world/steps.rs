@@ -5,13 +5,12 @@ use std::{sync::Arc, time::SystemTime};
 use deadpool_redis::redis::cmd;
 use secrecy::ExposeSecret;
 
-use super::{
-    Attempt, DeferredCall, LIFE, LINK_MIN_LIFE, LeaseCall, Obtained, Right, World, Written,
-};
+use super::{Attempt, DeferredCall, LIFE, LeaseCall, Obtained, Right, World, Written};
 use crate::{
     cache::{
         Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
         node::InjectedFault,
+        test_redis::LINK_MIN_LIFE,
         tests::{
             model::{self, Answer, StoreCall},
             step::{PEOPLE, Step},
@@ -85,7 +84,7 @@ impl World {
             }
             Step::ExpireLease { person } => {
                 self.people[person].lease = None;
-                self.delete(&[&self.keys(person).lease]).await;
+                self.redis.delete(&[&self.keys(person).lease]).await;
             }
             Step::LoseData { person } => {
                 self.people[person].link = None;
@@ -93,7 +92,7 @@ impl World {
                 // An earlier session may be stored now.
                 self.first_link.retain(|(of, _), _| *of != person);
                 let keys = self.keys(person);
-                self.delete(&[&keys.link, &keys.saved]).await;
+                self.redis.delete(&[&keys.link, &keys.saved]).await;
             }
         }
         for person in 0..PEOPLE {
@@ -341,7 +340,7 @@ impl World {
         if let LeaseCall::Extend = call {
             let mut wear = cmd("PEXPIRE");
             wear.arg(&keys.lease).arg(WORN_LEASE_MS);
-            wear.query_async::<()>(&mut self.redis).await.unwrap();
+            wear.query_async::<()>(&mut self.redis.connection).await.unwrap();
         }
         self.send(attempt, lease, call).await;
         let person = &mut self.people[attempt.person];
@@ -350,8 +349,11 @@ impl World {
             LeaseCall::Release { drop_token } => person.release(attempt.claim, drop_token),
             LeaseCall::Extend => {
                 let is_ours = person.lease == Some(attempt.claim);
-                let ttl_ms: i64 =
-                    cmd("PTTL").arg(&keys.lease).query_async(&mut self.redis).await.unwrap();
+                let ttl_ms: i64 = cmd("PTTL")
+                    .arg(&keys.lease)
+                    .query_async(&mut self.redis.connection)
+                    .await
+                    .unwrap();
                 assert_eq!(ttl_ms > WORN_LEASE_MS, is_ours, "{ttl_ms} ms left");
             }
         }
