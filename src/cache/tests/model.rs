@@ -14,7 +14,7 @@ pub(super) struct Person {
 /// The mark of an ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
-    /// Tells marks apart.
+    /// Distinguishes the marks.
     pub(super) number: usize,
     /// The last second whose sessions have ended.
     pub(super) last: usize,

@@ -6,10 +6,34 @@ use crate::{
         Ended, Forgotten, LinkId, StoredLink,
         keys::session_key,
         node::InjectedFault,
-        tests::{model::second, step::PEOPLE},
+        tests::{
+            model::{Link, second},
+            step::PEOPLE,
+        },
     },
     session::{Access, Session, Token},
 };
+
+/// The scripts of one operation, which ends with the one that meets the fault, after so many others.
+struct Scripts(Option<(usize, InjectedFault)>);
+
+impl Scripts {
+    /// Runs the next script in the model, unless it is lost. `Err` if the worker misses its answer.
+    fn run<T>(&mut self, script: impl FnOnce() -> T) -> Result<T, ()> {
+        match &mut self.0 {
+            None => Ok(script()),
+            Some((0, InjectedFault::ScriptLost)) => Err(()),
+            Some((0, InjectedFault::AnswerLost)) => {
+                script();
+                Err(())
+            }
+            Some((before, _)) => {
+                *before -= 1;
+                Ok(script())
+            }
+        }
+    }
+}
 
 impl World {
     /// Takes a link that a claim returned, as a request does: unless the link says that it has an index entry,
@@ -138,66 +162,51 @@ impl World {
         self.inject_after(worker, after.unwrap_or(0), injected);
         let forgotten = cache.end(&Ended::Session(&id, keys.as_ref())).await;
         self.inject(worker, None);
-
-        // As far as the fault let it go.
-        let runs = |script: usize| {
-            fault.is_none_or(|(after, fault)| {
-                script < after || (script == after && fault == InjectedFault::AnswerLost)
-            })
-        };
-        let answers = |script: usize| fault.is_none_or(|(after, _)| script < after);
-        let mut expected = Ok(Forgotten::Unknown);
-        'scripts: {
-            let entry = if runs(0) {
-                self.index.entry((person, session)).or_default().end(of)
-            } else {
-                None
-            };
-            if !answers(0) {
-                expected = Err(());
-                break 'scripts;
-            }
-            let ending = Written::EndSession { session: (person, session), of };
-            self.workers[worker].recent.push(ending);
-            let indexed = entry.map(|(person, link)| (person, Some(link)));
-            let Some((of, indexed)) = indexed.or(of.map(|of| (of, None))) else { break 'scripts };
-            let mut next = 1;
-            if let Some(link) = indexed {
-                if runs(next) && self.people[of].forget(link) {
-                    expected = Ok(Forgotten::Yes);
-                }
-                if !answers(next) {
-                    expected = Err(());
-                    break 'scripts;
-                }
-                self.workers[worker].recent.push(Written::Forget { person: of, link });
-                if expected == Ok(Forgotten::Yes) {
-                    break 'scripts;
-                }
-                next += 1;
-            }
-            // The stored link is read.
-            if !answers(next) {
-                expected = Err(());
-                break 'scripts;
-            }
-            next += 1;
-            let link = self.people[of].link.as_ref();
-            let link = link.filter(|link| of == person && link.session == session);
-            let Some(link) = link.map(|link| link.id()) else { break 'scripts };
-            if runs(next) && self.people[of].forget(link) {
-                expected = Ok(Forgotten::Yes);
-            }
-            if !answers(next) {
-                expected = Err(());
-                break 'scripts;
-            }
-            self.workers[worker].recent.push(Written::Forget { person: of, link });
-        }
+        let expected = self.model_end_session(worker, (person, session), of, Scripts(fault));
         assert_eq!(forgotten.as_ref().map_err(drop), expected.as_ref().map_err(drop));
         if forgotten.is_ok() && of.is_none_or(|of| of == person) {
             self.over.insert((person, session));
         }
+    }
+
+    /// Ends a session in the model, as far as the fault permits. `Err` if the worker misses an answer.
+    fn model_end_session(
+        &mut self,
+        worker: usize,
+        session: (usize, usize),
+        of: Option<usize>,
+        mut scripts: Scripts,
+    ) -> Result<Forgotten, ()> {
+        let entry = scripts.run(|| self.index.entry(session).or_default().end(of))?;
+        self.workers[worker].recent.push(Written::EndSession { session, of });
+        let Some(person) = entry.map(|(person, _)| person).or(of) else {
+            return Ok(Forgotten::Unknown);
+        };
+        if let Some((_, link)) = entry
+            && self.model_forget(worker, person, link, &mut scripts)?
+        {
+            return Ok(Forgotten::Yes);
+        }
+        // The stored link is read.
+        let link = scripts.run(|| self.people[person].link.as_ref().map(Link::id))?;
+        let Some(link) = link.filter(|link| (person, link.1) == session) else {
+            return Ok(Forgotten::Unknown);
+        };
+        let is_forgotten = self.model_forget(worker, person, link, &mut scripts)?;
+        Ok(if is_forgotten { Forgotten::Yes } else { Forgotten::Unknown })
+    }
+
+    /// Forgets a link in the model. Returns whether it was there.
+    fn model_forget(
+        &mut self,
+        worker: usize,
+        person: usize,
+        link: (usize, usize),
+        scripts: &mut Scripts,
+    ) -> Result<bool, ()> {
+        let is_forgotten = scripts.run(|| self.people[person].forget(link))?;
+        self.workers[worker].recent.push(Written::Forget { person, link });
+        Ok(is_forgotten)
     }
 
     /// A session of the person: one that was stored, is being made, or is handed out.
