@@ -9,7 +9,6 @@ use crate::support::{
     Browser, TestEnv, Worker,
     browser::{ENTER, TAB},
     platform::API_KEY,
-    wait_until,
 };
 
 /// User ids that reveal missing escaping or wrong normalization.
@@ -151,9 +150,8 @@ async fn person_who_finished_or_closed_a_verification_gets_another_link() {
         let (mut env, _sandbox) = start_env().await;
         env.set("IDV_FLOW", flow);
         let (worker, browser) = worker_and_browser(&env).await;
-        let mut forgotten = 0.0;
-        for (user, (button, text)) in
-            ["Zoë 1", "Zoë 2"].iter().zip([("#finish", "was finished"), ("#close", "was closed")])
+        for (user, button, text, forgotten) in
+            [("Zoë 1", "#finish", "was finished", 1), ("Zoë 2", "#close", "was closed", 2)]
         {
             let link = links(&mut env, &[user]).await.remove(0);
             let (url, mobile_url) =
@@ -176,11 +174,7 @@ async fn person_who_finished_or_closed_a_verification_gets_another_link() {
             // Now it has.
             let ending = json!({ "sessionId": link["sessionId"] });
             env.rabbitmq.publish_ending(ending, BasicProperties::default()).await;
-            forgotten += 1.0;
-            wait_until("the link is forgotten", async || {
-                worker.metric("handoff_endings_total{outcome=\"forgotten\"}").await == forgotten
-            })
-            .await;
+            worker.wait_for_endings("forgotten", forgotten).await;
             env.rabbitmq.publish_request("at last", request).await;
             let data = env.rabbitmq.next_event().await.data();
             assert_eq!(data["reused"], false, "{flow}");

@@ -26,10 +26,7 @@ fn stderr(output: &Output) -> String {
 
 /// The settings that a client of the worker reads.
 fn client_settings(env: &TestEnv) -> Settings {
-    let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
-    let names = names.map(|name| format!("HANDOFF_{name}"));
-    let settings = env.settings.clone().into_iter();
-    settings.filter(|(name, _)| names.contains(name)).collect()
+    env.only(&["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"])
 }
 
 fn events(output: &Output) -> Vec<Value> {

@@ -18,10 +18,7 @@ use crate::support::{
 
 /// The settings that `handoff dead-letters` reads.
 fn settings(env: &TestEnv) -> Settings {
-    let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
-    let names = names.map(|name| format!("HANDOFF_{name}"));
-    let read = env.settings.iter().filter(|(name, _)| names.contains(name));
-    read.map(|(name, value)| (name.clone(), value.clone())).collect()
+    env.only(&["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"])
 }
 
 async fn run(env: &TestEnv, arguments: &[&str]) -> Output {

@@ -84,6 +84,7 @@ async fn healthy_environment_has_no_finding_and_costs_no_call() {
     assert!(declared.queue_declare(queue.into(), passive, FieldTable::default()).await.is_err());
 
     let worker = env.start_worker().await;
+    env.wait_for_consumer_of_endings().await;
     // The worker subscribes again when it raises its prefetch: for a moment there is no consumer.
     worker.wait_for_log(log_text::WINDOW_GROWN).await;
     let report = doctor(&env, &[]).await;

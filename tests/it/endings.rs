@@ -10,22 +10,15 @@ use lapin::BasicProperties;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Flow, Latch, Message, Node, TestEnv, Worker, log_text,
+    Answer, Flow, Latch, Message, Node, TestEnv, log_text,
     platform::success,
     rabbitmq::{field_table, long_string},
     redis, wait_until,
-    worker::command,
+    worker::run,
 };
 
 async fn end(env: &TestEnv, data: Value) {
     env.rabbitmq.publish_ending(data, BasicProperties::default()).await;
-}
-
-/// Waits until so many endings have ended in this way.
-async fn wait_for_endings(worker: &Worker, outcome: &str, count: usize) {
-    let series = format!("handoff_endings_total{{outcome=\"{outcome}\"}}");
-    wait_until("the endings are counted", async || worker.metric(&series).await as usize >= count)
-        .await;
 }
 
 async fn request(env: &mut TestEnv, id: &str, user: &str) -> Value {
@@ -52,13 +45,13 @@ async fn link_is_forgotten_by_user_by_session_and_by_both() {
             },
         )
         .await;
-        wait_for_endings(&worker, "forgotten", number + 1).await;
+        worker.wait_for_endings("forgotten", number + 1).await;
         let next = request(&mut env, &format!("r-{number}-3"), "ann").await;
         assert_eq!(next["reused"], false, "{what}");
         assert_ne!(next["sessionId"], first["sessionId"], "{what}");
         // Ended once more: the new link has nothing to do with it.
         end(&env, json!({ "sessionId": session })).await;
-        wait_for_endings(&worker, "unknown", number + 1).await;
+        worker.wait_for_endings("unknown", number + 1).await;
         let kept = request(&mut env, &format!("r-{number}-4"), "ann").await;
         assert_eq!(kept["sessionId"], next["sessionId"], "{what}");
         // The next round starts without a link.
@@ -72,12 +65,12 @@ async fn session_of_another_user_or_a_later_one_is_kept() {
     let worker = env.start_worker().await;
     let anns = request(&mut env, "r-1", "ann").await;
     end(&env, json!({ "userId": "bob", "sessionId": anns["sessionId"] })).await;
-    wait_for_endings(&worker, "unknown", 1).await;
+    worker.wait_for_endings("unknown", 1).await;
     // It ended an hour before the link was made.
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let properties = BasicProperties::default().with_timestamp(now - 3_600);
     env.rabbitmq.publish_ending(json!({ "userId": "ann" }), properties).await;
-    wait_for_endings(&worker, "kept", 1).await;
+    worker.wait_for_endings("kept", 1).await;
     assert_eq!(request(&mut env, "r-2", "ann").await["sessionId"], anns["sessionId"]);
 }
 
@@ -96,7 +89,7 @@ async fn session_that_is_being_made_is_not_affected() {
     env.publish_request("r-1", "ann").await;
     env.platform.wait_for_calls(2).await;
     end(&env, json!({ "userId": "ann" })).await;
-    wait_for_endings(&worker, "unknown", 1).await;
+    worker.wait_for_endings("unknown", 1).await;
     session.open();
     let made = env.rabbitmq.next_event().await.data();
     let again = request(&mut env, "r-2", "ann").await;
@@ -113,12 +106,12 @@ async fn ending_among_requests_is_no_request() {
         "data": { "sessionId": first["sessionId"] },
     });
     env.rabbitmq.publish(event.to_string(), BasicProperties::default()).await;
-    wait_for_endings(&worker, "forgotten", 1).await;
+    worker.wait_for_endings("forgotten", 1).await;
     let second = request(&mut env, "r-2", "ann").await;
     assert_eq!(second["reused"], false);
     let typed = BasicProperties::default().with_type("verification.ended".into());
     env.rabbitmq.publish(json!({ "userId": "ann" }).to_string(), typed).await;
-    wait_for_endings(&worker, "forgotten", 2).await;
+    worker.wait_for_endings("forgotten", 2).await;
     assert_eq!(request(&mut env, "r-3", "ann").await["reused"], false);
     assert_eq!(worker.metric("handoff_requests_total{outcome=\"failed\"}").await, 0.0);
 }
@@ -140,9 +133,7 @@ async fn invalid_ending_is_dead_lettered_without_an_event() {
 async fn dead_letter_of_an_ending_is_replayed_to_the_queue_of_endings() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
-    // The worker declares the queue of endings alongside serving requests.
-    end(&env, json!({ "sessionId": "unknown" })).await;
-    wait_for_endings(&worker, "unknown", 1).await;
+    env.wait_for_consumer_of_endings().await;
     let first = request(&mut env, "r-1", "ann").await;
     // Dead-lettered by a worker that has no default workflow.
     let letter = Message {
@@ -157,13 +148,10 @@ async fn dead_letter_of_an_ending_is_replayed_to_the_queue_of_endings() {
         body: json!({ "userId": "ann" }).to_string().into_bytes(),
     };
     env.rabbitmq.publish_to_queue(&env.dead_queue(), &letter).await;
-    let names = ["AMQP_URL", "QUEUE"].map(|name| format!("HANDOFF_{name}"));
-    let settings = env.settings.clone().into_iter();
-    let settings = settings.filter(|(name, _)| names.contains(name)).collect();
     let arguments = ["dead-letters", "replay", "--reason", "invalid_ending"];
-    let output = command(&arguments, &settings).output().await.unwrap();
+    let output = run(&arguments, &env.only(&["AMQP_URL", "QUEUE"])).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    wait_for_endings(&worker, "forgotten", 1).await;
+    worker.wait_for_endings("forgotten", 1).await;
     assert_eq!(env.dead_letters().await, 0);
     // In the request queue, it would be a request that gets the link.
     let second = request(&mut env, "r-2", "ann").await;
@@ -176,14 +164,14 @@ async fn endings_are_consumed_while_the_platform_is_paused() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
     let first = request(&mut env, "r-1", "ann").await;
-    env.platform.set_script(|_| crate::support::Answer::status(401));
+    env.platform.set_script(|_| Answer::status(401));
     env.publish_request("r-2", "bob").await;
     wait_until("the platform is paused", async || {
         worker.metric("handoff_platform_paused").await == 1.0
     })
     .await;
     end(&env, json!({ "sessionId": first["sessionId"] })).await;
-    wait_for_endings(&worker, "forgotten", 1).await;
+    worker.wait_for_endings("forgotten", 1).await;
 }
 
 #[tokio::test]
@@ -203,8 +191,8 @@ async fn endings_wait_in_their_queue_while_redis_is_unavailable() {
         .await;
     assert_eq!(worker.metric("handoff_endings_total{outcome=\"forgotten\"}").await, 0.0);
     proxy.set_flow(Flow::Forwarded);
-    wait_for_endings(&worker, "forgotten", 1).await;
-    wait_for_endings(&worker, "unknown", 2).await;
+    worker.wait_for_endings("forgotten", 1).await;
+    worker.wait_for_endings("unknown", 2).await;
     assert_eq!(request(&mut env, "r-2", "ann").await["reused"], false);
 }
 
@@ -231,8 +219,8 @@ async fn ending_that_redis_refuses_is_offered_again_about_once_a_second() {
     let copies = worker.metric(COPIES).await;
     assert!((2.0..=14.0).contains(&copies), "{copies} copies, {number} requests");
     redis::run(&mut admin, "ACL SETUSER default +getrange").await;
-    wait_for_endings(&worker, "forgotten", 1).await;
-    wait_for_endings(&worker, "unknown", 1).await;
+    worker.wait_for_endings("forgotten", 1).await;
+    worker.wait_for_endings("unknown", 1).await;
 }
 
 /// In each round, the sessions of the round before end while everyone asks again.

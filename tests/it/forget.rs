@@ -5,20 +5,18 @@ use std::{process::Output, time::SystemTime};
 use serde_json::{Value, json};
 
 use crate::support::{
-    TestEnv, Worker, wait_until, within_timeout,
-    worker::{Settings, command},
+    TestEnv, Worker,
+    worker::{Settings, run},
 };
 
 async fn forget(arguments: &[&str], settings: &Settings) -> Output {
     let arguments: Vec<_> = ["forget"].iter().chain(arguments).copied().collect();
-    within_timeout("its exit", command(&arguments, settings).output()).await.unwrap()
+    run(&arguments, settings).await
 }
 
 /// The settings that the command reads.
 fn settings(env: &TestEnv) -> Settings {
-    let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "IDV_WORKFLOW_ID"];
-    let names = names.map(|name| format!("HANDOFF_{name}"));
-    env.settings.clone().into_iter().filter(|(name, _)| names.contains(name)).collect()
+    env.only(&["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "IDV_WORKFLOW_ID"])
 }
 
 fn stderr(output: &Output) -> String {
@@ -46,18 +44,11 @@ async fn request(env: &mut TestEnv, id: &str, workflow: &str) -> Value {
     env.rabbitmq.next_event().await.data()
 }
 
-/// Starts a worker, and waits until it consumes endings: it declares their queue alongside serving requests.
+/// Starts a worker, and waits until it consumes endings.
 async fn start_worker(env: &TestEnv) -> Worker {
     let worker = env.start_worker().await;
-    env.rabbitmq.publish_ending(json!({ "sessionId": "unknown" }), Default::default()).await;
-    let series = "handoff_endings_total{outcome=\"unknown\"}";
-    wait_until("endings are consumed", async || worker.metric(series).await >= 1.0).await;
+    env.wait_for_consumer_of_endings().await;
     worker
-}
-
-async fn wait_for_forgotten(worker: &Worker, count: usize) {
-    let series = "handoff_endings_total{outcome=\"forgotten\"}";
-    wait_until("links are forgotten", async || worker.metric(series).await as usize >= count).await;
 }
 
 #[tokio::test]
@@ -80,13 +71,13 @@ async fn forgotten_link_is_replaced_by_another() {
             json!({ "userId": "ann", "workflowId": "w-2" })
         ]
     );
-    wait_for_forgotten(&worker, 2).await;
+    worker.wait_for_endings("forgotten", 2).await;
     let kept = request(&mut env, "kept", &default).await;
     assert_eq!(kept["sessionId"], first[2]["sessionId"], "of a workflow that was not named");
 
     let endings = published(&forget(&["--user", "ann"], &settings).await);
     assert_eq!(endings, [json!({ "userId": "ann", "workflowId": default })]);
-    wait_for_forgotten(&worker, 3).await;
+    worker.wait_for_endings("forgotten", 3).await;
     for (workflow, first) in ["w-1", "w-2", &default].into_iter().zip(&first) {
         let second = request(&mut env, &format!("second-{workflow}"), workflow).await;
         assert_eq!(second["reused"], false, "{workflow}");
@@ -104,20 +95,20 @@ async fn link_is_forgotten_by_session_and_by_user_without_a_known_workflow() {
     let session = first["sessionId"].as_str().unwrap();
     let endings = published(&forget(&["--session", session], &settings).await);
     assert_eq!(endings, [json!({ "sessionId": session })]);
-    wait_for_forgotten(&worker, 1).await;
+    worker.wait_for_endings("forgotten", 1).await;
 
     let second = request(&mut env, "r-2", &default).await;
     assert_ne!(second["sessionId"], first["sessionId"]);
     let session = second["sessionId"].as_str().unwrap();
     let endings = published(&forget(&["--user", "ann", "--session", session], &settings).await);
     assert_eq!(endings, [json!({ "userId": "ann", "sessionId": session })]);
-    wait_for_forgotten(&worker, 2).await;
+    worker.wait_for_endings("forgotten", 2).await;
 
     assert_eq!(request(&mut env, "r-3", &default).await["reused"], false);
     // The worker knows its default workflow.
     let endings = published(&forget(&["--user", "ann"], &settings).await);
     assert_eq!(endings, [json!({ "userId": "ann" })]);
-    wait_for_forgotten(&worker, 3).await;
+    worker.wait_for_endings("forgotten", 3).await;
     assert_eq!(request(&mut env, "r-4", &default).await["reused"], false);
 }
 

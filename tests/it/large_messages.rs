@@ -101,21 +101,17 @@ async fn small_requests_are_served_while_large_messages_have_no_room() {
 
 #[tokio::test]
 async fn large_endings_without_room_are_fetched_again() {
-    const INVALID: &str = "handoff_endings_total{outcome=\"invalid\"}";
     let mut env = TestEnv::start().await;
     env.set("MAX_MESSAGE_BYTES", "16777216");
-    let worker = env.start_worker().await;
-    // It declares the queue of endings.
-    env.rabbitmq.publish_ending(json!({}), BasicProperties::default()).await;
-    worker.stop().await;
+    env.declare_topology().await;
     let padding = "x".repeat(12 * MIB);
-    for _ in 0..6 {
+    for _ in 0..7 {
         let ending = json!({ "padding": padding });
         env.rabbitmq.publish_ending(ending, BasicProperties::default()).await;
     }
     let worker = env.start_worker().await;
     worker.wait_for_log(log_text::NO_MEMORY).await;
-    wait_until("each is dead-lettered", async || worker.metric(INVALID).await >= 6.0).await;
+    worker.wait_for_endings("invalid", 7).await;
     wait_until("all are there", async || env.dead_letters().await == 7).await;
     worker.stop().await;
 }

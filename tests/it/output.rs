@@ -43,10 +43,7 @@ async fn run(
 
 /// The settings of a command that has only a RabbitMQ.
 fn client_settings(env: &TestEnv) -> Settings {
-    let names = ["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"];
-    let names = names.map(|name| format!("HANDOFF_{name}"));
-    let settings = env.settings.clone().into_iter();
-    settings.filter(|(name, _)| names.contains(name)).collect()
+    env.only(&["AMQP_URL", "QUEUE", "REQUEST_EXCHANGE", "EVENT_EXCHANGE", "RETRY_DELAYS"])
 }
 
 fn dead_letter(id: &str, detail: &str, body: &[u8]) -> Message {

@@ -105,6 +105,7 @@ async fn documented_permissions_suffice() {
     assert_eq!(env.platform.session_calls().len(), 1);
     let (_, ready) = worker.get("/readyz").await;
     assert!(ready.contains(r#""redis":"ok""#), "{ready}");
+    env.rabbitmq.wait_for_consumer("verification.requested.ended").await;
     // `handoff doctor` needs no further permission.
     settings.insert("HANDOFF_LOG".to_owned(), "warn".to_owned());
     let output = command(&["doctor", "--json"], &settings).output().await.unwrap();

@@ -37,8 +37,7 @@ async fn logged_error(worker: &Worker, server: &str, words: &[&str]) -> String {
     let error = |line: &Value| line["error"].as_str().unwrap().to_owned();
     // A line before this one may say that connecting took too long.
     let is_explained = |line: &Value| words.iter().all(|word| error(line).contains(word));
-    worker.wait_for_log_with(message, is_explained).await;
-    error(worker.log_lines(message).iter().find(|line| is_explained(line)).unwrap())
+    error(&worker.wait_for_log_with(message, is_explained).await)
 }
 
 /// Asserts that the worker refuses each server in turn behind a certificate for these names, with

@@ -16,6 +16,7 @@ async fn topology_is_declared_as_documented() {
     // An event queue would be bound to an exchange that the test itself declares.
     let env = TestEnv::builder().without_event_queue().start().await;
     let _worker = env.start_worker().await;
+    env.wait_for_consumer_of_endings().await;
     let queue = &env.rabbitmq.queue;
     let dead = format!("{queue}.dead");
     let dead_lettering = |to: &str| {
@@ -27,13 +28,11 @@ async fn topology_is_declared_as_documented() {
             ("x-overflow", long_string("reject-publish")),
         ]
     };
-    let mut expected = vec![
-        (
-            queue.clone(),
-            [dead_lettering(&dead), vec![("x-delivery-limit", AMQPValue::LongInt(20))]].concat(),
-        ),
-        (dead.clone(), vec![("x-queue-type", long_string("quorum"))]),
-    ];
+    let mut expected = vec![(dead.clone(), vec![("x-queue-type", long_string("quorum"))])];
+    for queue in [queue.clone(), env.ended_queue()] {
+        let limit = vec![("x-delivery-limit", AMQPValue::LongInt(20))];
+        expected.push((queue, [dead_lettering(&dead), limit].concat()));
+    }
     for (delay, ttl) in [("10s", 10_000), ("1m", 60_000), ("5m", 300_000), ("15m", 900_000)] {
         let ttl = vec![("x-message-ttl", AMQPValue::LongInt(ttl))];
         expected.push((format!("{queue}.retry.{delay}"), [dead_lettering(queue), ttl].concat()));

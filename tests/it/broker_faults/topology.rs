@@ -25,10 +25,7 @@ async fn deleted_request_exchange_and_binding_are_declared_again() {
     published(&env, "r-1").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-1");
     ended(&env).await;
-    wait_until("both endings are processed", async || {
-        worker.metric("handoff_endings_total{outcome=\"unknown\"}").await == 2.0
-    })
-    .await;
+    worker.wait_for_endings("unknown", 2).await;
     env.rabbitmq.unbind_request_queue().await;
     published(&env, "r-2").await;
     assert_eq!(env.rabbitmq.next_event().await.data()["requestId"], "r-2");

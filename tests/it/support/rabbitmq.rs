@@ -200,8 +200,7 @@ impl RabbitMq {
                 body.as_bytes(),
                 properties.clone(),
             );
-            let confirm = confirm.await;
-            confirm.is_ack() && confirm.take_message().is_none()
+            is_routed(&confirm.await)
         })
         .await;
     }
@@ -230,7 +229,7 @@ impl RabbitMq {
             .await
             .unwrap()
             .await;
-        confirm.is_ok_and(|confirm| confirm.is_ack() && confirm.take_message().is_none())
+        confirm.is_ok_and(|confirm| is_routed(&confirm))
     }
 
     /// Waits for the next event.
@@ -303,21 +302,22 @@ impl RabbitMq {
 
     /// How many messages a queue holds that no consumer has.
     pub async fn depth(&self, queue: &str) -> u32 {
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let channel = self.open_channel().await;
-        let depth = channel
-            .queue_declare(queue.into(), options, FieldTable::default())
-            .await
-            .unwrap()
-            .message_count();
-        channel.close(200, "".into()).await.unwrap();
-        depth
+        self.look_at(queue).await.unwrap().message_count()
     }
 
-    pub async fn has_queue(&self, queue: &str) -> bool {
+    /// Waits until a queue exists and has a consumer.
+    pub async fn wait_for_consumer(&self, queue: &str) {
+        let has_consumer = |queue: lapin::Queue| queue.consumer_count() > 0;
+        let what = format!("a consumer of {queue}");
+        wait_until(&what, async || self.look_at(queue).await.is_ok_and(has_consumer)).await;
+    }
+
+    async fn look_at(&self, queue: &str) -> lapin::Result<lapin::Queue> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let channel = self.open_channel().await;
-        channel.queue_declare(queue.into(), options, FieldTable::default()).await.is_ok()
+        let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        channel.close(200, "".into()).await.unwrap();
+        Ok(queue)
     }
 
     /// Waits until the request queue holds `messages` that no consumer has.
@@ -361,6 +361,10 @@ impl RabbitMq {
     }
 }
 
+fn is_routed(confirm: &Confirmation) -> bool {
+    matches!(confirm, Confirmation::Ack(None))
+}
+
 fn assert_routed(confirm: &Confirmation) {
-    assert!(matches!(confirm, Confirmation::Ack(None)), "not routed, or refused: {confirm:?}");
+    assert!(is_routed(confirm), "not routed, or refused: {confirm:?}");
 }

@@ -13,7 +13,6 @@ use super::{
     redis::{self, RedisEntry},
     test_run::required_env,
     tls::Authority,
-    wait::wait_until,
     worker::{Settings, Worker},
 };
 
@@ -138,6 +137,13 @@ impl TestEnv {
         &self.settings[&format!("HANDOFF_{name}")]
     }
 
+    /// The settings of these names alone, for a command that reads no others.
+    pub fn only(&self, names: &[&str]) -> Settings {
+        let mut settings = self.settings.clone();
+        settings.retain(|name, _| names.contains(&name.trim_start_matches("HANDOFF_")));
+        settings
+    }
+
     /// Has workers trust this authority's certificates alone.
     pub fn trust(&mut self, authority: &Authority) {
         self.settings.insert("SSL_CERT_FILE".into(), authority.certificate_file());
@@ -238,10 +244,13 @@ impl TestEnv {
     /// Has a worker declare the topology, and stops it.
     pub async fn declare_topology(&self) {
         let worker = self.start_worker().await;
-        // A worker declares the queue of endings beside its work.
-        let queue = self.ended_queue();
-        wait_until("the queue of endings", async || self.rabbitmq.has_queue(&queue).await).await;
+        self.wait_for_consumer_of_endings().await;
         worker.stop().await;
+    }
+
+    /// Waits until a worker consumes endings: it declares and binds their queue alongside serving requests.
+    pub async fn wait_for_consumer_of_endings(&self) {
+        self.rabbitmq.wait_for_consumer(&self.ended_queue()).await;
     }
 
     /// Connects to RabbitMQ again after its restart, and consumes events again.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
-    process::Stdio,
+    process::{Output, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -64,6 +64,11 @@ fn set_up(command: &mut Command, settings: &Settings) {
         command.env_remove(name);
     }
     command.envs(settings);
+}
+
+/// Runs a command of the binary until it exits.
+pub async fn run(arguments: &[&str], settings: &Settings) -> Output {
+    within_timeout("its exit", command(arguments, settings).output()).await.unwrap()
 }
 
 /// Sends a process a signal.
@@ -173,8 +178,18 @@ impl Worker {
     }
 
     /// Waits until it has logged a message with matching fields.
-    pub async fn wait_for_log_with(&self, message: &str, matches: impl Fn(&Value) -> bool) {
-        wait_until(message, async || self.log_lines(message).iter().any(&matches)).await;
+    pub async fn wait_for_log_with(
+        &self,
+        message: &str,
+        matches: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let mut found = None;
+        wait_until(message, async || {
+            found = self.log_lines(message).into_iter().find(&matches);
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
     }
 
     /// Waits until it has finished `deliveries`, and returns the line of the last.
@@ -218,6 +233,13 @@ impl Worker {
     pub async fn wait_for_in_flight(&self, count: usize) {
         let what = format!("{count} in flight");
         wait_until(&what, async || self.metric("handoff_in_flight").await == count as f64).await;
+    }
+
+    /// Waits until exactly `count` endings have had this outcome.
+    pub async fn wait_for_endings(&self, outcome: &str, count: usize) {
+        let series = format!("handoff_endings_total{{outcome=\"{outcome}\"}}");
+        let what = format!("endings that are {outcome}: {count}");
+        wait_until(&what, async || self.metric(&series).await == count as f64).await;
     }
 
     /// The most memory that it has had resident.
