@@ -68,7 +68,7 @@ impl Nodes {
     }
 
     /// The URLs of nodes that workers reach by nothing but these, so that proxies can stand before them. A
-    /// Redis of several nodes tells its clients their addresses itself.
+    /// Redis of several nodes gives its clients their addresses itself.
     pub fn urls(&self) -> Vec<String> {
         match &self.owner {
             Owner::Single(node) => vec![node.url.clone()],
@@ -106,25 +106,25 @@ impl Nodes {
     /// Kills nodes, and starts them after this time.
     pub async fn kill(&self, down_time: Duration) {
         let (nodes, _lock) = self.some().await;
-        self.on_all(&nodes, Command::Kill).await;
+        self.on_all(&nodes, "kill").await;
         sleep(down_time).await;
-        self.on_all(&nodes, Command::Start).await;
+        self.on_all(&nodes, "start").await;
     }
 
     /// Freezes nodes for this time.
     pub async fn freeze(&self, duration: Duration) {
         let (nodes, _lock) = self.some().await;
-        self.on_all(&nodes, Command::Freeze).await;
+        self.on_all(&nodes, "freeze").await;
         sleep(duration).await;
-        self.on_all(&nodes, Command::Thaw).await;
+        self.on_all(&nodes, "thaw").await;
     }
 
     /// Restarts all nodes, one after another.
     pub async fn restart(&self) {
         let _lock = self.lock.lock().await;
         for node in 0..self.count() {
-            self.on(node, Command::Stop).await;
-            self.on(node, Command::Start).await;
+            self.on(node, "stop").await;
+            self.on(node, "start").await;
         }
     }
 
@@ -139,41 +139,16 @@ impl Nodes {
         ((0..most).map(|offset| (number + offset) % self.count()).collect(), lock)
     }
 
-    async fn on_all(&self, nodes: &[usize], command: Command) {
+    async fn on_all(&self, nodes: &[usize], command: &str) {
         join_all(nodes.iter().map(|node| self.on(*node, command))).await;
     }
 
-    async fn on(&self, node: usize, command: Command) {
-        let node = match &self.owner {
-            Owner::Single(node) => node,
-            Owner::Rabbitmq(cluster) => &cluster.nodes[node],
-            Owner::Redis(servers, nodes) => {
-                let command = match command {
-                    Command::Kill => "kill",
-                    Command::Stop => "stop",
-                    Command::Start => "start",
-                    Command::Freeze => "freeze",
-                    Command::Thaw => "thaw",
-                };
-                servers.run(command, &nodes[node]).await;
-                return;
-            }
+    /// Runs one of the commands of `rabbitmq-node` and `redis-node` for a node.
+    async fn on(&self, node: usize, command: &str) {
+        match &self.owner {
+            Owner::Single(node) => node.run(command).await,
+            Owner::Rabbitmq(cluster) => cluster.nodes[node].run(command).await,
+            Owner::Redis(servers, nodes) => servers.run(command, &nodes[node]).await,
         };
-        match command {
-            Command::Kill => node.kill().await,
-            Command::Stop => node.stop().await,
-            Command::Start => drop(node.start().await),
-            Command::Freeze => node.freeze().await,
-            Command::Thaw => node.thaw().await,
-        }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Command {
-    Kill,
-    Stop,
-    Start,
-    Freeze,
-    Thaw,
 }

@@ -16,9 +16,9 @@ pub struct Load {
 impl Load {
     pub fn start(env: &TestEnv) -> Self {
         let (stop, mut stopped) = watch::channel(false);
-        let (settings, name) = (env.setting("AMQP_URL").to_owned(), env.name.clone());
+        let (url, name) = (env.setting("AMQP_URL").to_owned(), env.name.clone());
         let task = tokio::spawn(async move {
-            let rabbitmq = RabbitMq::connect(&settings, &name).await;
+            let rabbitmq = RabbitMq::connect(&url, &name).await;
             let mut interval = interval(Duration::from_millis(20));
             let mut number = 0_usize;
             while !*stopped.borrow_and_update() {

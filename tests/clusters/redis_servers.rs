@@ -6,7 +6,15 @@ use deadpool_redis::redis::{FromRedisValue, aio::MultiplexedConnection, cmd};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::{Authority, TempFile, TestEnv, redis, wait_until, worker::command};
+use crate::support::{
+    Authority, TempFile, TestEnv,
+    node::{output, script},
+    redis, wait_until,
+    worker::run,
+};
+
+/// As in the reference, without those of a mode.
+const PERMISSIONS: &str = "+ping +script|load +evalsha +get +getrange +strlen +set +setrange +del +exists +pttl +pexpire +time";
 
 /// Several servers in one folder, started and destroyed together.
 pub struct Servers {
@@ -33,7 +41,7 @@ impl Servers {
             Self { script: script(name), dir: std::env::temp_dir().join(dir), urls: String::new() };
         let mut start = Command::new(&servers.script);
         start.arg("start").arg(&servers.dir).args(options).envs(environment.iter().copied());
-        servers.urls = output(&mut start).await;
+        servers.urls = output(&mut start).await.trim().to_owned();
         servers
     }
 
@@ -65,7 +73,7 @@ impl Servers {
     /// Runs `redis-node`'s `kill`, `start`, `freeze` and so on for one of the servers.
     pub async fn run(&self, command: &str, server: &str) -> String {
         let mut node = Command::new(script("redis-node"));
-        output(node.arg(command).arg(self.dir.join(server))).await
+        output(node.arg(command).arg(self.dir.join(server))).await.trim().to_owned()
     }
 
     /// The URL of one of the servers.
@@ -79,10 +87,16 @@ impl Servers {
 
     /// Runs a command given as one line on one of the servers.
     pub async fn ask<T: FromRedisValue>(&self, server: &str, line: &str) -> T {
-        let mut words = line.split(' ');
-        let mut command = cmd(words.next().unwrap());
-        command.arg(words.collect::<Vec<_>>());
-        command.query_async(&mut self.connect(server).await).await.unwrap()
+        redis::ask(&mut self.connect(server).await, line).await
+    }
+
+    /// Adds a user for workers to these servers, with the documented permissions and those of a mode.
+    pub async fn add_user(&self, servers: &[&str], env: &TestEnv, password: &str, more: &str) {
+        let keys = format!("~{}:*", env.name);
+        let user = format!("ACL SETUSER handoff on >{password} {keys} {PERMISSIONS} {more}");
+        for server in servers {
+            self.ask::<()>(server, &user).await;
+        }
     }
 
     /// How often the servers have run this command since `CONFIG RESETSTAT`.
@@ -133,7 +147,7 @@ pub fn tls_options(certificate: &TempFile, key: &TempFile, authority: &Authority
 
 /// What `handoff doctor` says about Redis.
 pub async fn doctor(env: &TestEnv) -> Vec<Value> {
-    let output = command(&["doctor", "--json"], &env.settings).output().await.unwrap();
+    let output = run(&["doctor", "--json"], &env.settings).await;
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(!stdout.contains("s3cret"), "{stdout}");
     let checks = stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -154,15 +168,4 @@ impl Drop for Servers {
         let destroyed = destroy.arg("destroy").arg(&self.dir).status();
         assert!(destroyed.is_ok() || std::thread::panicking());
     }
-}
-
-fn script(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
-}
-
-async fn output(command: &mut Command) -> String {
-    let output = command.output().await.unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

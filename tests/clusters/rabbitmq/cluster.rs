@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::{Node, node::script, wait_until};
+use crate::support::{
+    Node,
+    node::{output, script},
+    wait_until,
+};
 
 /// Three nodes on this machine. Destroyed when it is dropped.
 pub struct RabbitmqCluster {
@@ -21,9 +25,7 @@ impl RabbitmqCluster {
         // Before it starts, so that a start that fails is cleaned up, too.
         let mut cluster = Self { dir, nodes: Vec::new() };
         let mut start = Command::new(script("rabbitmq-cluster"));
-        let output = start.arg("start").arg(&cluster.dir).args(lines).output().await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let urls = String::from_utf8(output.stdout).unwrap();
+        let urls = output(start.arg("start").arg(&cluster.dir).args(lines)).await;
         for (number, url) in urls.trim().split(',').enumerate() {
             let dir = cluster.dir.join((number + 1).to_string());
             cluster.nodes.push(Node::running_rabbitmq(dir, url.to_owned()));

@@ -11,9 +11,10 @@ use crate::{
     support::{Authority, Node, TempFile, TestEnv, log_text, wait_until},
 };
 
-/// As in the reference.
-const PERMISSIONS: &str = "+ping +script|load +evalsha +get +getrange +strlen +set +setrange +del +exists +pttl +pexpire +time \
-     +cluster|slots +asking";
+const PRIMARIES: [&str; 3] = ["1", "2", "3"];
+const NODES: [&str; 6] = ["1", "2", "3", "4", "5", "6"];
+/// The permissions that a cluster needs besides.
+const PERMISSIONS: &str = "+cluster|slots +asking";
 const NODE_REPLACED: &str = "Redis Cluster node replaced: using its successor";
 
 /// An environment whose workers use this cluster.
@@ -44,7 +45,7 @@ async fn links_of_all_slots_are_stored_and_reused_and_the_rate_limit_is_shared()
     env.request_again(0..100).await;
     env.expect_all_reused(100).await;
     // One link, one index and so on for each person, spread over the primaries.
-    for primary in ["1", "2", "3"] {
+    for primary in PRIMARIES {
         let keys: Vec<String> = cluster.ask(primary, &format!("KEYS {}:*", env.name)).await;
         assert!(keys.len() > 10, "{primary}: {}", keys.len());
     }
@@ -125,19 +126,16 @@ async fn long_outage_of_a_primary_makes_a_second_session_for_each_person_at_most
 async fn slots_that_move_and_nodes_that_come_and_go_cost_no_second_session() {
     let cluster = Servers::cluster(&[]).await;
     let mut env = env(&cluster).await;
-    let user = format!("ACL SETUSER handoff on >s3cret ~{}:* {PERMISSIONS}", env.name);
-    for server in ["1", "2", "3", "4", "5", "6"] {
-        cluster.ask::<()>(server, &user).await;
-    }
+    cluster.add_user(&NODES, &env, "s3cret", PERMISSIONS).await;
     env.set("REDIS_URL", &cluster.urls.replace("redis://", "redis://handoff:s3cret@"));
     let worker = env.start_worker().await;
     let load = Load::start(&env);
     cluster.add().await;
-    cluster.ask::<()>("7", &user).await;
+    cluster.add_user(&["7"], &env, "s3cret", PERMISSIONS).await;
     cluster.move_slots("1", "7", 1_500).await;
     cluster.move_slots("7", "2", 1_500).await;
     let gone = cluster.id("7").await;
-    for server in ["1", "2", "3", "4", "5", "6"] {
+    for server in NODES {
         cluster.ask::<()>(server, &format!("CLUSTER FORGET {gone}")).await;
     }
     cluster.run("kill", "7").await;
@@ -200,7 +198,6 @@ async fn planned_fail_over_costs_no_second_session() {
 
 #[tokio::test]
 async fn new_link_waits_for_two_scripts_and_a_reused_one_for_one() {
-    const PRIMARIES: [&str; 3] = ["1", "2", "3"];
     let cluster = Servers::cluster(&[]).await;
     let mut env = env(&cluster).await;
     let _worker = env.start_worker().await;
@@ -229,9 +226,8 @@ async fn nodes_are_reached_over_tls_as_a_user_with_the_documented_permissions_on
     let cluster = Servers::cluster(&options.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let mut env = TestEnv::start().await;
     let mut urls = Vec::new();
-    for server in ["1", "2", "3", "4", "5", "6"] {
-        let user = format!("ACL SETUSER handoff on >s3cret ~{}:* {PERMISSIONS}", env.name);
-        cluster.ask::<()>(server, &user).await;
+    cluster.add_user(&NODES, &env, "s3cret", PERMISSIONS).await;
+    for server in NODES {
         let port: (String, u16) = cluster.ask(server, "CONFIG GET tls-port").await;
         urls.push(format!("rediss://handoff:s3cret@127.0.0.1:{}", port.1));
     }
@@ -255,7 +251,7 @@ async fn nodes_are_reached_over_tls_as_a_user_with_the_documented_permissions_on
     env.set("REDIS_URL", &urls[0].replace("s3cret", "s3cret-not"));
     assert_check(&doctor(&env).await, "cluster", "finding", "user or password refused");
     env.set("REDIS_URL", &urls[0]);
-    for server in ["1", "2", "3", "4", "5", "6"] {
+    for server in NODES {
         cluster.ask::<()>(server, "ACL SETUSER handoff -cluster|slots").await;
     }
     assert_check(&doctor(&env).await, "cluster", "finding", "+cluster|slots");
@@ -279,7 +275,7 @@ async fn doctor_names_a_mode_that_does_not_fit_and_slots_that_nobody_serves() {
     assert_check(&checks, "node", "hint", "connection refused");
     env.set("REDIS_MODE", "single").set("REDIS_URL", &cluster.url("1").await);
     assert_check(&doctor(&env).await, "role", "finding", "HANDOFF_REDIS_MODE=cluster");
-    for server in ["1", "2", "3"] {
+    for server in PRIMARIES {
         cluster.ask::<()>(server, "CLUSTER DELSLOTS 0").await;
     }
     env.set("REDIS_MODE", "cluster");
@@ -288,13 +284,9 @@ async fn doctor_names_a_mode_that_does_not_fit_and_slots_that_nobody_serves() {
 
 #[tokio::test]
 async fn refused_logins_are_repeated_slowly_and_end_when_the_file_changes() {
-    const NODES: [&str; 6] = ["1", "2", "3", "4", "5", "6"];
     let cluster = Servers::cluster(&[]).await;
     let mut env = env(&cluster).await;
-    for node in NODES {
-        let user = format!("ACL SETUSER handoff on >s3cret ~{}:* {PERMISSIONS}", env.name);
-        cluster.ask::<()>(node, &user).await;
-    }
+    cluster.add_user(&NODES, &env, "s3cret", PERMISSIONS).await;
     let urls: Vec<_> = cluster.urls.split(',').take(2).collect();
     let urls = urls.join(",").replace("redis://", "redis://handoff:s3cret@");
     let file = TempFile::new(&urls.replace("s3cret", "former"));

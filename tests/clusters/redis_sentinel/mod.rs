@@ -8,9 +8,6 @@ use crate::{
     support::{Authority, Node, TestEnv, TlsProxy, log_text},
 };
 
-/// As in the reference.
-const PERMISSIONS: &str = "+ping +script|load +evalsha +get +getrange +strlen +set +setrange +del +exists +pttl +pexpire +time +select +role";
-
 /// An environment whose workers ask these sentinels. The host of the URL is not used.
 async fn env(sentinels: &str) -> TestEnv {
     let mut env = TestEnv::start().await;
@@ -148,10 +145,7 @@ async fn sentinels_and_primary_are_reached_over_tls_each_as_a_user_of_its_own() 
         [("SENTINEL_CONFIG", config.as_str()), ("SENTINEL_OPTIONS", "--tls-port TLS_PORT")];
     let servers = Servers::sentinels(&options, &environment).await;
     let mut env = env("").await;
-    for server in ["1", "2", "3"] {
-        let user = format!("ACL SETUSER handoff on >s3cret-1 ~{}:* {PERMISSIONS}", env.name);
-        servers.ask::<()>(server, &user).await;
-    }
+    servers.add_user(&["1", "2", "3"], &env, "s3cret-1", "+select +role").await;
     let (mut sentinels, mut fronts) = (Vec::new(), Vec::new());
     for sentinel in ["s1", "s2", "s3"] {
         let user = "ACL SETUSER asker on >s3cret-2 +sentinel|get-master-addr-by-name";

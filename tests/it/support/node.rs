@@ -52,33 +52,33 @@ impl Node {
             url: String::new(),
             is_owned: true,
         };
-        node.url = node.run(&["start"], options).await;
+        node.url = node.run_with("start", options).await;
         node
     }
 
     /// Starts it on its port, again if need be, and waits until it is ready.
     pub async fn start(&self) -> String {
-        self.run(&["start"], &[]).await
+        self.run("start").await
     }
 
     /// Sends SIGKILL.
     pub async fn kill(&self) {
-        self.run(&["kill"], &[]).await;
+        self.run("kill").await;
     }
 
     /// Shuts it down gracefully.
     pub async fn stop(&self) {
-        self.run(&["stop"], &[]).await;
+        self.run("stop").await;
     }
 
     /// Sends SIGSTOP.
     pub async fn freeze(&self) {
-        self.run(&["freeze"], &[]).await;
+        self.run("freeze").await;
     }
 
     /// Sends SIGCONT.
     pub async fn thaw(&self) {
-        self.run(&["thaw"], &[]).await;
+        self.run("thaw").await;
     }
 
     /// Runs `rabbitmqctl` against it, and returns its output.
@@ -134,9 +134,14 @@ impl Node {
         self.url.replace("guest:guest", &format!("{user}:{password}"))
     }
 
-    async fn run(&self, command: &[&str], options: &[&str]) -> String {
+    /// Runs one of the script's commands for it.
+    pub async fn run(&self, command: &str) -> String {
+        self.run_with(command, &[]).await
+    }
+
+    async fn run_with(&self, command: &str, options: &[&str]) -> String {
         let mut script = Command::new(&self.script);
-        let output = output(script.args(command).arg(&self.dir).args(options)).await;
+        let output = output(script.arg(command).arg(&self.dir).args(options)).await;
         output.trim().to_owned()
     }
 }

@@ -1,6 +1,6 @@
 //! A test's own view of Redis.
 
-use deadpool_redis::redis::{Client, aio::MultiplexedConnection};
+use deadpool_redis::redis::{Client, FromRedisValue, aio::MultiplexedConnection};
 
 pub use deadpool_redis::redis::cmd;
 
@@ -18,9 +18,14 @@ pub async fn connect(url: &str) -> MultiplexedConnection {
 
 /// Runs a command given as one line, `CONFIG SET maxmemory 1` for example.
 pub async fn run(redis: &mut MultiplexedConnection, line: &str) {
+    ask(redis, line).await
+}
+
+/// The same, with an answer.
+pub async fn ask<T: FromRedisValue>(redis: &mut MultiplexedConnection, line: &str) -> T {
     let mut words = line.split(' ');
     let mut command = cmd(words.next().unwrap());
-    command.arg(words.collect::<Vec<_>>()).query_async::<()>(redis).await.unwrap();
+    command.arg(words.collect::<Vec<_>>()).query_async(redis).await.unwrap()
 }
 
 pub async fn set(redis: &mut MultiplexedConnection, key: &str, value: &[u8]) {
