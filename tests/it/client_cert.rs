@@ -8,11 +8,14 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{
-    Authority, Node, TempFile, TestEnv, Worker, log_text,
-    tls::{Identity, listen_for_amqps},
-    wait_until, within_timeout,
-    worker::{Settings, command},
+use crate::{
+    doctor::doctor,
+    support::{
+        Authority, Node, TempFile, TestEnv, Worker, log_text,
+        tls::{Identity, listen_for_amqps},
+        wait_until,
+        worker::{Settings, run},
+    },
 };
 
 /// The subject of the client certificate, which is the user's name.
@@ -80,38 +83,31 @@ fn present(env: &mut TestEnv, identity: &Identity) -> [TempFile; 2] {
 }
 
 /// The standard output of a command, which must succeed.
-async fn run(arguments: &[&str], settings: &Settings) -> String {
-    let output = command(arguments, settings).output();
-    let output = within_timeout("its exit", output).await.unwrap();
+async fn output_of(arguments: &[&str], settings: &Settings) -> String {
+    let output = run(arguments, settings).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The doctor's check of this name about RabbitMQ.
-async fn doctor(env: &TestEnv, name: &str) -> Value {
-    let output = command(&["doctor", "--json"], &env.settings).output();
-    let output = within_timeout("its exit", output).await.unwrap();
-    let report = String::from_utf8(output.stdout).unwrap();
-    let checks = report.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut checks = checks.filter(|check| check["area"] == "rabbitmq" && check["name"] == name);
-    let first = checks.next();
-    checks
-        .find(|check| check["verdict"] == "finding")
-        .or(first)
-        .unwrap_or_else(|| panic!("{report}"))
+/// The doctor's first finding of this name about RabbitMQ, or else its first check.
+async fn check(env: &TestEnv, name: &str) -> Value {
+    let report = doctor(env, &[]).await;
+    let checks = report.all("rabbitmq", name);
+    let finding = checks.iter().find(|check| check["verdict"] == "finding");
+    Value::clone(finding.unwrap_or(&checks[0]))
 }
 
 /// Asserts that the worker logs an error, and the doctor a finding of this name, that contain `words`, or
 /// that RabbitMQ may have refused the client certificate: its alert is lost if the client writes first.
-async fn assert_refused(env: &TestEnv, check: &str, words: &str) {
+async fn assert_refused(env: &TestEnv, name: &str, words: &str) {
     let worker = Worker::start(&env.settings);
     let line = worker.wait_for_log(log_text::NOT_CONSUMING).await;
     let error = line["error"].as_str().unwrap();
     let is_explained = |text: &str| text.contains(words) || text.contains("RabbitMQ may ");
     assert!(is_explained(error), "{error}");
     worker.kill().await;
-    let finding = doctor(env, check).await;
+    let finding = check(env, name).await;
     assert_eq!(finding["verdict"], "finding", "{finding}");
     assert!(is_explained(&finding.to_string()), "{finding}");
 }
@@ -123,7 +119,7 @@ async fn client_certificate_is_the_login_or_accompanies_a_password() {
     let files = present(&mut env, &secure.authority.issue_client("worker"));
     // The plugin is off, then the user is missing.
     assert_refused(&env, "login", "rabbitmq_auth_mechanism_ssl").await;
-    let finding = doctor(&env, "login").await.to_string();
+    let finding = check(&env, "login").await.to_string();
     assert!(finding.contains("EXTERNAL, only: "), "{finding}");
     secure.enable_external().await;
     assert_refused(&env, "login", "ssl_cert_login_from").await;
@@ -134,11 +130,11 @@ async fn client_certificate_is_the_login_or_accompanies_a_password() {
         secure.logins().await == ["CN=worker\tEXTERNAL"; 2]
     })
     .await;
-    let events = run(&["request", "--user", "ann", "--wait", "20s"], &env.settings).await;
+    let events = output_of(&["request", "--user", "ann", "--wait", "20s"], &env.settings).await;
     assert!(events.contains("handoff.ready"), "{events}");
-    run(&["dead-letters", "list"], &env.settings).await;
-    run(&["doctor"], &env.settings).await;
-    assert_eq!(doctor(&env, "client certificate").await["verdict"], "ok");
+    output_of(&["dead-letters", "list"], &env.settings).await;
+    output_of(&["doctor"], &env.settings).await;
+    assert_eq!(check(&env, "client certificate").await["verdict"], "ok");
     worker.stop().await;
 
     // With user and password, the same certificate is for TLS alone.
@@ -161,11 +157,11 @@ async fn refused_client_certificate_is_explained() {
     });
     let _files = present(&mut env, &expired);
     assert_refused(&env, "connection", "it has expired").await;
-    let certificate = doctor(&env, "client certificate").await;
+    let certificate = check(&env, "client certificate").await;
     assert!(certificate["what"].as_str().unwrap().contains("has expired"), "{certificate}");
     let soon = secure.authority.issue_valid_for(&[], Duration::from_secs(5 * 24 * 60 * 60));
     let _files = present(&mut env, &soon);
-    let certificate = doctor(&env, "client certificate").await;
+    let certificate = check(&env, "client certificate").await;
     assert_eq!(certificate["verdict"], "finding");
     assert!(certificate["what"].as_str().unwrap().contains("expires in"), "{certificate}");
 }
@@ -201,7 +197,7 @@ async fn mistakes_in_client_certificates_are_reported_by_name() {
                 settings.insert(format!("HANDOFF_AMQP_{name}_FILE"), file.to_owned());
             }
         }
-        let output = command(&["request", "--user", "ann"], &settings).output().await.unwrap();
+        let output = run(&["request", "--user", "ann"], &settings).await;
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         for error in errors {

@@ -8,10 +8,7 @@ use tokio::{
 
 use crate::{
     doctor::doctor,
-    support::{
-        Answer, TestEnv,
-        platform::{API_KEY, success},
-    },
+    support::{Answer, TestEnv, platform::API_KEY},
 };
 
 /// A server that answers each request with this status. Returns its URL.
@@ -57,19 +54,19 @@ async fn health_of_both_hosts_is_asked_for_without_the_key() {
 #[tokio::test]
 async fn address_that_people_cannot_use_and_key_without_a_scheme_are_hints() {
     let mut env = TestEnv::start().await;
-    for (url, words) in [
-        ("https://idv.internal", "not a public address"),
-        ("https://idv", "not a public address"),
-        ("https://10.1.2.3", "not a public address"),
-        ("https://100.64.0.1", "not a public address"),
-        ("https://[fd00::1]", "not a public address"),
-        ("https://idv.default.svc.cluster.local", "not a public address"),
+    for url in [
+        "https://idv.internal",
+        "https://idv",
+        "https://10.1.2.3",
+        "https://100.64.0.1",
+        "https://[fd00::1]",
+        "https://idv.default.svc.cluster.local",
     ] {
         env.set("IDV_PUBLIC_URL", url);
         let report = doctor(&env, &[]).await;
         let check = report.check("settings", "public URL");
         assert_eq!(check["verdict"], "hint", "{url}");
-        assert!(check["what"].as_str().unwrap().contains(words), "{check}");
+        assert!(check["what"].as_str().unwrap().contains("not a public address"), "{check}");
     }
     env.set("IDV_PUBLIC_URL", "http://192.0.2.1").set("IDV_ALLOW_HTTP", "true");
     let report = doctor(&env, &[]).await;
@@ -103,5 +100,4 @@ async fn probe_of_the_one_call_flow_makes_a_session_only_of_a_named_workflow() {
         let report = doctor(&env, &["--probe", "--workflow", "w"]).await;
         report.assert_finding("platform", "key", &[&status.to_string(), words]);
     }
-    env.platform.set_script(success);
 }

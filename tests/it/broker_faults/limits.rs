@@ -1,6 +1,6 @@
 //! RabbitMQ's limits on connections, channels, queues and frames.
 
-use crate::support::{Node, TestEnv, Worker, log_text, within_timeout, worker::command};
+use crate::support::{Node, TestEnv, Worker, log_text, worker::run};
 
 /// Has workers log in as a user of the test's own.
 async fn as_own_user(env: &mut TestEnv, node: &Node) -> String {
@@ -45,37 +45,34 @@ async fn each_limit_on_connections_and_queues_is_named() {
     node.ctl(&["add_vhost", vhost]).await;
     node.ctl(&["set_permissions", "--vhost", vhost, &user, ".*", ".*", ".*"]).await;
     node.ctl(&["set_user_limits", &user, r#"{"max-connections": 1}"#]).await;
-    let in_vhost = url.replace("%2f", vhost);
-    for (step, (url, expected)) in [
-        (&url, "the user's limit on connections is reached (set_user_limits: max-connections); it is 1"),
-        (&in_vhost, "the virtual host's limit on queues is reached (set_vhost_limits: max-queues); it is 2"),
-        (
-            &in_vhost,
-            "the virtual host's limit on connections is reached (set_vhost_limits: max-connections); it is 0",
-        ),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        match step {
-            0 => {}
-            1 => {
-                node.ctl(&["clear_user_limits", &user, "all"]).await;
-                node.ctl(&["set_vhost_limits", "-p", vhost, r#"{"max-queues": 2}"#]).await;
-            }
-            _ => {
-                node.ctl(&["set_vhost_limits", "-p", vhost, r#"{"max-connections": 0}"#]).await;
-            }
-        }
-        env.set("AMQP_URL", url);
+    let refused = async |env: &TestEnv, limit: &str| {
         let worker = Worker::start(&env.settings);
         let line = worker.wait_for_log(log_text::NOT_CONSUMING).await;
-        assert!(line["error"].as_str().unwrap().contains(expected), "{line}");
+        assert!(line["error"].as_str().unwrap().contains(limit), "{line}");
         worker.kill().await;
-    }
+    };
+    refused(
+        &env,
+        "the user's limit on connections is reached (set_user_limits: max-connections); it is 1",
+    )
+    .await;
+    node.ctl(&["clear_user_limits", &user, "all"]).await;
+
+    env.set("AMQP_URL", &url.replace("%2f", vhost));
+    node.ctl(&["set_vhost_limits", "-p", vhost, r#"{"max-queues": 2}"#]).await;
+    refused(
+        &env,
+        "the virtual host's limit on queues is reached (set_vhost_limits: max-queues); it is 2",
+    )
+    .await;
+    node.ctl(&["set_vhost_limits", "-p", vhost, r#"{"max-connections": 0}"#]).await;
+    refused(
+        &env,
+        "the virtual host's limit on connections is reached (set_vhost_limits: max-connections); it is 0",
+    )
+    .await;
     // A command needs one connection.
-    let listed = command(&["dead-letters", "list"], &env.settings).output();
-    let listed = within_timeout("its exit", listed).await.unwrap();
+    let listed = run(&["dead-letters", "list"], &env.settings).await;
     let stderr = String::from_utf8(listed.stderr).unwrap();
     assert!(stderr.contains("virtual host's limit on connections is reached"), "{stderr}");
     node.ctl(&["delete_user", &user]).await;
@@ -98,7 +95,6 @@ async fn node_without_a_limit_on_frames_and_with_few_channels_is_served() {
     let peak = worker.peak_memory_mib();
     assert!(peak < 100, "{peak} MiB");
     worker.stop().await;
-    let listed = command(&["dead-letters", "list"], &env.settings).output();
-    let listed = within_timeout("its exit", listed).await.unwrap();
+    let listed = run(&["dead-letters", "list"], &env.settings).await;
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
 }

@@ -29,8 +29,8 @@ pub async fn expect_ready(env: &mut TestEnv, count: usize) -> HashSet<String> {
 
 /// The status of `/readyz`, and what it reports as failing.
 pub async fn readiness(worker: &Worker) -> (u16, Value) {
-    let (status, page) = worker.get("/readyz").await;
-    (status, serde_json::from_str::<Value>(&page).unwrap()["failing"].clone())
+    let (status, page) = worker.readiness().await;
+    (status, page["failing"].clone())
 }
 
 /// Asserts that no request went to a retry queue or to the dead queue.

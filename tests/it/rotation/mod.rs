@@ -58,6 +58,11 @@ impl Login {
     }
 }
 
+/// A Redis URL with the user and the password that a test rotates.
+fn redis_url(node: &Node, password: &str) -> String {
+    node.url.replace("redis://", &format!("redis://rotated:{password}@"))
+}
+
 /// The refused logins of a Redis so far.
 async fn refused_by_redis(admin: &mut MultiplexedConnection) -> usize {
     let entries: Vec<BTreeMap<String, Value>> =

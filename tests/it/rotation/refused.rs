@@ -4,16 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Login, refused_by_redis};
+use super::{Login, redis_url, refused_by_redis};
 use crate::support::{
     Node, TempFile, TestEnv, Worker, log_text, platform::hold_calls, redis, wait_until,
 };
-
-/// The status and body of `/readyz`.
-async fn readiness(worker: &Worker) -> (u16, Value) {
-    let (status, page) = worker.get("/readyz").await;
-    (status, serde_json::from_str(&page).unwrap())
-}
 
 /// Asserts that a text names the file, and not what is in it.
 fn assert_names_file(text: &Value, login: &Login) {
@@ -32,7 +26,7 @@ async fn changed_file_with_a_wrong_password_leaves_the_worker_ready() {
     login.write("p4ss-wrong");
     let line = worker.wait_for_log(log_text::NOT_REPLACED).await;
     assert_names_file(&line["error"], &login);
-    let (status, page) = readiness(&worker).await;
+    let (status, page) = worker.readiness().await;
     assert_eq!((status, &page["checks"]["broker"]), (200, &"degraded".into()));
     assert_names_file(&page["login"], &login);
     env.publish_requests(5..10).await;
@@ -41,7 +35,7 @@ async fn changed_file_with_a_wrong_password_leaves_the_worker_ready() {
 
     login.write("p4ss-0");
     worker.wait_for_log(log_text::RABBITMQ_SETTINGS_CHANGED).await;
-    let (status, page) = readiness(&worker).await;
+    let (status, page) = worker.readiness().await;
     assert_eq!((status, &page["checks"]["broker"]), (200, &"ok".into()));
     assert_eq!(page["login"], Value::Null);
     env.publish_requests(10..15).await;
@@ -65,7 +59,7 @@ async fn refused_login_is_repeated_less_and_less_often_until_the_file_changes() 
     let worker = Worker::start(&env.settings);
     let line = worker.wait_for_log(log_text::NOT_CONSUMING).await;
     assert_names_file(&line["error"], &login);
-    let (status, page) = readiness(&worker).await;
+    let (status, page) = worker.readiness().await;
     assert_eq!((status, &page["checks"]["broker"]), (503, &"failing".into()));
     assert_names_file(&page["login"], &login);
     wait_until("a third refused login", async || login.refused() >= 3).await;
@@ -75,7 +69,7 @@ async fn refused_login_is_repeated_less_and_less_often_until_the_file_changes() 
     worker.wait_for_log(log_text::CONSUMING).await;
     // The next try is due after 4 s, and reads the file first.
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
-    assert_eq!(readiness(&worker).await.0, 200);
+    assert_eq!(worker.readiness().await.0, 200);
     assert_eq!(worker.log_lines(log_text::NOT_CONSUMING).len(), 1, "one line");
     let refused = login.refused();
     assert!(refused < 5, "{refused} refused logins");
@@ -87,8 +81,7 @@ async fn refused_login_is_repeated_less_and_less_often_until_the_file_changes() 
 /// that follows then has to log in with the former password.
 #[tokio::test]
 async fn file_may_change_before_rabbitmq_while_a_suspect_is_served_alone() {
-    let (latch, script) =
-        hold_calls(|call| !call.is_token() && call.body["metadata"]["externalUserId"] == "user-1");
+    let (latch, script) = hold_calls(|call| !call.is_token() && call.user_is("user-1"));
     let mut env = TestEnv::builder().platform(script).start().await;
     env.declare_topology().await;
     let login = Login::new(&mut env).await;
@@ -104,7 +97,7 @@ async fn file_may_change_before_rabbitmq_while_a_suspect_is_served_alone() {
     login.write("p4ss-1");
     // Five seconds later it goes on without the suspect.
     worker.wait_for_logs(log_text::CONSUMING, 2).await;
-    assert_eq!(readiness(&worker).await.0, 200);
+    assert_eq!(worker.readiness().await.0, 200);
     env.publish_requests(2..5).await;
     env.expect_all_ready(3).await;
 
@@ -124,10 +117,8 @@ async fn file_may_change_before_rabbitmq_while_a_suspect_is_served_alone() {
 async fn login_that_redis_refuses_waits_for_the_file() {
     let node = Node::redis().await;
     let mut admin = redis::connect(&node.url).await;
-    let url =
-        |password: &str| node.url.replace("redis://", &format!("redis://rotated:{password}@"));
     redis::run(&mut admin, "ACL SETUSER rotated on >p4ss-0 ~* +@all").await;
-    let file = TempFile::new(&url("p4ss-0"));
+    let file = TempFile::new(&redis_url(&node, "p4ss-0"));
     let mut env = TestEnv::builder().redis(&node).start().await;
     env.settings.remove("HANDOFF_REDIS_URL");
     env.set("REDIS_URL_FILE", file.path()).set("REDIS_PATIENCE", "500ms");
@@ -142,7 +133,7 @@ async fn login_that_redis_refuses_waits_for_the_file() {
     env.expect_all_ready(3).await;
     let mut client = admin.clone();
     wait_until("a third refused login", async || refused_by_redis(&mut client).await >= 3).await;
-    std::fs::write(file.path(), url("p4ss-1")).unwrap();
+    std::fs::write(file.path(), redis_url(&node, "p4ss-1")).unwrap();
     worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
     env.request_again(0..5).await;
     env.expect_all_reused(5).await;

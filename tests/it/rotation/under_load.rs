@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Login, refused_by_redis};
+use super::{Login, redis_url, refused_by_redis};
 use crate::support::{Node, TempFile, TestEnv, log_text, redis};
 
-/// Publishes a hundred requests a second or more, until `done`.
-async fn publish_until(env: &TestEnv, published: &mut usize, done: impl Fn() -> bool) {
+/// Publishes a hundred requests a second or more, until `done` with this many.
+async fn publish_until(env: &TestEnv, published: &mut usize, done: impl Fn(usize) -> bool) {
     let mut ticks = tokio::time::interval(Duration::from_millis(50));
-    while !done() {
+    while !done(*published) {
         ticks.tick().await;
         env.publish_requests(*published..*published + 6).await;
         *published += 6;
@@ -20,11 +20,8 @@ async fn publish_until(env: &TestEnv, published: &mut usize, done: impl Fn() -> 
 async fn passwords_of_rabbitmq_and_redis_are_rotated_under_load() {
     let redis_node = Node::redis().await;
     let mut admin = redis::connect(&redis_node.url).await;
-    let redis_url = |password: &str| {
-        redis_node.url.replace("redis://", &format!("redis://rotated:{password}@"))
-    };
     redis::run(&mut admin, "ACL SETUSER rotated on >p4ss-0 ~* +@all").await;
-    let redis_file = TempFile::new(&redis_url("p4ss-0"));
+    let redis_file = TempFile::new(&redis_url(&redis_node, "p4ss-0"));
     let mut env = TestEnv::builder().redis(&redis_node).start().await;
     env.settings.remove("HANDOFF_REDIS_URL");
     env.set("REDIS_URL_FILE", redis_file.path());
@@ -37,22 +34,20 @@ async fn passwords_of_rabbitmq_and_redis_are_rotated_under_load() {
     login.write("p4ss-1");
     // Redis takes both passwords until the file has the new one.
     redis::run(&mut admin, "ACL SETUSER rotated >p4ss-1").await;
-    std::fs::write(redis_file.path(), redis_url("p4ss-1")).unwrap();
-    publish_until(&env, &mut published, || changes() == 1).await;
+    std::fs::write(redis_file.path(), redis_url(&redis_node, "p4ss-1")).unwrap();
+    publish_until(&env, &mut published, |_| changes() == 1).await;
     redis::run(&mut admin, "ACL SETUSER rotated <p4ss-0").await;
     redis::run(&mut admin, "CLIENT KILL USER rotated").await;
 
     // The second time, RabbitMQ also closes the connections, and the file changes later.
     login.change_password("p4ss-2").await;
     login.close_connections().await;
-    publish_until(&env, &mut published, || login.refused() >= 2).await;
+    publish_until(&env, &mut published, |_| login.refused() >= 2).await;
     login.write("p4ss-2");
     let consuming = || worker.log_lines(log_text::CONSUMING).len();
-    publish_until(&env, &mut published, || consuming() == 3).await;
+    publish_until(&env, &mut published, |_| consuming() == 3).await;
     let goal = published + 60;
-    let sent = std::cell::Cell::new(0);
-    publish_until(&env, &mut published, || sent.replace(sent.get() + 6) >= 60).await;
-    assert!(published >= goal);
+    publish_until(&env, &mut published, |published| published >= goal).await;
 
     env.expect_all_ready(published).await;
     assert_eq!(env.platform.session_calls().len(), published, "one session for each person");

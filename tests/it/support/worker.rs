@@ -292,6 +292,12 @@ impl Worker {
         wait_until(&what, async || self.resources(server).sockets <= at_most).await;
     }
 
+    /// The status and the page of `/readyz`.
+    pub async fn readiness(&self) -> (u16, Value) {
+        let (status, page) = self.get("/readyz").await;
+        (status, serde_json::from_str(&page).unwrap())
+    }
+
     /// Asserts that `/livez` reports a turn of the worker's loop within the last 5 s.
     pub async fn assert_alive(&self) {
         let (status, page) = self.get("/livez").await;
