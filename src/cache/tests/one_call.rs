@@ -40,7 +40,7 @@ async fn links_of_a_request_that_ended_or_were_forgotten_are_counted() {
         // A crash before the link is stored changes nothing.
         lease(&cache, "r1").await.release(false).await;
         let lease = lease(&cache, "r1").await;
-        assert_eq!(lease.earlier_links, earlier_links);
+        assert_eq!(lease.earlier_links(), earlier_links);
         // A store whose answer was lost is repeated.
         let made = link("https://x/mobile?a");
         for _ in 0..2 {
@@ -52,12 +52,12 @@ async fn links_of_a_request_that_ended_or_were_forgotten_are_counted() {
     // The count is the request's own.
     for other in 2..9 {
         let lease = lease(&cache, &format!("r{other}")).await;
-        assert_eq!(lease.earlier_links, 0);
+        assert_eq!(lease.earlier_links(), 0);
         lease.store(&link("https://x/mobile?b")).await.unwrap();
         redis.delete(&[&keys.link]).await;
     }
     let again = lease(&cache, "r1").await;
-    assert_eq!(again.earlier_links, 3, "others were counted since");
+    assert_eq!(again.earlier_links(), 3, "others were counted since");
     again.release(false).await;
     let ttl: i64 = redis.connection.pttl(&keys.saved).await.unwrap();
     assert!(0 < ttl && ttl <= 24 * 3_600_000, "{ttl}");
@@ -85,7 +85,7 @@ async fn flows_share_the_lease_and_hand_out_no_link_of_each_other() {
         let Claim::Link(found) = claim(&caches[own], "r2").await else { panic!("no link") };
         assert_eq!(matches!(found.session.access, Access::Token(_)), own == 0);
         let others = lease(&caches[other], "r2").await;
-        assert!(others.stored_token.is_none() && others.earlier_links == 0);
+        assert!(others.stored_token.is_none() && others.earlier_links() == 0);
         others.release(false).await;
         redis.delete(&[&keys[own].link]).await;
     }
