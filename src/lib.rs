@@ -1,7 +1,7 @@
 //! Turns verification requests on RabbitMQ into short-lived identity-verification links.
 //!
 //! This library is the inside of the `handoff` program, not a stable API. Users rely on
-//! `docs/reference.md`; `ARCHITECTURE.md` explains the design. Modules are public only where
+//! `docs/reference`; `ARCHITECTURE.md` explains the design. Modules are public only where
 //! `main.rs`, the tests, the benches or the fuzz targets use them.
 //!
 //! A request flows one way: delivery, request, platform calls, cache entry, event, settlement.

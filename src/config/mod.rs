@@ -1,7 +1,7 @@
 //! Typed settings, parsed from flags and environment variables.
 //!
 //! All configuration errors are reported together, by variable name, never with the value, before
-//! anything connects. `docs/reference.md`, section "Settings", describes each setting.
+//! anything connects. `docs/reference/settings.md` describes each setting.
 
 mod amqp;
 mod amqp_source;

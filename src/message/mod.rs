@@ -1,4 +1,4 @@
-//! The wire types: requests and events, as `docs/reference.md` defines them.
+//! The wire types: requests and events, as `docs/reference/messages.md` defines them.
 
 mod body;
 mod cloud_event;

@@ -1,11 +1,12 @@
 """Checks manifests that kustomize has built: against their schemas, and for consistency.
 
-    manifests.py REFERENCE ALERTS < MANIFESTS
+    manifests.py REFERENCE ALERTS < MANIFESTS    REFERENCE is the folder docs/reference
 
 kubernetes-validate checks the built-in kinds; models generated from the resource definitions check those
 of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
 """
 
+import pathlib
 import re
 import sys
 
@@ -127,8 +128,8 @@ def operators(manifests, reference):
 
 
 def main(reference_path, alerts_path):
-    with open(reference_path, encoding="utf-8") as file:
-        reference = file.read()
+    pages = ("settings.md", "metrics-and-logs.md")
+    reference = "".join((pathlib.Path(reference_path) / page).read_text(encoding="utf-8") for page in pages)
     with open(alerts_path, encoding="utf-8") as file:
         alerts = yaml.safe_load(file)
     manifests = [manifest for manifest in yaml.safe_load_all(sys.stdin) if manifest]

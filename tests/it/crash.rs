@@ -17,7 +17,7 @@ use crate::support::{
     wait_until,
 };
 
-/// The Redis key for a user, as docs/reference.md names it.
+/// The Redis key for a user, as docs/reference/redis.md names it.
 fn redis_key(env: &TestEnv, user: &str, what: &str) -> String {
     let mut named = (user.len() as u64).to_be_bytes().to_vec();
     named.extend_from_slice(format!("{user}default-workflow").as_bytes());

@@ -25,6 +25,7 @@ mod crash;
 mod dead_letters;
 mod deeplink;
 mod dependencies;
+mod docs;
 mod doctor;
 mod doctor_platform;
 mod endings;

@@ -17,7 +17,7 @@ fn texts_in_backticks(text: &str) -> impl Iterator<Item = String> {
 
 /// The metrics in the table of the reference.
 fn documented() -> BTreeMap<String, Metric> {
-    let reference = include_str!("../../docs/reference.md");
+    let reference = include_str!("../../docs/reference/metrics-and-logs.md");
     let section = reference.split_once("\n## Metrics\n").unwrap().1.split_once("\n## ").unwrap().0;
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {

@@ -1,4 +1,4 @@
-//! Prometheus metrics; the section "Metrics" of `docs/reference.md` lists them.
+//! Prometheus metrics; `docs/reference/metrics-and-logs.md` lists them.
 //!
 //! Recording one costs an atomic addition or two: the series of common outcomes are looked up once,
 //! at start-up.
