@@ -87,15 +87,22 @@ check-snippets: build ## Run the programs in docs/integrating.md against the dem
 check-deploy: build ## Check deploy/: Kubernetes, alerts, dashboard, compose, systemd
 	scripts/check-deploy $(HANDOFF)
 
+SHELL_SCRIPTS = $(filter-out scripts/pictures, $(wildcard scripts/*)) scripts/pictures/draw
+
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --test chaos --test clusters -- -D warnings
-	! command -v shellcheck >/dev/null || shellcheck -x scripts/* benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
+	! command -v shellcheck >/dev/null || shellcheck -x $(SHELL_SCRIPTS) benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
 
 .PHONY: check-schema
 check-schema: ## Check docs/asyncapi.yaml with AsyncAPI's parser (needs Node.js and npm)
 	scripts/check-schema docs/asyncapi.yaml
+
+# Not part of CI: a picture differs from run to run in its times, ports and ids.
+.PHONY: pictures
+pictures: build ## Make the pictures in docs/pictures/ from the running program; ARGS='demo' makes one
+	scripts/with-browser scripts/pictures/draw $(HANDOFF) $(ARGS)
 
 .PHONY: doc
 doc: tools ## Build the documentation, including private items

@@ -129,8 +129,10 @@ mod tests {
     #[test]
     fn variables_of_this_repository_are_known() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let scripts =
-            fs::read_dir(root.join("scripts")).unwrap().map(|entry| entry.unwrap().path());
+        let scripts = ["scripts", "scripts/pictures"].map(|folder| {
+            fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path())
+        });
+        let scripts = scripts.into_iter().flatten().filter(|path| path.is_file());
         let files = scripts.chain(["Makefile", "docker-compose.yml"].map(|file| root.join(file)));
         let mut names = BTreeSet::new();
         for file in files {
