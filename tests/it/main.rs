@@ -63,3 +63,4 @@ mod terminal;
 mod tls;
 mod topology;
 mod traces;
+mod webhook;
