@@ -36,6 +36,10 @@ pub(super) struct DoctorArgs {
     /// The workflow for --probe in the one-call flow
     #[arg(long, value_name = "ID", requires = "probe")]
     workflow: Option<String>,
+    /// A former HANDOFF_QUEUE: look whether its queues still exist, fill up or are consumed. May be given
+    /// again. The default name is looked for in any case
+    #[arg(long, value_name = "NAME")]
+    former_queue: Vec<String>,
     /// Print one JSON object a line: area, name, verdict, what, cost, remedy, commands
     #[arg(long)]
     json: bool,
@@ -48,7 +52,7 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), CliError> {
     logs::init(&settings.log);
     let workflow_id = args.workflow;
     let probe = if args.probe { Probe::Call { workflow_id } } else { Probe::Connect };
-    let checks = examine(&settings, &probe).await;
+    let checks = examine(&settings, &probe, &args.former_queue).await;
     let in_colour = stdout().is_terminal() && logs::colours_wanted();
     let text = if args.json { json_lines(&checks)? } else { page(&checks, in_colour) };
     match print_text(text) {

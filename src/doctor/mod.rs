@@ -7,6 +7,7 @@ mod certificate;
 mod check;
 mod clock;
 mod connect;
+mod families;
 mod format;
 mod platform;
 mod presented;
@@ -32,13 +33,17 @@ use crate::config::Settings;
 const AREA_LIMIT: Duration = Duration::from_secs(30);
 
 /// Checks everything that a worker with these settings needs.
-pub(crate) async fn examine(settings: &Settings, probe: &Probe) -> Vec<Check> {
+///
+/// `former` names request queues that the settings no longer name.
+pub(crate) async fn examine(settings: &Settings, probe: &Probe, former: &[String]) -> Vec<Check> {
     let areas = tokio::join!(
         examine_area(Area::Settings, async |checks| {
             settings::examine(settings, checks);
             Ok(())
         }),
-        examine_area(Area::RabbitMq, async |checks| rabbitmq::examine(settings, checks).await),
+        examine_area(Area::RabbitMq, async |checks| {
+            rabbitmq::examine(settings, former, checks).await
+        }),
         examine_area(Area::Redis, async |checks| redis::examine(&settings.cache, checks).await),
         examine_area(Area::Platform, async |checks| {
             platform::examine(&settings.platform, probe, checks).await

@@ -8,6 +8,7 @@ use super::{
     certificate::Expiry,
     check::Check,
     connect::connect,
+    families,
     format::quoted,
     stream::Stream,
     topology::{check_object, invisible},
@@ -28,7 +29,11 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// A longer backlog is a hint: this many waiting requests per request in flight.
 const LONG_BACKLOG: u32 = 100;
 
-pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Result<(), Check> {
+pub(super) async fn examine(
+    settings: &Settings,
+    former: &[String],
+    checks: &mut Vec<Check>,
+) -> Result<(), Check> {
     let nodes = settings.broker.nodes.current();
     checks.extend(client_certificate(&nodes));
     let properties = reach(&nodes, checks).await?;
@@ -59,6 +64,12 @@ pub(super) async fn examine(settings: &Settings, checks: &mut Vec<Check>) -> Res
     let vhost = survey.vhost();
     checks.push(Check::ok("login", format!("the user may access the virtual host {vhost}")));
     check_topology(&survey, settings, checks).await;
+    if let Err(error) = families::examine(&survey, former, checks).await {
+        checks.push(
+            Check::finding("other queues", error.to_string())
+                .cost("queues of another name could not be looked for"),
+        );
+    }
     checks.push(publishing(&survey).await);
     checks.push(invisible(&vhost, &survey.topology, properties.as_ref()));
     survey.close().await;

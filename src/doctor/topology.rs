@@ -104,19 +104,21 @@ pub(super) fn invisible(
     let ctl = format!("rabbitmqctl --vhost {}", quoted(vhost));
     let check = Check::hint(
         "not seen",
-        "AMQP does not show policies, bindings (whether a queue receives events), RabbitMQ's settings, or expired \
-         messages that do not leave a retry queue",
+        "AMQP does not show policies, bindings (which queues receive requests and events), RabbitMQ's settings, or \
+         expired messages that do not leave a retry queue",
     )
     .cost(
-        "a policy can drop requests early; an event that no queue receives is a failed attempt; large \
-         messages can take more memory than a worker has; requests that are stuck in a retry queue are late",
+        "a policy can drop requests early; an event that no queue receives is a failed attempt; workers of a second \
+         request queue serve each request again; large messages can take more memory than a worker has; requests \
+         that are stuck in a retry queue are late",
     )
     .remedy(format!(
         "check that no policy sets message-ttl, expires, max-length or a lower delivery-limit; that a queue \
-         is bound to `{}` for each event; that `{}` is bound to `{}`; that max_message_size is small (1 MiB: \
-         the default is 16 MiB, 128 MiB before RabbitMQ 4); and, before RabbitMQ 3.12, that \
-         consumer_timeout is above 17 min; and that `messages` and `messages_ready` of each retry queue are \
-         equal (RabbitMQ's plugin rabbitmq_prometheus shows the same to the alert HandoffRetriesStuck)",
+         is bound to `{}` for each event; that `{}`, and no other request queue, is bound to `{}`; that \
+         max_message_size is small (1 MiB: the default is 16 MiB, 128 MiB before RabbitMQ 4); and, before \
+         RabbitMQ 3.12, that consumer_timeout is above 17 min; and that `messages` and `messages_ready` of \
+         each retry queue are equal (RabbitMQ's plugin rabbitmq_prometheus shows the same to the alert \
+         HandoffRetriesStuck)",
         topology.event_exchange,
         topology.request_queue(),
         topology.request_exchange,

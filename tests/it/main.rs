@@ -27,6 +27,7 @@ mod deeplink;
 mod dependencies;
 mod docs;
 mod doctor;
+mod doctor_families;
 mod doctor_platform;
 mod endings;
 mod expiry;

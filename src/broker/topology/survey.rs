@@ -98,6 +98,13 @@ impl TopologySurvey {
         Ok(objects)
     }
 
+    /// Counts what is in a queue of any name; `None` if it does not exist, or may not be looked at.
+    pub(crate) async fn look_up(&self, name: &str) -> Result<Option<QueueCounts>, BrokerError> {
+        let channel = self.channel().await?;
+        let queue = declare_queue(&channel, object_name(name)?, true, FieldTable::default());
+        Ok(self.compare(queue).await?.ok())
+    }
+
     /// Checks that RabbitMQ accepts publishes, with two unroutable messages.
     ///
     /// Two, because RabbitMQ blocks a connection only when it publishes: during an alarm it still
