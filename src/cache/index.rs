@@ -23,30 +23,47 @@ impl Cache {
         link: LinkId,
         session: &Session,
     ) -> Result<bool, CacheError> {
-        let call = IndexCall {
+        let has_ended = self.write_index(keys, link, session).await?;
+        if has_ended {
+            self.forget_ended(keys, link, session).await;
+        }
+        Ok(has_ended)
+    }
+
+    /// The same, but leaves it to the caller to forget the link.
+    pub(super) async fn write_index(
+        &self,
+        keys: &Keys,
+        link: LinkId,
+        session: &Session,
+    ) -> Result<bool, CacheError> {
+        let call = self.index_call(keys, link, session);
+        let deferred = &self.0.pool.deferred;
+        let written = self.run::<bool>(&call.key, &call.script()).await;
+        match written {
+            Ok(false) => deferred.written(Write::Index(call)),
+            Ok(true) => {}
+            Err(_) => deferred.write_later(Write::Index(call)),
+        }
+        written
+    }
+
+    /// Forgets the link of a session that has ended.
+    pub(super) async fn forget_ended(&self, keys: &Keys, link: LinkId, session: &Session) {
+        let deferred = &self.0.pool.deferred;
+        deferred.forget_session(&session.id);
+        let call = self.index_call(keys, link, session).forget();
+        if self.run::<bool>(&keys.link, &call.script()).await.is_err() {
+            deferred.write_later(Write::Ending(call));
+        }
+    }
+
+    fn index_call(&self, keys: &Keys, link: LinkId, session: &Session) -> IndexCall {
+        IndexCall {
             key: session_key(&self.0.prefix, &session.id),
             keys: keys.clone(),
             link,
             until: self.lifetimes().reusable_until(session),
-        };
-        let deferred = &self.0.pool.deferred;
-        match self.run::<bool>(&call.key, &call.script()).await {
-            Ok(false) => {
-                deferred.written(Write::Index(call));
-                Ok(false)
-            }
-            Ok(true) => {
-                deferred.forget_session(&session.id);
-                let call = call.forget();
-                if self.run::<bool>(&keys.link, &call.script()).await.is_err() {
-                    deferred.write_later(Write::Ending(call));
-                }
-                Ok(true)
-            }
-            Err(error) => {
-                deferred.write_later(Write::Index(call));
-                Err(error)
-            }
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::{
     error::CacheError,
     handle::Cache,
-    keys::{Keys, Stamp},
+    keys::{Keys, LinkId, Stamp},
     refusal::Recovery,
     scripts,
     writes::{StoreCall, Timing, Write},
@@ -46,6 +46,8 @@ pub(crate) enum StoreOutcome {
     Stored,
     /// The lease had ended, and another request has taken over or the verification has ended.
     Fenced,
+    /// The session has ended, so its link is forgotten.
+    Ended,
 }
 
 /// The holder of a lease, or the sender of a claim that Redis did not answer.
@@ -191,6 +193,39 @@ impl Lease {
         self.holder.store_link(session, Overwrite::Only(&self.newest), Timing::AtOnce).await
     }
 
+    /// The same for a session that an earlier try may have made, and that may have ended since.
+    pub(crate) async fn store_unless_ended(
+        &self,
+        session: &Session,
+    ) -> Result<StoreOutcome, CacheError> {
+        self.store_and_index(session, Timing::AtOnce).await
+    }
+
+    /// Stores a link and writes its session's index entry at the same time, which shows whether the session has
+    /// ended.
+    ///
+    /// The entry may be written first. An ending in between would miss the link, so the entry is written again
+    /// before it is noted in the link.
+    async fn store_and_index(
+        &self,
+        session: &Session,
+        timing: Timing,
+    ) -> Result<StoreOutcome, CacheError> {
+        let Self { holder, newest, .. } = self;
+        let Holder { cache, keys, stamp, .. } = holder;
+        let link = LinkId::new(stamp, session.made_at);
+        let (stored, has_ended) = tokio::join!(
+            holder.store_link(session, Overwrite::Only(newest), timing),
+            cache.write_index(keys, link, session),
+        );
+        if has_ended == Ok(true) {
+            // Not before the link is stored.
+            cache.forget_ended(keys, link, session).await;
+            return Ok(StoreOutcome::Ended);
+        }
+        stored
+    }
+
     /// Stores a link that this replica made without Redis and has handed out since.
     ///
     /// If Redis fails, the link is stored once it is available again.
@@ -198,8 +233,8 @@ impl Lease {
         &self,
         session: &Session,
     ) -> Result<StoreOutcome, CacheError> {
-        let Self { holder, newest, .. } = self;
-        let outcome = holder.store_link(session, Overwrite::Only(newest), Timing::Late).await?;
+        let Self { holder, .. } = self;
+        let outcome = self.store_and_index(session, Timing::Late).await?;
         if outcome == StoreOutcome::Fenced {
             holder.cache.0.pool.deferred.forget(&holder.keys, |_| true);
         }

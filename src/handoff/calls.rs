@@ -9,6 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    asked::Asked,
+    budget::CallBudget,
     job::{Failure, Job},
     log,
 };
@@ -17,9 +19,7 @@ use crate::{
     message::Request,
     platform::{
         CallError, CallPermit, Deeplink, FailedCall, FailureScope, Place, PlatformClient, Room,
-        Ticket,
     },
-    retry::RetrySchedule,
     session::{Call, Token},
     telemetry::metrics::Metrics,
 };
@@ -38,18 +38,6 @@ const MIN_STAY: Duration = Duration::from_secs(1);
 /// Otherwise the request would never end.
 const DEFERRALS_PER_ATTEMPT: u32 = 10;
 
-/// What one delivery may spend on all its platform calls.
-pub(super) struct CallBudget<'a> {
-    /// Its place at the gate.
-    pub(super) ticket: Ticket<'a>,
-    /// Its delays between tries, until the retry budget is spent.
-    pub(super) schedule: RetrySchedule,
-    /// How much of its time it waited at the gate.
-    waited: Duration,
-    /// How long its last failed call took.
-    last_call: Duration,
-}
-
 /// Calls the platform through its gate.
 pub(super) struct Calls {
     pub(super) platform: Arc<PlatformClient>,
@@ -58,36 +46,6 @@ pub(super) struct Calls {
     pub(super) metrics: Arc<Metrics>,
     /// Cancelled when the worker starts to drain.
     pub(super) draining: CancellationToken,
-}
-
-/// When a call was made. Passed by reference: a copy in each future on the way would add up.
-#[derive(Clone, Copy)]
-pub(super) struct Asked {
-    /// At the first try whose result the answer may be.
-    pub(super) first_at: SystemTime,
-    /// At the latest try.
-    pub(super) last_at: SystemTime,
-    /// The platform may be processing an earlier try already.
-    is_repeat: bool,
-}
-
-impl Asked {
-    pub(super) fn never() -> Self {
-        let never = SystemTime::UNIX_EPOCH;
-        Self { first_at: never, last_at: never, is_repeat: false }
-    }
-
-    /// An earlier delivery may have made the call, at this time or later.
-    pub(super) fn earlier(first_at: SystemTime) -> Self {
-        Self { first_at, last_at: first_at, is_repeat: true }
-    }
-
-    fn start(&mut self) {
-        self.last_at = SystemTime::now();
-        if !self.is_repeat {
-            self.first_at = self.last_at;
-        }
-    }
 }
 
 /// Why making a session stopped without a result.
@@ -110,12 +68,7 @@ impl Calls {
     pub(super) fn budget(&self, job: &Job<'_>) -> CallBudget<'_> {
         let Request { user_id, workflow_id, .. } = job.request;
         let ticket = self.platform.gate().ticket(user_id, workflow_id);
-        CallBudget {
-            ticket,
-            schedule: RetrySchedule::new(self.retry_budget),
-            waited: Duration::ZERO,
-            last_call: Duration::ZERO,
-        }
+        CallBudget::new(ticket, self.retry_budget)
     }
 
     /// Gets a token, unless the lease is lost or Redis comes back meanwhile.
@@ -146,7 +99,10 @@ impl Calls {
         };
         // Both carry the same key, so that claiming again costs nothing even if this call made a session.
         let check = |waited, retried, _: &Asked| self.check_claim(lease, waited, retried);
-        self.retrying(job, budget, Call::Deeplink, asked, check, call).await
+        let (link, repeated) =
+            self.retrying(job, budget, Call::Deeplink, asked, check, call).await?;
+        asked.is_repeat |= repeated;
+        Ok(link)
     }
 
     /// Fails if Redis knows better than this request whether a link exists by now.
@@ -189,7 +145,9 @@ impl Calls {
                 Ok(())
             }
         };
-        self.retrying(job, budget, Call::Session, asked, check, call).await
+        let (id, repeated) = self.retrying(job, budget, Call::Session, asked, check, call).await?;
+        asked.is_repeat |= repeated;
+        Ok(id)
     }
 
     /// Retries a call within the budget. Time at the gate, and failures that are part of an outage, do not
@@ -354,18 +312,6 @@ pub(super) async fn until_follower_makes_room(job: &Job<'_>, place: Place<'_>) -
         {
             return Failure::Deferred(wait);
         }
-    }
-}
-
-impl CallBudget<'_> {
-    /// Adds time to the budget that the request spent waiting at the gate or for Redis.
-    pub(super) fn exclude(&mut self, waited: Duration) {
-        self.waited += waited;
-        self.schedule.extend(waited);
-    }
-
-    fn was_mostly_held(&self) -> bool {
-        self.waited > self.ticket.age() / 2
     }
 }
 

@@ -11,6 +11,11 @@ pub(super) fn lease_lost(request_id: &RequestId) {
     tracing::debug!(request_id = request_id.short(), "lease lost: using the new holder's link");
 }
 
+pub(super) fn session_had_ended(request_id: &RequestId) {
+    let request_id = request_id.short();
+    tracing::debug!(request_id, "repeated call returned an ended session: asking for another");
+}
+
 pub(super) fn link_not_stored(request_id: &RequestId, error: &CacheError) {
     let request_id = request_id.short();
     tracing::debug!(request_id, %error, "link not stored in Redis: publishing it anyway");

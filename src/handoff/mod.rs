@@ -10,7 +10,9 @@
 //! made for, of the renewals that reused it, and of the links before it. A redelivered renewal that finds
 //! its own stamp accepts the link instead of making another.
 
+mod asked;
 mod background;
+mod budget;
 mod calls;
 mod flow;
 mod job;
@@ -30,7 +32,9 @@ pub(crate) use self::{
     obtained::Obtained,
 };
 use self::{
-    calls::{CallBudget, Calls, Stopped, until_follower_makes_room},
+    budget::CallBudget,
+    calls::{Calls, Stopped, until_follower_makes_room},
+    flow::NewSession,
     lease_wait::LeaseWait,
     single_flight::{Follower, Joined, Leader, SingleFlight},
 };
@@ -155,6 +159,7 @@ impl Handoff {
         let cache = &self.calls.cache;
         let mut patience = cache.patience();
         let mut unanswered: Option<UnansweredClaim> = None;
+        let mut link_had_ended = false;
         loop {
             if let Err(failure) = job.check_not_lost().and_then(|()| job.check_deadline()) {
                 if let Some(claim) = unanswered {
@@ -167,7 +172,12 @@ impl Handoff {
                 Ok(Claim::Link(link)) => {
                     match Obtained::unless_ended(cache, keys, link, claimed_at).await {
                         Ok(obtained) => return Ok(Obtained { not_before, ..obtained }),
-                        Err(newest) => freshness = Freshness::OtherThan(newest),
+                        // The link is gone. If another has ended, too, or Redis failed to remove it, a new one is
+                        // needed; before that, refusing all links of the same request could cost a session.
+                        Err(newest) if link_had_ended => {
+                            freshness = Freshness::OtherThan(newest);
+                        }
+                        Err(_) => link_had_ended = true,
                     }
                 }
                 Ok(Claim::Lease(lease)) => {
@@ -178,7 +188,7 @@ impl Handoff {
                     }
                     if let Some((_, session)) = self.pending_link(job, keys, &stamp) {
                         // Boxed to keep this future small; this follows an outage of Redis.
-                        let stored = Obtained::store_pending(cache, keys, &lease, session, &stamp);
+                        let stored = Obtained::store_pending(keys, &lease, session, &stamp);
                         if let Some(pending) = Box::pin(stored).await {
                             return Ok(pending);
                         }
@@ -256,7 +266,8 @@ impl Handoff {
         self.calls.cache.pending_link(keys, stamp, !job.request.renew)
     }
 
-    /// Makes a session under the lease. `None`: Redis reports the lease lost; claim again.
+    /// Makes a session under the lease. `None`: Redis reports the lease lost, or that the session has ended; claim
+    /// again.
     async fn make_and_store(
         &self,
         job: &Job<'_>,
@@ -270,12 +281,24 @@ impl Handoff {
             with_background(make, pin!(lease.keep_alive())).await
         };
         match made {
-            Ok(session) => {
+            Ok(NewSession { session, is_of_repeat }) => {
                 let made = Obtained::new(keys, session, stamp);
-                match lease.store(&made.session).await {
+                // An earlier try or delivery may have made the session, and it may have ended since.
+                let stored = if is_of_repeat || job.may_be_repeat || budget.got_ended_session() {
+                    // Boxed to keep this future small; few calls are repeated.
+                    Box::pin(lease.store_unless_ended(&made.session)).await
+                } else {
+                    lease.store(&made.session).await
+                };
+                match stored {
                     Ok(StoreOutcome::Stored) => Ok(Some(made)),
                     Ok(StoreOutcome::Fenced) => {
                         log::lease_lost(job.request_id);
+                        Ok(None)
+                    }
+                    Ok(StoreOutcome::Ended) => {
+                        log::session_had_ended(job.request_id);
+                        budget.count_ended_session()?;
                         Ok(None)
                     }
                     // The link works all the same. The cache stores it once Redis is back.
@@ -304,7 +327,7 @@ impl Handoff {
     ) -> Result<Made, Failure> {
         log::without_cache(job.request_id, &unanswered.error);
         match flow::make(self.flow, &self.calls, job, None, budget).await {
-            Ok(session) => {
+            Ok(NewSession { session, .. }) => {
                 // If this fails, too, the cache stores the link once Redis is back.
                 let overwrite =
                     if job.request.renew { Overwrite::Any } else { Overwrite::IfAbsent };

@@ -90,7 +90,6 @@ impl Obtained {
     /// Stores a link that this replica made without Redis. `None`: its session has ended, or there is a newer link.
     /// If Redis fails, the link is stored later.
     pub(super) async fn store_pending(
-        cache: &Cache,
         keys: &Keys,
         lease: &Lease,
         session: Session,
@@ -99,10 +98,8 @@ impl Obtained {
         // Before the store: a request that is delivered after it looks for itself.
         let pending = Self::pending(keys, session, stamp);
         match lease.store_pending(&pending.session).await {
-            // The mark of a session that ended meanwhile lies in another slot, where the store does not look.
-            Ok(StoreOutcome::Stored) => pending.indexed(cache).await,
-            Ok(StoreOutcome::Fenced) => None,
-            Err(_) => Some(pending),
+            Ok(StoreOutcome::Stored) | Err(_) => Some(pending),
+            Ok(StoreOutcome::Fenced | StoreOutcome::Ended) => None,
         }
     }
 
@@ -167,8 +164,7 @@ mod tests {
             let claimed = own.claim(&keys, &stamp, &Freshness::Any, None).await;
             // Once the link is dropped, there is none to claim.
             let Ok(Claim::Lease(lease)) = claimed else { panic!("no lease: {claimed:?}") };
-            let stored =
-                Obtained::store_pending(&own, &keys, &lease, session.clone(), &stamp).await;
+            let stored = Obtained::store_pending(&keys, &lease, session.clone(), &stamp).await;
             assert!(stored.is_none(), "handed out, though its session has ended");
         }
         redis.delete_all().await;

@@ -9,7 +9,10 @@ use std::{
 
 use axum::response::Response;
 use tokio::{net::TcpListener, time::timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{
     app::App,
@@ -36,6 +39,7 @@ pub struct Sandbox {
 
 struct Server {
     addr: SocketAddr,
+    tasks: TaskTracker,
     /// Stops the server with the last handle.
     _stop: DropGuard,
 }
@@ -78,12 +82,10 @@ impl Sandbox {
         let stopping = CancellationToken::new();
         let app = Arc::new(App::new(options, stopping.clone()));
         let service = Arc::new(Service { app: Arc::clone(&app), hook });
-        let tasks = &app.tasks;
+        let tasks = TaskTracker::new();
         tasks.spawn(connection::accept_all(listener, service, tasks.clone(), stopping.clone()));
-        let reporting = Arc::clone(&app);
-        tasks.spawn(async move { reporting.report_timeouts().await });
         tasks.close();
-        let server = Server { addr, _stop: stopping.drop_guard() };
+        let server = Server { addr, tasks, _stop: stopping.drop_guard() };
         Ok(Self { app, server: Arc::new(server) })
     }
 
@@ -116,7 +118,7 @@ impl Sandbox {
 
     /// Expires all tokens.
     pub fn expire_tokens(&self) {
-        self.app.backend().expire_tokens(Instant::now());
+        self.app.backend().tokens.expire_all(Instant::now());
     }
 
     /// Stops accepting connections, and waits up to five seconds for requests in flight.
@@ -124,7 +126,7 @@ impl Sandbox {
     /// Simulated latency ends at once.
     pub async fn stop(&self) {
         self.app.stopping.cancel();
-        if timeout(GRACE, self.app.tasks.wait()).await.is_err() {
+        if timeout(GRACE, self.server.tasks.wait()).await.is_err() {
             log::grace_period_over(GRACE);
         }
     }

@@ -9,37 +9,12 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::support::{
     Answer, Flow, Latch, Proxy, TestEnv, log_text,
     platform::{Call, hold_calls, success},
-    redis::RedisEntry,
+    redis::{RedisEntry, commands},
     wait_until,
 };
 
 const HOUR: i64 = 3_600_000;
 const MIN_LIFE: i64 = 600_000;
-
-/// Parses what a client sent as Redis commands: `*<words>\r\n$<length>\r\n<word>…`.
-fn commands(sent: &[u8]) -> Vec<Vec<Vec<u8>>> {
-    let mut rest = sent;
-    let mut commands = Vec::new();
-    while !rest.is_empty() {
-        let words = take_number(&mut rest, b'*');
-        let word = |_| {
-            let length = take_number(&mut rest, b'$');
-            let (word, after) = rest.split_at(length);
-            rest = &after[2..];
-            word.to_vec()
-        };
-        commands.push((0..words).map(word).collect());
-    }
-    commands
-}
-
-fn take_number(rest: &mut &[u8], kind: u8) -> usize {
-    let end = rest.iter().position(|byte| *byte == b'\r').unwrap();
-    let (line, after) = rest.split_at(end);
-    assert_eq!(line[0], kind);
-    *rest = &after[2..];
-    std::str::from_utf8(&line[1..]).unwrap().parse().unwrap()
-}
 
 /// How many commands were sent on behalf of requests: all but the pings of idle connections, the extensions of
 /// leases, which a timer sends, and the writing of index entries, which no event waits for.

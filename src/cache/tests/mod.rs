@@ -121,3 +121,25 @@ async fn session_that_ended_before_its_index_entry_was_written_is_not_handed_out
     ])
     .await;
 }
+
+#[tokio::test]
+async fn session_of_a_dead_worker_that_ended_is_not_stored_for_its_successor() {
+    let first = any::<Index>().new_tree(&mut Default::default()).unwrap().current();
+    for is_early in [false, true] {
+        let end = Step::EndSession { worker: 2, person: 0, which: first, of: None, fault: None };
+        take([
+            claim(0, 0, Freshness::Any),
+            Step::SaveToken { worker: 0, fault: None },
+            Step::MakeSession { worker: 0 },
+            Step::Crash { worker: 0 },
+            Step::ExpireLease { person: 0 },
+            if is_early { claim(1, 0, Freshness::Any) } else { end.clone() },
+            // Either the ending or the entry is first.
+            if is_early { Step::IndexEarly { worker: 1 } } else { claim(1, 0, Freshness::Any) },
+            if is_early { end } else { store(1, None) },
+            store(1, None),
+            claim(2, 1, Freshness::Any),
+        ])
+        .await;
+    }
+}

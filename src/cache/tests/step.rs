@@ -38,6 +38,10 @@ pub(super) enum Step {
     MakeSession {
         worker: usize,
     },
+    /// The worker repeats a call of an earlier one, and the index entry reaches Redis before the link.
+    IndexEarly {
+        worker: usize,
+    },
     Store {
         worker: usize,
         short_lived: bool,
@@ -136,6 +140,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::SaveToken { worker, fault }),
         4 => (worker.clone(), fault()).prop_map(|(worker, fault)| Step::Extend { worker, fault }),
         4 => worker.clone().prop_map(|worker| Step::MakeSession { worker }),
+        2 => worker.clone().prop_map(|worker| Step::IndexEarly { worker }),
         6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), fault()).prop_map(
             |(worker, short_lived, replace, fault)| {
                 Step::Store { worker, short_lived, replace, fault }

@@ -3,11 +3,19 @@
 use crate::{
     cache::Lease,
     handoff::{
-        calls::{CallBudget, Calls, Stopped},
+        budget::CallBudget,
+        calls::{Calls, Stopped},
         job::Job,
     },
     session::{Call, Session},
 };
+
+/// A session that the platform has returned.
+pub(in crate::handoff) struct NewSession {
+    pub(in crate::handoff) session: Session,
+    /// An earlier try in this delivery, or with the same token, may have made it.
+    pub(in crate::handoff) is_of_repeat: bool,
+}
 
 /// Makes a session for a request.
 pub(super) trait MakeSession {
@@ -20,5 +28,5 @@ pub(super) trait MakeSession {
         job: &Job<'_>,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
-    ) -> Result<Session, Stopped>;
+    ) -> Result<NewSession, Stopped>;
 }

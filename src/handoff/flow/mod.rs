@@ -9,16 +9,14 @@ mod two_calls;
 
 use futures_util::future::Either;
 
+pub(super) use self::make_session::NewSession;
 use self::{make_session::MakeSession, one_call::OneCall, two_calls::TwoCalls};
 use super::{
-    calls::{CallBudget, Calls, Stopped},
+    budget::CallBudget,
+    calls::{Calls, Stopped},
     job::Job,
 };
-use crate::{
-    cache::Lease,
-    config,
-    session::{Call, Session},
-};
+use crate::{cache::Lease, config, session::Call};
 
 /// The first call of a flow, to reserve a permit of the rate limit for.
 pub(super) fn first_call(flow: config::Flow) -> Call {
@@ -37,7 +35,7 @@ pub(super) fn make<'a>(
     job: &'a Job<'_>,
     lease: Option<&'a Lease>,
     budget: &'a mut CallBudget<'_>,
-) -> impl Future<Output = Result<Session, Stopped>> {
+) -> impl Future<Output = Result<NewSession, Stopped>> {
     match flow {
         config::Flow::Token => Either::Left(TwoCalls::make(calls, job, lease, budget)),
         config::Flow::Deeplink => Either::Right(OneCall::make(calls, job, lease, budget)),

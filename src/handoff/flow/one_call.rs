@@ -2,11 +2,13 @@
 
 use std::time::SystemTime;
 
-use super::make_session::MakeSession;
+use super::make_session::{MakeSession, NewSession};
 use crate::{
     cache::Lease,
     handoff::{
-        calls::{Asked, CallBudget, Calls, Stopped},
+        asked::Asked,
+        budget::CallBudget,
+        calls::{Calls, Stopped},
         job::Job,
         log,
     },
@@ -26,7 +28,7 @@ impl MakeSession for OneCall {
         job: &Job<'_>,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
-    ) -> Result<Session, Stopped> {
+    ) -> Result<NewSession, Stopped> {
         // Without Redis, the number is not known.
         let earlier_links = lease.map_or(0, Lease::earlier_links);
         let mut asked = Asked::never();
@@ -50,6 +52,6 @@ impl MakeSession for OneCall {
             session.made_at = asked.last_at;
             session.expires_at = end(asked.last_at);
         }
-        Ok(session)
+        Ok(NewSession { session, is_of_repeat: asked.is_repeat })
     }
 }

@@ -2,12 +2,14 @@
 
 use std::pin::pin;
 
-use super::make_session::MakeSession;
+use super::make_session::{MakeSession, NewSession};
 use crate::{
     cache::Lease,
     handoff::{
+        asked::Asked,
         background::with_background,
-        calls::{Asked, CallBudget, Calls, Stopped},
+        budget::CallBudget,
+        calls::{Calls, Stopped},
         job::Job,
     },
     platform::CallError,
@@ -25,7 +27,7 @@ impl MakeSession for TwoCalls {
         job: &Job<'_>,
         lease: Option<&Lease>,
         budget: &mut CallBudget<'_>,
-    ) -> Result<Session, Stopped> {
+    ) -> Result<NewSession, Stopped> {
         let stored = lease.and_then(|lease| lease.stored_token.clone());
         let lifetimes = calls.cache.lifetimes();
         // The earlier holder may have called with it, no earlier than the token began.
@@ -52,12 +54,9 @@ impl MakeSession for TwoCalls {
                 Ok(id) => {
                     let made_at = asked.first_at;
                     let expires_at = lifetimes.link_end(made_at, token.expires_at);
-                    return Ok(Session {
-                        access: Access::Token(token.value),
-                        id,
-                        made_at,
-                        expires_at,
-                    });
+                    let access = Access::Token(token.value);
+                    let session = Session { access, id, made_at, expires_at };
+                    return Ok(NewSession { session, is_of_repeat: asked.is_repeat });
                 }
                 Err(Stopped::TokenStale) => {}
                 // A refused token is replaced once. After `TokenUsed` it is always replaced: a call has

@@ -151,7 +151,7 @@ impl PlatformClient {
     }
 
     /// Sends a call that makes a session. If the platform had closed the connection, sends it again at once with the
-    /// same `Idempotency-Key`, as `handoff::calls` would a moment later.
+    /// same `Idempotency-Key`, as `handoff::calls` would a moment later. Also returns whether it did.
     ///
     /// `is_repeat`: the platform may be processing an earlier try with that key.
     async fn call_for_session<T>(
@@ -161,10 +161,11 @@ impl PlatformClient {
         is_repeat: bool,
         span: &Span<'_>,
         parse: ParseAnswer<T>,
-    ) -> Result<T, CallError> {
+    ) -> Result<(T, bool), CallError> {
         let ends = self.connections.deadline();
         let mut answer = self.call(permit, request(), span, Reuse::Allowed, parse).await;
-        if self.was_ordinary_close(permit, &answer) {
+        let was_lost = self.was_ordinary_close(permit, &answer);
+        if was_lost {
             let request = request().timeout(ends.saturating_duration_since(Instant::now()));
             let again = self.call(permit, request, span, Reuse::Avoided, parse).await;
             answer = result_of_repeat(answer, again);
@@ -173,7 +174,7 @@ impl PlatformClient {
             // Before the gate learns of it: that an earlier try is unfinished is no good answer.
             answer = answer.map_err(|error| error.of_repeated_call(permit.call()));
         }
-        answer
+        answer.map(|answer| (answer, was_lost))
     }
 
     /// Sends a call without passing the gate, and checks its answer. Also returns the platform's time, if the answer

@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl PlatformClient {
-    /// Makes a session and its link. `earlier_links`: how many links the request has had, all of them ended or
+    /// Makes a session and its link; also returns whether the call was lost and sent again. `earlier_links`: how many links the request has had, all of them ended or
     /// forgotten. `is_repeat`: the platform may be processing an earlier try with the same key.
     ///
     /// As with a token call, a probe and a refused call read the API key's file again.
@@ -34,7 +34,7 @@ impl PlatformClient {
         earlier_links: u32,
         is_repeat: bool,
         span: &Span<'_>,
-    ) -> Result<Deeplink, FailedCall> {
+    ) -> Result<(Deeplink, bool), FailedCall> {
         if permit.is_probe() {
             // Boxed to keep the caller's future small; probes are rare.
             Box::pin(self.key.reload()).await;

@@ -76,7 +76,8 @@ impl PlatformClient {
         self.send_probe(Call::Token, request, parse_token).await
     }
 
-    /// Starts a session with a token, and returns the session's id. `is_repeat`: the platform may be processing
+    /// Starts a session with a token, and returns the session's id, and whether the call was lost and sent again.
+    /// `is_repeat`: the platform may be processing
     /// an earlier try with the same token. `span` is the delivery's.
     ///
     /// # Errors
@@ -89,7 +90,7 @@ impl PlatformClient {
         token: &Token,
         is_repeat: bool,
         span: &Span<'_>,
-    ) -> Result<String, FailedCall> {
+    ) -> Result<(String, bool), FailedCall> {
         let Ok(mut authorization) = HeaderValue::from_bytes(token.value.expose_secret().as_bytes())
         else {
             return permit.report(Err(CallError::broken_answer(Call::Token, TOKEN_NOT_SENDABLE)));

@@ -1,7 +1,6 @@
 //! Tests of the sandbox over HTTP.
 
 mod client;
-mod webhook;
 
 use std::time::{Duration, Instant};
 

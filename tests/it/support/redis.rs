@@ -52,3 +52,28 @@ pub async fn delete_all(redis: &mut MultiplexedConnection, prefix: &str) {
 async fn keys(redis: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
     cmd("KEYS").arg(format!("{prefix}:*")).query_async(redis).await.unwrap()
 }
+
+/// Parses what a client sent as Redis commands: `*<words>\r\n$<length>\r\n<word>…`.
+pub fn commands(sent: &[u8]) -> Vec<Vec<Vec<u8>>> {
+    let mut rest = sent;
+    let mut commands = Vec::new();
+    while !rest.is_empty() {
+        let words = take_number(&mut rest, b'*');
+        let word = |_| {
+            let length = take_number(&mut rest, b'$');
+            let (word, after) = rest.split_at(length);
+            rest = &after[2..];
+            word.to_vec()
+        };
+        commands.push((0..words).map(word).collect());
+    }
+    commands
+}
+
+fn take_number(rest: &mut &[u8], kind: u8) -> usize {
+    let end = rest.iter().position(|byte| *byte == b'\r').unwrap();
+    let (line, after) = rest.split_at(end);
+    assert_eq!(line[0], kind);
+    *rest = &after[2..];
+    std::str::from_utf8(&line[1..]).unwrap().parse().unwrap()
+}

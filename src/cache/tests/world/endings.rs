@@ -141,8 +141,13 @@ impl World {
         let being_made = attempts
             .filter(|(attempt, _)| attempt.person == person && lease == Some(attempt.claim))
             .find_map(|(attempt, _)| attempt.session);
+        // The worker that holds the lease may be dead.
+        let of_dead =
+            self.made.iter().filter(|((of, ..), made)| *of == person && lease == Some(made.claim));
+        let being_made: Vec<_> =
+            being_made.into_iter().chain(of_dead.map(|(_, made)| made.session)).collect();
         let ended =
-            (1..=now).filter(|session| second(*session) <= last && Some(*session) != being_made);
+            (1..=now).filter(|session| second(*session) <= last && !being_made.contains(session));
         self.over.extend(ended.map(|session| (person, session)));
     }
 
@@ -219,7 +224,11 @@ impl World {
             let session = attempt.and_then(|attempt| attempt.session);
             session.into_iter().chain(obtained.map(|obtained| obtained.link.1))
         });
-        let sessions: Vec<_> = stored.chain(of_workers).collect();
+        let made = self.made.iter().filter(|((of, ..), _)| *of == person);
+        let mut made: Vec<_> = made.map(|(_, made)| made.session).collect();
+        // The same in each run.
+        made.sort_unstable();
+        let sessions: Vec<_> = stored.chain(of_workers).chain(made).collect();
         (!sessions.is_empty()).then(|| sessions[which.index(sessions.len())])
     }
 
@@ -245,7 +254,7 @@ impl World {
         }
     }
 
-    fn session(&self, person: usize, session: usize) -> Session {
+    pub(super) fn session(&self, person: usize, session: usize) -> Session {
         let Token { value, expires_at } = self.token(person, 0, LIFE);
         Session {
             access: Access::Token(value),
@@ -255,7 +264,7 @@ impl World {
         }
     }
 
-    fn link_id(&self, person: usize, (request, session): (usize, usize)) -> LinkId {
+    pub(super) fn link_id(&self, person: usize, (request, session): (usize, usize)) -> LinkId {
         LinkId::new(&self.stamp(person, request), self.made_at(session))
     }
 

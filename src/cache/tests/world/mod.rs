@@ -2,6 +2,7 @@
 
 mod compare;
 mod endings;
+mod repeats;
 mod steps;
 
 use std::{
@@ -44,6 +45,9 @@ pub(super) struct World {
     numbered: usize,
     /// The holder id that Redis knows each claim by.
     holder_ids: HashMap<usize, String>,
+    /// The sessions that the platform has made, by person, request and token: it returns the same for another call
+    /// with the same `Idempotency-Key`.
+    made: HashMap<(usize, usize, usize), Made>,
     /// Tokens of stored links.
     spent: HashSet<usize>,
     /// For a person's request, the session of the first link that was made for it. A link may be stored long
@@ -72,6 +76,14 @@ struct Obtained {
     is_indexed: bool,
 }
 
+/// A session that the platform has made.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    session: usize,
+    /// The last claim that may have asked for it.
+    claim: usize,
+}
+
 /// A worker's attempt to serve a request.
 #[derive(Clone, Copy, Debug)]
 struct Attempt {
@@ -84,6 +96,10 @@ struct Attempt {
     newest: Option<usize>,
     /// The mark at the claim, if Redis answered it.
     mark: Option<usize>,
+    /// The token was saved by an earlier holder of the lease.
+    is_repeat: bool,
+    /// Whether the session has ended, if its index entry was written before its link.
+    had_ended: Option<bool>,
 }
 
 /// What entitles a worker to make a session.
@@ -127,6 +143,7 @@ impl World {
             delayed: Vec::new(),
             numbered: 0,
             holder_ids: HashMap::new(),
+            made: HashMap::new(),
             spent: HashSet::new(),
             first_link: HashMap::new(),
         };

@@ -48,11 +48,12 @@ impl World {
                 }
             }
             Step::MakeSession { worker } => {
-                let session = self.next_number();
-                if let Some((attempt, _)) = &mut self.workers[worker].attempt {
-                    attempt.session.get_or_insert(session);
+                if let Some((mut attempt, right)) = self.workers[worker].attempt.take() {
+                    attempt.session = Some(self.make_session(&attempt));
+                    self.workers[worker].attempt = Some((attempt, right));
                 }
             }
+            Step::IndexEarly { worker } => self.index_early(worker).await,
             Step::Store { worker, short_lived, replace, fault } => {
                 self.store(worker, short_lived, replace, fault).await;
             }
@@ -111,8 +112,17 @@ impl World {
     ) {
         let claim = self.next_number();
         let token = self.next_number();
-        let attempt =
-            Attempt { claim, person, request, token, session: None, newest: None, mark: None };
+        let attempt = Attempt {
+            claim,
+            person,
+            request,
+            token,
+            session: None,
+            newest: None,
+            mark: None,
+            is_repeat: false,
+            had_ended: None,
+        };
         self.claim_as(worker, attempt, None, freshness, fault).await;
     }
 
@@ -176,6 +186,10 @@ impl World {
                 assert!(token.is_none_or(|token| !self.spent.contains(&token)), "a spent token");
                 assert_eq!(lease.newest, newest(expected));
                 attempt.token = token.unwrap_or(attempt.token);
+                attempt.is_repeat = token.is_some();
+                if let Some(made) = self.made.get_mut(&(person, request, attempt.token)) {
+                    made.claim = claim;
+                }
                 attempt.newest = expected;
                 attempt.mark = self.people[person].mark.map(|mark| mark.number);
                 self.workers[worker].attempt = Some((attempt, Right::Lease(Arc::new(lease))));
@@ -198,8 +212,13 @@ impl World {
         fault: Option<InjectedFault>,
     ) {
         let Some((attempt, right)) = self.workers[worker].attempt.take() else { return };
-        let Attempt { claim, request, person, token, newest, session, mark } = attempt;
-        let session = session.unwrap_or_else(|| self.next_number());
+        if let Right::Lease(lease) = &right
+            && attempt.is_repeat
+        {
+            return self.store_of_repeat(worker, attempt, lease, replace, fault).await;
+        }
+        let Attempt { claim, request, person, token, newest, mark, .. } = attempt;
+        let session = self.make_session(&attempt);
         let overwrite = match &right {
             Right::Lease(_) => model::Overwrite::Seen(newest),
             Right::Unanswered(_) if replace => model::Overwrite::Any,
@@ -242,7 +261,7 @@ impl World {
     }
 
     /// Stores a link in the model. Returns whether the call went through.
-    fn model_store(&mut self, attempt: Attempt, call: &StoreCall) -> bool {
+    pub(super) fn model_store(&mut self, attempt: Attempt, call: &StoreCall) -> bool {
         let is_stored = self.people[attempt.person].store(call);
         if is_stored {
             self.spent.insert(attempt.token);
