@@ -1,14 +1,14 @@
 //! `handoff sandbox`: runs a simulated platform.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Arg, Args, ValueEnum, builder::BoolishValueParser};
 use tokio::net::TcpListener;
 
 use super::{errors::CliError, logging, output::print_line, signals};
 use crate::{
-    config::{LogFlags, LogSettings, RateLimit, parse_duration, parse_rate},
-    sandbox::{Options, Sandbox, TokenAlphabet},
+    config::{LogFlags, LogSettings, RateLimit, parse_duration, parse_rate, read_secret_file},
+    sandbox::{Options, Sandbox, TokenAlphabet, Webhook},
 };
 
 /// Simulates the platform: the calls of both flows, and the pages that people open
@@ -57,6 +57,21 @@ pub(super) struct SandboxArgs {
     /// Base URL of the one-call flow's links and on the index page, if it differs from the address
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
+    /// URL to call when a session ends: finished, closed, or at the end of its lifetime. The call is a POST of
+    /// {"sessionId": "…"}, repeated for half a minute until the answer is 2xx
+    #[arg(long, value_name = "URL")]
+    webhook_url: Option<String>,
+    /// Secret that the calls carry in the header X-Webhook-Secret [default: none]
+    #[arg(
+        long,
+        value_name = "SECRET",
+        conflicts_with = "webhook_secret_file",
+        requires = "webhook_url"
+    )]
+    webhook_secret: Option<String>,
+    /// File to read --webhook-secret from; keeps it out of process lists
+    #[arg(long, value_name = "PATH", requires = "webhook_url")]
+    webhook_secret_file: Option<PathBuf>,
     #[command(flatten)]
     settings: LogFlags,
 }
@@ -83,8 +98,7 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     logging::init(&LogSettings::parse(&args.settings)?);
     let signals = signals::listen()?;
     let addr = args.addr;
-    let options =
-        Options::from(args).validated().map_err(|error| CliError::Usage(error.to_string()))?;
+    let options = options(args).map_err(CliError::Usage)?;
     let listener = TcpListener::bind(addr).await.map_err(|error| {
         CliError::Failed(format!("cannot listen on {addr}: {error}; try --addr"))
     })?;
@@ -100,25 +114,34 @@ pub(super) async fn run(args: SandboxArgs) -> Result<(), CliError> {
     signals.cut_short(sandbox.stop()).await
 }
 
-impl From<SandboxArgs> for Options {
-    fn from(args: SandboxArgs) -> Self {
-        Self {
-            api_key: args.api_key,
-            latency: args.latency,
-            jitter: args.jitter,
-            failure_rate: args.failure_rate,
-            rate_limit: args.rate_limit,
-            token_alphabet: match args.token_alphabet {
-                Alphabet::Plain => TokenAlphabet::Plain,
-                Alphabet::Hostile => TokenAlphabet::Hostile,
-            },
-            honour_idempotency_key: args.idempotency,
-            session_lifetime: args.session_lifetime,
-            path_prefix: args.path_prefix,
-            public_url: args.public_url,
-            seed: None,
+/// The options, or which one is invalid, without its value.
+fn options(args: SandboxArgs) -> Result<Options, String> {
+    let secret = match &args.webhook_secret_file {
+        Some(file) => {
+            let secret = read_secret_file(file);
+            Some(secret.map_err(|why| format!("--webhook-secret-file: {why}"))?)
         }
-    }
+        None => args.webhook_secret,
+    };
+    let webhook = args.webhook_url.map(|url| Webhook::new(&url, secret.as_deref())).transpose();
+    let options = Options {
+        api_key: args.api_key,
+        latency: args.latency,
+        jitter: args.jitter,
+        failure_rate: args.failure_rate,
+        rate_limit: args.rate_limit,
+        token_alphabet: match args.token_alphabet {
+            Alphabet::Plain => TokenAlphabet::Plain,
+            Alphabet::Hostile => TokenAlphabet::Hostile,
+        },
+        honour_idempotency_key: args.idempotency,
+        session_lifetime: args.session_lifetime,
+        path_prefix: args.path_prefix,
+        public_url: args.public_url,
+        webhook: webhook.map_err(|error| error.to_string())?,
+        seed: None,
+    };
+    options.validated().map_err(|error| error.to_string())
 }
 
 fn path_prefix(text: &str) -> Result<String, String> {

@@ -43,6 +43,7 @@ pub(crate) use self::{
     host::is_loopback,
     proxy::ignored_variables,
     raw::{DEMO_LOG, DEMO_WORKFLOW},
+    secret_file::read_secret_file,
     units::{parse_duration, parse_rate},
     unknown::{UnknownVariable, unknown_variables},
     values::is_header_value,

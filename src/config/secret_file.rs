@@ -10,7 +10,7 @@ use std::{
 const MAX_SECRET: u64 = 64 * 1024;
 
 /// Reads a secret, without the newline at its end. The error follows the variable's name.
-pub(super) fn read_secret_file(path: &Path) -> Result<String, String> {
+pub(crate) fn read_secret_file(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let read =
         File::open(path).and_then(|file| file.take(MAX_SECRET + 1).read_to_string(&mut text));

@@ -7,13 +7,14 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     backend::Backend,
     options::Options,
     record::{Fingerprint, Recorder},
     stats::Stats,
+    webhook::Webhooks,
 };
 use crate::units::millis;
 
@@ -21,6 +22,9 @@ use crate::units::millis;
 pub(super) struct App {
     pub(super) options: Options,
     pub(super) stopping: CancellationToken,
+    /// Everything that runs in the background.
+    pub(super) tasks: TaskTracker,
+    webhooks: Option<Webhooks>,
     started: Instant,
     /// The keys of fingerprints, random so that they mean nothing outside this run.
     fingerprint_keys: [RandomState; 2],
@@ -31,10 +35,16 @@ pub(super) struct App {
 
 impl App {
     pub(super) fn new(options: Options, stopping: CancellationToken) -> Self {
+        let tasks = TaskTracker::new();
         Self {
             backend: Mutex::new(Backend::new(&options)),
+            webhooks: options
+                .webhook
+                .clone()
+                .map(|webhook| Webhooks::new(webhook, tasks.clone(), stopping.clone())),
             options,
             stopping,
+            tasks,
             started: Instant::now(),
             fingerprint_keys: [RandomState::new(), RandomState::new()],
             in_flight: AtomicUsize::new(0),
@@ -51,6 +61,7 @@ impl App {
         Stats {
             max_concurrent_calls: self.max_in_flight.load(Ordering::Relaxed),
             uptime_ms: self.millis_at(Instant::now()),
+            webhook_calls: self.webhooks.as_ref().map(Webhooks::counts).unwrap_or_default(),
             ..self.backend().recorder.stats()
         }
     }
@@ -59,6 +70,32 @@ impl App {
     pub(super) fn reset_records(&self) {
         self.backend().recorder = Recorder::default();
         self.max_in_flight.store(self.in_flight.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(webhooks) = &self.webhooks {
+            webhooks.reset_counts();
+        }
+    }
+
+    /// Has the webhook called, if there is one, for a session that has ended. Never waits.
+    pub(super) fn report_end(&self, session_id: &str) {
+        if let Some(webhooks) = &self.webhooks {
+            webhooks.report(session_id);
+        }
+    }
+
+    /// Reports the sessions whose lifetime is over, until the sandbox stops.
+    pub(super) async fn report_timeouts(&self) {
+        loop {
+            let (ended, next_end) = {
+                let Some(open) = &mut self.backend().open_sessions else { return };
+                (open.take_ended(Instant::now()), open.until_next_end())
+            };
+            for session_id in ended {
+                self.report_end(&session_id);
+            }
+            if self.stopping.run_until_cancelled(next_end).await.is_none() {
+                return;
+            }
+        }
     }
 
     /// Milliseconds from the start of the sandbox to `at`.

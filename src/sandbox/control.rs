@@ -35,7 +35,7 @@ pub(super) async fn serve(app: &App, method: &Method, path: &str, body: Body) ->
         }
         ("faults", &Method::PUT) => set_faults(app, body).await,
         ("tokens", &Method::DELETE) => {
-            app.backend().tokens.expire_all(Instant::now());
+            app.backend().expire_tokens(Instant::now());
             no_content()
         }
         _ => return None,

@@ -32,12 +32,14 @@ mod routes;
 mod server;
 mod stats;
 mod tokens;
+mod webhook;
 
 pub use call::{ApiCall, Endpoint};
 pub use hook::Simulation;
 pub use options::{Options, TokenAlphabet};
 pub use server::Sandbox;
 pub use stats::{CallCounts, SessionCount, Stats};
+pub use webhook::Webhook;
 
 #[cfg(test)]
 mod tests;

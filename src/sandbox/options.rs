@@ -4,6 +4,7 @@ use std::{io, time::Duration};
 
 use axum::http::HeaderValue;
 
+use super::webhook::Webhook;
 use crate::config::RateLimit;
 
 /// The configuration of a sandbox.
@@ -40,6 +41,8 @@ pub struct Options {
     /// The base URL of the one-call flow's links, shown on the index page, too, if it differs from the one in the
     /// `Host` header.
     pub public_url: Option<String>,
+    /// Called when a session ends: finished, closed, or at the end of its lifetime.
+    pub webhook: Option<Webhook>,
     /// Makes tokens, session ids, jitter and random failures reproducible.
     ///
     /// `None` seeds the generator from the operating system.
@@ -111,6 +114,7 @@ impl Default for Options {
             session_lifetime: None,
             path_prefix: String::new(),
             public_url: None,
+            webhook: None,
             seed: None,
         }
     }

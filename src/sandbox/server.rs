@@ -9,10 +9,7 @@ use std::{
 
 use axum::response::Response;
 use tokio::{net::TcpListener, time::timeout};
-use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::TaskTracker,
-};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     app::App,
@@ -39,7 +36,6 @@ pub struct Sandbox {
 
 struct Server {
     addr: SocketAddr,
-    tasks: TaskTracker,
     /// Stops the server with the last handle.
     _stop: DropGuard,
 }
@@ -82,10 +78,12 @@ impl Sandbox {
         let stopping = CancellationToken::new();
         let app = Arc::new(App::new(options, stopping.clone()));
         let service = Arc::new(Service { app: Arc::clone(&app), hook });
-        let tasks = TaskTracker::new();
+        let tasks = &app.tasks;
         tasks.spawn(connection::accept_all(listener, service, tasks.clone(), stopping.clone()));
+        let reporting = Arc::clone(&app);
+        tasks.spawn(async move { reporting.report_timeouts().await });
         tasks.close();
-        let server = Server { addr, tasks, _stop: stopping.drop_guard() };
+        let server = Server { addr, _stop: stopping.drop_guard() };
         Ok(Self { app, server: Arc::new(server) })
     }
 
@@ -118,7 +116,7 @@ impl Sandbox {
 
     /// Expires all tokens.
     pub fn expire_tokens(&self) {
-        self.app.backend().tokens.expire_all(Instant::now());
+        self.app.backend().expire_tokens(Instant::now());
     }
 
     /// Stops accepting connections, and waits up to five seconds for requests in flight.
@@ -126,7 +124,7 @@ impl Sandbox {
     /// Simulated latency ends at once.
     pub async fn stop(&self) {
         self.app.stopping.cancel();
-        if timeout(GRACE, self.server.tasks.wait()).await.is_err() {
+        if timeout(GRACE, self.app.tasks.wait()).await.is_err() {
             log::grace_period_over(GRACE);
         }
     }

@@ -14,6 +14,9 @@ pub struct Stats {
     pub session_calls: CallCounts,
     /// Calls of the one-call flow.
     pub deeplink_calls: CallCounts,
+    /// Calls of the webhook, tries included; `closed` counts those without an answer.
+    #[serde(default)]
+    pub webhook_calls: CallCounts,
     /// Tokens issued, whether or not the caller received the answer.
     pub tokens_issued: u64,
     /// Sessions made, whether or not the caller received the answer.

@@ -65,3 +65,4 @@ mod terminal;
 mod tls;
 mod topology;
 mod traces;
+mod webhook;

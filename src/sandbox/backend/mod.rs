@@ -14,7 +14,8 @@ use super::{
     options::Options,
     record::Recorder,
     request::{Refusal, SessionRequest},
-    tokens::{NOT_LIVE, OTHER_REQUEST, Opened, StoredSession, Tokens},
+    tokens::{LinkError, NOT_LIVE, OTHER_REQUEST, Opened, SessionEnd, StoredSession, Tokens},
+    webhook::OpenSessions,
 };
 
 const WRONG_KEY: Refusal =
@@ -26,6 +27,8 @@ pub(super) struct Backend {
     pub(super) admission: Admission,
     pub(super) tokens: Tokens,
     pub(super) recorder: Recorder,
+    /// `None`: nothing needs to know of their ends.
+    pub(super) open_sessions: Option<OpenSessions>,
 }
 
 impl Backend {
@@ -35,6 +38,7 @@ impl Backend {
             admission: Admission::default(),
             tokens: Tokens::new(),
             recorder: Recorder::default(),
+            open_sessions: options.webhook.is_some().then(OpenSessions::default),
         }
     }
 
@@ -78,9 +82,13 @@ impl Backend {
             times_out_at: options.session_lifetime.map(|life| now + life),
             end: None,
         };
+        let ends_at = live.end_of(&session);
         let session = match live.open(session, options.honour_idempotency_key)? {
             Opened::New(session) => {
                 self.recorder.add_session(&session.user, &session.workflow);
+                if let Some(open) = &mut self.open_sessions {
+                    open.add(&session.id, ends_at);
+                }
                 session.clone()
             }
             Opened::Repeated(session) => session.clone(),
@@ -115,6 +123,27 @@ impl Backend {
             self.tokens.index_key(key, &token);
         }
         Ok((token.into(), session, now + ttl))
+    }
+
+    /// Ends the session that a link opens. Returns whether its end must be reported.
+    pub(super) fn end_session(
+        &mut self,
+        token: &str,
+        session_id: &str,
+        end: SessionEnd,
+        now: Instant,
+    ) -> Result<bool, LinkError> {
+        let ends_at = self.tokens.end_session(token, session_id, end, now)?;
+        let open = self.open_sessions.as_mut();
+        Ok(open.is_some_and(|open| open.remove(session_id, ends_at)))
+    }
+
+    /// Expires all tokens, and with them their sessions.
+    pub(super) fn expire_tokens(&mut self, now: Instant) {
+        self.tokens.expire_all(now);
+        if let Some(open) = &mut self.open_sessions {
+            open.end_all(now);
+        }
     }
 }
 

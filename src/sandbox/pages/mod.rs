@@ -114,9 +114,14 @@ pub(super) async fn end_session(app: &App, request: Request) -> Response {
         Ok(parameters) => parameters,
         Err(error) => return error_page(ErrorPage::query(error)),
     };
-    let ended = app.backend().tokens.end_session(&authorization, &session_id, end, Instant::now());
+    let ended = app.backend().end_session(&authorization, &session_id, end, Instant::now());
     error_page(match ended {
-        Ok(()) => ErrorPage { status: StatusCode::OK, ..ErrorPage::link(LinkError::Ended(end)) },
+        Ok(must_report) => {
+            if must_report {
+                app.report_end(&session_id);
+            }
+            ErrorPage { status: StatusCode::OK, ..ErrorPage::link(LinkError::Ended(end)) }
+        }
         Err(error) => ErrorPage::link(error),
     })
 }

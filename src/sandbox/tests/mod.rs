@@ -1,6 +1,7 @@
 //! Tests of the sandbox over HTTP.
 
 mod client;
+mod webhook;
 
 use std::time::{Duration, Instant};
 

@@ -143,19 +143,19 @@ impl Tokens {
         self.tokens.get(self.by_session.get(session_id)?)?.session.as_ref()
     }
 
-    /// Ends the session that a link opens.
+    /// Ends the session that a link opens. Returns when its lifetime would have been over.
     pub(super) fn end_session(
         &mut self,
         token: &str,
         session_id: &str,
         end: SessionEnd,
         now: Instant,
-    ) -> Result<(), LinkError> {
-        self.find(token, session_id, now)?;
+    ) -> Result<Instant, LinkError> {
+        let (_, ends_at) = self.find(token, session_id, now)?;
         let session = self.tokens.get_mut(token).and_then(|token| token.session.as_mut());
         let session = session.ok_or(LinkError::Unknown)?;
         session.end = Some(end);
-        Ok(())
+        Ok(ends_at)
     }
 
     /// Returns a token that was issued and has not expired.
@@ -178,10 +178,7 @@ impl Tokens {
             Some(session) if session.times_out_at.is_some_and(|at| at <= now) => {
                 Err(LinkError::Ended(SessionEnd::TimedOut))
             }
-            Some(session) => {
-                let times_out_at = session.times_out_at.unwrap_or(token.expires_at);
-                Ok((session.clone(), token.expires_at.min(times_out_at)))
-            }
+            Some(session) => Ok((session.clone(), token.end_of(session))),
             None => Err(LinkError::OtherSession),
         }
     }
@@ -203,6 +200,11 @@ impl StoredSession {
 }
 
 impl StoredToken {
+    /// When the lifetime of the token's session is over.
+    pub(super) fn end_of(&self, session: &StoredSession) -> Instant {
+        session.times_out_at.map_or(self.expires_at, |at| at.min(self.expires_at))
+    }
+
     /// Opens the one session of a token.
     ///
     /// With `honour_idempotency_key` it may be the session of an earlier call, so only the id in

@@ -82,3 +82,6 @@ pub const REPEATED_MISTAKE_ONCE: &str =
 // `handoff sandbox`.
 pub const SANDBOX_READY: &str = "sandbox ready";
 pub const SANDBOX_STOPPING: &str = "sandbox stopping";
+pub const WEBHOOK_CALLED: &str = "webhook called";
+pub const WEBHOOK_FAILED: &str = "webhook call failed";
+pub const WEBHOOK_DROPPED: &str = "webhook call dropped";

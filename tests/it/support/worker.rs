@@ -108,7 +108,8 @@ impl Worker {
         Self::start_command(command)
     }
 
-    fn start_command(mut command: Command) -> Self {
+    /// Starts another command that runs until a signal, such as a sandbox.
+    pub fn start_command(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
