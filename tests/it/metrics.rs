@@ -195,7 +195,7 @@ async fn paused_time_and_lease_waits_are_counted() {
     env.rabbitmq.next_events(2).await;
     assert_eq!(sum("handoff_lease_wait_seconds_count").await, 1.0);
     let waited = sum("handoff_lease_wait_seconds_sum").await;
-    assert!((0.1..5.0).contains(&waited), "{waited}");
+    assert!((0.1..30.0).contains(&waited), "{waited}");
 
     // The first probe of a platform that refuses token calls follows after a second.
     env.platform.set_script(|_| Answer::status(403));
@@ -206,7 +206,7 @@ async fn paused_time_and_lease_waits_are_counted() {
     assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
     let paused = "handoff_platform_paused_seconds_total{reason=\"refused\"}";
     let total = sum(paused).await;
-    assert!((0.9..5.0).contains(&total), "{total}");
+    assert!((0.9..30.0).contains(&total), "{total}");
     assert_eq!(sum("handoff_platform_paused").await, 0.0);
     assert_eq!(sum(paused).await, total, "the pause is over");
     assert_eq!(sum("handoff_platform_paused_seconds_total{reason=\"down\"}").await, 0.0);

@@ -47,6 +47,7 @@ async fn malformed_answers_are_retried_as_failed_calls() {
 #[tokio::test]
 async fn network_silent_for_20_seconds_pauses_the_platform_and_spends_no_attempt() {
     let mut env = TestEnv::start().await;
+    env.set("IDV_TIMEOUT", "10s");
     let proxy = env.proxy("IDV_URL").await;
     let worker = env.start_worker().await;
     env.publish_requests(0..64).await;

@@ -84,6 +84,9 @@ impl Builder {
             ("IDV_URL", platform.url.as_str()),
             ("IDV_API_KEY", API_KEY),
             ("IDV_WORKFLOW_ID", "default-workflow"),
+            // A call that a test holds must outlive the test's other steps on a busy machine: with the
+            // default of 10 s it is repeated, and counted twice.
+            ("IDV_TIMEOUT", "1m"),
             ("AMQP_URL", &amqp_url),
             ("REDIS_URL", &redis_url),
             ("QUEUE", &rabbitmq.queue),

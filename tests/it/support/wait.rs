@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The longest that anything expected here may take.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits for a future, and fails the test if it takes longer than [`TIMEOUT`].
 pub async fn within_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
