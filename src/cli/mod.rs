@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod errors;
 mod forget;
+mod healthcheck;
 mod logging;
 mod man;
 mod output;
@@ -42,6 +43,7 @@ enum Command {
     Forget(forget::ForgetArgs),
     Sandbox(sandbox::SandboxArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Healthcheck(healthcheck::HealthcheckArgs),
     Doctor(doctor::DoctorArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
@@ -71,6 +73,7 @@ impl Cli {
             Command::Forget(args) => forget::run(args).await,
             Command::Sandbox(args) => sandbox::run(args).await,
             Command::DeadLetters(args) => dead_letters::run(args).await,
+            Command::Healthcheck(args) => healthcheck::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Schema(args) => schema::run(&args),
             Command::Completions(args) => completions::run(&args, Self::command()),

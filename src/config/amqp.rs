@@ -52,6 +52,11 @@ impl AmqpNodes {
         &self.nodes
     }
 
+    /// The virtual host of the first node. All nodes of a cluster have the same.
+    pub(crate) fn vhost(&self) -> &str {
+        self.nodes.first().map_or("/", |node| &node.uri.vhost)
+    }
+
     /// The client certificate to present.
     pub(crate) fn identity(&self) -> Option<&ClientIdentity> {
         (*self.identity).as_ref()

@@ -1,6 +1,6 @@
 //! From parsed rows to the settings of each subsystem, with the checks across settings.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use url::Url;
 
@@ -11,7 +11,7 @@ use super::{
     host::is_loopback,
     parser::{ConfigErrors, Parser},
     proxy::Route,
-    raw::{BrokerFlags, LogFlags, RawSettings, RunFlags},
+    raw::{BrokerFlags, HealthcheckFlags, LogFlags, RawSettings, RunFlags},
     redis_modes::redis,
     setting::{Source, Spec},
     settings::{
@@ -75,6 +75,11 @@ impl BrokerSettings {
             Some((broker?, log?, workflow?))
         })
     }
+}
+
+/// Parses where a worker of this host serves its probes.
+pub(crate) fn parse_http_addr(flags: &HealthcheckFlags) -> Result<SocketAddr, ConfigErrors> {
+    Parser::run(&flags.0, |parser| parser.value(&table::HTTP_ADDR))
 }
 
 impl LogSettings {

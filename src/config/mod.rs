@@ -31,7 +31,7 @@ pub use self::{
     client_identity::ClientIdentity,
     parser::ConfigErrors,
     proxy::{Direct, Proxy, ProxyScheme, Route},
-    raw::{BrokerFlags, DemoFlags, LogFlags, RunFlags},
+    raw::{BrokerFlags, DemoFlags, HealthcheckFlags, LogFlags, RunFlags},
     redis::{RedisMode, RedisNode, RedisNodes, RedisSettings, Sentinels},
     settings::{
         BrokerSettings, CacheSettings, Flow, LogFormat, LogSettings, PlatformSettings, RateLimit,
@@ -40,6 +40,7 @@ pub use self::{
     watched::Watched,
 };
 pub(crate) use self::{
+    assemble::parse_http_addr,
     host::is_loopback,
     proxy::ignored_variables,
     raw::{DEMO_LOG, DEMO_WORKFLOW},

@@ -142,11 +142,13 @@ macro_rules! flags {
 
 flags!(
     /// The settings of `handoff run`: all of them.
-    RunFlags, [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Logging], []
+    RunFlags,
+    [Scope::Platform, Scope::Broker, Scope::Worker, Scope::Probes, Scope::Logging],
+    []
 );
 flags!(
     /// The settings of `handoff demo`, which starts its own platform.
-    DemoFlags, [Scope::Broker, Scope::Worker, Scope::Logging], DEMO_DEFAULTS
+    DemoFlags, [Scope::Broker, Scope::Worker, Scope::Probes, Scope::Logging], DEMO_DEFAULTS
 );
 flags!(
     /// The settings of commands that connect to RabbitMQ alone.
@@ -155,4 +157,8 @@ flags!(
 flags!(
     /// The settings of commands that only log.
     LogFlags, [Scope::Logging], []
+);
+flags!(
+    /// The setting of `handoff healthcheck`.
+    HealthcheckFlags, [Scope::Probes], []
 );

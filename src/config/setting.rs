@@ -18,6 +18,8 @@ pub(super) enum Scope {
     Worker,
     /// `run` alone: the demo starts its own platform.
     Platform,
+    /// Commands that serve or ask the probes.
+    Probes,
     /// Commands that log.
     Logging,
 }

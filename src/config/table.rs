@@ -13,7 +13,7 @@ use super::{
     redis::{self, RedisMode, RedisNodes},
     setting::{
         OptionalSetting,
-        Scope::{Broker, Logging, Platform, Worker},
+        Scope::{Broker, Logging, Platform, Probes, Worker},
         Setting, Spec,
     },
     settings::{Flow, LogFormat, RateLimit},
@@ -139,7 +139,7 @@ settings! {
     MAX_MESSAGE_BYTES: Setting<usize> = (Worker, "N").default("65536", values::message_bytes);
 
     /// Address that serves /livez, /readyz and /metrics
-    HTTP_ADDR: Setting<SocketAddr> = (Worker, "IP:PORT")
+    HTTP_ADDR: Setting<SocketAddr> = (Probes, "IP:PORT")
         .default("127.0.0.1:9464", values::socket_addr);
 
     /// Maximum time from SIGTERM to exit

@@ -1,5 +1,6 @@
 //! Serves `/livez`, `/readyz` and `/metrics`.
 
+mod bind;
 mod heartbeat;
 mod listener;
 
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use self::{heartbeat::Heartbeat, listener::LimitedListener};
+use self::{bind::bind, heartbeat::Heartbeat, listener::LimitedListener};
 use crate::{
     telemetry::metrics::{self, Metrics},
     units::millis,
@@ -94,7 +95,7 @@ pub(crate) struct ListenError {
 /// # Errors
 /// The address is in use or not one of this host.
 pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(addr).await.map_err(|error| ListenError { addr, kind: error.kind() })
+    bind(addr).map_err(|error| ListenError { addr, kind: error.kind() })
 }
 
 /// Serves the probes and metrics until it is dropped.

@@ -4,9 +4,15 @@
 //! the topology, example events from the code that makes events.
 
 mod examples;
+mod messages;
+mod objects;
 
 use serde_json::{Value, json};
 
+pub(crate) use self::{
+    messages::{Message, json_schema},
+    objects::{definitions, operator_resources},
+};
 use crate::{
     broker::Topology,
     config::BrokerSettings,
@@ -20,11 +26,15 @@ const TRACE_PARENT: &str = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-
 
 /// Generates the document for these settings, as YAML.
 pub(crate) fn asyncapi(settings: &BrokerSettings) -> Result<String, serde_saphyr::ser::Error> {
-    let topology = Topology::new(settings);
+    yaml(&document(&Topology::new(settings)))
+}
+
+/// Writes a document as YAML.
+pub(crate) fn yaml(document: &Value) -> Result<String, serde_saphyr::ser::Error> {
     // One line for each text: a reworded text then changes one line of the file.
     let options =
         serde_saphyr::ser_options! { prefer_block_scalars: false, compact_list_indent: false };
-    serde_saphyr::to_string_with_options(&document(&topology), options)
+    serde_saphyr::to_string_with_options(document, options)
 }
 
 fn document(topology: &Topology) -> Value {

@@ -33,6 +33,7 @@ mod endings;
 mod expiry;
 mod forget;
 mod gate;
+mod healthcheck;
 mod hostile;
 mod imports;
 mod invalid_requests;

@@ -164,6 +164,11 @@ impl Topology {
         &self.ended.name
     }
 
+    /// Every queue, after the one that it dead-letters to.
+    pub(crate) fn all_queues(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().chain([&self.ended]).map(|queue| queue.name.as_str())
+    }
+
     /// The arguments of a queue, as JSON.
     pub(crate) fn arguments(&self, queue: &str) -> serde_json::Value {
         let queue = self.queues.iter().chain([&self.ended]).find(|one| one.name == queue);
