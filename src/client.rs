@@ -60,6 +60,7 @@ pub(crate) struct ReceivedData {
     pub(crate) request_id: String,
     /// Missing if the request has no valid user id.
     pub(crate) user_id: Option<String>,
+    pub(crate) session_id: Option<String>,
     /// The link of `handoff.ready`. A bearer secret.
     pub(crate) url: Option<String>,
     /// Missing in events of release 0.1.
@@ -86,9 +87,14 @@ impl Client {
         Ok(Self { connection, requester: Requester(publisher), events })
     }
 
-    /// Counts the consumers and messages of the request queue.
-    pub(crate) async fn request_queue_counts(&self) -> Result<QueueCounts, BrokerError> {
-        queue_counts(&self.connection.lapin, self.requester.0.topology().request_queue()).await
+    /// Ensures the queue of endings as well, and counts the consumers and messages of both queues that workers
+    /// consume from. Also returns their names.
+    pub(crate) async fn ensure_all_queues(&self) -> Result<[(&str, QueueCounts); 2], BrokerError> {
+        let (connection, topology) = (&self.connection.lapin, self.requester.0.topology());
+        topology.ensure_ended(connection).await?;
+        let (requests, endings) = (topology.request_queue(), topology.ended_queue());
+        let counts = queue_counts(connection, requests).await?;
+        Ok([(requests, counts), (endings, queue_counts(connection, endings).await?)])
     }
 
     /// Waits for the next event, of any request.
@@ -114,6 +120,11 @@ impl Requester {
     /// Publishes a request's data object with an id, and waits for RabbitMQ's confirm.
     pub(crate) async fn publish(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
         publish(&self.0, REQUESTED, id, body).await
+    }
+
+    /// Publishes an ending's data object with an id, and waits for RabbitMQ's confirm.
+    pub(crate) async fn publish_ending(&self, id: &str, body: &[u8]) -> Result<(), PublishError> {
+        publish(&self.0, ENDED, id, body).await
     }
 }
 

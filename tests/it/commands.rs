@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
@@ -34,36 +35,40 @@ fn events(output: &Output) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn demo_shows_new_and_reused_links_and_exits_with_0() {
+async fn demo_shows_new_and_reused_links_and_the_end_of_a_verification() {
     // Names unique to this test, on the RabbitMQ that all tests share.
     let env = TestEnv::builder().without_event_queue().start().await;
     let mut settings = client_settings(&env);
     settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
     settings.insert("HANDOFF_KEY_PREFIX".into(), env.name.clone());
     for (flow, page, calls) in [
-        ("token", "/capture?url=http%3A%2F%2F127.0.0.1%3A", 10),
-        ("deeplink", "/mobile?authorization=", 5),
+        ("token", "/capture?url=http%3A%2F%2F127.0.0.1%3A", 12),
+        ("deeplink", "/mobile?authorization=", 6),
     ] {
         let output = run(&["demo", "--flow", flow], &settings).await;
         let shown = stdout(&output);
         assert!(output.status.success(), "{shown}\n{}", stderr(&output));
-        assert_eq!(
-            shown.lines().filter(|line| line.contains("  ready    new ")).count(),
-            5,
-            "{shown}"
-        );
-        assert_eq!(
-            shown.lines().filter(|line| line.contains("  ready    reused ")).count(),
-            2,
-            "{shown}"
-        );
-        assert!(shown.contains(page), "the link: {shown}");
+        let count = |shown: &str, link: &str| {
+            shown.lines().filter(|line| line.contains(&format!("  ready    {link} "))).count()
+        };
+        let (before, after) = shown.split_once("ann finishes the verification").unwrap();
+        assert_eq!((count(before, "new"), count(before, "reused")), (5, 2), "{shown}");
+        assert_eq!((count(after, "new"), count(after, "reused")), (1, 0), "{shown}");
+        let again = after.lines().find(|line| line.contains("  ready    new ")).unwrap();
+        assert!(again.ends_with("  ann"), "{shown}");
+        for text in ["verification.ended is published", "the next request gets a new one"] {
+            assert!(after.contains(text), "{shown}");
+        }
+        let (_, end) = after.split_once(again).unwrap();
+        let text = "The former link now says that the verification is over; the new one opens.";
+        assert!(end.trim_start().starts_with(text), "{shown}");
+        assert!(end.lines().any(|line| line.starts_with("http") && line.contains(page)), "{shown}");
         assert!(shown.contains("▄▄▄▄▄▄▄▄▄▄▄▄▄▄"), "the QR code: {shown}");
         assert!(
-            shown.contains("7 requests, 7 events: 5 new links, 2 reused; every link opened."),
+            shown.contains("8 requests, 8 events: 6 new links, 2 reused; every link opened."),
             "{shown}"
         );
-        assert!(shown.contains(&format!("5 sessions made with {calls} platform calls")), "{shown}");
+        assert!(shown.contains(&format!("6 sessions made with {calls} platform calls")), "{shown}");
         assert_eq!(stderr(&output), "");
     }
 }
@@ -102,6 +107,21 @@ async fn demo_refuses_a_queue_in_use() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = stderr(&output);
     assert!(stderr.contains(&env.rabbitmq.queue) && stderr.contains("1 consumers"), "{stderr}");
+}
+
+#[tokio::test]
+async fn demo_refuses_to_take_endings_of_others() {
+    let env = TestEnv::start().await;
+    env.declare_topology().await;
+    let ending = json!({ "sessionId": "session-1" });
+    env.rabbitmq.publish_ending(ending, BasicProperties::default()).await;
+    let mut settings = client_settings(&env);
+    settings.insert("HANDOFF_REDIS_URL".into(), required_env("HANDOFF_REDIS_URL"));
+    let output = run(&["demo"], &settings).await;
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = stderr(&output);
+    let queue = format!("`{}.ended` is in use (0 consumers, 1 messages)", env.rabbitmq.queue);
+    assert!(stderr.contains(&queue), "{stderr}");
 }
 
 #[tokio::test]

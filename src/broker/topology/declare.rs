@@ -59,10 +59,7 @@ impl Topology {
     }
 
     /// Declares the queue of endings, or checks it if `HANDOFF_DECLARE_TOPOLOGY` is off.
-    pub(in crate::broker) async fn ensure_ended(
-        &self,
-        connection: &Connection,
-    ) -> Result<(), BrokerError> {
+    pub(crate) async fn ensure_ended(&self, connection: &Connection) -> Result<(), BrokerError> {
         let channel = open_channel(connection).await?;
         self.ensure_queue(&channel, &self.ended).await?;
         if self.declare {
