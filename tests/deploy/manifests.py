@@ -71,7 +71,7 @@ def deployment(manifests, reference):
     grace, limit = seconds(settings["HANDOFF_SHUTDOWN_GRACE"]), pod["terminationGracePeriodSeconds"]
     yield limit >= grace + 5, f"terminationGracePeriodSeconds {limit} must be at least 5 above HANDOFF_SHUTDOWN_GRACE ({grace} s)"
     (port,) = container["ports"]
-    yield settings["HANDOFF_HTTP_ADDR"] == f"0.0.0.0:{port['containerPort']}", "HANDOFF_HTTP_ADDR must listen on the port of the probes"
+    yield settings["HANDOFF_HTTP_ADDR"] == f"[::]:{port['containerPort']}", "HANDOFF_HTTP_ADDR must listen on the port of the probes"
     yield manifests["ConfigMap"]["metadata"]["name"] == container["envFrom"][0]["configMapRef"]["name"], "envFrom must name the ConfigMap"
     yield pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "seccompProfile must be RuntimeDefault"
     yield pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"], "the pod must not run as root or mount a service account token"
