@@ -1,6 +1,8 @@
 """Checks manifests that kustomize has built: against their schemas, and for consistency.
 
-    manifests.py REFERENCE ALERTS < MANIFESTS    REFERENCE is the folder docs/reference
+    manifests.py REFERENCE ALERTS [managed] < MANIFESTS
+
+REFERENCE is the folder docs/reference; `managed` says that RabbitMQ and Redis are outside of the cluster.
 
 kubernetes-validate checks the built-in kinds; models generated from the resource definitions check those
 of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
@@ -13,6 +15,8 @@ import sys
 import kubernetes_validate
 import yaml
 from cloudcoil.models import keda, prometheus_operator
+
+import network
 
 MODELS = {
     "ScaledObject": keda.v1alpha1.ScaledObject,
@@ -58,7 +62,7 @@ def seconds(duration):
     return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
 
 
-def deployment(manifests, reference):
+def deployment(manifests, reference, managed):
     """Yields whether the Deployment fits its settings and the other manifests, and the fault if not."""
     found = manifests["Deployment"]
     pod = found["spec"]["template"]["spec"]
@@ -97,6 +101,7 @@ def deployment(manifests, reference):
     yield selects(manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]), "the PodDisruptionBudget does not select the pods"
     for spread in pod["topologySpreadConstraints"]:
         yield selects(spread["labelSelector"]["matchLabels"]), "topologySpreadConstraints does not select the pods"
+    yield from network.checks(manifests["NetworkPolicy"], {port["name"]: port["containerPort"]}, managed)
 
 
 def operators(manifests, reference):
@@ -127,7 +132,7 @@ def operators(manifests, reference):
     yield {"maxReplicaCount", "fallback"} <= scaled["spec"].keys(), "the ScaledObject must limit the replicas in an outage"
 
 
-def main(reference_path, alerts_path):
+def main(reference_path, alerts_path, managed=""):
     pages = ("settings.md", "metrics-and-logs.md")
     reference = "".join((pathlib.Path(reference_path) / page).read_text(encoding="utf-8") for page in pages)
     with open(alerts_path, encoding="utf-8") as file:
@@ -141,7 +146,7 @@ def main(reference_path, alerts_path):
     kinds = {manifest["kind"]: manifest for manifest in manifests}
     checks = []
     try:
-        checks += deployment(kinds, reference)
+        checks += deployment(kinds, reference, managed)
         if "ScaledObject" in kinds:
             checks += operators(kinds, reference)
     except KeyError as missing:
