@@ -34,10 +34,12 @@ export async function withBrowser(use) {
     }
 }
 
-/** Opens a page, and fails on its errors. */
+/** The errors of pages: a page that has one may be incomplete. */
+const errors = [];
+
 export async function newPage(browser, viewport) {
     const page = await browser.newPage();
-    page.on('pageerror', (error) => console.error(`error in the page: ${error.stack ?? error}`));
+    page.on('pageerror', (error) => errors.push(error));
     await page.setViewport({ ...viewport, deviceScaleFactor: 0 });
     return page;
 }
@@ -47,6 +49,7 @@ export async function savePicture(page, selector, file) {
     await page.evaluate(() => document.fonts.ready);
     const element = await page.waitForSelector(selector);
     const png = await element.screenshot({ type: 'png' });
+    if (errors.length) throw new AggregateError(errors, 'errors in the page');
     const { status, stdout, stderr } = spawnSync(
         'pngquant', ['--strip', '--speed', '1', '--nofs', '256', '-'], { input: png, maxBuffer: 1 << 26 });
     if (status !== 0) throw new Error(`pngquant failed: ${stderr}`);

@@ -8,9 +8,8 @@
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { build } from 'esbuild';
 import { newPage, savePicture, withBrowser } from './browser.mjs';
+import { bundle } from './bundle.mjs';
 import { recordOutage } from './outage.mjs';
 
 const [file, handoff, root] = process.argv.slice(2);
@@ -22,17 +21,6 @@ const CHARTS = [
     'Deliveries by outcome', 'End-to-end time', 'Calls', 'Replicas paused, by reason', 'Messages ready, by queue', 'In flight',
 ];
 const WIDTH = 1200;
-
-/** Bundles the page's program. */
-async function bundle() {
-    const { outputFiles } = await build({
-        entryPoints: [join(dirname(fileURLToPath(import.meta.url)), 'dashboard.jsx')], bundle: true, write: false, format: 'iife',
-        outdir: 'out', minify: true, define: { 'process.env.NODE_ENV': '"production"', global: 'window' },
-        loader: { '.svg': 'dataurl', '.woff2': 'dataurl', '.woff': 'dataurl', '.ttf': 'dataurl' }, logLevel: 'error',
-    });
-    const text = (end) => outputFiles.filter(({ path }) => path.endsWith(end)).map((output) => output.text).join('\n');
-    return { script: text('.js'), style: text('.css') };
-}
 
 /** Serves one page and the icons of @grafana/ui. */
 async function serve(page, { script, style }) {
@@ -52,7 +40,7 @@ async function serve(page, { script, style }) {
     await page.goto('http://127.0.0.1/');
 }
 
-const [recorded, program] = [await recordOutage(handoff, root), await bundle()];
+const [recorded, program] = [await recordOutage(handoff, root), await bundle('dashboard.jsx')];
 const { from, down, up, to } = recorded;
 const named = (titles) => titles.map((title) => {
     const panel = recorded.panels.find((panel) => panel.title === title);

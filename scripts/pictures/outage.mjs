@@ -1,13 +1,12 @@
 // What Prometheus records of two workers while the platform is down for a minute.
 
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { createWriteStream, readFileSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import amqp from 'amqplib';
 import { until } from './browser.mjs';
+import { answers, freePort, withPrograms } from './programs.mjs';
+import { startSandbox } from './sandbox.mjs';
 
 /** The course of the load, in seconds. */
 const [BEFORE, OUTAGE, AFTER] = [50, 60, 50];
@@ -15,37 +14,6 @@ const REQUESTS_PER_SECOND = 25;
 const SCRAPE_SECONDS = 1;
 /** As Grafana sets its variables for a data source with this scrape interval. */
 const VARIABLES = { __rate_interval: `${4 * SCRAPE_SECONDS}s`, job: '.*' };
-
-export async function freePort() {
-    const server = createServer().listen(0, '127.0.0.1');
-    await once(server, 'listening');
-    const { port } = server.address();
-    server.close();
-    await once(server, 'close');
-    return port;
-}
-
-/** Calls `use` with a function that starts programs, which end after it. */
-export async function withPrograms(folder, use) {
-    const running = [];
-    const start = (name, command, args, env = {}) => {
-        const child = spawn(command, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
-        const log = createWriteStream(join(folder, `${name}.log`));
-        child.stdout.pipe(log, { end: false });
-        child.stderr.pipe(log, { end: false });
-        running.push(child);
-    };
-    try {
-        return await use(start);
-    } finally {
-        await Promise.all(running.filter((child) => child.exitCode === null).map((child) => {
-            child.kill();
-            return once(child, 'exit');
-        }));
-    }
-}
-
-const answers = (url) => fetch(url).then((response) => response.ok, () => false);
 
 /** Publishes requests at a steady rate, one in five for a user who has a link, until `stop` is called. */
 async function load(amqpUrl) {
@@ -72,7 +40,6 @@ async function load(amqpUrl) {
 export async function recordOutage(handoff, root) {
     const folder = process.env.HANDOFF_SERVICES_DIR;
     const dashboard = JSON.parse(readFileSync(join(root, 'deploy/grafana/handoff.json'), 'utf8'));
-    const platform = `http://127.0.0.1:${await freePort()}`;
     const prometheus = `http://127.0.0.1:${await freePort()}`;
     const workers = [await freePort(), await freePort()];
     const targets = workers.map((port, n) =>
@@ -82,22 +49,15 @@ export async function recordOutage(handoff, root) {
         '  - job_name: handoff', '    static_configs:', ...targets, ''].join('\n'));
 
     return withPrograms(folder, async (start) => {
-        start('sandbox', handoff, ['sandbox', '--addr', new URL(platform).host, '--latency', '80ms', '--jitter', '60ms']);
+        const { fail, settings } = await startSandbox(start, handoff);
         workers.forEach((port, n) => start(`worker-${n + 1}`, handoff, ['run'], {
-            HANDOFF_IDV_URL: platform, HANDOFF_IDV_API_KEY: 'sandbox-key', HANDOFF_IDV_WORKFLOW_ID: 'onboarding',
-            HANDOFF_HTTP_ADDR: `127.0.0.1:${port}`,
+            ...settings, HANDOFF_HTTP_ADDR: `127.0.0.1:${port}`,
         }));
         start('prometheus', 'prometheus', [`--config.file=${folder}/prometheus.yml`, `--storage.tsdb.path=${folder}/tsdb`,
             `--web.listen-address=${new URL(prometheus).host}`]);
-        const urls = [`${platform}/sandbox/stats`, `${prometheus}/-/ready`, ...workers.map((port) => `http://127.0.0.1:${port}/readyz`)];
+        const urls = [`${prometheus}/-/ready`, ...workers.map((port) => `http://127.0.0.1:${port}/readyz`)];
         for (const url of urls) await until(url, () => answers(url));
 
-        const fail = async (faults) => {
-            const body = JSON.stringify(faults);
-            const headers = { 'content-type': 'application/json' };
-            const { ok, status } = await fetch(`${platform}/sandbox/faults`, { method: 'PUT', body, headers });
-            if (!ok) throw new Error(`the sandbox answers ${status} to ${body}`);
-        };
         const stop = await load(process.env.HANDOFF_AMQP_URL);
         // The first seconds have no rates yet.
         await sleep(5_000);
