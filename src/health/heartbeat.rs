@@ -9,6 +9,7 @@ use std::{
 
 use tokio::time::{Instant, timeout};
 
+use super::systemd;
 use crate::units::millis;
 
 /// How often a waiting loop beats.
@@ -53,7 +54,7 @@ impl Heartbeat {
     }
 }
 
-/// Starts a thread that logs when the loop gets stuck and when it recovers.
+/// Starts a thread that reports to systemd while the loop runs, and logs when it gets stuck and when it recovers.
 ///
 /// A separate thread, because the runtime has only one: whatever blocks the loop blocks every other
 /// task, the probes included. The thread ends when `age` returns `None`.
@@ -61,7 +62,7 @@ impl Heartbeat {
 /// # Errors
 /// The operating system refuses another thread.
 pub(super) fn watch(age: impl Fn() -> Option<Duration> + Send + 'static) -> io::Result<()> {
-    watch_with(age, STUCK_AFTER, WATCH_EVERY, |stuck_for| match stuck_for {
+    watch_with(age, STUCK_AFTER, WATCH_EVERY, systemd::alive, |stuck_for| match stuck_for {
         Some(age) => {
             tracing::error!(stuck_s = age.as_secs(), "request loop stuck: restart this worker");
         }
@@ -69,18 +70,22 @@ pub(super) fn watch(age: impl Fn() -> Option<Duration> + Send + 'static) -> io::
     })
 }
 
-/// Calls `on_change` with the age of the last beat once the loop is stuck, and with `None` once it
-/// runs again.
+/// Calls `alive` whenever it finds the loop running, and `on_change` with the age of the last beat once the loop is
+/// stuck, and with `None` once it runs again.
 fn watch_with(
     age: impl Fn() -> Option<Duration> + Send + 'static,
     stuck_after: Duration,
     every: Duration,
+    alive: impl Fn() + Send + 'static,
     on_change: impl Fn(Option<Duration>) + Send + 'static,
 ) -> io::Result<()> {
     let watching = move || {
         let mut was_stuck = false;
         while let Some(age) = age() {
             let stuck = age >= stuck_after;
+            if !stuck {
+                alive();
+            }
             if std::mem::replace(&mut was_stuck, stuck) != stuck {
                 on_change(stuck.then_some(age));
             }
@@ -121,15 +126,22 @@ mod tests {
     fn watchdog_reports_a_stuck_loop_once_and_its_recovery() {
         let heartbeat = Arc::new(Heartbeat::new());
         let (report, reports) = mpsc::channel();
+        let (live, lives) = mpsc::channel();
         let watched = Arc::downgrade(&heartbeat);
         let age = move || Some(watched.upgrade()?.age());
         let ms = Duration::from_millis;
-        watch_with(age, ms(100), ms(5), move |stuck_for| report.send(stuck_for).unwrap()).unwrap();
+        let alive = move || live.send(()).unwrap();
+        let on_change = move |stuck_for| report.send(stuck_for).unwrap();
+        watch_with(age, ms(100), ms(5), alive, on_change).unwrap();
+        lives.recv().unwrap();
         let first = reports.recv().unwrap();
         assert!(first.is_some_and(|age| age >= ms(100)), "{first:?}");
+        while lives.try_recv().is_ok() {}
         assert!(reports.recv_timeout(ms(100)).is_err(), "reported twice");
+        assert!(lives.try_recv().is_err(), "systemd must restart a stuck worker");
         heartbeat.beat();
         assert_eq!(reports.recv().unwrap(), None);
+        lives.recv().unwrap();
         // The thread ends with the heartbeat.
         drop(heartbeat);
         assert!(reports.iter().all(|stuck_for| stuck_for.is_some()));

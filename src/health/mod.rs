@@ -3,6 +3,7 @@
 mod bind;
 mod heartbeat;
 mod listener;
+mod systemd;
 
 use std::{
     net::SocketAddr,
@@ -50,8 +51,9 @@ impl Health {
         })
     }
 
-    /// Starts the watchdog, which ends when `self` is dropped.
+    /// Starts the watchdog, which ends when `self` is dropped, and reports the start to systemd.
     pub(crate) fn watch(self: &Arc<Self>) {
+        systemd::started();
         let health = Arc::downgrade(self);
         if let Err(error) = heartbeat::watch(move || Some(health.upgrade()?.heartbeat.age())) {
             tracing::warn!(%error, "watchdog not started: a stuck request loop will not be logged");
@@ -62,6 +64,12 @@ impl Health {
     pub(crate) fn set_consuming(&self, consuming: bool) {
         self.consuming.store(consuming, Ordering::Relaxed);
         self.metrics.broker.set_connected(consuming);
+        systemd::consuming(consuming);
+    }
+
+    /// Records that the worker shuts down.
+    pub(crate) fn set_stopping(&self) {
+        systemd::stopping();
     }
 
     /// Records that RabbitMQ refuses the login with the current settings, or accepts it again. The text holds

@@ -160,8 +160,9 @@ impl MainLoop {
     /// Waits for the requests in flight, requeues those that do not finish within the grace period, and
     /// closes the connections.
     async fn drain(self, connected: Option<Connected>) {
-        let Context { processor, tasks, retiring, draining, .. } = self.context;
+        let Context { processor, tasks, retiring, draining, health, .. } = self.context;
         tracing::info!(in_flight = tasks.len(), "shutting down");
+        health.set_stopping();
         tasks.close();
         retiring.close();
         let close_limit = CLOSE_LIMIT.min(self.grace / 4);

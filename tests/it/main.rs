@@ -62,6 +62,7 @@ mod schema;
 mod secrets;
 mod server_texts;
 mod shutdown;
+mod systemd;
 mod terminal;
 mod tls;
 mod topology;
