@@ -99,6 +99,10 @@ lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 check-schema: ## Check docs/asyncapi.yaml with AsyncAPI's parser (needs Node.js and npm)
 	scripts/check-schema docs/asyncapi.yaml
 
+.PHONY: check-mermaid
+check-mermaid: ## Check the diagrams in the documentation with Mermaid's parser (needs Node.js and npm)
+	scripts/check-mermaid README.md docs/*.md docs/reference/*.md
+
 # Not part of CI: a picture differs from run to run in its times, ports and ids.
 .PHONY: pictures
 pictures: build ## Make the pictures in docs/pictures/ from the running program; ARGS='demo' makes one

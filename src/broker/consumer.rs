@@ -37,6 +37,7 @@ pub(crate) struct Consumer {
     acks: Arc<Acks>,
     _ack_task: AbortOnDropHandle<()>,
     queue: ShortString,
+    prefetch: u16,
     subscription: Subscription,
     /// The subscription's deliveries, and before them those of former ones that lapin still holds.
     streams: VecDeque<lapin::Consumer>,
@@ -76,12 +77,18 @@ impl Consumer {
             acks,
             _ack_task: AbortOnDropHandle::new(ack_task),
             queue,
+            prefetch,
             subscription: Subscription::Active(consumer.tag()),
             streams: VecDeque::from([consumer]),
             received: VecDeque::new(),
             emptied: Vec::new(),
             failure: None,
         })
+    }
+
+    /// The prefetch of the last subscription.
+    pub(crate) fn prefetch(&self) -> u16 {
+        self.prefetch
     }
 
     /// Changes the prefetch. Deliveries received before do not count towards it.
@@ -215,6 +222,7 @@ impl Consumer {
         let consuming = consume(&self.acks.channel, &self.queue, prefetch);
         let consumer = rpc(&operation(&self.queue), consuming).await?;
         log::prefetch_changed(prefetch);
+        self.prefetch = prefetch;
         self.subscription = Subscription::Active(consumer.tag());
         self.streams.push_back(consumer);
         Ok(())

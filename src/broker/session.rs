@@ -43,13 +43,14 @@ pub(crate) struct BrokerSession {
 }
 
 impl BrokerSession {
-    /// Opens both connections to one node, and starts to consume. At most this many `copies` are published at
-    /// once.
+    /// Opens both connections to one node, and starts to consume with this `prefetch`. At most this many
+    /// `copies` are published at once.
     pub(crate) async fn open(
         topology: Arc<Topology>,
         nodes: &AmqpNodes,
         cursor: &NodeCursor,
         copies: u16,
+        prefetch: u16,
         frame_max: FrameMax,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
@@ -57,7 +58,8 @@ impl BrokerSession {
         // two.
         let publishing = Connection::open(nodes, cursor, Role::Publisher(frame_max)).await?;
         let consuming = publishing.open_second(nodes, cursor, Role::Consumer(frame_max)).await?;
-        let (consumer, ensured) = start_consumer(&topology, &publishing, &consuming).await?;
+        let (consumer, ensured) =
+            start_consumer(&topology, &publishing, &consuming, prefetch).await?;
         let connection = Arc::clone(&publishing.lapin);
         let publisher =
             Publisher::new(connection, Arc::clone(&topology), copies, Arc::clone(&metrics));
@@ -176,9 +178,9 @@ async fn start_consumer(
     topology: &Topology,
     publishing: &Connection,
     consuming: &Connection,
+    prefetch: u16,
 ) -> Result<(Consumer, bool), BrokerError> {
-    // One at a time at first: a message may be poison.
-    let start = || Consumer::start(&consuming.lapin, topology.request_queue(), 1);
+    let start = || Consumer::start(&consuming.lapin, topology.request_queue(), prefetch);
     if topology.was_ensured() {
         // Fails if the queue was deleted meanwhile.
         match start().await {

@@ -1,6 +1,9 @@
 //! Consumes from one connection until the connection fails or the worker shuts down.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -30,10 +33,21 @@ pub(super) async fn consume(
     window: &mut PrefetchWindow,
     log: &mut ConnectionLog,
 ) -> End {
+    let prefetch = Arc::clone(&connector.prefetch);
     // Boxed: it has room for a connection in the making.
     let mut over = Box::pin(until_over(connected, connector));
     let heartbeat = &context.health.heartbeat;
+    // The window of a replaced connection goes on, and may have changed while the new one was made.
+    if connected.session.consumer.prefetch() != window.size() {
+        let changing = connected.session.consumer.set_prefetch(window.size());
+        match until_end(context, changing, &mut over).await {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => return End::Fault(fault),
+            Err(end) => return end,
+        }
+    }
     loop {
+        prefetch.store(window.size(), Ordering::Relaxed);
         log.consuming(&context.queue, window);
         // The slot comes first, so that no delivery is taken that cannot start.
         let slot = heartbeat.while_waiting(Arc::clone(&context.slots).acquire_owned());

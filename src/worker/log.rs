@@ -14,6 +14,7 @@ const LOST: &str = "connection lost: reconnecting to RabbitMQ";
 const NOT_CONSUMING: &str = "cannot consume from RabbitMQ: retrying";
 const NOT_REPLACED: &str =
     "cannot connect with changed RabbitMQ settings: retrying, still consuming with the former ones";
+const FORMER_SETTINGS: &str = "connected with the former RabbitMQ settings: still trying the changed ones, which have not worked yet";
 const SERVING_ALONE: &str = "message redelivered often: serving it alone, then on a new connection";
 const MADE_ROOM: &str =
     "request failed in an outage: moved to the end of the queue for others to probe";
@@ -31,6 +32,7 @@ const MAX_CONNECT_ERRORS: usize = 32;
 static LOST_LIMIT: LogLimit = LogLimit::new(LOST, 12);
 static NOT_CONSUMING_LIMIT: LogLimit = LogLimit::new(NOT_CONSUMING, 12);
 static NOT_REPLACED_LIMIT: LogLimit = LogLimit::new(NOT_REPLACED, 3);
+static FORMER_SETTINGS_LIMIT: LogLimit = LogLimit::new(FORMER_SETTINGS, 3);
 static SERVING_ALONE_LIMIT: LogLimit = LogLimit::new(SERVING_ALONE, 3);
 static MADE_ROOM_LIMIT: LogLimit = LogLimit::new(MADE_ROOM, 3);
 static DEFERRED_LIMIT: LogLimit = LogLimit::new(DEFERRED, 3);
@@ -130,6 +132,13 @@ impl ConnectionLog {
 pub(super) fn not_replaced(error: BrokerError) {
     if error.is_login_refused() || NOT_REPLACED_LIMIT.permit() {
         tracing::error!(%error, "{NOT_REPLACED}");
+    }
+}
+
+/// The connection was lost before one with the changed settings was made.
+pub(super) fn former_settings() {
+    if FORMER_SETTINGS_LIMIT.permit() {
+        tracing::warn!("{FORMER_SETTINGS}");
     }
 }
 

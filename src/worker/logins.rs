@@ -1,4 +1,4 @@
-//! Which credentials to log in to RabbitMQ with next, and when.
+//! Which settings to connect to RabbitMQ with next, and when.
 
 use tokio::time::Instant;
 
@@ -8,13 +8,15 @@ use crate::{config::AmqpNodes, retry::LoginWait};
 /// moment.
 const MAX_REFUSED: usize = 4;
 
-/// The logins so far.
+/// The connections so far, and their logins.
 #[derive(Debug)]
 pub(super) struct Logins {
     /// The settings of the last login that RabbitMQ accepted.
     accepted: Option<AmqpNodes>,
     /// Settings whose login RabbitMQ refused, and when they may be tried again.
     refused: Vec<(AmqpNodes, Instant)>,
+    /// The settings of the last try that failed for another reason, if it was the last one.
+    failed: Option<AmqpNodes>,
     wait: LoginWait,
 }
 
@@ -29,15 +31,19 @@ pub(super) enum NextLogin {
 
 impl Logins {
     pub(super) fn new() -> Self {
-        Self { accepted: None, refused: Vec::new(), wait: LoginWait::new() }
+        Self { accepted: None, refused: Vec::new(), failed: None, wait: LoginWait::new() }
     }
 
     /// Tries the current settings, and, if `or_former`, those that RabbitMQ accepted last: a file may change
-    /// before RabbitMQ does, or hold a mistake.
+    /// before RabbitMQ does, or hold a mistake. Tries of both alternate.
     pub(super) fn next(&self, current: &AmqpNodes, or_former: bool) -> NextLogin {
-        let former = self.accepted.as_ref().filter(|_| or_former);
+        let former = self.former(current).filter(|_| or_former);
+        let mut order = [Some(current), former];
+        if self.failed.as_ref().is_some_and(|failed| failed.is_same(current)) {
+            order.reverse();
+        }
         let mut next = None;
-        for nodes in [Some(current), former].into_iter().flatten() {
+        for nodes in order.into_iter().flatten() {
             match self.refused.iter().find(|(refused, _)| refused.is_same(nodes)) {
                 Some((_, at)) if *at > Instant::now() => {
                     next = Some(next.map_or(*at, |next: Instant| next.min(*at)));
@@ -46,6 +52,16 @@ impl Logins {
             }
         }
         NextLogin::At(next.unwrap_or_else(Instant::now))
+    }
+
+    /// The settings that RabbitMQ accepted last, unless they are the current ones. Those have not worked yet.
+    pub(super) fn former(&self, current: &AmqpNodes) -> Option<&AmqpNodes> {
+        self.accepted.as_ref().filter(|accepted| !accepted.is_same(current))
+    }
+
+    /// A connection with these settings was not made, though the login was not refused.
+    pub(super) fn failed(&mut self, nodes: &AmqpNodes) {
+        self.failed = Some(nodes.clone());
     }
 
     /// RabbitMQ refused a login with these settings. Returns whether this is the first refusal since it last
@@ -122,5 +138,32 @@ mod tests {
         assert!(is_now(logins.next(&wrong, true), &wrong));
         logins.accepted(&right, true);
         assert!(logins.refused(&right), "the first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_settings_that_fail_alternate_with_the_former_ones_until_they_work() {
+        let [former, changed] =
+            ["a", "b"].map(|host| amqp_nodes(&format!("amqp://{host}")).unwrap());
+        let mut logins = Logins::new();
+        logins.failed(&former);
+        assert!(is_now(logins.next(&former, true), &former), "there are no others");
+        logins.accepted(&former, true);
+        assert!(logins.former(&former).is_none());
+        assert!(is_now(logins.next(&changed, true), &changed));
+        logins.failed(&changed);
+        assert!(is_now(logins.next(&changed, false), &changed));
+        assert!(is_now(logins.next(&changed, true), &former));
+        logins.failed(&former);
+        assert!(is_now(logins.next(&changed, true), &changed));
+        logins.failed(&changed);
+        logins.accepted(&former, false);
+        // Lost again: the changed ones have failed, so the former ones come first.
+        assert!(is_now(logins.next(&changed, true), &former));
+        // Refused meanwhile.
+        logins.refused(&former);
+        assert!(is_now(logins.next(&changed, true), &changed));
+        logins.accepted(&changed, true);
+        logins.failed(&changed);
+        assert!(is_now(logins.next(&changed, true), &changed), "no way back");
     }
 }

@@ -5,10 +5,10 @@
 //! Behind a wide window, one poison message gets its neighbours dead-lettered, too. The window therefore
 //! isolates suspects: messages that RabbitMQ has redelivered ten times or more.
 //!
-//! - **Growing**: a new connection starts with a window of one. A message with few redeliveries opens the
-//!   window fully, and so does a queue that is idle from the start. A suspect only doubles it, once all
-//!   earlier deliveries are settled. Most suspects are harmless: RabbitMQ up to 4.2 also counts messages
-//!   that a worker merely returned.
+//! - **Growing**: a connection starts with a window of one, unless it replaces one that still serves. A
+//!   message with few redeliveries opens the window fully, and so does a queue that is idle from the start.
+//!   A suspect only doubles it, once all earlier deliveries are settled. Most suspects are harmless:
+//!   RabbitMQ up to 4.2 also counts messages that a worker merely returned.
 //! - **Full**: a suspect is served alone, on a connection that then ends.
 //! - **One at a time**: entered after a delivery broke the connection. The culprit is one of at most a
 //!   full window of messages, so after that many deliveries the window grows again; earlier if the
@@ -72,7 +72,16 @@ impl PrefetchWindow {
         Self { max, phase: Phase::initial(max) }
     }
 
-    /// Prepares for a new connection. If it is still one at a time, that starts over.
+    /// How many deliveries RabbitMQ may have in flight.
+    pub(super) fn size(&self) -> u16 {
+        match self.phase {
+            Phase::Growing { size, .. } | Phase::Narrow { size, .. } => size,
+            Phase::Full { .. } => self.max,
+            Phase::OneAtATime { .. } => 1,
+        }
+    }
+
+    /// Prepares for a new connection after a lost one. If it is still one at a time, that starts over.
     pub(super) fn on_reconnect(&mut self) {
         self.phase = match self.phase {
             Phase::OneAtATime { .. } => Phase::OneAtATime { received: 0 },
@@ -185,11 +194,7 @@ impl PrefetchWindow {
     fn on_large(&mut self, bytes: usize) -> Next {
         let fitting = u16::try_from(MAX_WHEN_FETCHING / bytes.max(1)).unwrap_or(u16::MAX);
         let to = fitting.clamp(1, self.max);
-        let size = match self.phase {
-            Phase::Growing { size, .. } | Phase::Narrow { size, .. } => size,
-            Phase::Full { .. } => self.max,
-            Phase::OneAtATime { .. } => 1,
-        };
+        let size = self.size();
         if matches!(self.phase, Phase::Full { .. }) && to == self.max {
             return Next::Keep;
         }

@@ -50,15 +50,18 @@ impl MainLoop {
         let mut replacement = None;
         loop {
             let mut connected = match replacement.take() {
+                // Nothing was lost, so no delivery is suspected: the prefetch window stays as it is.
                 Some(connected) => connected,
                 None => match self.connect(&mut connector, &mut log).await {
-                    Some(connected) => connected,
+                    Some(connected) => {
+                        window.on_reconnect();
+                        connected
+                    }
                     None => break,
                 },
             };
             if std::mem::replace(&mut reconnecting, true) {
                 self.context.processor.metrics.broker.reconnected();
-                window.on_reconnect();
             }
             self.context.health.set_consuming(true);
             log.connected();
@@ -87,7 +90,7 @@ impl MainLoop {
                 }
                 End::Fault(fault) => {
                     self.context.health.set_consuming(false);
-                    connector.cursor.lost();
+                    connector.lost();
                     log.lost(&fault);
                     if let Some(timeout) = fault.consumer_timeout() {
                         self.context.processor.hold.on_consumer_timeout(timeout);

@@ -1,8 +1,10 @@
 //! Credentials that are replaced while the worker runs.
 
 mod cache_key;
+mod calm_reconnect;
 mod refused;
 mod under_load;
+mod unreachable;
 
 use std::collections::BTreeMap;
 
@@ -35,9 +37,12 @@ impl Login {
 
     /// Writes the URL with this password into the file.
     fn write(&self, password: &str) {
-        let url = self.node.url_as(&self.user, password);
+        self.write_url(&self.node.url_as(&self.user, password));
+    }
+
+    fn write_url(&self, url: &str) {
         // The file is replaced at once: a reader never finds half of it.
-        let next = TempFile::new(&url);
+        let next = TempFile::new(url);
         std::fs::rename(next.path(), self.file.path()).unwrap();
     }
 
