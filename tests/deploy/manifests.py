@@ -11,6 +11,7 @@ of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
 import pathlib
 import re
 import sys
+import urllib.parse
 
 import kubernetes_validate
 import yaml
@@ -24,6 +25,8 @@ MODELS = {
     "ServiceMonitor": prometheus_operator.v1.ServiceMonitor,
     "PrometheusRule": prometheus_operator.v1.PrometheusRule,
 }
+# Keys that are newer than the models, with their values: `behavior` is of KEDA 2.17. Newer models need Python 3.14.
+NEWER = {".spec.fallback.behavior": {"static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"}}
 KUBERNETES = "1.30"  # the oldest supported version; later ones accept the same keys
 
 
@@ -31,6 +34,8 @@ def dropped(given, kept, path=""):
     """Yields the path of each key that the model has dropped because it is unknown."""
     if isinstance(given, dict):
         for key, value in given.items():
+            if isinstance(value, str) and value in NEWER.get(f"{path}.{key}", ()):
+                continue
             if not isinstance(kept, dict) or key not in kept:
                 yield f"{path}.{key}"
             else:
@@ -120,6 +125,9 @@ def operators(manifests, reference):
         yield "TriggerAuthentication" not in manifests, "the TriggerAuthentication is not used"
         for name in set(re.findall(r"handoff_\w+", metadata["query"])):
             yield f"`{name}`" in reference, f"KEDA queries {name}, which is not a documented metric"
+        namespaces = re.findall(r'namespace="([^"]*)"', metadata["query"])
+        yield set(namespaces) == {found["metadata"]["namespace"]}, "KEDA must query the namespace of the workers"
+        yield len(namespaces) == metadata["query"].count("{"), "KEDA must query the namespace of the workers in each selector"
         yield metadata["ignoreNullValues"] == "false", "KEDA must not take missing metrics for an empty queue"
         value = metadata["threshold"]
     else:
@@ -127,9 +135,16 @@ def operators(manifests, reference):
         yield trigger["authenticationRef"]["name"] == authentication["metadata"]["name"], "the ScaledObject does not use the TriggerAuthentication"
         yield (metadata["protocol"], metadata["excludeUnacknowledged"]) == ("http", "false"), "KEDA must count unacked messages, through the management API"
         yield metadata["queueName"] == settings.get("HANDOFF_QUEUE", "verification.requested"), "KEDA must use the queue of HANDOFF_QUEUE"
+        secret = {target["parameter"] for target in authentication["spec"]["secretTargetRef"]}
+        yield {"username", "password"} <= secret, "KEDA must get user and password as parameters of their own"
+        host = urllib.parse.urlsplit(metadata.get("host", ""))
+        yield host.scheme == "https" and "host" not in secret, "KEDA's host must be in the ScaledObject, and an https URL"
+        yield "@" not in host.netloc, "KEDA's host must have no user and password"
+        yield host.path == "/" and metadata.get("vhostName"), "KEDA's host must end with a slash, and vhostName name the virtual host"
         value = metadata["value"]
     yield value == settings["HANDOFF_CONCURRENCY"], "KEDA's value must be HANDOFF_CONCURRENCY"
-    yield {"maxReplicaCount", "fallback"} <= scaled["spec"].keys(), "the ScaledObject must limit the replicas in an outage"
+    yield "maxReplicaCount" in scaled["spec"], "the ScaledObject must limit the replicas in an outage"
+    yield scaled["spec"]["fallback"].get("behavior") == "currentReplicasIfHigher", "KEDA must not remove replicas while it cannot query: fallback.behavior"
 
 
 def main(reference_path, alerts_path, managed=""):
