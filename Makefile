@@ -9,7 +9,7 @@ RELEASE = $(TARGET)/release
 
 .PHONY: help
 help: ## List the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 .PHONY: demo
 demo: build ## Run a demo: a simulated platform, a worker and a few requests
@@ -52,6 +52,11 @@ test-redis6: ## Run the tests of Redis with Redis 6.0, unpacked into a separate 
 test-clusters: tools ## Run the tests of fail-overs, with clusters of RabbitMQ and Redis (minutes)
 	cargo test --locked --test clusters --no-run
 	RUST_TEST_THREADS=1 scripts/with-services cargo test --locked --test clusters $(if $(ARGS),-- $(ARGS))
+
+.PHONY: test-clusters-rabbitmq4
+test-clusters-rabbitmq4: ## Run the fail-overs of RabbitMQ clusters with RabbitMQ 4 (minutes, needs root)
+	root=$$(scripts/rabbitmq4-root) && \
+		HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test-clusters ARGS='$(or $(ARGS),rabbitmq::)'
 
 .PHONY: chaos
 chaos: tools ## Inject random faults for minutes; ARGS='--seed 7 --minutes 5'

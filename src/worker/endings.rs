@@ -81,11 +81,13 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
                     // without a delay, an ending was copied 60 times a second.
                     End::RedisUnavailable => RESTART_DELAY,
                     End::Fault(error) => {
-                        if !source.lost.is_cancelled() {
-                            log::endings_not_consumed(&error);
-                            logged = Some(error);
+                        // A lost connection, which is logged elsewhere, may end this consumer first.
+                        if timeout(RESTART_DELAY, ended(&stop, &source.lost)).await.is_ok() {
+                            return;
                         }
-                        RESTART_DELAY
+                        log::endings_not_consumed(&error);
+                        logged = Some(error);
+                        continue;
                     }
                 }
             }
@@ -102,6 +104,14 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
         if timeout(delay, stop.cancelled()).await.is_ok() {
             return;
         }
+    }
+}
+
+/// Waits until either is cancelled.
+async fn ended(stop: &CancellationToken, lost: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = lost.cancelled() => {}
     }
 }
 

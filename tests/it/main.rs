@@ -12,6 +12,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod stuck_retries;
 mod support;
 
 mod broker_faults;

@@ -33,6 +33,7 @@ pub const HOLD_LIMIT_LOWERED: &str =
 pub const RABBITMQ_SETTINGS_CHANGED: &str = "RabbitMQ settings changed: replacing the connection";
 pub const NOT_REPLACED: &str =
     "cannot connect with changed RabbitMQ settings: retrying, still consuming with the former ones";
+pub const ENDINGS_NOT_CONSUMED: &str = "cannot consume endings: links are not forgotten; retrying";
 pub const FORMER_SETTINGS: &str = "connected with the former RabbitMQ settings: still trying the changed ones, which have not worked yet";
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
 pub const CONSUMER_FORGOTTEN: &str =
