@@ -1,6 +1,6 @@
 """Checks manifests that kustomize has built: against their schemas, and for consistency.
 
-    manifests.py REFERENCE ALERTS [managed] < MANIFESTS
+    manifests.py REFERENCE ALERTS DASHBOARD [managed] < MANIFESTS
 
 REFERENCE is the folder docs/reference; `managed` says that RabbitMQ and Redis are outside of the cluster.
 
@@ -147,23 +147,39 @@ def operators(manifests, reference):
     yield scaled["spec"]["fallback"].get("behavior") == "currentReplicasIfHigher", "KEDA must not remove replicas while it cannot query: fallback.behavior"
 
 
-def main(reference_path, alerts_path, managed=""):
+def monitoring(manifests, alerts, dashboard):
+    """As `deployment`, for the copies of the alerts and the dashboard."""
+    yield manifests["PrometheusRule"]["spec"] == alerts, "the PrometheusRule differs from the alerts"
+    yield "grafana_dashboard" in manifests["dashboard"]["metadata"]["labels"], "Grafana's sidecar does not find the dashboard"
+    yield list(manifests["dashboard"]["data"].values()) == [dashboard], "the ConfigMap differs from the dashboard"
+
+
+def kind(manifest):
+    """The kind, but for the second ConfigMap."""
+    if manifest["metadata"]["name"].endswith("-dashboard"):
+        return "dashboard"
+    return manifest["kind"]
+
+
+def main(reference_path, alerts_path, dashboard_path, managed=""):
     pages = ("settings.md", "metrics-and-logs.md")
     reference = "".join((pathlib.Path(reference_path) / page).read_text(encoding="utf-8") for page in pages)
     with open(alerts_path, encoding="utf-8") as file:
         alerts = yaml.safe_load(file)
+    with open(dashboard_path, encoding="utf-8") as file:
+        dashboard = file.read()
     manifests = [manifest for manifest in yaml.safe_load_all(sys.stdin) if manifest]
-    rule = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "handoff"}, "spec": alerts}
 
     faults = []
-    for manifest in [*manifests, rule]:
+    for manifest in manifests:
         faults += [f"{manifest['kind']} {fault}" for fault in by_schema(manifest)]
-    kinds = {manifest["kind"]: manifest for manifest in manifests}
+    kinds = {kind(manifest): manifest for manifest in manifests}
     checks = []
     try:
         checks += deployment(kinds, reference, managed)
         if "ScaledObject" in kinds:
             checks += operators(kinds, reference)
+            checks += monitoring(kinds, alerts, dashboard)
     except KeyError as missing:
         faults.append(f"{missing} is missing")
     faults += [fault for holds, fault in checks if not holds]
