@@ -89,7 +89,8 @@ def deployment(manifests, reference, managed):
     yield security["capabilities"] == {"drop": ["ALL"]}, "the container must drop all capabilities"
     for probe, path in (("livenessProbe", "/livez"), ("startupProbe", "/livez"), ("readinessProbe", "/readyz")):
         yield container[probe]["httpGet"]["path"] == path, f"{probe} must use {path}: with another path, an outage restarts pods"
-    yield container["resources"].keys() >= {"requests", "limits"}, "the container must have resource requests and limits"
+    for kind_of in ("requests", "limits"):
+        yield {"memory", "ephemeral-storage"} <= container["resources"][kind_of].keys(), f"the container must have {kind_of} of memory and ephemeral-storage"
     for name in [*settings, *(name.removesuffix("_FILE") for name in files)]:
         yield f"`{name}`" in reference, f"{name} is not a documented setting"
     for name, path in files.items():
@@ -106,7 +107,18 @@ def deployment(manifests, reference, managed):
     yield selects(manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]), "the PodDisruptionBudget does not select the pods"
     for spread in pod["topologySpreadConstraints"]:
         yield selects(spread["labelSelector"]["matchLabels"]), "topologySpreadConstraints does not select the pods"
+        yield spread.get("matchLabelKeys") == ["pod-template-hash"], "topologySpreadConstraints must count the pods of one revision"
     yield from network.checks(manifests["NetworkPolicy"], {port["name"]: port["containerPort"]}, managed)
+
+
+def namespace(manifests):
+    """As `deployment`, for the namespace of an overlay."""
+    found = manifests["Namespace"]["metadata"]
+    for mode in ("enforce", "warn", "audit"):
+        yield found["labels"].get(f"pod-security.kubernetes.io/{mode}") == "restricted", f"the namespace must {mode} the Pod Security Standard restricted"
+    for manifest in manifests.values():
+        if manifest["kind"] != "Namespace":
+            yield manifest["metadata"].get("namespace") == found["name"], f"the {manifest['kind']} is in another namespace"
 
 
 def operators(manifests, reference):
@@ -178,6 +190,7 @@ def main(reference_path, alerts_path, dashboard_path, managed=""):
     try:
         checks += deployment(kinds, reference, managed)
         if "ScaledObject" in kinds:
+            checks += namespace(kinds)
             checks += operators(kinds, reference)
             checks += monitoring(kinds, alerts, dashboard)
     except KeyError as missing:
