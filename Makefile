@@ -85,7 +85,7 @@ test-image: ## Build the image and test it with docker-compose.yml
 	scripts/test-image
 
 .PHONY: check-snippets
-check-snippets: build ## Run the programs in docs/integrating.md against the demo
+check-snippets: build ## Run the programs in the guides against the demo
 	@scripts/with-services scripts/check-snippets $(HANDOFF)
 
 .PHONY: check-deploy
