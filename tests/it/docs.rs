@@ -92,6 +92,24 @@ fn links_between_documents_lead_to_files_and_headings() {
     assert!(checked > 50, "only {checked} links found");
 }
 
+/// `make pictures` makes them.
+#[test]
+fn each_picture_is_shown_and_small() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/pictures");
+    let pages = pages();
+    let shown = |picture: &Path| {
+        pages.iter().any(|(page, text)| {
+            let folder = page.parent().unwrap();
+            links(text).iter().any(|link| folder.join(link) == picture)
+        })
+    };
+    for picture in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let bytes = fs::metadata(&picture).unwrap().len();
+        assert!(bytes <= 300 * 1024, "{}: {bytes} bytes", picture.display());
+        assert!(shown(&picture), "no page shows {}", picture.display());
+    }
+}
+
 #[test]
 fn pages_of_the_reference_are_short_and_begin_with_their_contents() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference");
