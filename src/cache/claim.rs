@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use futures_util::future::join;
+
 use super::{
     error::CacheError,
     handle::Cache,
@@ -103,7 +105,13 @@ impl Cache {
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
             script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
-            let reply = self.run::<Vec<u8>>(&keys.link, &script).await;
+            let reply = match self.0.pool.run_deferred(&keys.link) {
+                None => self.run::<Vec<u8>>(&keys.link, &script).await,
+                // What a fail-over may have lost, for example. Boxed to keep the caller's future small; this is rare.
+                Some(deferred) => {
+                    Box::pin(join(deferred, self.run::<Vec<u8>>(&keys.link, &script))).await.1
+                }
+            };
             if reply.is_ok() {
                 self.0.pool.served(&keys.link);
             }

@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool_redis::{Connection, Pool as Deadpool};
+use deadpool_redis::Connection;
 
 use super::{
-    dial::{Address, connection, pool},
+    dial::{Address, Dialler},
+    dial_pace::DialPace,
     error::CacheError,
-    sentinel::{find_primary, require_primary, until_moved},
-    sentinel_logins::SentinelLogins,
+    sentinel::{Tie, find_primary, require_primary, until_moved},
 };
 use crate::config::{RedisNodes, RedisSettings, Sentinels, Watched};
 
@@ -35,9 +35,11 @@ pub(super) enum Target {
 pub(super) struct Connector {
     nodes: Watched<RedisNodes>,
     target: Target,
-    sentinel_logins: SentinelLogins,
-    /// The pool of the latest connection, and what it was made of.
-    latest: Option<(Arc<RedisNodes>, Option<Address>, Deadpool)>,
+    sentinel_pace: DialPace,
+    /// What made the latest connection, and what it was made of.
+    latest: Option<(Arc<RedisNodes>, Option<Address>, Dialler)>,
+    /// There was no connection to `latest` at the last try.
+    failed: bool,
     /// The URLs of the latest try, those of the sentinels second.
     tried: (Arc<RedisNodes>, Option<Arc<RedisNodes>>),
 }
@@ -53,7 +55,8 @@ impl Connector {
         Self {
             nodes: settings.nodes.clone(),
             target,
-            sentinel_logins: SentinelLogins::default(),
+            sentinel_pace: DialPace::default(),
+            failed: false,
             latest: None,
             tried: (settings.nodes.current(), None),
         }
@@ -67,20 +70,30 @@ impl Connector {
         self.tried = (self.nodes.current(), sentinel_urls);
         let Some(sentinels) = sentinels else {
             let address = self.node().cloned();
-            return connection(&self.pool(address)?).await;
+            return self.dialler(address)?.connect().await;
         };
-        let address = find_primary(&sentinels, &self.sentinel_logins).await?;
-        let pool = self.pool(Some(address.clone()))?;
+        let former = self.latest.as_ref().and_then(|(_, address, _)| address.clone());
+        let tie = match &former {
+            Some(former) if self.failed => Tie::Avoid(former),
+            former => Tie::Prefer(former.as_ref()),
+        };
+        let address = find_primary(&sentinels, &self.sentinel_pace, tie).await?;
+        self.failed = true;
+        let dialler = self.dialler(Some(address.clone()))?;
         let connecting = async {
-            let mut connection = connection(&pool).await?;
+            let mut connection = dialler.connect().await?;
             require_primary(&mut connection).await?;
             Ok(connection)
         };
-        tokio::select! {
+        let moved =
+            until_moved(&sentinels, &self.sentinel_pace, &address, LOOK_INTERVAL_CONNECTING);
+        let connected = tokio::select! {
             connected = connecting => connected,
             // A frozen primary would hold up the connection to the new one by the whole limit.
-            () = until_moved(&sentinels, &self.sentinel_logins, &address, LOOK_INTERVAL_CONNECTING) => Err(CacheError::Unavailable),
-        }
+            () = moved => Err(CacheError::Unavailable),
+        };
+        self.failed = connected.is_err();
+        connected
     }
 
     async fn look(&self) {
@@ -132,26 +145,26 @@ impl Connector {
     pub(super) async fn until_moved(&self) {
         match (self.sentinels(), &self.latest) {
             (Some(sentinels), Some((_, Some(address), _))) => {
-                until_moved(sentinels, &self.sentinel_logins, address, LOOK_INTERVAL).await
+                until_moved(sentinels, &self.sentinel_pace, address, LOOK_INTERVAL).await
             }
             _ => std::future::pending().await,
         }
     }
 
-    fn pool(&mut self, address: Option<Address>) -> Result<Deadpool, CacheError> {
+    fn dialler(&mut self, address: Option<Address>) -> Result<Dialler, CacheError> {
         let nodes = self.nodes.current();
-        if let Some((known, known_address, pool)) = &self.latest
+        if let Some((known, known_address, dialler)) = &self.latest
             && Arc::ptr_eq(known, &nodes)
             && *known_address == address
         {
-            return Ok(pool.clone());
+            return Ok(dialler.clone());
         }
         let node = match &address {
             Some(Address { host, port }) => nodes.first().at(host, *port),
             None => nodes.first().clone(),
         };
-        let pool = pool(&node).map_err(|error| CacheError::of(&error))?;
-        self.latest = Some((nodes, address, pool.clone()));
-        Ok(pool)
+        let dialler = Dialler::to(&node).map_err(|error| CacheError::of(&error))?;
+        self.latest = Some((nodes, address, dialler.clone()));
+        Ok(dialler)
     }
 }

@@ -43,8 +43,10 @@ pub(super) struct CacheInner {
 impl Cache {
     /// Starts to connect, and returns before there is a connection.
     pub fn new(settings: &CacheSettings, metrics: Arc<Metrics>) -> Self {
+        // A connection that Redis closed is replaced within the limit of one operation.
+        let patience = settings.patience.max(scripts::SCRIPT_TIMEOUT);
         Self(Arc::new(CacheInner {
-            pool: Pool::new(&settings.redis, Arc::clone(&metrics)),
+            pool: Pool::new(&settings.redis, patience, Arc::clone(&metrics)),
             seal: Seal::new(settings.seal_keys.clone()),
             prefix: settings.key_prefix.clone(),
             metrics,
@@ -54,8 +56,7 @@ impl Cache {
                 session: settings.session_ttl,
                 link_min: settings.link_min_life,
             },
-            // A connection that Redis closed is replaced within the limit of one operation.
-            patience: settings.patience.max(scripts::SCRIPT_TIMEOUT),
+            patience,
         }))
     }
 

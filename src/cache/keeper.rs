@@ -221,9 +221,9 @@ impl ConnectionState {
         self.refresh.notify_one();
     }
 
-    /// Runs the deferred scripts of this server. Returns whether Redis wrote anything.
-    async fn run_deferred(&self, connection: &MultiplexedConnection) -> bool {
-        self.deferred.run(connection, &self.owns).await
+    /// Runs the deferred scripts of this server, at most this long. Returns whether Redis wrote anything.
+    async fn run_deferred(&self, on: &MultiplexedConnection, most: Option<Duration>) -> bool {
+        self.deferred.run(on, &self.owns, most.map(|most| Instant::now() + most)).await
     }
 
     /// Waits until an operation reports this connection, or a later one, as failed.
@@ -289,7 +289,8 @@ impl Keeper {
                     }
                     self.log.unavailable(&error);
                     self.state.refresh.notify_one();
-                    if error.is_refused_login() {
+                    // A sentinel that refuses the login waits alone: the others may be back sooner.
+                    if error.refusal() == Some(Refusal::NoAuth) {
                         let changed = self.connector.until_urls_changed();
                         let _ = timeout(self.login_wait.next_delay(), changed).await;
                     } else {
@@ -301,7 +302,8 @@ impl Keeper {
     }
 
     async fn offer(&mut self, number: u64, connection: &MultiplexedConnection) {
-        self.unusable &= !self.state.run_deferred(connection).await;
+        // Not all, if there are thousands: requests wait for the connection, and send those of their own keys first.
+        self.unusable &= !self.state.run_deferred(connection, Some(SCRIPT_TIMEOUT)).await;
         // One that is connected but too slow for scripts does not end the time that requests wait.
         self.unusable |= ping(connection, SCRIPT_TIMEOUT).await == Err(CacheError::Timeout);
         if !self.unusable {
@@ -309,6 +311,7 @@ impl Keeper {
             self.state.available();
         }
         self.state.current.send_replace(Some((number, connection.clone())));
+        self.state.has_work.notify_one();
         if !self.unusable {
             self.log.available();
         }
@@ -390,7 +393,7 @@ async fn until_ping_fails(connection: &MultiplexedConnection, state: &Connection
                 }
             }
         }
-        if state.run_deferred(connection).await {
+        if state.run_deferred(connection, None).await {
             state.record_success();
         }
     }

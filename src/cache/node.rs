@@ -1,6 +1,6 @@
 //! One Redis server that the worker writes to: its connection, and whether it is available.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_redis::redis::{
     Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, ScriptInvocation,
@@ -69,11 +69,15 @@ impl CacheNode {
         }
     }
 
-    /// Runs a script on this server. `asking`: although the slot of its keys is elsewhere.
+    /// Runs a script on this server.
+    ///
+    /// `asking`: although the slot of its keys is elsewhere. `limit`: if the script has less time than others, so that
+    /// a time-out says nothing about the server.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
         asking: bool,
+        limit: Option<Duration>,
     ) -> Result<T, Failure> {
         let current = self.state.current.borrow().clone();
         let (number, mut connection) = current.ok_or(Failure::Error(CacheError::Unavailable))?;
@@ -103,14 +107,16 @@ impl CacheNode {
                 script.invoke_async(&mut connection).await
             }
         };
-        match timeout(SCRIPT_TIMEOUT, answer).await {
+        match timeout(limit.unwrap_or(SCRIPT_TIMEOUT), answer).await {
             Ok(Ok(value)) => {
                 self.state.record_success();
                 Ok(value)
             }
             Ok(Err(error)) => Err(self.failure(number, &error)),
             Err(_) => {
-                self.state.record_timeout(number);
+                if limit.is_none() {
+                    self.state.record_timeout(number);
+                }
                 Err(Failure::Error(CacheError::Timeout))
             }
         }

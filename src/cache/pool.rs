@@ -5,9 +5,10 @@
 //! pipeline their commands on it. While it is down, operations fail at once and the keeper reconnects: an
 //! unresponsive Redis costs the requests in flight one time-out, and later requests nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
+use futures_util::future::BoxFuture;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -35,8 +36,8 @@ enum Servers {
 }
 
 impl Pool {
-    /// Starts to connect, and returns before there is a connection.
-    pub(super) fn new(settings: &RedisSettings, metrics: Arc<Metrics>) -> Self {
+    /// Starts to connect, and returns before there is a connection. `patience`: how long requests wait for Redis.
+    pub(super) fn new(settings: &RedisSettings, patience: Duration, metrics: Arc<Metrics>) -> Self {
         let deferred = Arc::new(DeferredScripts::default());
         let servers = match settings.mode {
             RedisMode::Single | RedisMode::Sentinel => {
@@ -50,7 +51,7 @@ impl Pool {
                 Servers::One(Arc::new(CacheNode::start(Connector::new(settings, None), state)))
             }
             RedisMode::Cluster => {
-                Servers::Cluster(Cluster::start(settings, metrics, Arc::clone(&deferred)))
+                Servers::Cluster(Cluster::start(settings, patience, metrics, Arc::clone(&deferred)))
             }
         };
         Self { deferred, servers }
@@ -63,14 +64,26 @@ impl Pool {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
         match &self.servers {
-            Servers::One(node) => node.run(script, false).await.map_err(|failure| match failure {
-                Failure::Error(error) => error,
-                // Only a node of a cluster redirects.
-                Failure::Moved(_) => CacheError::Refused(Refusal::Moved),
-                Failure::Ask(_) => CacheError::Refused(Refusal::Ask),
-            }),
+            Servers::One(node) => {
+                node.run(script, false, None).await.map_err(|failure| match failure {
+                    Failure::Error(error) => error,
+                    // Only a node of a cluster redirects.
+                    Failure::Moved(_) => CacheError::Refused(Refusal::Moved),
+                    Failure::Ask(_) => CacheError::Refused(Refusal::Ask),
+                })
+            }
             Servers::Cluster(cluster) => cluster.run(key, script).await,
         }
+    }
+
+    /// Sends the scripts that wait for this key. If polled before a script of the key, Redis runs them ahead of it,
+    /// without another round trip. `None` if there are none, or no connection.
+    pub(super) fn run_deferred(&self, key: &str) -> Option<BoxFuture<'_, ()>> {
+        let batch = self.deferred.batch_of(key)?;
+        let connection = self.node(key).state.working_connection()?;
+        Some(Box::pin(async move {
+            batch.run(&connection).await;
+        }))
     }
 
     /// The server that has this key at the moment.

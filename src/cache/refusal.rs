@@ -37,6 +37,10 @@ pub enum Refusal {
     MaxClients,
     /// Another client's script runs for seconds.
     Busy,
+    /// The script is not there, right after it was loaded.
+    NoScript,
+    /// Only clients on the same host may connect.
+    Denied,
     /// Any other error of Redis.
     Other,
 }
@@ -52,7 +56,7 @@ pub(crate) enum Recovery {
 
 impl Refusal {
     /// All refusals, in the order of their declaration.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Moved,
         Self::Ask,
         Self::CrossSlot,
@@ -68,6 +72,8 @@ impl Refusal {
         Self::NoAuth,
         Self::MaxClients,
         Self::Busy,
+        Self::NoScript,
+        Self::Denied,
         Self::Other,
     ];
 
@@ -123,6 +129,8 @@ impl Refusal {
             "TRYAGAIN" => Self::TryAgain,
             "NOAUTH" | "WRONGPASS" => Self::NoAuth,
             "BUSY" => Self::Busy,
+            "NOSCRIPT" => Self::NoScript,
+            "DENIED" => Self::Denied,
             _ => return None,
         })
     }
@@ -138,7 +146,8 @@ impl Refusal {
             | Self::TryAgain
             | Self::NoAuth
             | Self::MaxClients
-            | Self::Busy => Recovery::ByItself,
+            | Self::Busy
+            | Self::Denied => Recovery::ByItself,
             Self::Moved
             | Self::Ask
             | Self::CrossSlot
@@ -146,6 +155,7 @@ impl Refusal {
             | Self::Oom
             | Self::MisConf
             | Self::NoReplicas
+            | Self::NoScript
             | Self::Other => Recovery::ByOperator,
         }
     }
@@ -224,6 +234,17 @@ impl Refusal {
                 "busy",
                 "it is busy with another client's script",
                 "find the script with SLOWLOG GET, or use a dedicated Redis",
+            ),
+            Self::NoScript => (
+                "noscript",
+                "it lost a script right after loading it",
+                "find the client that runs SCRIPT FLUSH (MONITOR), or bypass the proxy that spreads commands over \
+                 servers",
+            ),
+            Self::Denied => (
+                "denied",
+                "it is in protected mode, which admits only clients on its own host",
+                "give Redis' default user a password, or set protected-mode no",
             ),
             Self::Other => ("other", "it answered with an error", ""),
         }
@@ -304,6 +325,8 @@ mod tests {
             ),
             ("NOAUTH Authentication required.".to_owned(), Refusal::NoAuth),
             ("ERR max number of clients reached".to_owned(), Refusal::MaxClients),
+            ("NOSCRIPT No matching script. Please use EVAL.".to_owned(), Refusal::NoScript),
+            ("DENIED Redis is running in protected mode".to_owned(), Refusal::Denied),
             ("ERR unknown command `x: -OOM y`".to_owned(), Refusal::Other),
             ("s3cret: -OOM x".to_owned(), Refusal::Other),
             (format!("{wrapped}-s3cret x"), Refusal::Other),

@@ -1,6 +1,6 @@
 //! Asks the sentinels which server is the primary.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use deadpool_redis::{
     Connection,
@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     dial::{Address, CONNECT_TIMEOUT, connect_to},
+    dial_pace::DialPace,
     error::CacheError,
     refusal::Refusal,
-    sentinel_logins::SentinelLogins,
 };
 use crate::config::{RedisNode, RedisNodes, Sentinels};
 
@@ -26,34 +26,60 @@ struct Votes {
     count: usize,
 }
 
+/// Which address wins if the sentinels disagree evenly.
+#[derive(Clone, Copy)]
+pub(super) enum Tie<'a> {
+    /// The one in use, if it is among them: a worker must not move to and fro.
+    Prefer(Option<&'a Address>),
+    /// Another than the one that the worker could not connect to.
+    Avoid(&'a Address),
+}
+
+impl Tie<'_> {
+    fn is_preferred(self, address: &Address) -> bool {
+        match self {
+            Self::Prefer(preferred) => preferred == Some(address),
+            Self::Avoid(avoided) => avoided != address,
+        }
+    }
+}
+
 /// The address that most sentinels give. All are asked at once, so that one that is gone or wrong does not
 /// hold up or mislead.
+///
+/// A sentinel that refuses the login is asked less and less often; the others are asked as before, although their
+/// credentials may be the same: each sentinel has users of its own, and Redis locks no account.
 pub(super) async fn find_primary(
     sentinels: &Sentinels,
-    logins: &SentinelLogins,
+    pace: &DialPace,
+    tie: Tie<'_>,
 ) -> Result<Address, CacheError> {
     sentinels.nodes.look().await;
     let nodes = sentinels.nodes.current();
+    let due = pace.due(&nodes, nodes.nodes().iter().map(Address::of).collect());
     let mut answers: FuturesUnordered<_> = FuturesUnordered::new();
-    for n in logins.may_be_asked(&nodes) {
-        let asking = ask(&nodes.nodes()[n], &sentinels.service);
-        answers.push(async move { (n, asking.await) });
+    for node in nodes.nodes() {
+        let address = Address::of(node);
+        if due.contains(&address) {
+            let asking = ask(node, &sentinels.service);
+            answers.push(async move { (address, asking.await) });
+        }
     }
     let mut votes = Vec::<Votes>::new();
-    // If none may be asked.
-    let mut failure = answers.is_empty().then_some((true, CacheError::SentinelLogin));
+    // Says more than that the others cannot be reached.
+    let mut failure = pace.any_refuses_login().then_some((true, CacheError::SentinelLogin));
     let mut deadline = Instant::now() + CONNECT_TIMEOUT;
-    while let Ok(Some((n, answer))) = timeout_at(deadline, answers.next()).await {
+    while let Ok(Some((sentinel, answer))) = timeout_at(deadline, answers.next()).await {
         match answer {
             Ok(address) => {
-                logins.accepted(n);
+                pace.answered(&sentinel);
                 deadline = deadline.min(Instant::now() + OTHERS_LIMIT);
                 if count(&mut votes, address) * 2 > nodes.nodes().len() {
                     break;
                 }
             }
             Err(error) if error.1.is_refused_login() => {
-                logins.refused(n);
+                pace.login_refused(&sentinel);
                 failure = Some(error);
             }
             // What a sentinel says is more useful than that another cannot be reached.
@@ -62,7 +88,7 @@ pub(super) async fn find_primary(
         }
     }
     // The first of those with the most votes: the sort is stable.
-    votes.sort_by_key(|votes| std::cmp::Reverse(votes.count));
+    votes.sort_by_key(|votes| Reverse((votes.count, tie.is_preferred(&votes.address))));
     let winner = votes.into_iter().next().map(|votes| votes.address);
     winner.ok_or_else(|| failure.map_or_else(unreachable, |(_, error)| error))
 }
@@ -79,14 +105,15 @@ fn count(votes: &mut Vec<Votes>, address: Address) -> usize {
 /// Waits until the sentinels call another server than this one the primary. Asks them this often.
 pub(super) async fn until_moved(
     sentinels: &Sentinels,
-    logins: &SentinelLogins,
+    pace: &DialPace,
     address: &Address,
     interval: Duration,
 ) {
     loop {
         sleep(interval).await;
+        let primary = find_primary(sentinels, pace, Tie::Prefer(Some(address))).await;
         // If no sentinel answers, the connection in use is still the best that is known.
-        if find_primary(sentinels, logins).await.is_ok_and(|primary| primary != *address) {
+        if primary.is_ok_and(|primary| primary != *address) {
             return;
         }
     }
@@ -216,18 +243,18 @@ mod tests {
         let (refusing, logins) = sentinel("-WRONGPASS invalid\r\n").await;
         let nodes = |text: &str| Watched::fixed(sentinel_nodes(text).unwrap());
         let service = "mymaster".to_owned();
-        let known = SentinelLogins::default();
+        let pace = DialPace::default();
         let sentinels =
             Sentinels { nodes: nodes(&format!("{good},{refusing}")), service: service.clone() };
         for _ in 0..5 {
-            let found = find_primary(&sentinels, &known).await.unwrap();
+            let found = find_primary(&sentinels, &pace, Tie::Prefer(None)).await.unwrap();
             assert_eq!(found, Address { host: "a".to_owned(), port: 7 });
         }
         assert_eq!(logins.load(Ordering::Relaxed), 1);
         // A changed setting is tried at once.
         let alone = Sentinels { nodes: nodes(&refusing), service };
         for _ in 0..3 {
-            let error = find_primary(&alone, &known).await.unwrap_err();
+            let error = find_primary(&alone, &pace, Tie::Prefer(None)).await.unwrap_err();
             assert_eq!(error, CacheError::SentinelLogin);
         }
         assert_eq!(logins.load(Ordering::Relaxed), 2);

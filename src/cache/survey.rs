@@ -9,7 +9,7 @@ use deadpool_redis::redis::{
     self, AsyncConnectionConfig, Client, Script, aio::MultiplexedConnection,
 };
 
-use super::{error::CacheError, refusal::Recovery};
+use super::{dial::connect_error, error::CacheError, refusal::Recovery};
 use crate::config::RedisNode;
 
 /// Limit of each step.
@@ -63,7 +63,10 @@ pub(crate) async fn survey(node: &RedisNode, key: &str) -> Result<Survey, CacheE
         .set_response_timeout(Some(STEP_TIMEOUT));
     let client = Client::open(node.info.clone()).map_err(|error| CacheError::of(&error))?;
     let connecting = client.get_multiplexed_async_connection_with_config(&config);
-    let mut redis = connecting.await.map_err(|error| CacheError::of(&error))?;
+    let mut redis = match connecting.await {
+        Ok(redis) => redis,
+        Err(error) => return Err(connect_error(node, &error).await),
+    };
     let latency = median_round_trip(&mut redis).await?;
     let info = redis::cmd("INFO").query_async::<String>(&mut redis).await;
     let info = info.map(|text| parse_info(&text)).map_err(|error| CacheError::of(&error));

@@ -219,3 +219,26 @@ async fn redis_that_loads_its_data_is_reported_once_by_name() {
         |warning: &&serde_json::Value| warning["error"].as_str().unwrap().starts_with("LOADING: ");
     assert_eq!(warnings.iter().filter(loading).count(), 1, "{warnings:?}");
 }
+
+#[tokio::test]
+async fn redis_without_a_connection_left_is_named_although_it_closes_at_once() {
+    let node = Node::redis().await;
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    env.set("REDIS_PATIENCE", "0s");
+    let worker = env.start_worker().await;
+    let mut admin = redis::connect(&node.url).await;
+    redis::run(&mut admin, "CONFIG SET maxclients 1").await;
+    redis::run(&mut admin, "CLIENT KILL TYPE normal SKIPME yes").await;
+    env.publish_request("r-1", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.routing_key, "handoff.ready");
+    let says_so = |line: &serde_json::Value| line["error"].to_string().contains("maxclients");
+    let warning = worker.wait_for_log_with(log_text::REDIS_UNAVAILABLE, says_so).await;
+    assert!(warning["remedy"].as_str().unwrap().contains("CLIENT LIST"), "{warning}");
+    assert!(worker.metric("handoff_cache_refusals_total{cause=\"maxclients\"}").await >= 1.0);
+    let checks = doctor(&env, &[]).await.0;
+    assert!(checks.iter().any(|check| check.to_string().contains("maxclients")), "{checks:#?}");
+    redis::run(&mut admin, "CONFIG SET maxclients 1000").await;
+    worker.wait_for_log(log_text::REDIS_RECONNECTED).await;
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
+}

@@ -9,7 +9,7 @@ mod refusing;
 mod shared;
 mod slots;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
 use tokio::time::{Instant, timeout_at};
@@ -35,6 +35,8 @@ const MAX_REDIRECTIONS: usize = 4;
 /// The nodes of a cluster.
 pub(super) struct Cluster {
     shared: Arc<Shared>,
+    /// How long a request waits at most, redirections included.
+    patience: Duration,
     refusing: RefusingSlots,
     _refresher: AbortOnDropHandle<()>,
 }
@@ -43,13 +45,14 @@ impl Cluster {
     /// Starts to read the slots, and returns before there is an answer.
     pub(super) fn start(
         settings: &RedisSettings,
+        patience: Duration,
         metrics: Arc<Metrics>,
         deferred: Arc<DeferredScripts>,
     ) -> Self {
         let shared = Arc::new(Shared::new(settings, metrics, deferred));
         let refresher = Refresher::new(Arc::clone(&shared));
         let refresher = AbortOnDropHandle::new(tokio::spawn(refresher.run()));
-        Self { shared, refusing: RefusingSlots::default(), _refresher: refresher }
+        Self { shared, patience, refusing: RefusingSlots::default(), _refresher: refresher }
     }
 
     /// Runs a script on the node that has this key, and follows redirections.
@@ -61,10 +64,13 @@ impl Cluster {
         let slot = slot_of(key);
         let mut node = self.shared.owner(slot);
         let mut asking = false;
+        let began = Instant::now();
         // For the connections to nodes that the worker does not know yet.
-        let deadline = Instant::now() + SCRIPT_TIMEOUT;
-        for _ in 0..=MAX_REDIRECTIONS {
-            (node, asking) = match node.run(script, asking).await {
+        let deadline = began + SCRIPT_TIMEOUT;
+        for hop in 0..=MAX_REDIRECTIONS {
+            let left = self.patience.saturating_sub(began.elapsed());
+            let limit = (hop > 0 && left < SCRIPT_TIMEOUT).then_some(left);
+            (node, asking) = match node.run(script, asking, limit).await {
                 Ok(value) => return Ok(value),
                 Err(Failure::Error(error)) => {
                     if error.refusal() == Some(Refusal::TryAgain) {

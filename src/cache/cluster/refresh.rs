@@ -14,9 +14,11 @@ use super::{
 use crate::{
     cache::{
         dial::{Address, connect_to},
+        dial_pace::DialPace,
         error::CacheError,
         log::AvailabilityLog,
-        refusal::Refusal,
+        node::CacheNode,
+        refusal::{Recovery, Refusal},
         scripts::SCRIPT_TIMEOUT,
     },
     config::RedisNode,
@@ -31,6 +33,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(200);
 /// The shortest time between two readings: while slots move, each MOVED asks for one.
 const PACE: Duration = Duration::from_millis(50);
+/// How long one node may take before the next is dialled as well.
+const STAGGER: Duration = Duration::from_millis(30);
 /// How many addresses of replicas are remembered, for the case that all primaries are gone.
 const REMEMBERED: usize = 64;
 
@@ -38,6 +42,7 @@ pub(super) struct Refresher {
     shared: Arc<Shared>,
     replicas: HashSet<Address>,
     log: AvailabilityLog,
+    pace: DialPace,
     login_wait: LoginWait,
 }
 
@@ -45,13 +50,18 @@ impl Refresher {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let file = shared.settings.nodes.path().map(|path| path.display().to_string());
         let log = AvailabilityLog::new(None, file);
-        Self { shared, replicas: HashSet::new(), log, login_wait: LoginWait::new() }
+        Self {
+            shared,
+            replicas: HashSet::new(),
+            log,
+            pace: DialPace::default(),
+            login_wait: LoginWait::new(),
+        }
     }
 
     /// Never returns.
     pub(super) async fn run(mut self) {
         loop {
-            let mut refused_login = false;
             match self.read().await {
                 Ok(ranges) => {
                     self.login_wait.reset();
@@ -60,17 +70,16 @@ impl Refresher {
                     self.shared.install(&ranges);
                     self.log.available();
                 }
-                // Later on, the keepers of the nodes log that they are down.
-                Err(error) => {
-                    refused_login = error.is_refused_login();
+                Err(Unread { error, only_logins_refused }) => {
+                    // Later on, the keepers of the nodes log that they are down.
                     if !self.shared.map.borrow().is_known() {
                         self.log.unavailable(&error);
                     }
+                    if only_logins_refused {
+                        self.wait_for_credentials().await;
+                        continue;
+                    }
                 }
-            }
-            if refused_login {
-                self.wait_for_credentials().await;
-                continue;
             }
             sleep(PACE).await;
             let interval = if self.is_in_trouble() { INTERVAL_IN_TROUBLE } else { INTERVAL };
@@ -97,12 +106,12 @@ impl Refresher {
         !map.is_known() || map.nodes().any(|node| !node.state.has_working_connection())
     }
 
-    /// Asks the nodes that are connected, one after another, and then all that are known at once.
-    async fn read(&self) -> Result<Vec<SlotRange>, CacheError> {
+    /// Asks the nodes that are connected, one after another, and then all others that are known.
+    async fn read(&self) -> Result<Vec<SlotRange>, Unread> {
         let mut nodes: Vec<_> = self.shared.map.borrow().nodes().cloned().collect();
         // Another one each time: one that is cut off from the others knows of no change.
         nodes.shuffle(&mut rand::rng());
-        for node in nodes {
+        for node in &nodes {
             let connection = node.state.working_connection();
             if let (Some(mut connection), Some(address)) = (connection, &node.address) {
                 let ranges = timeout(SCRIPT_TIMEOUT, slot_ranges(&mut connection, address)).await;
@@ -111,33 +120,82 @@ impl Refresher {
                 }
             }
         }
-        self.read_anywhere().await
+        self.read_elsewhere(&nodes).await
     }
 
-    async fn read_anywhere(&self) -> Result<Vec<SlotRange>, CacheError> {
+    /// Dials the nodes in the setting and the replicas, but not the primaries, whose keepers connect to them.
+    ///
+    /// The next one as soon as one fails, and after [`STAGGER`], so that a frozen node delays nothing. A refused
+    /// login ends the round, since all nodes have the same users, unless another node cannot be reached.
+    async fn read_elsewhere(&self, primaries: &[Arc<CacheNode>]) -> Result<Vec<SlotRange>, Unread> {
         let settings = &self.shared.settings.nodes;
         settings.look().await;
         let seeds = settings.current();
-        let known = self.shared.nodes.lock().keys().cloned().collect::<Vec<_>>();
-        let known = known.into_iter().chain(self.replicas.iter().cloned());
-        let addresses: HashSet<_> = seeds.nodes().iter().map(Address::of).chain(known).collect();
-        let mut answers: FuturesUnordered<_> = addresses
-            .into_iter()
-            .map(|address| {
+        let mut nodes: HashSet<_> = seeds.nodes().iter().map(Address::of).collect();
+        nodes.extend(self.replicas.iter().cloned());
+        for primary in primaries {
+            primary.address.as_ref().map(|address| nodes.remove(address));
+        }
+        let mut due = self.pace.due(&seeds, nodes.into_iter().collect());
+        due.shuffle(&mut rand::rng());
+        // Taken from the end.
+        due.sort_by_key(|node| !self.pace.refuses_login(node));
+        let mut dials = FuturesUnordered::new();
+        let mut unread = Unread { error: CacheError::Unavailable, only_logins_refused: false };
+        let mut unreachable = false;
+        loop {
+            if let Some(address) = due.pop() {
                 let node = seeds.first().at(&address.host, address.port);
-                async move { slots_at(&node, SCRIPT_TIMEOUT).await }
-            })
-            .collect();
-        let mut failure = CacheError::Unavailable;
-        while let Some(answer) = answers.next().await {
+                dials.push(async move { (address, slots_at(&node, SCRIPT_TIMEOUT).await) });
+            }
+            let answer = tokio::select! {
+                Some(answer) = dials.next() => answer,
+                () = sleep(STAGGER), if !due.is_empty() => continue,
+                else => break,
+            };
             match answer {
-                Ok(ranges) => return Ok(ranges),
-                // What Redis says is more useful than that a node cannot be reached.
-                Err(error) if failure.refusal().is_none() => failure = error,
-                Err(_) => {}
+                (node, Ok(ranges)) => {
+                    self.pace.answered(&node);
+                    return Ok(ranges);
+                }
+                (node, Err(error)) => {
+                    if error.is_refused_login() {
+                        self.pace.login_refused(&node);
+                        unread.only_logins_refused = !unreachable;
+                        due.clear();
+                    } else {
+                        self.pace.failed(&node);
+                        unreachable = true;
+                    }
+                    if says_more(&error) >= says_more(&unread.error) {
+                        unread.error = error;
+                    }
+                }
             }
         }
-        Err(failure)
+        unread.only_logins_refused &= !unreachable;
+        Err(unread)
+    }
+}
+
+/// Why the slots could not be read.
+struct Unread {
+    error: CacheError,
+    /// No node failed for another reason, so it is not worth trying others.
+    only_logins_refused: bool,
+}
+
+/// Which of several failures is reported: what Redis says is more useful than that a node cannot be reached, and what
+/// an operator must change more than what passes.
+fn says_more(error: &CacheError) -> u8 {
+    match error {
+        _ if error.is_refused_login() => 4,
+        CacheError::Refused(refusal) if refusal.recovery() == Recovery::ByOperator => 4,
+        CacheError::Failed(text) if text == NO_CLUSTER => 4,
+        CacheError::Refused(_) => 3,
+        CacheError::Failed(_) => 2,
+        CacheError::Timeout => 1,
+        CacheError::Unavailable | CacheError::SentinelLogin => 0,
     }
 }
 

@@ -143,3 +143,15 @@ async fn session_of_a_dead_worker_that_ended_is_not_stored_for_its_successor() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn claim_finds_the_link_that_a_fail_over_lost_before_all_late_scripts_have_run() {
+    take([
+        claim(0, 0, Freshness::Any),
+        store(0, None),
+        Step::LoseData { person: 0 },
+        Step::RepeatRecent { worker: 0 },
+        claim(0, 1, Freshness::Any),
+    ])
+    .await;
+}

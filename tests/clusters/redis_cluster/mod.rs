@@ -8,7 +8,11 @@ use std::{
 use crate::{
     load::{Load, second_sessions},
     redis_servers::{Servers, assert_check, doctor, tls_options},
-    support::{Authority, Node, TempFile, TestEnv, log_text, wait_until},
+    support::{
+        Authority, Distance, Node, TempFile, TestEnv,
+        distance::{ROUND_TRIP, expect_shared_sessions},
+        log_text, wait_until,
+    },
 };
 
 const PRIMARIES: [&str; 3] = ["1", "2", "3"];
@@ -305,4 +309,26 @@ async fn refused_logins_are_repeated_slowly_and_end_when_the_file_changes() {
     env.expect_all_ready(10).await;
     env.request_again(0..10).await;
     env.expect_all_reused(10).await;
+}
+
+#[tokio::test]
+async fn distant_cluster_is_used_like_any_other() {
+    let cluster = Servers::cluster(&[]).await;
+    let mut env = env(&cluster).await;
+    let (mut distances, mut urls) = (Vec::new(), Vec::new());
+    for server in NODES {
+        let url = cluster.url(server).await;
+        let distance = Distance::to(&url, ROUND_TRIP).await;
+        let announce = format!("CONFIG SET cluster-announce-port {}", distance.port());
+        cluster.ask::<String>(server, &announce).await;
+        urls.push(distance.url(&url));
+        distances.push(distance);
+    }
+    wait_until("the cluster announces the distant ports", async || {
+        let nodes: String = cluster.ask("1", "CLUSTER NODES").await;
+        distances.iter().all(|distance| nodes.contains(&format!(":{}@", distance.port())))
+    })
+    .await;
+    env.set("REDIS_URL", &urls[..2].join(","));
+    expect_shared_sessions(&mut env).await;
 }

@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use crate::{
     load::{Load, second_sessions},
     redis_servers::{Servers, assert_check, doctor, tls_options},
-    support::{Authority, Node, TestEnv, TlsProxy, log_text},
+    support::{
+        Authority, Distance, Node, TestEnv, TlsProxy,
+        distance::{ROUND_TRIP, expect_shared_sessions},
+        log_text,
+    },
 };
 
 /// An environment whose workers ask these sentinels. The host of the URL is not used.
@@ -175,4 +179,22 @@ async fn sentinels_and_primary_are_reached_over_tls_each_as_a_user_of_its_own() 
     env.set("REDIS_MODE", "single").set("REDIS_URL", &servers.url("s1").await);
     env.settings.remove("HANDOFF_REDIS_SENTINELS");
     assert_check(&doctor(&env).await, "role", "finding", "HANDOFF_REDIS_MODE=sentinel");
+}
+
+#[tokio::test]
+async fn distant_primary_and_sentinels_are_used_like_any_others() {
+    let servers = Servers::sentinels(&[], &[]).await;
+    let primary = Distance::to(&servers.url("1").await, ROUND_TRIP).await;
+    let (mut distances, mut urls) = (Vec::new(), Vec::new());
+    for sentinel in ["s1", "s2", "s3"] {
+        servers.ask::<()>(sentinel, "SENTINEL REMOVE mymaster").await;
+        let monitor = format!("SENTINEL MONITOR mymaster 127.0.0.1 {} 2", primary.port());
+        servers.ask::<()>(sentinel, &monitor).await;
+        let url = servers.url(sentinel).await;
+        let distance = Distance::to(&url, ROUND_TRIP).await;
+        urls.push(distance.url(&url));
+        distances.push(distance);
+    }
+    let mut env = env(&urls.join(",")).await;
+    expect_shared_sessions(&mut env).await;
 }

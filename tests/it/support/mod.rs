@@ -2,6 +2,8 @@
 
 pub mod browser;
 pub mod collector;
+pub mod distance;
+pub mod fake_redis;
 pub mod forward_proxy;
 pub mod http2_front;
 pub mod leaks;
@@ -21,6 +23,8 @@ pub mod worker;
 
 pub use browser::Browser;
 pub use collector::Collector;
+pub use distance::Distance;
+pub use fake_redis::FakeRedis;
 pub use forward_proxy::{ForwardProxy, ProxyAnswer, ProxyKind};
 pub use node::Node;
 pub use platform::{Answer, Latch};

@@ -116,6 +116,32 @@ enum DeferredCall {
     Release(Attempt),
 }
 
+impl DeferredCall {
+    /// Repeated endings run first, and what else is repeated last.
+    fn turn(&self) -> u8 {
+        match self {
+            Self::Repeat(
+                Written::EndUntil { .. } | Written::EndSession { .. } | Written::Forget { .. },
+            ) => 0,
+            Self::Store(..) | Self::Index(_) | Self::Release(_) => 1,
+            Self::Repeat(Written::Link(..) | Written::Index(_)) => 2,
+        }
+    }
+
+    /// The person whose link it concerns. Index entries and the marks of sessions have other keys.
+    fn link_of(&self) -> Option<usize> {
+        match self {
+            Self::Store(attempt, _)
+            | Self::Release(attempt)
+            | Self::Repeat(Written::Link(attempt, _)) => Some(attempt.person),
+            Self::Repeat(Written::EndUntil { person, .. } | Written::Forget { person, .. }) => {
+                Some(*person)
+            }
+            Self::Index(_) | Self::Repeat(Written::Index(_) | Written::EndSession { .. }) => None,
+        }
+    }
+}
+
 enum Written {
     Link(Attempt, StoreCall),
     Index(Obtained),
@@ -193,6 +219,13 @@ impl World {
 
     fn session_id(&self, person: usize, session: usize) -> String {
         format!("session {session} of {person}")
+    }
+
+    /// Runs in the model what waits for a person's link: a claim sends it ahead of itself.
+    fn model_deferred_of(&mut self, worker: usize, person: usize) {
+        let waiting = &mut self.workers[worker].deferred;
+        let calls = waiting.extract_if(.., |call| call.link_of() == Some(person)).collect();
+        self.model_deferred(calls);
     }
 
     pub(super) async fn clean_up(self) {

@@ -159,6 +159,7 @@ impl World {
         };
         self.inject(worker, fault);
         let answer = self.workers[worker].cache.claim(&keys, &stamp, &asked, unanswered).await;
+        self.model_deferred_of(worker, person);
         let expected = (fault != Some(InjectedFault::ScriptLost))
             .then(|| self.people[person].claim(claim, request, freshness));
         let newest = |number: Option<usize>| {
@@ -298,10 +299,14 @@ impl World {
         // As the keeper does after a reconnect.
         let pool = &self.workers[worker].cache.0.pool;
         let connection = pool.node("").state.working_connection().unwrap();
-        pool.deferred.run(&connection, &|_| true).await;
-        let mut calls = std::mem::take(&mut self.workers[worker].deferred);
-        // Stable: repeats run last.
-        calls.sort_by_key(|call| matches!(call, DeferredCall::Repeat(_)));
+        pool.deferred.run(&connection, &|_| true, None).await;
+        let calls = std::mem::take(&mut self.workers[worker].deferred);
+        self.model_deferred(calls);
+    }
+
+    pub(super) fn model_deferred(&mut self, mut calls: Vec<DeferredCall>) {
+        // Stable.
+        calls.sort_by_key(DeferredCall::turn);
         let mut ended = Vec::new();
         for call in calls {
             match call {
