@@ -37,16 +37,21 @@ test-rabbitmq4: ## Run all tests with RabbitMQ 4, installed into a separate root
 	root=$$(scripts/rabbitmq4-root) && HANDOFF_RABBITMQ_ROOT=$$root $(MAKE) test
 
 # The tests that Redis takes part in; ARGS names others: make test-valkey ARGS='cache::'
-REDIS_TESTS = cache:: redis_faults:: redis_refusals:: links:: crash:: rate:: expiry:: rights:: doctor:: tls:: secrets:: server_texts::
+REDIS_TESTS = cache:: distant_redis:: redis_faults:: redis_patience:: redis_refusals:: redis_modes:: links:: crash:: \
+	rate:: expiry:: endings:: rights:: doctor:: tls:: secrets:: server_texts::
 test-valkey test-redis6: ARGS = --test it -- $(REDIS_TESTS)
+# Those of Redis Cluster and Sentinel; empty for none.
+CLUSTER_TESTS = redis_cluster:: redis_sentinel::
 
 .PHONY: test-valkey
 test-valkey: ## Run the tests of Redis with Valkey, unpacked into a separate root (needs root)
-	root=$$(scripts/redis-root valkey) && HANDOFF_REDIS_ROOT=$$root $(MAKE) test ARGS='$(ARGS)'
+	root=$$(scripts/redis-root valkey) && export HANDOFF_REDIS_ROOT=$$root && $(MAKE) test ARGS='$(ARGS)' \
+		$(if $(CLUSTER_TESTS),&& $(MAKE) test-clusters ARGS='$(CLUSTER_TESTS)')
 
 .PHONY: test-redis6
 test-redis6: ## Run the tests of Redis with Redis 6.0, unpacked into a separate root (needs root)
-	root=$$(scripts/redis-root redis6) && HANDOFF_REDIS_ROOT=$$root $(MAKE) test ARGS='$(ARGS)'
+	root=$$(scripts/redis-root redis6) && export HANDOFF_REDIS_ROOT=$$root && $(MAKE) test ARGS='$(ARGS)' \
+		$(if $(CLUSTER_TESTS),&& $(MAKE) test-clusters ARGS='$(CLUSTER_TESTS)')
 
 .PHONY: test-clusters
 test-clusters: tools ## Run the tests of fail-overs, with clusters of RabbitMQ and Redis (minutes)

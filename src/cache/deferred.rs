@@ -352,17 +352,14 @@ mod tests {
         assert_eq!(own.scripts.len(), 1);
         drop(own);
         assert!(scripts.batch_of(&keys(CAPACITY).link).is_none());
-        let began = Instant::now();
         assert_eq!(
             scripts.batch_of(&keys(7_000).link).unwrap().run(&connection).await,
             (false, true)
         );
-        println!("one of {CAPACITY} took {:?}", began.elapsed());
         // One batch, as if there was no time for more.
         scripts.run(&connection, &|_| true, Some(Instant::now())).await;
         assert_eq!(scripts.0.lock().waiting.len(), CAPACITY - 1 - BATCH);
         scripts.run(&connection, &|_| true, None).await;
-        println!("all of them took {:?}", began.elapsed());
         assert!(scripts.0.lock().waiting.is_empty());
     }
 }

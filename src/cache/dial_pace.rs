@@ -98,6 +98,10 @@ mod tests {
         Arc::new(sentinel_nodes("redis://a,redis://b").unwrap())
     }
 
+    fn only(server: &Address) -> Vec<Address> {
+        vec![server.clone()]
+    }
+
     fn servers() -> [Address; 2] {
         ["a", "b"].map(|host| Address { host: host.to_owned(), port: 26379 })
     }
@@ -109,9 +113,9 @@ mod tests {
         assert_eq!(due(&setting_1), servers());
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             pace.login_refused(&a);
-            assert_eq!(due(&setting_1), [b.clone()]);
+            assert_eq!(due(&setting_1), only(&b));
             advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
-            assert_eq!(due(&setting_1), [b.clone()], "{seconds}");
+            assert_eq!(due(&setting_1), only(&b), "{seconds}");
             advance(Duration::from_millis(1)).await;
             assert_eq!(due(&setting_1), servers(), "{seconds}");
         }
@@ -128,7 +132,7 @@ mod tests {
         assert_eq!(due(), servers());
         for _ in 0..10 {
             pace.failed(&a);
-            assert_eq!(due(), [b.clone()]);
+            assert_eq!(due(), only(&b));
             advance(LONGEST_DELAY).await;
             assert_eq!(due(), servers());
         }

@@ -36,7 +36,7 @@ async fn distant_redis_is_used_soon_after_an_outage_although_much_waits_to_be_st
     let node = Node::redis().await;
     let mut env = TestEnv::builder().redis(&node).start().await;
     let distance = Distance::to(&node.url, ROUND_TRIP).await;
-    env.set("REDIS_URL", &distance.url(&node.url)).set("REDIS_PATIENCE", "0s").set("LOG", "info");
+    env.set("REDIS_URL", &distance.url(&node.url)).set("LOG", "info");
     node.kill().await;
     let worker = env.start_worker().await;
     env.publish_requests(0..PEOPLE).await;
