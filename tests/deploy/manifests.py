@@ -1,8 +1,9 @@
 """Checks manifests that kustomize has built: against their schemas, and for consistency.
 
-    manifests.py REFERENCE ALERTS DASHBOARD [managed] < MANIFESTS
+    manifests.py REFERENCE ALERTS DASHBOARD [managed] [helm] < MANIFESTS
 
-REFERENCE is the folder docs/reference; `managed` says that RabbitMQ and Redis are outside of the cluster.
+REFERENCE is the folder docs/reference; `managed` says that RabbitMQ and Redis are outside of the cluster, and `helm`
+that the namespace is made elsewhere.
 
 kubernetes-validate checks the built-in kinds; models generated from the resource definitions check those
 of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
@@ -173,7 +174,7 @@ def kind(manifest):
     return manifest["kind"]
 
 
-def main(reference_path, alerts_path, dashboard_path, managed=""):
+def main(reference_path, alerts_path, dashboard_path, *kind_of):
     pages = ("settings.md", "metrics-and-logs.md")
     reference = "".join((pathlib.Path(reference_path) / page).read_text(encoding="utf-8") for page in pages)
     with open(alerts_path, encoding="utf-8") as file:
@@ -188,9 +189,10 @@ def main(reference_path, alerts_path, dashboard_path, managed=""):
     kinds = {kind(manifest): manifest for manifest in manifests}
     checks = []
     try:
-        checks += deployment(kinds, reference, managed)
+        checks += deployment(kinds, reference, "managed" in kind_of)
         if "ScaledObject" in kinds:
-            checks += namespace(kinds)
+            if "helm" not in kind_of:
+                checks += namespace(kinds)
             checks += operators(kinds, reference)
             checks += monitoring(kinds, alerts, dashboard)
     except KeyError as missing:

@@ -51,8 +51,9 @@ DENIED_EGRESS = [
     ("RabbitMQ's operator itself", pod("rabbitmq-system", {NAME: "rabbitmq-cluster-operator", COMPONENT: "rabbitmq-operator"}), TCP, 5672),
     ("another pod", pod("shop", {NAME: "web"}), TCP, 6379),
 ]
-ALLOWED_INGRESS = [("scrapes", pod("monitoring", {NAME: "prometheus"}), TCP, 9464)]
-DENIED_INGRESS = [("scrapes of others", pod("shop", {NAME: "web"}), TCP, 9464)]
+# None: the port of the metrics.
+ALLOWED_INGRESS = [("scrapes", pod("monitoring", {NAME: "prometheus"}), TCP, None)]
+DENIED_INGRESS = [("scrapes of others", pod("shop", {NAME: "web"}), TCP, None)]
 # For overlays whose RabbitMQ and Redis are outside of the cluster.
 MANAGED_EGRESS = [
     ("a managed RabbitMQ", address("10.1.2.3"), TCP, 5671),
@@ -118,6 +119,7 @@ def checks(policy, named_ports, managed=False):
     cases += [("ingress", case, True) for case in ALLOWED_INGRESS]
     cases += [("ingress", case, False) for case in DENIED_INGRESS]
     for direction, (purpose, other, protocol, port), wanted in cases:
+        port = port or named_ports["metrics"]
         verb = "allow" if wanted else "deny"
         yield (
             allows(policy, direction, other, protocol, port, named_ports) == wanted,
