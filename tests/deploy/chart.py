@@ -35,6 +35,7 @@ WRONG = [
     (("keda", "trigger"), "cpu"),
     (("keda", "maxReplica"), 3),
     (("replicas",), 3),
+    (("externalSecrets", "refreshInterval"), "0"),
     (("networkPolicy", "dnsAddresses"), ["169.254.20.10"]),
 ]
 

@@ -47,6 +47,8 @@ def dropped(given, kept, path=""):
 
 
 def by_schema(manifest):
+    if manifest["kind"] == "ExternalSecret":  # by external-secrets/check.mjs
+        return
     model = MODELS.get(manifest["kind"])
     if not model:
         try:
@@ -167,8 +169,32 @@ def monitoring(manifests, alerts, dashboard):
     yield list(manifests["dashboard"]["data"].values()) == [dashboard], "the ConfigMap differs from the dashboard"
 
 
+def external_secrets(manifests):
+    """As `deployment`, for the secrets that the External Secrets operator makes."""
+    made = {}
+    for name, manifest in manifests.items():
+        if manifest["kind"] == "ExternalSecret":
+            spec = manifest["spec"]
+            yield spec["refreshInterval"] != "0", f"{name} must be refreshed, or a rotated secret never arrives"
+            yield spec["target"]["deletionPolicy"] == "Retain", f"{name} must keep its secret while the vault has no value"
+            made[spec["target"]["name"]] = {entry["secretKey"] for entry in spec["data"]}
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    wanted = {}
+    for volume in pod["volumes"]:
+        paths = [variable["value"].rpartition("/") for variable in container["env"]]
+        wanted[volume["secret"]["secretName"]] = {file for folder, _, file in paths if folder == folders[volume["name"]]}
+    for target in manifests["TriggerAuthentication"]["spec"]["secretTargetRef"]:
+        wanted.setdefault(target["name"], set()).add(target["key"])
+    wanted = {name: keys for name, keys in wanted.items() if keys}
+    yield made == wanted, f"the ExternalSecrets make {made}, but the manifests use {wanted}"
+
+
 def kind(manifest):
-    """The kind, but for the second ConfigMap."""
+    """The kind, but for the second ConfigMap and the ExternalSecrets, which are several."""
+    if manifest["kind"] == "ExternalSecret":
+        return f"{manifest['kind']} {manifest['metadata']['name']}"
     if manifest["metadata"]["name"].endswith("-dashboard"):
         return "dashboard"
     return manifest["kind"]
@@ -195,6 +221,8 @@ def main(reference_path, alerts_path, dashboard_path, *kind_of):
                 checks += namespace(kinds)
             checks += operators(kinds, reference)
             checks += monitoring(kinds, alerts, dashboard)
+        if any(manifest["kind"] == "ExternalSecret" for manifest in manifests):
+            checks += external_secrets(kinds)
     except KeyError as missing:
         faults.append(f"{missing} is missing")
     faults += [fault for holds, fault in checks if not holds]
