@@ -1,7 +1,7 @@
 // Chromium, and the PNG files that it makes.
 
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import puppeteer from 'puppeteer-core';
@@ -17,9 +17,10 @@ export async function withBrowser(use) {
         args: [
             // Root has no sandbox, and containers have little shared memory.
             '--no-sandbox', '--disable-dev-shm-usage', '--no-proxy-server',
-            '--enable-unsafe-swiftshader',
             '--disable-background-networking', '--disable-component-update',
             '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
+            // Draws WebGL without a GPU.
+            '--enable-unsafe-swiftshader',
             // The same edges of letters on every machine.
             '--font-render-hinting=none', '--disable-lcd-text', '--force-color-profile=srgb',
             // Not by emulation, in which xterm.js mistakes the size of its canvas.
@@ -37,6 +38,7 @@ export async function withBrowser(use) {
 /** The errors of pages: a page that has one may be incomplete. */
 const errors = [];
 
+/** Opens a page, whose errors savePicture reports. */
 export async function newPage(browser, viewport) {
     const page = await browser.newPage();
     page.on('pageerror', (error) => errors.push(error));
@@ -53,10 +55,9 @@ export async function savePicture(page, selector, file) {
     const { status, stdout, stderr } = spawnSync(
         'pngquant', ['--strip', '--speed', '1', '--nofs', '256', '-'], { input: png, maxBuffer: 1 << 26 });
     if (status !== 0) throw new Error(`pngquant failed: ${stderr}`);
+    if (stdout.length > LIMIT) throw new Error(`${file} would have ${stdout.length} bytes, more than ${LIMIT}`);
     writeFileSync(file, stdout);
-    const { size } = statSync(file);
-    console.log(`${basename(file)}: ${Math.ceil(size / 1024)} KiB`);
-    if (size > LIMIT) throw new Error(`${file} is over ${LIMIT} bytes`);
+    console.log(`${basename(file)}: ${Math.ceil(stdout.length / 1024)} KiB`);
 }
 
 /** The URL of a page or picture that is not served anywhere. */

@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createWriteStream } from 'node:fs';
+import { closeSync, openSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 
@@ -20,13 +20,14 @@ export const answers = (url) => fetch(url).then((response) => response.ok, () =>
 
 /** Calls `use` with a function that starts a program, and returns one that stops it. All end after `use`. */
 export async function withPrograms(folder, use) {
-    const stops = [];
+    const [stops, logs] = [[], []];
     const start = (name, command, args, env = {}) => {
-        const child = spawn(command, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+        const log = join(folder, `${name}.log`);
+        const output = openSync(log, 'w');
+        const child = spawn(command, args, { env: { ...process.env, ...env }, stdio: ['ignore', output, output] });
+        closeSync(output);
         const exited = once(child, 'exit');
-        const log = createWriteStream(join(folder, `${name}.log`));
-        child.stdout.pipe(log, { end: false });
-        child.stderr.pipe(log, { end: false });
+        logs.push(log);
         const stop = async () => {
             if (child.exitCode === null) child.kill();
             await exited;
@@ -36,6 +37,9 @@ export async function withPrograms(folder, use) {
     };
     try {
         return await use(start);
+    } catch (error) {
+        for (const log of logs) console.error(`${log}:\n${readFileSync(log, 'utf8').slice(-2000)}`);
+        throw error;
     } finally {
         await Promise.all(stops.map((stop) => stop()));
     }
