@@ -17,7 +17,7 @@ const WIDTH: usize = 100;
 /// The column where texts begin, after the verdict and the name of the check.
 const INDENT: usize = 30;
 
-/// Checks settings, RabbitMQ, Redis and platform, and says how to fix what is wrong
+/// Checks settings, RabbitMQ, Redis and platform, and reports how to fix what is wrong
 ///
 /// Give it the settings of `handoff run`. It changes nothing: RabbitMQ is only queried, Redis gets one
 /// key that is deleted at once, and the platform is only asked for its health, unless there is --probe. The
@@ -36,8 +36,8 @@ pub(super) struct DoctorArgs {
     /// The workflow for --probe in the one-call flow
     #[arg(long, value_name = "ID", requires = "probe")]
     workflow: Option<String>,
-    /// A former HANDOFF_QUEUE: look whether its queues still exist, fill up or are consumed. May be given
-    /// again. The default name is looked for in any case
+    /// A former HANDOFF_QUEUE, to report whether its queues exist, fill up or have consumers; repeatable.
+    /// The default name is checked as well, if HANDOFF_QUEUE is another
     #[arg(long, value_name = "NAME")]
     former_queue: Vec<String>,
     /// Print one JSON object a line: area, name, verdict, what, cost, remedy, commands

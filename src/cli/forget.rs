@@ -18,7 +18,7 @@ use crate::{
 
 /// Ends verifications, so that workers forget their links
 ///
-/// Publishes a `verification.ended` for each workflow, waits until RabbitMQ has it, and prints it on stdout,
+/// Publishes a `verification.ended` for each workflow, waits until RabbitMQ has confirmed it, and prints it on stdout,
 /// one JSON object a line. The person's next request gets a new link. Links are stored per workflow: to erase
 /// a person, name each workflow that was used.
 #[derive(Args)]

@@ -17,17 +17,17 @@ use crate::{
 /// Docker and Kubernetes give up after a few seconds themselves; this says why first.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks the worker on this host for its health
+/// Checks the health of the worker on this host
 ///
 /// For images without a shell or curl. Prints the answer. The exit status is 0 if the worker answers with
-/// status 200, else 1. HANDOFF_HTTP_ADDR is the worker's own; of [::] and 0.0.0.0, the loopback address is asked.
-/// No other setting is read, and no proxy is used.
+/// status 200, else 1. Reads no setting but the worker's own HANDOFF_HTTP_ADDR; for [::] and 0.0.0.0, it connects
+/// to the loopback address. It uses no proxy.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff healthcheck            # for a container's health check: 1 means that a restart helps\n  \
     handoff healthcheck /readyz    # 1 also while RabbitMQ or the platform is unavailable")]
 pub(super) struct HealthcheckArgs {
-    /// What to ask for: /livez, or /readyz
+    /// Path to request: /livez or /readyz
     #[arg(value_name = "PATH", default_value = "/livez", value_parser = path)]
     path: String,
     #[command(flatten)]

@@ -55,7 +55,7 @@ pub(super) struct RequestArgs {
     /// Give up when no event has arrived for this long
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
-    /// Print each link as a QR code, on stderr: the one to open in a browser, or the one that SDKs take
+    /// Print each link as a QR code, on stderr: for a browser, or for apps with the platform's SDK
     #[arg(long, value_name = "LINK", num_args = 0..=1, require_equals = true, default_missing_value = "url")]
     qr: Option<QrLink>,
     #[command(flatten)]

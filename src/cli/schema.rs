@@ -12,8 +12,8 @@ use crate::{
 
 /// Prints descriptions of requests, events and queues for other tools
 ///
-/// By default an AsyncAPI 3 document, which contains the JSON Schema of each message with examples, and the
-/// exchange or queue of each, by their default names. The formats `definitions` and `operator` hold the exchanges,
+/// By default, it is an AsyncAPI 3 document, which contains the JSON Schema of each message with examples, and the
+/// exchange or queue of each, by their default names. The formats `definitions` and `operator` contain the exchanges,
 /// queues and bindings that a worker with these settings needs, for workers that may not declare them
 /// (HANDOFF_DECLARE_TOPOLOGY=false).
 #[derive(Args)]

@@ -53,7 +53,7 @@ settings! {
     IDV_API_KEY: Setting<SecretString> = (Platform, "KEY").secret()
         .required("the platform's API key, or HANDOFF_IDV_API_KEY_FILE", values::api_key);
 
-    /// Default workflow, for requests that specify none
+    /// Workflow of requests and endings that name none
     IDV_WORKFLOW_ID: OptionalSetting<String> = (Worker, "ID").optional(values::workflow_id);
 
     /// How the platform makes a link: by a call for a token and one for a session, or by one call
@@ -84,7 +84,7 @@ settings! {
     /// PEM file with the key of --amqp-cert-file
     AMQP_KEY_FILE: OptionalSetting<PathBuf> = (Broker, "PATH").optional(values::path);
 
-    /// Redis URL, or one for each of some nodes of a cluster, separated by commas; rediss:// for TLS
+    /// Redis URL, or in cluster mode those of some nodes, separated by commas; rediss:// for TLS
     REDIS_URL: Setting<RedisNodes> = (Worker, "URL").secret()
         .default("redis://127.0.0.1:6379/0", redis::one_server);
 
@@ -100,7 +100,7 @@ settings! {
     REDIS_SENTINEL_SERVICE: OptionalSetting<String> = (Worker, "NAME")
         .optional(redis::sentinel_service);
 
-    /// Request queue; the names of its retry and dead queues begin with it
+    /// Request queue; the names of its retry, dead and ended queues begin with it
     QUEUE: Setting<String> = (Broker, "NAME").default("verification.requested", values::amqp_name);
 
     /// Exchange that requests are published to

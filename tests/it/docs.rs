@@ -130,3 +130,27 @@ fn pages_of_the_reference_are_short_and_begin_with_their_contents() {
         }
     }
 }
+
+/// Words that readers stumbled over. Plain terms are report, log, return, fix, the caller, a user.
+const PRIVATE_WORDS: [&str; 10] =
+    ["told", "tell", "tells", "whoever", "nobody", "somebody", "mend", "mends", "heed", "lest"];
+
+#[test]
+fn documents_for_users_are_in_plain_terms() {
+    let mut found = Vec::new();
+    for (path, text) in pages() {
+        if path.ends_with("ARCHITECTURE.md") {
+            continue;
+        }
+        for word in text.split(|c: char| !c.is_alphanumeric()) {
+            if PRIVATE_WORDS.contains(&word.to_lowercase().as_str()) {
+                found.push(format!("{}: {word}", path.display()));
+            }
+        }
+    }
+    assert!(found.len() <= 10, "{found:#?}");
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let words = readme.split_whitespace().count();
+    assert!(words <= 1200, "README.md has {words} words");
+}

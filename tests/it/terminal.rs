@@ -53,7 +53,7 @@ async fn demo_help_shows_the_defaults_of_the_demo() {
     let help = text(&run(&["demo", "--help"]).await.stdout);
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for words in [
-        "specify none [default: demo]",
+        "name none [default: demo]",
         "Redis key [default: unique for each run]",
         "/metrics [default: any free port of this machine]",
         "directives [default: warn]",

@@ -47,7 +47,7 @@ enum Action {
         handoff dead-letters replay order-7781\n  \
         handoff dead-letters replay --reason platform_rejected --rate 10/s")]
     Replay(ReplayArgs),
-    /// Deletes dead letters; on a terminal, asks first
+    /// Deletes dead letters, after confirmation on a terminal
     #[command(after_help = "Example:\n  handoff dead-letters drop --older-than 720h --dry-run")]
     Drop(DropArgs),
 }
