@@ -1,9 +1,9 @@
 """Checks manifests that kustomize has built: against their schemas, and for consistency.
 
-    manifests.py REFERENCE ALERTS DASHBOARD [managed] [helm] < MANIFESTS
+    manifests.py REFERENCE ALERTS DASHBOARD [managed] [openshift] [helm] < MANIFESTS
 
-REFERENCE is the folder docs/reference; `managed` says that RabbitMQ and Redis are outside of the cluster, and `helm`
-that the namespace is made elsewhere.
+REFERENCE is the folder docs/reference; `managed` says that RabbitMQ and Redis are outside of the cluster, `openshift`
+that the manifests are for OpenShift, and `helm` that the namespace is made elsewhere.
 
 kubernetes-validate checks the built-in kinds; models generated from the resource definitions check those
 of KEDA and the Prometheus operator. A key that is not in the schema is a fault.
@@ -70,7 +70,7 @@ def seconds(duration):
     return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
 
 
-def deployment(manifests, reference, managed):
+def deployment(manifests, reference, kind_of):
     """Yields whether the Deployment fits its settings and the other manifests, and the fault if not."""
     found = manifests["Deployment"]
     pod = found["spec"]["template"]["spec"]
@@ -92,8 +92,8 @@ def deployment(manifests, reference, managed):
     yield security["capabilities"] == {"drop": ["ALL"]}, "the container must drop all capabilities"
     for probe, path in (("livenessProbe", "/livez"), ("startupProbe", "/livez"), ("readinessProbe", "/readyz")):
         yield container[probe]["httpGet"]["path"] == path, f"{probe} must use {path}: with another path, an outage restarts pods"
-    for kind_of in ("requests", "limits"):
-        yield {"memory", "ephemeral-storage"} <= container["resources"][kind_of].keys(), f"the container must have {kind_of} of memory and ephemeral-storage"
+    for bound in ("requests", "limits"):
+        yield {"memory", "ephemeral-storage"} <= container["resources"][bound].keys(), f"the container must have {bound} of memory and ephemeral-storage"
     for name in [*settings, *(name.removesuffix("_FILE") for name in files)]:
         yield f"`{name}`" in reference, f"{name} is not a documented setting"
     for name, path in files.items():
@@ -111,7 +111,9 @@ def deployment(manifests, reference, managed):
     for spread in pod["topologySpreadConstraints"]:
         yield selects(spread["labelSelector"]["matchLabels"]), "topologySpreadConstraints does not select the pods"
         yield spread.get("matchLabelKeys") == ["pod-template-hash"], "topologySpreadConstraints must count the pods of one revision"
-    yield from network.checks(manifests["NetworkPolicy"], {port["name"]: port["containerPort"]}, managed)
+    fixed = {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()
+    yield not fixed or "openshift" not in kind_of, f"OpenShift refuses a fixed {', '.join(sorted(fixed))}"
+    yield from network.checks(manifests["NetworkPolicy"], {port["name"]: port["containerPort"]}, kind_of)
 
 
 def namespace(manifests):
@@ -215,7 +217,7 @@ def main(reference_path, alerts_path, dashboard_path, *kind_of):
     kinds = {kind(manifest): manifest for manifest in manifests}
     checks = []
     try:
-        checks += deployment(kinds, reference, "managed" in kind_of)
+        checks += deployment(kinds, reference, kind_of)
         if "ScaledObject" in kinds:
             if "helm" not in kind_of:
                 checks += namespace(kinds)

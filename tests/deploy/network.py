@@ -53,6 +53,7 @@ DENIED_EGRESS = [
 ]
 # None: the port of the metrics.
 ALLOWED_INGRESS = [("scrapes", pod("monitoring", {NAME: "prometheus"}), TCP, None)]
+OPENSHIFT_INGRESS = [("scrapes", pod("openshift-user-workload-monitoring", {NAME: "prometheus"}), TCP, None)]
 DENIED_INGRESS = [("scrapes of others", pod("shop", {NAME: "web"}), TCP, None)]
 # For overlays whose RabbitMQ and Redis are outside of the cluster.
 MANAGED_EGRESS = [
@@ -112,11 +113,11 @@ def allows(policy, direction, other, protocol, port, named_ports):
     return False
 
 
-def checks(policy, named_ports, managed=False):
+def checks(policy, named_ports, kind_of):
     """Yields whether each piece of traffic is treated as it must be, and the fault if not."""
-    cases = [("egress", case, True) for case in ALLOWED_EGRESS + (MANAGED_EGRESS if managed else [])]
+    cases = [("egress", case, True) for case in ALLOWED_EGRESS + (MANAGED_EGRESS if "managed" in kind_of else [])]
     cases += [("egress", case, False) for case in DENIED_EGRESS]
-    cases += [("ingress", case, True) for case in ALLOWED_INGRESS]
+    cases += [("ingress", case, True) for case in (OPENSHIFT_INGRESS if "openshift" in kind_of else ALLOWED_INGRESS)]
     cases += [("ingress", case, False) for case in DENIED_INGRESS]
     for direction, (purpose, other, protocol, port), wanted in cases:
         port = port or named_ports["metrics"]
