@@ -57,7 +57,7 @@ impl RabbitmqCluster {
 }
 
 /// The name that `rabbitmq-node` gives it.
-fn erlang_name(node: &Node) -> String {
+pub fn erlang_name(node: &Node) -> String {
     format!("handoff-{}@localhost", node.address().port())
 }
 

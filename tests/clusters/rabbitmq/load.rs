@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
     options::*,
     types::{AMQPValue, FieldTable},
 };
@@ -61,6 +61,8 @@ pub struct Load {
     /// The producer's channel, the node that it leads to, and how often it was replaced.
     producing: tokio::sync::Mutex<(Option<Channel>, usize, usize)>,
     requests: Mutex<HashMap<String, Request>>,
+    /// Requests that no queue took.
+    returned: Mutex<Vec<String>>,
     /// The number of requests with an event.
     answered: watch::Sender<usize>,
     tasks: Mutex<JoinSet<()>>,
@@ -79,6 +81,7 @@ impl Load {
             event_exchange: event_exchange.clone(),
             producing: Default::default(),
             requests: Mutex::default(),
+            returned: Mutex::default(),
             answered: watch::Sender::new(0),
             tasks: Mutex::default(),
         });
@@ -97,40 +100,55 @@ impl Load {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             let mut publishes = JoinSet::new();
             while stopped.run_until_cancelled(ticks.tick()).await.is_some() {
+                load.publish_returned(&mut publishes);
                 let number = load.requests.lock().unwrap().len();
                 let (id, user) = (format!("r-{number}"), format!("user-{number}"));
-                let body = json!({ "userId": user }).to_string();
                 let published_at = Instant::now();
                 let request = Request { user, published_at, events: Vec::new() };
                 load.requests.lock().unwrap().insert(id.clone(), request);
-                let load = Arc::clone(&load);
-                publishes.spawn(async move { load.publish_one(&id, &body).await });
+                publishes.spawn(Arc::clone(&load).publish_one(id));
             }
-            publishes.join_all().await;
+            while publishes.join_next().await.is_some() {
+                load.publish_returned(&mut publishes);
+            }
         });
         Production { stop, task }
     }
 
-    /// Publishes until RabbitMQ confirms.
-    async fn publish_one(&self, id: &str, body: &str) {
+    fn publish_returned(self: &Arc<Self>, publishes: &mut JoinSet<()>) {
+        for id in std::mem::take(&mut *self.returned.lock().unwrap()) {
+            publishes.spawn(Arc::clone(self).publish_one(id));
+        }
+    }
+
+    /// Publishes until RabbitMQ confirms that a queue has it.
+    async fn publish_one(self: Arc<Self>, id: String) {
+        let body = json!({ "userId": id.replace("r-", "user-") }).to_string();
         loop {
             let (channel, generation) = self.channel().await;
-            let properties =
-                BasicProperties::default().with_message_id(id.into()).with_delivery_mode(2);
+            let properties = BasicProperties::default()
+                .with_message_id(id.as_str().into())
+                .with_delivery_mode(2);
             let exchange = self.request_exchange.as_str().into();
-            let options = BasicPublishOptions::default();
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
             let key = "verification.requested".into();
             let publish = async {
                 let publish =
                     channel.basic_publish(exchange, key, options, body.as_bytes(), properties);
                 publish.await?.await
             };
-            if let Ok(Ok(confirm)) = timeout(TIMEOUT, publish).await
-                && confirm.is_ack()
-            {
-                return;
+            match timeout(TIMEOUT, publish).await {
+                Ok(Ok(Confirmation::Ack(None))) => return,
+                Ok(Ok(Confirmation::Ack(Some(returned)))) => {
+                    sleep(Duration::from_millis(100)).await;
+                    // lapin 4.12 attaches a return to the next confirm, which may be another message's.
+                    let lost = returned.delivery.properties.message_id().clone().unwrap();
+                    if lost.as_str() != id {
+                        return self.returned.lock().unwrap().push(lost.to_string());
+                    }
+                }
+                _ => self.replace_channel(generation).await,
             }
-            self.replace_channel(generation).await;
         }
     }
 
@@ -248,6 +266,11 @@ impl Load {
             |line: &&str| line.contains(r#""level":"WARN""#) || line.contains(r#""level":"ERROR""#);
         output.lines().filter(is_warning).for_each(|line| println!("{line}"));
         gap
+    }
+
+    /// Declares and binds the event queue again.
+    pub async fn rebind(&self) {
+        self.declare_event_queue(&self.connect(&mut 0).await).await.unwrap();
     }
 
     async fn declare_event_queue(&self, channel: &Channel) -> lapin::Result<()> {

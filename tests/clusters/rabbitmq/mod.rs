@@ -3,6 +3,7 @@
 mod cluster;
 mod load;
 mod lost_nodes;
+mod maintenance;
 mod rolling_restart;
 mod stuck_retries;
 mod tls;
