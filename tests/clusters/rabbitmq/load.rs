@@ -205,12 +205,14 @@ impl Load {
         }
     }
 
-    /// Waits until all published requests have an event; fails if one has none within a minute.
+    /// Waits until all published requests have an event; fails if none arrives for a minute.
     pub async fn wait_for_events(&self) {
         let published = self.requests.lock().unwrap().len();
         let mut answered = self.answered.subscribe();
-        let all = answered.wait_for(|answered| *answered == published);
-        if timeout(Duration::from_secs(60), all).await.is_err() {
+        while *answered.borrow_and_update() < published {
+            if timeout(Duration::from_secs(60), answered.changed()).await.is_ok() {
+                continue;
+            }
             let requests = self.requests.lock().unwrap();
             let without = requests.iter().filter(|(_, request)| request.events.is_empty());
             let mut without: Vec<_> = without.map(|(id, _)| id).collect();

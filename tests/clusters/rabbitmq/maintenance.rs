@@ -11,7 +11,7 @@ use super::{
 };
 use crate::support::{TempFile, TestEnv, Worker, log_text, wait_until};
 
-const PER_SECOND: f64 = 50.0;
+const PER_SECOND: f64 = 25.0;
 const USER: &str = "worker";
 
 struct Maintenance {
