@@ -58,7 +58,7 @@ pub(super) struct SandboxArgs {
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     /// URL to call when a session ends: finished, closed, or at the end of its lifetime. The call is a POST of
-    /// {"sessionId": "…"}, repeated for half a minute until the answer is 2xx
+    /// {"sessionId": "…"}, tried up to 8 times until the answer is 2xx
     #[arg(long, value_name = "URL")]
     webhook_url: Option<String>,
     /// Secret that the calls carry in the header X-Webhook-Secret [default: none]

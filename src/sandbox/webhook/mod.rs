@@ -24,7 +24,7 @@ use crate::retry::Backoff;
 const MAX_WAITING: usize = 10_000;
 /// How many calls are in flight at once.
 const MAX_IN_FLIGHT: usize = 8;
-/// How often the call for one session is tried: with these delays, for about half a minute.
+/// How often the call for one session is tried. The delays add up to about half a minute.
 const TRIES: u32 = 8;
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const MAX_DELAY: Duration = Duration::from_secs(10);
