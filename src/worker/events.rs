@@ -1,6 +1,6 @@
 //! Publishes a request's event: `handoff.ready` or `handoff.failed`.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{pin::pin, sync::Arc, time::SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +54,9 @@ impl Events {
             reused: obtained.reused,
         };
         let event = Event::new(&body, now);
-        let published = publisher.publish_event(&event, metadata.correlation_id(), &metadata.span);
+        // Pinned: passed by value, it would be stored three times in this future.
+        let published =
+            pin!(publisher.publish_event(&event, metadata.correlation_id(), &metadata.span));
         // A publish without an answer when the delivery is lost: the redelivery repeats it.
         let published = lost.run_until_cancelled(published).await;
         match published.unwrap_or(Err(PublishError::Disconnected)) {
