@@ -227,13 +227,15 @@ impl DeadLetter {
             .or_else(|| delivery.message_id().map(str::to_owned))
     }
 
-    /// The queue that it came from: that of endings, or else that of requests.
+    /// The queue that it came from, as the worker says, or RabbitMQ if RabbitMQ dead-lettered it.
+    pub(crate) fn queue(&self) -> Option<String> {
+        self.text(QUEUE)
+            .or_else(|| Some(self.death()?.inner().get("queue")?.as_long_string()?.to_string()))
+    }
+
+    /// The queue to return it to: that of endings, or else that of requests.
     fn queue_before<'a>(&self, topology: &'a Topology) -> &'a str {
-        let from = self.text(QUEUE).or_else(|| {
-            let queue = self.death()?.inner().get("queue")?.as_long_string()?;
-            Some(queue.to_string())
-        });
-        if from.as_deref() == Some(topology.ended_queue()) {
+        if self.queue().as_deref() == Some(topology.ended_queue()) {
             topology.ended_queue()
         } else {
             topology.request_queue()

@@ -3,11 +3,14 @@
 //! The queue has a channel of its own on the consuming connection: a fault of it, or a missing queue, does not
 //! concern requests.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::future::join_all;
 use lapin::BasicProperties;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -22,7 +25,9 @@ use super::{
 use crate::{message::RequestId, telemetry::metrics::PublishKind, units::unix_millis};
 
 /// Endings in hand: each waits for Redis and RabbitMQ only.
-const PREFETCH: u16 = 64;
+pub(crate) const ENDINGS_PREFETCH: u16 = 64;
+/// A look at the queue that began before the consumer was there says nothing about it.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where endings come from.
 pub(crate) struct EndingSource {
@@ -48,12 +53,23 @@ impl EndingSource {
     pub(crate) async fn open(&self) -> Result<Consumer, BrokerError> {
         let topology = self.publisher.topology();
         topology.ensure_ended(&self.publishing).await?;
-        Consumer::start(&self.consuming, topology.ended_queue(), PREFETCH).await
+        Consumer::start(&self.consuming, topology.ended_queue(), ENDINGS_PREFETCH).await
     }
 
-    /// Stops consuming, and hands back what was not taken.
-    pub(crate) async fn stop(&self, mut consumer: Consumer) {
-        let deliveries = consumer.stop().await;
+    /// Waits until RabbitMQ has lost the consumer, while it delivers nothing: the queue has messages and no
+    /// consumer, though the channel is open.
+    pub(crate) async fn until_consumer_is_forgotten(&self) -> BrokerError {
+        sleep(LOOK_LIMIT).await;
+        self.publisher.topology().ended_unconsumed.notified().await;
+        BrokerError::new(
+            "RabbitMQ lost the consumer of endings: the queue has messages and no consumer",
+        )
+    }
+
+    /// Stops consuming, and hands back what was not taken or not processed.
+    pub(crate) async fn stop(&self, mut consumer: Consumer, unprocessed: Vec<Delivery>) {
+        let mut deliveries = consumer.stop().await;
+        deliveries.extend(unprocessed);
         join_all(deliveries.iter().map(|delivery| self.hand_back(delivery))).await;
         if !self.lost.is_cancelled() {
             let _ = timeout(RPC_TIMEOUT, consumer.close()).await;
@@ -65,6 +81,21 @@ impl EndingSource {
         let queue = self.publisher.topology().ended_queue();
         hand_back_copy(delivery, queue, copy, &self.publisher, &self.lost).await;
     }
+}
+
+/// Moves an ending from the request queue to that of endings, where it waits for Redis. Returns whether RabbitMQ has
+/// confirmed it there.
+pub(crate) async fn move_ending(
+    delivery: &Delivery,
+    publisher: &Publisher,
+    lost: &CancellationToken,
+) -> bool {
+    let copy = copy_of(delivery, publisher);
+    let queue = publisher.topology().ended_queue();
+    let copied = publisher.republish(PublishKind::Postponed, queue, copy, delivery.body());
+    // Without the queue, the copy is unroutable. RabbitMQ does not confirm during an alarm.
+    let copied = timeout(RPC_TIMEOUT, lost.run_until_cancelled(copied)).await;
+    matches!(copied, Ok(Some(Ok(())))) && delivery.ack()
 }
 
 /// Settles an ending that came from `queue`. Returns whether it has left the queue, or is there as a copy.

@@ -28,7 +28,7 @@ pub(crate) use self::{
     consumer::Consumer,
     dead_queue::{DeadLetter, DeadQueue, MAX_HOLD},
     delivery::{Delivery, SUSPECT_REDELIVERIES},
-    endings::{EndingSettlement, EndingSource, settle_ending},
+    endings::{ENDINGS_PREFETCH, EndingSettlement, EndingSource, move_ending, settle_ending},
     error::BrokerError,
     large::MAX_WHEN_FETCHING,
     nodes::NodeCursor,

@@ -11,17 +11,22 @@ use futures_util::{
     FutureExt, StreamExt,
     stream::{self, FuturesUnordered},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,
 };
 
-use super::{log, metadata::Metadata, process::Processor};
+use super::{
+    log::{self, EndingsLog},
+    metadata::Metadata,
+    prefetch::{Next, PrefetchWindow},
+    process::Processor,
+};
 use crate::{
     broker::{
-        BrokerError, Consumer, DeadLetterReason, Delivery, EndingSettlement, EndingSource,
-        Publisher, settle_ending,
+        BrokerError, Consumer, DeadLetterReason, Delivery, ENDINGS_PREFETCH, EndingSettlement,
+        EndingSource, Publisher, move_ending, settle_ending,
     },
     cache::{CacheError, Ended, Forgotten},
     message::{Ending, decode_ending},
@@ -33,7 +38,7 @@ use crate::{
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait after a consumer that worked, or a script, has failed.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
-/// How long an ending from the request queue waits there for Redis.
+/// How long an ending from the request queue waits for Redis where the queue of endings does not take it.
 const WAIT_FOR_REDIS: Duration = Duration::from_secs(5);
 /// How long to wait until endings in hand are settled, before their connection is closed.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -61,7 +66,7 @@ impl EndingTask {
 
 /// Consumes endings while Redis is available, until `stop` is cancelled.
 async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: CancellationToken) {
-    let mut logged = None;
+    let mut log = EndingsLog::new();
     loop {
         let opened = stop.run_until_cancelled(async {
             processor.cache.until_available().await;
@@ -70,11 +75,9 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
         let Some(opened) = opened.await else { return };
         let delay = match opened {
             Ok(mut consumer) => {
-                if logged.take().is_some() {
-                    log::endings_consumed_again();
-                }
-                let end = consume(&processor, &source, &mut consumer, &stop).await;
-                source.stop(consumer).await;
+                log.consumed();
+                let (end, unprocessed) = consume(&processor, &source, &mut consumer, &stop).await;
+                source.stop(consumer, unprocessed).await;
                 match end {
                     End::Stopped => return,
                     // If Redis refuses only the scripts of endings, requests soon find it available again:
@@ -85,8 +88,7 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
                         if timeout(RESTART_DELAY, ended(&stop, &source.lost)).await.is_ok() {
                             return;
                         }
-                        log::endings_not_consumed(&error);
-                        logged = Some(error);
+                        log.not_consumed(error);
                         continue;
                     }
                 }
@@ -94,10 +96,7 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
             // With the connection, requests are not consumed either, which is logged.
             Err(_) if source.lost.is_cancelled() => return,
             Err(error) => {
-                if logged.as_ref() != Some(&error) {
-                    log::endings_not_consumed(&error);
-                    logged = Some(error);
-                }
+                log.not_consumed(error);
                 RETRY_INTERVAL
             }
         };
@@ -121,52 +120,83 @@ enum End {
     Fault(BrokerError),
 }
 
+/// Also returns the endings that met an unavailable Redis: copies would come back to a consumer that has not stopped.
 async fn consume(
     processor: &Processor,
     source: &EndingSource,
     consumer: &mut Consumer,
     stop: &CancellationToken,
-) -> End {
+) -> (End, Vec<Delivery>) {
     let EndingSource { publisher, lost, .. } = source;
     let queue = publisher.topology().ended_queue();
     let mut in_hand = FuturesUnordered::new();
+    let mut unprocessed = Vec::new();
     // A stream keeps a pause for want of memory under way while the endings in hand go on: they hold the memory.
-    let mut deliveries = pin!(stream::unfold(consumer, async |consumer| {
-        let next = next(consumer).await;
-        Some((next, consumer))
-    }));
+    let window = PrefetchWindow::open(ENDINGS_PREFETCH);
+    let mut deliveries =
+        pin!(stream::unfold((consumer, window), async |(consumer, mut window)| {
+            let next = next(source, consumer, &mut window).await;
+            Some((next, (consumer, window)))
+        }));
     let end = loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break End::Stopped,
-            Some(processed) = in_hand.next() => if processed == Err(Unavailable) {
+            Some(processed) = in_hand.next() => if let Err(delivery) = processed {
+                unprocessed.push(delivery);
                 break End::RedisUnavailable;
             },
             Some(next) = deliveries.next() => match next {
                 Ok(delivery) => in_hand.push(async move {
-                    let processed =
-                        processor.process_ending(&delivery, queue, publisher, lost, Duration::ZERO);
-                    let processed = AssertUnwindSafe(processed).catch_unwind().await;
-                    processed.unwrap_or_else(|_| {
-                        delivery.reject();
-                        Ok(())
-                    })
+                    let processed = processor.process_ending(&delivery, queue, publisher, lost);
+                    match AssertUnwindSafe(processed).catch_unwind().await {
+                        Ok(Ok(())) => Ok(()),
+                        Ok(Err(Unavailable)) => Err(delivery),
+                        Err(_panic) => {
+                            delivery.reject();
+                            Ok(())
+                        }
+                    }
                 }),
                 Err(fault) => break End::Fault(fault),
             },
         }
     };
-    while in_hand.next().await.is_some() {}
-    end
+    while let Some(processed) = in_hand.next().await {
+        unprocessed.extend(processed.err());
+    }
+    (end, unprocessed)
 }
 
 /// The next ending, after a pause if there is too little memory for large messages.
-async fn next(consumer: &mut Consumer) -> Result<Delivery, BrokerError> {
+async fn next(
+    source: &EndingSource,
+    consumer: &mut Consumer,
+    window: &mut PrefetchWindow,
+) -> Result<Delivery, BrokerError> {
+    let mut forgotten = pin!(source.until_consumer_is_forgotten());
     loop {
-        match consumer.next().await? {
-            Some(delivery) => return Ok(delivery),
-            None if consumer.is_paused() => consumer.resume().await?,
-            None => consumer.pause(1),
+        let received = tokio::select! {
+            biased;
+            received = consumer.next() => received?,
+            error = &mut forgotten => return Err(error),
+        };
+        let next = match &received {
+            // It was fetched before the pause.
+            Some(_) if consumer.is_paused() => Next::Keep,
+            Some(delivery) => window.on_delivery(0, delivery.large_bytes()),
+            None if consumer.is_paused() => Next::Resume,
+            None => window.on_no_room(),
+        };
+        match next {
+            Next::Grow { to, .. } => consumer.set_prefetch(to).await?,
+            Next::Narrow { to } => consumer.pause(to),
+            Next::Resume => consumer.resume().await?,
+            // The window isolates none.
+            Next::Keep | Next::ServeAlone => {}
+        }
+        if let Some(delivery) = received {
+            return Ok(delivery);
         }
     }
 }
@@ -176,17 +206,17 @@ async fn next(consumer: &mut Consumer) -> Result<Delivery, BrokerError> {
 pub(super) struct Unavailable;
 
 impl Processor {
-    /// Processes an ending that came from `queue`, and settles it. Waits for Redis for so long.
+    /// Processes an ending that came from `queue`, and settles it.
     ///
     /// # Errors
-    /// Redis was not available: the ending is in its queue again.
+    /// Redis was not available. If it came from the queue of endings, it is not settled; else it is there now, or in
+    /// its queue again.
     pub(super) async fn process_ending(
         &self,
         delivery: &Delivery,
         queue: &str,
         publisher: &Publisher,
         lost: &CancellationToken,
-        wait: Duration,
     ) -> Result<(), Unavailable> {
         let started = Instant::now();
         let mut metadata = Metadata::read(delivery, queue, &self.traces);
@@ -195,21 +225,20 @@ impl Processor {
         metadata.set_decoded_id(decoded.id);
         let (settlement, outcome) = match decoded.ending {
             Ok(ending) => {
-                let mut forgotten = self.end(&ending, delivery).await;
-                if forgotten.is_err() && !wait.is_zero() {
-                    // The delay is for a Redis that refuses only the scripts of endings.
-                    let available = async {
-                        sleep(RESTART_DELAY).await;
-                        self.cache.until_available().await;
-                    };
-                    let available = timeout(wait, available);
-                    if let Some(Ok(())) = lost.run_until_cancelled(available).await {
-                        forgotten = self.end(&ending, delivery).await;
-                    }
-                }
-                match forgotten {
+                match self.end(&ending, delivery).await {
                     Ok(forgotten) => (EndingSettlement::Done, Some(outcome(forgotten))),
-                    Err(_) => (EndingSettlement::Requeue, None),
+                    Err(_) if queue == publisher.topology().ended_queue() => {
+                        return Err(Unavailable);
+                    }
+                    // It must not keep a request's slot until Redis is back.
+                    Err(_) if move_ending(delivery, publisher, lost).await => {
+                        return Err(Unavailable);
+                    }
+                    Err(_) => {
+                        // It would come back at once.
+                        let _ = timeout(WAIT_FOR_REDIS, lost.cancelled()).await;
+                        (EndingSettlement::Requeue, None)
+                    }
                 }
             }
             Err(message) => {
@@ -235,18 +264,6 @@ impl Processor {
             );
         }
         Ok(())
-    }
-
-    /// Waits for Redis before an ending in the request queue goes back to it.
-    pub(super) async fn process_ending_among_requests(
-        &self,
-        delivery: &Delivery,
-        publisher: &Publisher,
-        lost: &CancellationToken,
-    ) {
-        let queue = publisher.topology().request_queue();
-        // It comes back once Redis is available.
-        let _ = self.process_ending(delivery, queue, publisher, lost, WAIT_FOR_REDIS).await;
     }
 
     async fn end(&self, ending: &Ending, delivery: &Delivery) -> Result<Forgotten, CacheError> {

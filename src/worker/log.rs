@@ -37,6 +37,7 @@ static SERVING_ALONE_LIMIT: LogLimit = LogLimit::new(SERVING_ALONE, 3);
 static MADE_ROOM_LIMIT: LogLimit = LogLimit::new(MADE_ROOM, 3);
 static DEFERRED_LIMIT: LogLimit = LogLimit::new(DEFERRED, 3);
 static UNROUTABLE_LIMIT: LogLimit = LogLimit::new(FAILED_UNROUTABLE, 1);
+static ENDINGS_LIMIT: LogLimit = LogLimit::new(ENDINGS_NOT_CONSUMED, 6);
 static INVALID_ENDING_LIMIT: LogLimit = LogLimit::new(INVALID_ENDING, 12);
 static REFUSED_LIMIT: LogLimit = LogLimit::new(FAILED_REFUSED, 1);
 
@@ -163,12 +164,34 @@ pub(super) fn postponed(metadata: &Metadata, reason: PostponeReason) {
     }
 }
 
-pub(super) fn endings_not_consumed(error: &BrokerError) {
-    tracing::error!(%error, "{ENDINGS_NOT_CONSUMED}");
+/// Logs whether endings are consumed.
+pub(super) struct EndingsLog {
+    outage: Outage,
+    error: Option<BrokerError>,
 }
 
-pub(super) fn endings_consumed_again() {
-    tracing::info!("consuming endings again");
+impl EndingsLog {
+    pub(super) fn new() -> Self {
+        Self { outage: Outage::new(&ENDINGS_LIMIT), error: None }
+    }
+
+    /// Logs why endings are not consumed, unless the log says so.
+    pub(super) fn not_consumed(&mut self, error: BrokerError) {
+        if self.error.as_ref() != Some(&error) {
+            // Another error counts as a new outage, so that it is logged.
+            self.outage.report_up();
+        }
+        if self.outage.report_down() {
+            tracing::error!(%error, "{ENDINGS_NOT_CONSUMED}");
+        }
+        self.error = Some(error);
+    }
+
+    pub(super) fn consumed(&mut self) {
+        if self.outage.report_up() {
+            tracing::info!("consuming endings again");
+        }
+    }
 }
 
 pub(super) fn invalid_ending(metadata: &Metadata, error: &str) {

@@ -81,6 +81,11 @@ impl PrefetchWindow {
         }
     }
 
+    /// A window that is open from the start and isolates no suspects: for messages that cannot be poison.
+    pub(super) fn open(max: u16) -> Self {
+        Self { max, phase: Phase::Full { trusted: true } }
+    }
+
     /// Prepares for a new connection after a lost one. If it is still one at a time, that starts over.
     pub(super) fn on_reconnect(&mut self) {
         self.phase = match self.phase {

@@ -81,9 +81,10 @@ impl Processor {
             Some(decode_request(delivery.body(), self.max_message_bytes, workflow))
         };
         let Some(Decoded { id, mut request, is_ending: false }) = decoded else {
-            // Boxed to keep this future small: endings have a queue of their own.
-            let ending = self.process_ending_among_requests(delivery, publisher, lost);
-            return Box::pin(ending).await;
+            // Boxed to keep this future small: endings have a queue of their own. If Redis is unavailable, it is
+            // in one of the queues.
+            let _ = Box::pin(self.process_ending(delivery, queue, publisher, lost)).await;
+            return;
         };
         let mut metadata = Metadata::read(delivery, queue, &self.traces);
         metadata.set_decoded_id(id);
@@ -291,4 +292,25 @@ fn panicked(_: Box<dyn Any + Send>) -> Result<bool, Failure> {
     Err(Failure::Transient(
         "the worker panicked while serving the request (a bug: see the worker's log)".to_owned(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that a function returns.
+    fn size_of_future<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    type Borrowed =
+        (&'static Processor, &'static Delivery, &'static Publisher, &'static CancellationToken);
+
+    #[test]
+    fn future_of_a_request_is_smaller_than_4_kib() {
+        let bytes = size_of_future(|(processor, delivery, publisher, lost): Borrowed| {
+            processor.process(delivery, publisher, lost)
+        });
+        assert!(bytes < 4_096, "{bytes} bytes");
+    }
 }

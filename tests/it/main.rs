@@ -32,6 +32,7 @@ mod doctor;
 mod doctor_families;
 mod doctor_platform;
 mod endings;
+mod endings_queue;
 mod expiry;
 mod forget;
 mod gate;

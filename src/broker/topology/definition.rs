@@ -6,6 +6,7 @@ use std::{
 };
 
 use lapin::types::{AMQPValue, FieldTable};
+use tokio::sync::Notify;
 
 use crate::{broker::amqp::long_string, config::BrokerSettings};
 
@@ -66,6 +67,8 @@ pub struct Topology {
     retries: Vec<Retry>,
     /// Whether it was declared or checked once.
     pub(super) ensured: AtomicBool,
+    /// Notified when the queue of endings has messages and no consumer.
+    pub(in crate::broker) ended_unconsumed: Notify,
 }
 
 impl Topology {
@@ -103,6 +106,7 @@ impl Topology {
                 .map(|delay| Retry { delay: delay.duration, returned: AtomicU64::new(0) })
                 .collect(),
             ensured: AtomicBool::new(false),
+            ended_unconsumed: Notify::new(),
         }
     }
 

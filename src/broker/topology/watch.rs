@@ -97,6 +97,9 @@ async fn look(
     let request = counts(topology.request_queue(), connection, &mut channel).await;
     let dead = counts(topology.dead_queue(), connection, &mut channel).await;
     let ended = counts(topology.ended_queue(), connection, &mut channel).await;
+    if let Some(QueueCounts { messages: 1.., consumers: 0 }) = ended {
+        topology.ended_unconsumed.notify_waiters();
+    }
     let mut retry = Some(0_u32);
     for ((queue, retry_queue), progress) in topology.retries().zip(&mut *progress) {
         let messages = counts(queue, connection, &mut channel).await.map(|counts| counts.messages);

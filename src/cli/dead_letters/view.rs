@@ -21,6 +21,8 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub(super) struct Row {
     request_id: Option<String>,
+    /// The queue that it came from.
+    queue: Option<String>,
     reason: Option<String>,
     attempts: u32,
     failed_at: Option<String>,
@@ -32,6 +34,7 @@ impl Row {
     pub(super) fn new(letter: &DeadLetter) -> Self {
         Self {
             request_id: letter.request_id(),
+            queue: letter.queue(),
             reason: letter.reason(),
             attempts: letter.delivery.previous_attempts(),
             failed_at: letter.failed_at().map(format_date_time),
@@ -187,6 +190,7 @@ mod tests {
     fn row(id: &str, detail: Option<&str>) -> Row {
         Row {
             request_id: Some(id.to_owned()),
+            queue: None,
             reason: Some("platform_rejected".to_owned()),
             attempts: 1,
             failed_at: None,

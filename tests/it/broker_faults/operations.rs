@@ -55,15 +55,7 @@ async fn consumer_that_rabbitmq_forgets_is_subscribed_again() {
     let node = Node::shared_rabbitmq();
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
-    // Cancels the consumer in the queue's state machine, without a `basic.cancel` to the worker.
-    let forget = format!(
-        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{}">>)),
-        [C | _] = rabbit_amqqueue:consumers(Q), Consumer = {{element(2, C), element(1, C)}},
-        Cancel = rabbit_fifo:make_checkout(Consumer, cancel, #{{}}),
-        {{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), Cancel)."#,
-        env.rabbitmq.queue
-    );
-    node.ctl(&["eval", &forget]).await;
+    node.forget_consumer(&env.rabbitmq.queue).await;
     env.publish_requests(0..20).await;
     let lost = worker.wait_for_log(log_text::RABBITMQ_LOST).await;
     assert_eq!(lost["error"], log_text::CONSUMER_FORGOTTEN);

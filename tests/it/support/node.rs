@@ -87,6 +87,17 @@ impl Node {
         output(ctl.arg("ctl").arg(&self.dir).args(arguments)).await
     }
 
+    /// Cancels a queue's consumer in its state machine, without a `basic.cancel` to the worker.
+    pub async fn forget_consumer(&self, queue: &str) {
+        let forget = format!(
+            r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
+            [C | _] = rabbit_amqqueue:consumers(Q), Consumer = {{element(2, C), element(1, C)}},
+            Cancel = rabbit_fifo:make_checkout(Consumer, cancel, #{{}}),
+            {{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), Cancel)."#
+        );
+        self.ctl(&["eval", &forget]).await;
+    }
+
     /// How many messages of a quorum queue are neither acked nor dead-lettered.
     pub async fn messages_in(&self, queue: &str) -> usize {
         self.query(queue, "query_messages_total").await
