@@ -68,6 +68,11 @@ chaos: tools ## Inject random faults for minutes; ARGS='--seed 7 --minutes 5'
 	cargo test --locked --test chaos --no-run
 	scripts/with-services cargo test --quiet --locked --test chaos -- $(ARGS)
 
+.PHONY: endings
+endings: tools ## End sessions while the same people ask again; ARGS='--flow deeplink --seed 7'
+	cargo test --locked --test endings_load --no-run
+	scripts/with-services cargo test --quiet --locked --test endings_load -- $(ARGS)
+
 # BENCH is passed on: make bench BENCH='--rounds 5 --only 1,024'
 .PHONY: bench
 bench: tools ## Compare the worker with a bare loop; PEERS=1 adds Python and Node, SCALE=1 measures scaling
@@ -102,7 +107,7 @@ SHELL_SCRIPTS = $(filter-out scripts/pictures, $(wildcard scripts/*)) scripts/pi
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --test chaos --test clusters -- -D warnings
+	cargo clippy --locked --workspace --all-targets --test chaos --test clusters --test endings_load -- -D warnings
 	! command -v shellcheck >/dev/null || shellcheck -x $(SHELL_SCRIPTS) benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
 
 .PHONY: check-schema

@@ -36,7 +36,6 @@ pub const NOT_REPLACED: &str =
 pub const ENDINGS_NOT_CONSUMED: &str = "cannot consume endings: links are not forgotten; retrying";
 pub const FORMER_SETTINGS: &str = "connected with the former RabbitMQ settings: still trying the changed ones, which have not worked yet";
 pub const RABBITMQ_LOST: &str = "connection lost: reconnecting to RabbitMQ";
-pub const ENDINGS_NOT_CONSUMED: &str = "cannot consume endings: links are not forgotten; retrying";
 pub const CONSUMER_OF_ENDINGS_FORGOTTEN: &str =
     "RabbitMQ lost the consumer of endings: the queue has messages and no consumer";
 pub const CONSUMER_FORGOTTEN: &str =
