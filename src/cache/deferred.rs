@@ -339,6 +339,7 @@ mod tests {
         assert!(!scripts.run(&connection, &|_| true, None).await, "no lease of theirs to end");
         assert_eq!(waiting(&scripts), 0);
     }
+
     #[tokio::test]
     async fn scripts_of_one_key_are_taken_out_of_thousands_and_those_left_keep_their_order() {
         let connection = TestRedis::connect().await.connection;

@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 
 use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
 use futures_util::future::BoxFuture;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use super::{
     cluster::Cluster,
@@ -19,6 +22,7 @@ use super::{
     keeper::ConnectionState,
     node::{CacheNode, Failure},
     refusal::Refusal,
+    scripts::SCRIPT_TIMEOUT,
 };
 use crate::{
     config::{RedisMode, RedisSettings},
@@ -82,7 +86,8 @@ impl Pool {
         let batch = self.deferred.batch_of(key)?;
         let connection = self.node(key).state.working_connection()?;
         Some(Box::pin(async move {
-            batch.run(&connection).await;
+            // A time-out puts them back. The script that follows has the same limit.
+            let _ = timeout(SCRIPT_TIMEOUT, batch.run(&connection)).await;
         }))
     }
 

@@ -110,3 +110,21 @@ async fn what_redis_lost_in_a_restart_is_stored_again() {
     env.expect_all_reused(10).await;
     assert_eq!(env.platform.session_calls().len(), 10);
 }
+
+#[tokio::test]
+async fn late_store_of_a_person_does_not_delay_their_request_beyond_one_operation() {
+    let node = Node::redis().await;
+    let mut env = TestEnv::builder().redis(&node).start().await;
+    env.set("REDIS_PATIENCE", "0s");
+    let worker = env.start_worker().await;
+    // A full Redis: the link waits to be stored, while the connection works.
+    redis::run(&mut redis::connect(&node.url).await, "CONFIG SET maxmemory 1").await;
+    env.publish_request("r-1", "ann").await;
+    env.rabbitmq.next_event().await;
+    node.freeze().await;
+    env.publish_request("r-2", "ann").await;
+    assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
+    let line = worker.wait_for_logs(log_text::REQUEST_FINISHED, 2).await;
+    println!("{line}");
+    assert!(line["duration_ms"].as_u64().unwrap() < 900, "{line}");
+}
