@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, default_value_t = 1_000)]
     people: usize,
     /// Requests published in a second
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 100)]
     rate: u32,
     /// A folder for the workers' logs
     #[arg(long)]
