@@ -54,8 +54,15 @@ impl Servers {
     /// Moves slots of one node of the cluster to another.
     pub async fn move_slots(&self, from: &str, to: &str, slots: usize) {
         let [from_id, to_id] = [self.id(from).await, self.id(to).await];
+        let address = self.address(from).await;
+        // redis-cli moves no slot before.
+        wait_until("the nodes agree about the slots", async || {
+            let check = Command::new("redis-cli").args(["--cluster", "check", &address]).output();
+            check.await.unwrap().status.success()
+        })
+        .await;
         let mut reshard = Command::new("redis-cli");
-        reshard.args(["--cluster", "reshard", &self.address(from).await, "--cluster-yes"]);
+        reshard.args(["--cluster", "reshard", &address, "--cluster-yes"]);
         reshard.args(["--cluster-from", &from_id, "--cluster-to", &to_id]);
         output(reshard.arg("--cluster-slots").arg(slots.to_string())).await;
     }
