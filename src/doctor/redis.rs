@@ -134,7 +134,8 @@ fn version(info: &HashMap<String, String>) -> Check {
 }
 
 fn role(info: &HashMap<String, String>, mode: RedisMode) -> Check {
-    if field(info, "redis_mode") == "sentinel" {
+    // Valkey has another name for it.
+    if ["redis_mode", "server_mode"].iter().any(|mode| field(info, mode) == "sentinel") {
         return Check::finding("role", "this is a sentinel, which stores nothing").cost(NO_CACHE).remedy(
             "set HANDOFF_REDIS_MODE=sentinel, and HANDOFF_REDIS_SENTINELS to the addresses of the sentinels",
         );
@@ -263,7 +264,7 @@ mod tests {
         let cluster = info(&[("role", "master"), ("cluster_enabled", "1")]);
         assert_eq!(super::role(&cluster, RedisMode::Single).verdict, Verdict::Finding);
         assert_eq!(super::role(&cluster, RedisMode::Cluster).verdict, Verdict::Ok);
-        let sentinel = info(&[("redis_mode", "sentinel")]);
+        let sentinel = info(&[("server_mode", "sentinel")]);
         assert_eq!(super::role(&sentinel, RedisMode::Single).verdict, Verdict::Finding);
     }
 
