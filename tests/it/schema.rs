@@ -1,18 +1,12 @@
 //! `handoff schema`.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::path::{Path, PathBuf};
 
 use lapin::BasicProperties;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{
-    TestEnv,
-    node::{Node, script},
-    within_timeout,
+    Node, TempFile, TestEnv,
     worker::{Settings, run},
 };
 
@@ -72,15 +66,10 @@ async fn json_schema_takes_each_message() {
 async fn worker_runs_on_imported_definitions() {
     let mut env = TestEnv::start().await;
     let definitions = printed(&["--format", "definitions"], &env.settings).await;
-    let mut ctl = Command::new(script("rabbitmq-node"));
-    ctl.arg("ctl").arg(Node::shared_rabbitmq().path("")).args([
-        "import_definitions",
-        "--format",
-        "json",
-    ]);
-    let mut ctl = ctl.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    ctl.stdin.take().unwrap().write_all(definitions.as_bytes()).await.unwrap();
-    assert!(within_timeout("the import", ctl.wait()).await.unwrap().success());
+    // From a file: rabbitmqctl on Erlang/OTP 28 fails if its input is a pipe.
+    let file = TempFile::new(&definitions);
+    let import = ["import_definitions", file.path(), "--format", "json"];
+    Node::shared_rabbitmq().ctl(&import).await;
 
     env.set("DECLARE_TOPOLOGY", "false");
     let worker = env.start_worker().await;
