@@ -110,7 +110,7 @@ SHELL_SCRIPTS = $(filter-out scripts/pictures, $(wildcard scripts/*)) scripts/pi
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --test chaos --test clusters --test endings_load -- -D warnings
-	! command -v shellcheck >/dev/null || shellcheck -x $(SHELL_SCRIPTS) benches/peers/setup benches/instructions/count deploy/healthcheck .ci/run
+	! command -v shellcheck >/dev/null || shellcheck -x $(SHELL_SCRIPTS) benches/peers/setup benches/instructions/count .ci/run
 
 .PHONY: check-schema
 check-schema: ## Check docs/asyncapi.yaml with AsyncAPI's parser (needs Node.js and npm)
