@@ -59,6 +59,11 @@ impl DialPace {
         self.0.lock().servers.values().any(|wait| wait.login_refused)
     }
 
+    /// Whether any server fails for another reason.
+    pub(super) fn any_fails_otherwise(&self) -> bool {
+        self.0.lock().servers.values().any(|wait| !wait.login_refused)
+    }
+
     pub(super) fn failed(&self, server: &Address) {
         self.wait(server, |wait| wait.backoff.next_delay());
     }

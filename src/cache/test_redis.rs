@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deadpool_redis::redis::{self, AsyncCommands, aio::MultiplexedConnection};
 
-use super::Cache;
+use super::{Cache, dial::Address};
 use crate::{
     config::{CacheSettings, Flow, RedisSettings},
     telemetry::metrics::Metrics,
@@ -26,6 +26,12 @@ impl TestRedis {
         let client = redis::Client::open(url.as_str()).unwrap();
         let connection = client.get_multiplexed_async_connection().await.unwrap();
         Self { url, prefix: format!("test-{}", uuid::Uuid::new_v4().simple()), connection }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> Address {
+        let settings = RedisSettings::single(&self.url).unwrap();
+        Address::of(settings.nodes.current().first())
     }
 
     /// Settings with which links live for an hour, unsealed.

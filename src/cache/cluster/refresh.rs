@@ -90,7 +90,7 @@ impl Refresher {
         }
     }
 
-    /// Waits longer and longer, or until the file of the URLs changes.
+    /// Waits longer and longer, or until the file of the URLs changes or a primary can be asked.
     async fn wait_for_credentials(&mut self) {
         let nodes = &self.shared.settings.nodes;
         let tried = nodes.current();
@@ -98,7 +98,17 @@ impl Refresher {
             nodes.look().await;
             nodes.changed_from(&tried).await;
         };
-        let _ = timeout(self.login_wait.next_delay(), changed).await;
+        let primaries: Vec<_> = self.shared.map.borrow().nodes().cloned().collect();
+        // Redis does not replicate users, so the primaries may accept what a replica refuses.
+        let mut connecting: FuturesUnordered<_> =
+            primaries.iter().map(|node| node.state.until_connected()).collect();
+        let over = async {
+            tokio::select! {
+                () = changed => {}
+                Some(()) = connecting.next() => {}
+            }
+        };
+        let _ = timeout(self.login_wait.next_delay(), over).await;
     }
 
     fn is_in_trouble(&self) -> bool {
@@ -126,7 +136,8 @@ impl Refresher {
     /// Dials the nodes in the setting and the replicas, but not the primaries, whose keepers connect to them.
     ///
     /// The next one as soon as one fails, and after [`STAGGER`], so that a frozen node delays nothing. A refused
-    /// login ends the round, since all nodes have the same users, unless another node cannot be reached.
+    /// login ends the round, since all nodes have the same users, unless another node could not be reached, in this
+    /// round or a former one: it may be back sooner than a refused login may be repeated.
     async fn read_elsewhere(&self, primaries: &[Arc<CacheNode>]) -> Result<Vec<SlotRange>, Unread> {
         let settings = &self.shared.settings.nodes;
         settings.look().await;
@@ -142,7 +153,6 @@ impl Refresher {
         due.sort_by_key(|node| !self.pace.refuses_login(node));
         let mut dials = FuturesUnordered::new();
         let mut unread = Unread { error: CacheError::Unavailable, only_logins_refused: false };
-        let mut unreachable = false;
         loop {
             if let Some(address) = due.pop() {
                 let node = seeds.first().at(&address.host, address.port);
@@ -161,11 +171,10 @@ impl Refresher {
                 (node, Err(error)) => {
                     if error.is_refused_login() {
                         self.pace.login_refused(&node);
-                        unread.only_logins_refused = !unreachable;
+                        unread.only_logins_refused = true;
                         due.clear();
                     } else {
                         self.pace.failed(&node);
-                        unreachable = true;
                     }
                     if says_more(&error) >= says_more(&unread.error) {
                         unread.error = error;
@@ -173,7 +182,7 @@ impl Refresher {
                 }
             }
         }
-        unread.only_logins_refused &= !unreachable;
+        unread.only_logins_refused &= !self.pace.any_fails_otherwise();
         Err(unread)
     }
 }
@@ -229,5 +238,61 @@ fn no_answer(error: &RedisError) -> CacheError {
     match CacheError::of(error) {
         CacheError::Refused(Refusal::Other) => CacheError::Failed(NO_CLUSTER.to_owned()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        cache::{deferred::DeferredScripts, test_redis::TestRedis},
+        config::{RedisMode, RedisSettings, Watched, sentinel_nodes},
+        telemetry::metrics::Metrics,
+    };
+
+    fn refresher(urls: &str) -> Refresher {
+        let nodes = Watched::fixed(sentinel_nodes(urls).unwrap());
+        let settings = RedisSettings { mode: RedisMode::Cluster, nodes, sentinels: None };
+        let deferred = Arc::new(DeferredScripts::default());
+        Refresher::new(Arc::new(Shared::new(&settings, Metrics::new(), deferred)))
+    }
+
+    /// The address of the Redis of the tests, and a URL whose login it refuses.
+    async fn refusing() -> (Address, String) {
+        let address = TestRedis::connect().await.address();
+        let url = format!("redis://nobody:wrong@{address}");
+        (address, url)
+    }
+
+    #[tokio::test]
+    async fn refused_login_holds_nothing_up_while_another_node_is_down() {
+        let (_, refusing) = refusing().await;
+        let alone = refresher(&refusing);
+        assert!(alone.read().await.unwrap_err().only_logins_refused);
+        let down = "redis://nobody:wrong@127.0.0.1:1";
+        let refresher = refresher(&format!("{refusing},{down}"));
+        // It has just failed, so it is not dialled in this round.
+        let address = Address { host: "127.0.0.1".to_owned(), port: 1 };
+        let seeds = refresher.shared.settings.nodes.current();
+        refresher.pace.due(&seeds, vec![address.clone()]);
+        refresher.pace.failed(&address);
+        let unread = refresher.read().await.unwrap_err();
+        assert!(unread.error.is_refused_login());
+        assert!(!unread.only_logins_refused, "the one that is down must be tried soon");
+    }
+
+    #[tokio::test]
+    async fn wait_after_refused_logins_ends_when_a_primary_is_back() {
+        let (primary, refusing) = refusing().await;
+        let mut refresher = refresher(&refusing.replace("nobody:wrong@", ""));
+        let range = SlotRange { first: 0, last: 16_383, primary, replicas: Vec::new() };
+        refresher.shared.install(&[range]);
+        while refresher.login_wait.next_delay() < Duration::from_secs(30) {}
+        let began = Instant::now();
+        refresher.wait_for_credentials().await;
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(10), "{waited:?}");
     }
 }
