@@ -8,7 +8,7 @@ use lapin::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Flow, Node, TestEnv, log_text, wait_until, worker::run};
+use crate::support::{Flow, Node, TestEnv, Worker, log_text, wait_until, worker::run};
 
 /// Fits into no worker's limit, so that it is dead-lettered.
 fn large_ending() -> Value {
@@ -119,5 +119,43 @@ async fn ending_past_its_delivery_limit_is_listed_with_its_queue_and_replayed_th
     assert_eq!((env.rabbitmq.depth(&queue).await, env.dead_letters().await), (1, 0));
     let worker = env.start_worker().await;
     worker.wait_for_endings("forgotten", 1).await;
+    worker.stop().await;
+}
+
+/// As after an upgrade from release 0.1 without the right to declare the queue.
+#[tokio::test]
+async fn missing_queue_of_endings_stops_endings_alone_until_it_is_there() {
+    let mut env = TestEnv::start().await;
+    env.declare_topology().await;
+    let queue = env.ended_queue();
+    env.rabbitmq.delete_queue(&queue).await;
+    env.set("DECLARE_TOPOLOGY", "false");
+    let worker = env.start_worker().await;
+    let fault = worker.wait_for_log(log_text::ENDINGS_NOT_CONSUMED).await;
+    assert!(fault["error"].as_str().unwrap().contains(&queue), "{fault}");
+    env.publish_request("r-1", "ann").await;
+    let first = env.rabbitmq.next_event().await.data();
+    assert_eq!(worker.readiness().await.0, 200);
+    let doctor = run(&["doctor", "--json"], &env.settings).await;
+    let report = String::from_utf8_lossy(&doctor.stdout);
+    let finding = report.lines().find(|line| line.contains(&queue));
+    assert!(finding.is_some_and(|line| line.contains("finding")), "{report}");
+    assert_eq!(doctor.status.code(), Some(1));
+
+    // An ending in the request queue needs no other queue.
+    let ending = json!({ "sessionId": first["sessionId"] });
+    env.rabbitmq.publish(ending.to_string(), typed()).await;
+    worker.wait_for_endings("forgotten", 1).await;
+
+    let mut declaring = env.settings.clone();
+    declaring.insert("HANDOFF_DECLARE_TOPOLOGY".into(), "true".into());
+    let other = Worker::start(&declaring);
+    env.wait_for_consumer_of_endings().await;
+    other.stop().await;
+    // The first one looks again every 10 s.
+    env.wait_for_consumer_of_endings().await;
+    env.rabbitmq.publish_ending(json!({ "sessionId": "s" }), BasicProperties::default()).await;
+    worker.wait_for_endings("unknown", 1).await;
+    assert_eq!(worker.log_lines(log_text::ENDINGS_NOT_CONSUMED).len(), 1);
     worker.stop().await;
 }
