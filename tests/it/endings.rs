@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use lapin::BasicProperties;
+use lapin::{BasicProperties, types::AMQPValue};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -72,6 +72,39 @@ async fn session_of_another_user_or_a_later_one_is_kept() {
     env.rabbitmq.publish_ending(json!({ "userId": "ann" }), properties).await;
     worker.wait_for_endings("kept", 1).await;
     assert_eq!(request(&mut env, "r-2", "ann").await["sessionId"], anns["sessionId"]);
+}
+
+#[tokio::test]
+async fn time_of_an_ending_is_its_timestamp_else_that_of_first_receipt_and_never_in_the_future() {
+    let mut env = TestEnv::start().await;
+    let worker = env.start_worker().await;
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let hour_ago = now - 3_600;
+    // As on a copy.
+    let received = AMQPValue::LongLongInt(1_000 * hour_ago.cast_signed());
+    let copy =
+        BasicProperties::default().with_headers(field_table(&[("x-handoff-received", received)]));
+    let (mut kept, mut forgotten) = (0, 0);
+    for (properties, is_kept) in [
+        (copy.clone(), true),
+        (copy.clone().with_timestamp(0), true),
+        (copy.with_timestamp(now + 60), false),
+        (BasicProperties::default().with_timestamp(0), false),
+    ] {
+        request(&mut env, &format!("r-{kept}-{forgotten}"), "ann").await;
+        env.rabbitmq.publish_ending(json!({ "userId": "ann" }), properties).await;
+        let (outcome, count) =
+            if is_kept { ("kept", &mut kept) } else { ("forgotten", &mut forgotten) };
+        *count += 1;
+        worker.wait_for_endings(outcome, *count).await;
+    }
+    let entries = env.redis_entries().await;
+    let mark = entries.iter().find(|entry| entry.key.ends_with(":ended")).unwrap();
+    let mark = String::from_utf8_lossy(&mark.value);
+    let last: u64 = mark.rsplit_once(':').unwrap().1.parse().unwrap();
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!(last <= now, "{last} is in the future");
+    worker.stop().await;
 }
 
 #[tokio::test]
