@@ -221,6 +221,11 @@ impl Lease {
         if has_ended == Ok(true) {
             // Not before the link is stored.
             cache.forget_ended(keys, link, session).await;
+            if stored.is_err() {
+                // The lease and the token of the ended session are still there: the next claim would wait for the
+                // one, and get the same session for the other.
+                self.release(true).await;
+            }
             return Ok(StoreOutcome::Ended);
         }
         stored

@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod endings;
 mod load;
 mod rabbitmq;
 mod redis_cluster;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    endings::{assert_replaced, end, sessions},
     load::{Load, second_sessions},
     redis_servers::{Servers, assert_check, doctor, tls_options},
     support::{
@@ -81,6 +82,26 @@ async fn killed_primary_costs_no_second_session_and_its_replica_serves_within_a_
     );
     assert_eq!(second, 0);
     assert!(served < Duration::from_secs(2), "{served:?}");
+}
+
+#[tokio::test]
+async fn ended_sessions_are_not_handed_out_again_although_a_primary_fails() {
+    let cluster = Servers::cluster(&["--cluster-node-timeout", "1000"]).await;
+    let mut env = env(&cluster).await;
+    env.set("REDIS_PATIENCE", "10s");
+    let workers = [env.start_worker().await, env.start_worker().await];
+    env.wait_for_consumer_of_endings().await;
+    let first = sessions(&mut env, 0..60, "first").await;
+    assert_eq!(end(&env, &workers.each_ref(), &first).await, 60);
+    let second = sessions(&mut env, 0..60, "second").await;
+    assert_replaced(&first, &second);
+    // Endings that arrive while a third of the keys has no node.
+    cluster.run("kill", "1").await;
+    // An ending that is repeated because its answer was lost finds nothing any more.
+    let forgotten = end(&env, &workers.each_ref(), &second).await;
+    println!("{forgotten} of 60 links found and forgotten");
+    let third = sessions(&mut env, 0..60, "third").await;
+    assert_replaced(&second, &third);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    endings::{assert_replaced, end, sessions},
     load::{Load, second_sessions},
     redis_servers::{Servers, assert_check, doctor, tls_options},
     support::{
@@ -43,6 +44,25 @@ async fn killed_primary_costs_no_second_session_and_its_successor_serves_within_
     );
     assert_eq!(second, 0);
     assert!(served < Duration::from_secs(2), "{served:?}");
+}
+
+#[tokio::test]
+async fn ended_sessions_are_not_handed_out_again_although_the_primary_fails() {
+    let servers = Servers::sentinels(&[], &[]).await;
+    let mut env = env(&servers.urls).await;
+    env.set("REDIS_PATIENCE", "10s");
+    let worker = env.start_worker().await;
+    env.wait_for_consumer_of_endings().await;
+    let first = sessions(&mut env, 0..60, "first").await;
+    assert_eq!(end(&env, &[&worker], &first).await, 60);
+    let second = sessions(&mut env, 0..60, "second").await;
+    assert_replaced(&first, &second);
+    servers.run("kill", "1").await;
+    // An ending that is repeated because its answer was lost finds nothing any more.
+    let forgotten = end(&env, &[&worker], &second).await;
+    println!("{forgotten} of 60 links found and forgotten");
+    let third = sessions(&mut env, 0..60, "third").await;
+    assert_replaced(&second, &third);
 }
 
 #[tokio::test]
