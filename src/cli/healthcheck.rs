@@ -20,8 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Checks the health of the worker on this host
 ///
 /// For images without a shell or curl. Prints the answer. The exit status is 0 if the worker answers with
-/// status 200, else 1. Reads no setting but the worker's own HANDOFF_HTTP_ADDR; for [::] and 0.0.0.0, it connects
-/// to the loopback address. It uses no proxy.
+/// status 200, else 1. Reads no setting but the worker's own HANDOFF_HTTP_ADDR; where that stands for all
+/// addresses, it connects to the loopback address. Uses no proxy.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     handoff healthcheck            # for a container's health check: 1 means that a restart helps\n  \
