@@ -58,7 +58,8 @@ async fn nodes_of_a_cluster_that_is_down_are_dialled_a_few_times_a_second_and_us
     tokio::time::sleep(Duration::from_secs(4)).await;
     let dials = [node.take_connections(), seed.take_connections()];
     println!("dialled {dials:?} times in 4 s");
-    assert!(dials.iter().all(|dials| (4..=18).contains(dials)), "{dials:?}");
+    // Two for each dial: a second connection finds out why the first one broke. Without back-off, 40 and more.
+    assert!(dials.iter().all(|dials| (4..=30).contains(dials)), "{dials:?}");
     // The successor is another node.
     for server in [&seed, &node] {
         server.set_down(false);
