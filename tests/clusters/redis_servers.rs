@@ -61,6 +61,13 @@ impl Servers {
             check.await.unwrap().status.success()
         })
         .await;
+        // That check passes although a primary does not know a new node yet ("ERR Unknown node").
+        for primary in ["1", "2", "3"] {
+            wait_until("each primary knows the destination", async || {
+                self.ask::<String>(primary, "CLUSTER NODES").await.contains(&to_id)
+            })
+            .await;
+        }
         let mut reshard = Command::new("redis-cli");
         reshard.args(["--cluster", "reshard", &address, "--cluster-yes"]);
         reshard.args(["--cluster-from", &from_id, "--cluster-to", &to_id]);

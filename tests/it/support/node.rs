@@ -161,7 +161,8 @@ impl Node {
 pub async fn output(command: &mut Command) -> String {
     let output = command.output().await.unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
     String::from_utf8(output.stdout).unwrap()
 }
 
