@@ -157,7 +157,7 @@ impl Connector {
     /// Records a failed try, and waits unless it was a login, whose time [`Logins`] knows.
     async fn failed(
         &mut self,
-        Failure { nodes, is_former, error }: Failure,
+        Failure { nodes, is_former, mut error }: Failure,
         backoff: &mut Backoff,
         log: &mut impl FnMut(BrokerError),
     ) {
@@ -165,13 +165,10 @@ impl Connector {
         let current = source.current();
         let is_refused = error.is_login_refused();
         let was_never_served = !is_former && self.logins.former(&current).is_some();
-        let error = if is_refused || was_never_served {
-            let error = error.with_remedy(&format!("check {}", source.describe()));
+        if is_refused || was_never_served {
+            error = error.with_remedy(&format!("check {}", source.describe()));
             self.health.set_login_error(Some(error.to_string()));
-            error
-        } else {
-            error
-        };
+        }
         if is_refused {
             // The other nodes have the same users.
             if self.logins.refused(&nodes) {
