@@ -202,6 +202,11 @@ impl DeferredScripts {
         }
     }
 
+    /// Whether no script is queued. Those under way are not.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().in_order().iter().all(|queued| queued.is_empty())
+    }
+
     /// The queued scripts of one key, to be sent ahead of a claim of it. `None` without any.
     pub(super) fn batch_of(&self, key: &str) -> Option<Batch<'_>> {
         let batch = self.take(usize::MAX, &|script| script.key() == key);

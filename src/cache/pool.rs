@@ -83,8 +83,12 @@ impl Pool {
     /// Sends the scripts that wait for this key. If polled before a script of the key, Redis runs them ahead of it,
     /// without another round trip. `None` if there are none, or no connection.
     pub(super) fn run_deferred(&self, key: &str) -> Option<BoxFuture<'_, ()>> {
-        let batch = self.deferred.batch_of(key)?;
+        // Each claim asks. The queue is searched only if it is of use: it is long while Redis is down.
+        if self.deferred.is_empty() {
+            return None;
+        }
         let connection = self.node(key).state.working_connection()?;
+        let batch = self.deferred.batch_of(key)?;
         Some(Box::pin(async move {
             // A time-out puts them back. The script that follows has the same limit.
             let _ = timeout(SCRIPT_TIMEOUT, batch.run(&connection)).await;
