@@ -124,15 +124,14 @@ impl CacheNode {
 
     fn failure(&self, number: u64, error: &RedisError) -> Failure {
         if let Some(address) = &self.address {
-            let redirected = || redirection(error, address);
-            match error.kind() {
-                ErrorKind::Server(ServerErrorKind::Moved) if let Some(to) = redirected() => {
-                    return Failure::Moved(to);
-                }
-                ErrorKind::Server(ServerErrorKind::Ask) if let Some(to) = redirected() => {
-                    return Failure::Ask(to);
-                }
-                _ => {}
+            let to = || redirection(error, address);
+            let redirected = match error.kind() {
+                ErrorKind::Server(ServerErrorKind::Moved) => to().map(Failure::Moved),
+                ErrorKind::Server(ServerErrorKind::Ask) => to().map(Failure::Ask),
+                _ => None,
+            };
+            if let Some(redirected) = redirected {
+                return redirected;
             }
             // About one slot: the node is well. A redirection to an unknown host, or inside a script, cannot be
             // followed, but ends by itself.
