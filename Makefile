@@ -104,13 +104,30 @@ check-snippets: build ## Run the programs in the guides against the demo
 check-deploy: build ## Check deploy/: Kubernetes, alerts, dashboard, compose, systemd
 	scripts/check-deploy $(HANDOFF)
 
-SHELL_SCRIPTS = $(filter-out scripts/pictures, $(wildcard scripts/*)) scripts/pictures/draw
+.PHONY: check-least-rust
+check-least-rust: ## Check that the program compiles with the least supported Rust (needs rustup)
+	scripts/check-least-rust
+
+.PHONY: check-dependencies
+check-dependencies: ## Check the dependencies against deny.toml; ARGS='bans licenses' names the checks
+	scripts/check-dependencies $(ARGS)
 
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --test chaos --test clusters --test endings_load -- -D warnings
-	! command -v shellcheck >/dev/null || shellcheck -x $(SHELL_SCRIPTS) benches/peers/setup benches/instructions/count .ci/run
+	! command -v shellcheck >/dev/null || $(MAKE) --no-print-directory lint-scripts
+
+# The scripts in the folders of scripts/, but not the JavaScript of the pictures.
+SHELL_SCRIPTS = $(shell grep -rlE '^\#(!.*bash| shellcheck shell=bash)' scripts benches .ci)
+
+.PHONY: lint-scripts
+lint-scripts: ## Check the scripts with shellcheck
+	shellcheck -x $(SHELL_SCRIPTS)
+
+.PHONY: lint-workflows
+lint-workflows: ## Check .github/ with actionlint and zizmor (needs Node.js and Python)
+	scripts/lint-workflows
 
 .PHONY: check-schema
 check-schema: ## Check docs/asyncapi.yaml with AsyncAPI's parser (needs Node.js and npm)
