@@ -58,6 +58,7 @@ mod redis_modes;
 mod redis_patience;
 mod redis_refusals;
 mod rejections;
+mod release;
 mod repeated_calls;
 mod retries;
 mod rights;
