@@ -47,8 +47,10 @@ debian_root() { # NAME SUITE VARIANT PACKAGE
     local root=${XDG_CACHE_HOME:-$HOME/.cache}/handoff/$1-$2 building folder
     if [[ ! -d $root ]]; then
         ((EUID == 0)) || die "$EX_UNAVAILABLE" "$4 in a folder needs root, to install and to run it"
-        have mmdebstrap || { can_install && install_packages mmdebstrap; } ||
-            die "$EX_UNAVAILABLE" "cannot install the package mmdebstrap; install it by hand"
+        # Ubuntu lacks Debian's keys.
+        have mmdebstrap && [[ -e /usr/share/keyrings/debian-archive-keyring.gpg ]] ||
+            { can_install && install_packages mmdebstrap debian-archive-keyring; } ||
+            die "$EX_UNAVAILABLE" "cannot install the packages mmdebstrap and debian-archive-keyring; install them by hand"
         say "creating $root (once, with mmdebstrap) …"
         mkdir -p "${root%/*}"
         building=$(mktemp -d "$root.XXXXXX")

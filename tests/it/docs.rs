@@ -12,8 +12,8 @@ const LONGEST_PAGE: usize = 250;
 /// Every Markdown file that a reader may open, with its text.
 fn pages() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = ["README.md", "CHANGELOG.md", "ARCHITECTURE.md"].map(|name| root.join(name));
-    let mut pages: Vec<_> = files.into();
+    let files = ["README.md", "CHANGELOG.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"];
+    let mut pages: Vec<_> = files.map(|name| root.join(name)).into();
     let mut folders = vec![root.join("docs"), root.join("deploy")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
