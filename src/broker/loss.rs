@@ -11,13 +11,18 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream};
 use lapin::{Channel, Connection, Event};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     connection::STATUS_INTERVAL,
     error::{BrokerError, hard_error},
+    log,
 };
+use crate::telemetry::log_limit::Outage;
 
 /// Why RabbitMQ closed a connection.
 ///
@@ -36,7 +41,6 @@ impl CloseReason {
 }
 
 /// What a session's deliveries depend on.
-#[derive(Clone)]
 pub(super) struct Lifeline {
     consuming: Arc<Connection>,
     publishing: Arc<Connection>,
@@ -44,16 +48,25 @@ pub(super) struct Lifeline {
     publishing_closed: CloseReason,
 }
 
-/// Waits until a session is lost, or for RabbitMQ to block or unblock publishing.
+/// Watches a session in a task of its own, until the session is lost or this is dropped.
+///
+/// There is one for each session, because lapin 4.12 gives each event to only one of several listeners (not
+/// reported upstream).
 pub(super) struct LossWatch {
+    cause: watch::Receiver<Option<BrokerError>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+struct Events {
     lifeline: Lifeline,
     events: Pin<Box<dyn Stream<Item = Event> + Send>>,
     /// lapin may report an error before the state that follows from it.
     last_error: Option<lapin::Error>,
+    is_blocked: bool,
 }
 
-/// What a [`LossWatch`] has noticed.
-pub(super) enum Notice {
+/// What has happened to a session's connections.
+enum Notice {
     Lost(BrokerError),
     Blocked,
     Unblocked,
@@ -69,34 +82,26 @@ impl Lifeline {
         Self { consuming, publishing, channel, publishing_closed }
     }
 
-    pub(super) fn watch(&self) -> LossWatch {
-        let consuming = self.consuming.events_listener();
-        let publishing = self.publishing.events_listener();
-        LossWatch {
-            lifeline: self.clone(),
-            events: stream::select(consuming, publishing).boxed(),
-            last_error: None,
-        }
-    }
-
-    /// Cancels `lost` when the session is lost.
+    /// Starts to watch. Cancels `lost` when the session is lost.
     ///
     /// If only the publishing connection is lost, waits until the consumer has `stopped`. Deliveries requeued
     /// earlier would come back to it dozens of times in a moment, and RabbitMQ counts each time.
-    pub(super) fn cancel_when_lost(
-        &self,
-        lost: CancellationToken,
-        stopped: CancellationToken,
-    ) -> AbortOnDropHandle<()> {
-        let mut watch = self.watch();
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            while !matches!(watch.next().await, Notice::Lost(_)) {}
-            let channel = &watch.lifeline.channel;
+    pub(super) fn watch(self, lost: CancellationToken, stopped: CancellationToken) -> LossWatch {
+        let channel = self.channel.clone();
+        let mut events = Events::of(self);
+        let (sender, cause) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            sender.send_replace(Some(events.wait_for_loss().await));
             while channel.status().connected() && !stopped.is_cancelled() {
                 let _ = timeout(STATUS_INTERVAL, stopped.cancelled()).await;
             }
             lost.cancel();
-        }))
+        });
+        LossWatch { cause, _task: AbortOnDropHandle::new(task) }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.consuming.status().blocked() || self.publishing.status().blocked()
     }
 
     fn is_connected(&self) -> bool {
@@ -109,32 +114,65 @@ impl Lifeline {
 }
 
 impl LossWatch {
-    pub(super) async fn next(&mut self) -> Notice {
+    /// Waits until the session is lost, and returns why.
+    pub(super) fn wait(&self) -> impl Future<Output = BrokerError> + Send + 'static {
+        let mut cause = self.cause.clone();
+        async move {
+            let lost = cause.wait_for(Option::is_some).await;
+            // The task ends without a cause only when the session is dropped.
+            lost.ok().and_then(|cause| cause.clone()).unwrap_or_else(connection_closed)
+        }
+    }
+}
+
+impl Events {
+    fn of(lifeline: Lifeline) -> Self {
+        let consuming = lifeline.consuming.events_listener();
+        let publishing = lifeline.publishing.events_listener();
+        let events = stream::select(consuming, publishing).boxed();
+        Self { lifeline, events, last_error: None, is_blocked: false }
+    }
+
+    /// Logs when RabbitMQ blocks and unblocks publishing meanwhile.
+    async fn wait_for_loss(&mut self) -> BrokerError {
+        let mut outage = Outage::new(&log::PUBLISHING_BLOCKED_LIMIT);
         loop {
-            let event = tokio::select! {
-                event = self.events.next() => event,
+            match self.next().await {
+                Notice::Lost(error) => return error,
+                Notice::Blocked => log::publishing_blocked(&mut outage),
+                Notice::Unblocked => log::publishing_unblocked(&mut outage),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Notice {
+        loop {
+            tokio::select! {
+                event = self.events.next() => match event {
+                    // lapin reports the error of any channel here. A publishing channel's is handled
+                    // where the message was published.
+                    Some(Event::Error(error)) => {
+                        self.last_error = Some(error);
+                        if self.lifeline.is_lost() {
+                            return Notice::Lost(self.cause());
+                        }
+                        continue;
+                    }
+                    Some(_) => {}
+                    None => return Notice::Lost(self.cause()),
+                },
                 // Does not rely on events alone.
                 () = sleep(STATUS_INTERVAL) => {
                     if self.lifeline.is_lost() {
                         return Notice::Lost(self.cause());
                     }
                     self.last_error = None;
-                    continue;
                 }
-            };
-            match event {
-                // lapin reports the error of any channel here. A publishing channel's is handled
-                // where the message was published.
-                Some(Event::Error(error)) => {
-                    self.last_error = Some(error);
-                    if self.lifeline.is_lost() {
-                        return Notice::Lost(self.cause());
-                    }
-                }
-                Some(Event::ConnectionBlocked(_)) => return Notice::Blocked,
-                Some(Event::ConnectionUnblocked) => return Notice::Unblocked,
-                Some(_) => {}
-                None => return Notice::Lost(self.cause()),
+            }
+            let is_blocked = self.lifeline.is_blocked();
+            if is_blocked != self.is_blocked {
+                self.is_blocked = is_blocked;
+                return if is_blocked { Notice::Blocked } else { Notice::Unblocked };
             }
         }
     }
@@ -149,8 +187,12 @@ impl LossWatch {
             None if is_connected => BrokerError::new("the consuming channel was closed"),
             None => {
                 let reason = self.lifeline.publishing_closed.0.get().cloned();
-                reason.unwrap_or_else(|| BrokerError::new("connection closed"))
+                reason.unwrap_or_else(connection_closed)
             }
         }
     }
+}
+
+fn connection_closed() -> BrokerError {
+    BrokerError::new("connection closed")
 }

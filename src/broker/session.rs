@@ -3,10 +3,10 @@
 //! Two connections, because RabbitMQ blocks one that publishes while a memory or disk alarm is on,
 //! and lapin then writes nothing on it, acks included. If either is lost, both are replaced.
 
-use std::{pin::pin, sync::Arc};
+use std::sync::Arc;
 
 use tokio::time::timeout;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     connection::{CLOSE_TIMEOUT, Connection, FrameMax, Role},
@@ -14,17 +14,13 @@ use super::{
     delivery::Delivery,
     endings::EndingSource,
     error::BrokerError,
-    log,
-    loss::{Lifeline, Notice},
+    loss::{Lifeline, LossWatch},
     nodes::NodeCursor,
     publisher::Publisher,
     settle::hand_back,
     topology::{Topology, watch},
 };
-use crate::{
-    config::AmqpNodes,
-    telemetry::{log_limit::Outage, metrics::Metrics},
-};
+use crate::{config::AmqpNodes, telemetry::metrics::Metrics};
 
 pub(crate) struct BrokerSession {
     consuming: Connection,
@@ -32,14 +28,13 @@ pub(crate) struct BrokerSession {
     topology: Arc<Topology>,
     pub(crate) consumer: Consumer,
     pub(crate) publisher: Publisher,
-    lifeline: Lifeline,
+    loss_watch: LossWatch,
     /// Whether the topology was declared or checked on these connections.
     ensured: bool,
     metrics: Arc<Metrics>,
     lost: CancellationToken,
     /// Cancelled when RabbitMQ delivers nothing more.
     stopped: CancellationToken,
-    _loss_watch: AbortOnDropHandle<()>,
 }
 
 impl BrokerSession {
@@ -71,19 +66,18 @@ impl BrokerSession {
         );
         let lost = CancellationToken::new();
         let stopped = CancellationToken::new();
-        let loss_watch = lifeline.cancel_when_lost(lost.clone(), stopped.clone());
+        let loss_watch = lifeline.watch(lost.clone(), stopped.clone());
         Ok(Self {
             consuming,
             publishing,
             topology,
             consumer,
             publisher,
-            lifeline,
+            loss_watch,
             ensured,
             metrics,
             lost,
             stopped,
-            _loss_watch: loss_watch,
         })
     }
 
@@ -91,7 +85,7 @@ impl BrokerSession {
     ///
     /// Keeps the topology declared meanwhile.
     pub(crate) fn wait_for_fault(&self) -> impl Future<Output = BrokerError> + Send + 'static {
-        let mut losses = self.lifeline.watch();
+        let loss = self.loss_watch.wait();
         // On the consuming connection, which RabbitMQ never blocks.
         let watch = watch(
             Arc::clone(&self.topology),
@@ -100,17 +94,9 @@ impl BrokerSession {
             self.ensured,
         );
         async move {
-            let mut watch = pin!(watch);
-            let mut outage = Outage::new(&log::PUBLISHING_BLOCKED_LIMIT);
-            loop {
-                tokio::select! {
-                    notice = losses.next() => match notice {
-                        Notice::Lost(error) => return error,
-                        Notice::Blocked => log::publishing_blocked(&mut outage),
-                        Notice::Unblocked => log::publishing_unblocked(&mut outage),
-                    },
-                    lost = &mut watch => return lost,
-                }
+            tokio::select! {
+                lost = loss => lost,
+                lost = watch => lost,
             }
         }
     }
