@@ -164,6 +164,8 @@ impl Events {
                 // Does not rely on events alone.
                 () = sleep(STATUS_INTERVAL) => {
                     if self.lifeline.is_lost() {
+                        // lapin 4.12 reports the error only once it has answered a `channel.close`.
+                        let _ = timeout(STATUS_INTERVAL, self.wait_for_error()).await;
                         return Notice::Lost(self.cause());
                     }
                     self.last_error = None;
@@ -173,6 +175,16 @@ impl Events {
             if is_blocked != self.is_blocked {
                 self.is_blocked = is_blocked;
                 return if is_blocked { Notice::Blocked } else { Notice::Unblocked };
+            }
+        }
+    }
+
+    async fn wait_for_error(&mut self) {
+        while self.last_error.is_none() {
+            match self.events.next().await {
+                Some(Event::Error(error)) => self.last_error = Some(error),
+                Some(_) => {}
+                None => return,
             }
         }
     }
