@@ -100,6 +100,10 @@ test-image: ## Build the image and test it with docker-compose.yml
 check-snippets: build ## Run the programs in the guides against the demo
 	@scripts/with-services scripts/check-snippets $(HANDOFF)
 
+.PHONY: check-types
+check-types: build ## Make types of the schemas in four languages, and try them with a worker
+	@scripts/with-services scripts/check-types $(HANDOFF)
+
 .PHONY: check-deploy
 check-deploy: build ## Check deploy/: Kubernetes, alerts, dashboard, compose, systemd
 	scripts/check-deploy $(HANDOFF)
