@@ -1,11 +1,11 @@
-//! Redis: links to hand out again, tokens not yet used, leases and the shared rate bucket.
+//! Redis: links to hand out again, tokens not yet used, leases, and what all replicas share: the rate bucket and the permits to probe.
 //!
 //! **Redis is optional at run time.** Every operation may fail at any time, and without Redis every
 //! request is still served, at the cost of extra sessions.
 //!
 //! Imports run one way: `claim` → `lease` → `handle` → `pool` → `cluster` → `node` →
 //! `keeper` → `connector` → `sentinel` → `dial`. `patience`,
-//! `rate_bucket`, `modes` and `survey` use some of these; the other files (keys, scripts, values, errors) import none.
+//! `probes`, `rate_bucket`, `modes` and `survey` use some of these; the other files (keys, scripts, values, errors) import none.
 
 mod claim;
 mod cluster;
@@ -25,6 +25,7 @@ mod modes;
 mod node;
 mod patience;
 mod pool;
+mod probes;
 mod rate_bucket;
 mod refusal;
 mod scripts;
@@ -49,6 +50,7 @@ pub(crate) use self::{
     lease::{Lease, Overwrite, StoreOutcome},
     modes::{ClusterView, cluster_view, sentinel_opinions},
     patience::Patience,
+    probes::Probes,
     rate_bucket::RateBucket,
     survey::{RefusedCommand, survey},
 };

@@ -20,7 +20,10 @@ pub use self::{
 pub(crate) use self::{deeplink::Deeplink, health::health};
 pub(crate) use self::{
     error::CallError,
-    gate::{CallPermit, FailedCall, FailureScope, Place, Room, Ticket},
+    gate::{
+        CallPermit, FailedCall, FailureScope, Place, ProbeReply, ProbeRequest, Room, SharedProbes,
+        Ticket,
+    },
     link::LinkBuilder,
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };

@@ -25,13 +25,13 @@ use self::{
     connected::Context, events::Events, hold::HoldLimit, process::Processor, run::MainLoop,
 };
 use crate::{
-    cache::{Cache, RateBucket},
+    cache::{Cache, Probes, RateBucket},
     config::{Settings, watch_file},
     handoff::Handoff,
     health::{self, Health},
     platform::{
-        BucketGrant, ClientBuildError, LinkBuilder, PlatformClient, RateLimiter, ReplicaCount,
-        SharedBucket,
+        BucketGrant, ClientBuildError, LinkBuilder, PlatformClient, ProbeReply, ProbeRequest,
+        RateLimiter, ReplicaCount, SharedBucket, SharedProbes,
     },
     telemetry::{metrics::Metrics, traces::Traces},
 };
@@ -67,7 +67,7 @@ pub async fn run(
     let concurrency = settings.worker.concurrency;
     let platform =
         PlatformClient::new(&settings.platform, limiter, concurrency, Arc::clone(&metrics))?;
-    let platform = Arc::new(platform);
+    let platform = Arc::new(platform.with_shared_probes(shared_probes(Probes::new(&cache))));
     let health = Health::new(Arc::clone(&metrics));
     health.watch();
 
@@ -78,6 +78,10 @@ pub async fn run(
     let idle_prober = {
         let platform = Arc::clone(&platform);
         tokio::spawn(async move { platform.probe_when_idle().await })
+    };
+    let _probe_sharer = {
+        let platform = Arc::clone(&platform);
+        AbortOnDropHandle::new(tokio::spawn(async move { platform.share_probes().await }))
     };
     let looking = futures_util::future::join4(
         watch_file(settings.platform.api_key.clone()),
@@ -157,6 +161,23 @@ fn shared_bucket(bucket: RateBucket) -> SharedBucket {
         Box::pin(async move {
             let (calls, wait) = bucket.take(wanted).await.ok()?;
             Some(BucketGrant { calls, wait })
+        })
+    })
+}
+
+/// The permits to probe in Redis, likewise.
+fn shared_probes(probes: Probes) -> SharedProbes {
+    Box::new(move |request| {
+        let probes = probes.clone();
+        Box::pin(async move {
+            let taken = match request {
+                ProbeRequest::Look => probes.look().await,
+                ProbeRequest::Permit => probes.take(false).await,
+                ProbeRequest::HalfOpenPermit => probes.take(true).await,
+                ProbeRequest::Answered => probes.answered().await,
+            };
+            let (is_granted, wait, answered_ago) = taken.ok()?;
+            Some(ProbeReply { is_granted, wait, answered_ago })
         })
     })
 }

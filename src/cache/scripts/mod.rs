@@ -37,6 +37,8 @@ scripts! {
     END_SESSION = "end_session.lua";
     STORED = "stored.lua";
     TAKE_CALLS = "take_calls.lua";
+    TAKE_PROBE = "take_probe.lua";
+    PLATFORM_ANSWERED = "platform_answered.lua";
 }
 
 /// Milliseconds from now until `end`; zero once it has passed.

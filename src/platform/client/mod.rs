@@ -21,7 +21,7 @@ use super::{
     connections::{ConnectionSettings, Connections, Reply, Reuse, TransportError},
     deeplink::{self, Deeplink},
     error::{CallError, TransientCause},
-    gate::{CallPermit, Gate},
+    gate::{CallPermit, Gate, SharedProbes},
     key::ReloadableKey,
     link::{encode_component, join},
     rate_limit::RateLimiter,
@@ -108,6 +108,18 @@ impl PlatformClient {
             token_ttl: settings.token_ttl,
             metrics,
         })
+    }
+
+    /// Shares the probes of a platform that is down with other replicas, once [`Self::share_probes`] runs.
+    #[must_use]
+    pub(crate) fn with_shared_probes(mut self, probes: SharedProbes) -> Self {
+        self.gate = self.gate.with_shared_probes(probes);
+        self
+    }
+
+    /// Shares probes while the platform is down. Never returns.
+    pub(crate) async fn share_probes(&self) {
+        self.gate.share_probes().await;
     }
 
     pub(crate) fn gate(&self) -> &Gate {

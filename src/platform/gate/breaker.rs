@@ -9,12 +9,15 @@ use std::{collections::HashSet, ops::RangeInclusive, time::Duration};
 
 use tokio::time::Instant;
 
-use super::decision::{Caller, Cause, Decision, Refusal};
+use super::{
+    decision::{Caller, Cause, Decision, Refusal},
+    probe_permits::ProbePermits,
+};
 use crate::session::Call;
 
 /// The interval between probes doubles from the start of this range to its end. Without jitter: people wait
 /// for the result of the next probe.
-const DOWN: RangeInclusive<Duration> = Duration::from_millis(750)..=Duration::from_millis(2_900);
+const DOWN: RangeInclusive<Duration> = Duration::from_millis(750)..=Duration::from_millis(2_500);
 /// Longer, because an operator has to fix a setting first.
 const REFUSED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 /// The interval of probes by workflows that have not failed in this pause.
@@ -49,6 +52,8 @@ pub(super) struct OpenBreaker {
     is_room_to_make: bool,
     /// The last refusal may be its workflow's fault.
     may_refuse_workflow: bool,
+    /// The permits to probe, if the replicas share them.
+    pub(super) permits: Option<ProbePermits>,
 }
 
 /// How likely a caller's probe is to succeed, the likeliest first.
@@ -59,8 +64,21 @@ pub(super) enum Rank {
     Failed,
 }
 
+/// What a failed call says about an open breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailedProbe {
+    /// Nothing: it was no probe.
+    NoProbe,
+    /// The platform is still down.
+    OneOfSeveral,
+    /// Only this caller's probes fail.
+    Alone,
+}
+
 impl OpenBreaker {
-    pub(super) fn new(cause: Cause, now: Instant) -> Self {
+    /// `shares_probes`: whether replicas share the probes of a platform that is down. A key that one is refused may be
+    /// its own.
+    pub(super) fn new(cause: Cause, shares_probes: bool, now: Instant) -> Self {
         let interval = *cause.probe_intervals().start();
         Self {
             cause,
@@ -75,6 +93,8 @@ impl OpenBreaker {
             failed_workflows: HashSet::new(),
             is_room_to_make: true,
             may_refuse_workflow: false,
+            permits: (shares_probes && matches!(cause, Cause::Down(_)))
+                .then(|| ProbePermits::new(now)),
         }
     }
 
@@ -121,7 +141,11 @@ impl OpenBreaker {
             Duration::ZERO
         };
         let due = self.next_probe_of(caller) + yields;
-        if due <= now { Decision::Probe } else { Decision::WaitUntil(due) }
+        match &self.permits {
+            _ if due > now => Decision::WaitUntil(due),
+            Some(permits) => permits.decide(better_waits || failed_last, now),
+            None => Decision::Probe,
+        }
     }
 
     fn next_probe_of(&self, caller: Caller) -> Instant {
@@ -150,6 +174,19 @@ impl OpenBreaker {
         self.interval = (self.interval * 2).min(*self.cause.probe_intervals().end());
         self.next_probe = now + self.interval;
         self.last_probe = now;
+        if let Some(permits) = &mut self.permits {
+            permits.take();
+        }
+    }
+
+    /// Records that the probe of this caller is due, and that it needs a permit.
+    pub(super) fn want_permit(&mut self, caller: Caller, now: Instant) {
+        let is_urgent = self.cause.is_session_outage()
+            && caller != Caller::IDLE
+            && self.rank(caller) != Rank::Failed;
+        if let Some(permits) = &mut self.permits {
+            permits.want(is_urgent, now);
+        }
     }
 
     /// Records that a call of this caller failed in the pause, or just before.
@@ -162,20 +199,20 @@ impl OpenBreaker {
         }
     }
 
-    /// Ends the caller's probe as failed, if it has one. Returns whether only this caller's probes fail.
-    pub(super) fn record_failed_probe(&mut self, caller: Caller, now: Instant) -> bool {
+    /// Ends the caller's probe as failed, if it has one. Returns what that means.
+    pub(super) fn record_failed_probe(&mut self, caller: Caller, now: Instant) -> FailedProbe {
         if !self.end_failed_probe(caller) {
-            return false;
+            return FailedProbe::NoProbe;
         }
         if let Cause::Refused(_) = self.cause {
             // The answer is no longer a refusal, so the setting may be changing: probe again soon.
             self.interval = *self.cause.probe_intervals().start();
             self.next_probe = now + self.interval;
-            return false;
+            return FailedProbe::OneOfSeveral;
         }
         let alone =
             self.last_failed.is_some_and(|(last, n)| last == caller.id && n >= LONE_FAILURES);
-        alone && caller != Caller::IDLE
+        if alone && caller != Caller::IDLE { FailedProbe::Alone } else { FailedProbe::OneOfSeveral }
     }
 
     /// Ends the caller's probe, if it has one, as failed. Returns whether it had one.
@@ -207,6 +244,13 @@ impl OpenBreaker {
 
     pub(super) fn half_open(&mut self) {
         self.is_half_open = true;
+    }
+
+    /// Makes the breaker half-open because another replica was answered. Probes that began before prove nothing now.
+    pub(super) fn half_open_after_answer(&mut self, now: Instant) {
+        self.is_half_open = true;
+        self.probes.clear();
+        self.next_probe = now;
     }
 
     /// Returns whether the success of this call closes the breaker.

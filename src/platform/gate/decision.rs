@@ -76,6 +76,8 @@ pub(super) enum Decision {
     Probe,
     /// Ask again at this time, or earlier if the state changes.
     WaitUntil(Instant),
+    /// Call as a probe once the replicas' shared permit is there, or at this time by itself.
+    AwaitPermit { until: Instant },
     /// Ask again when the state changes.
     Wait,
 }
@@ -109,6 +111,8 @@ pub(super) enum Change {
     HalfOpened,
     /// No request is held: the next one is the probe.
     HalfOpenedForNext,
+    /// The platform has answered another replica well: the next request is the probe.
+    HalfOpenedAfterAnswer,
     /// That probe failed.
     Reopened,
     /// A probe succeeded, so the breaker closed.

@@ -14,12 +14,15 @@ const HALF_OPEN_FOR_NEXT_TEXT: &str =
     "no request is held: circuit breaker half-open, the next request is the probe";
 const REOPENED_TEXT: &str = "probe failed: circuit breaker open again";
 const ONE_REQUEST_FAILS_TEXT: &str = "only one request fails: circuit breaker closed";
+const HALF_OPEN_AFTER_ANSWER_TEXT: &str =
+    "platform answers another replica: circuit breaker half-open, the next request is the probe";
 
 static OPEN: LogLimit = LogLimit::new("platform paused: circuit breaker open, or call refused", 3);
 static RATE_LIMITED: LogLimit = LogLimit::new(RATE_LIMITED_TEXT, 3);
 static UNAVAILABLE: LogLimit = LogLimit::new(UNAVAILABLE_TEXT, 3);
 static HALF_OPEN: LogLimit = LogLimit::new(HALF_OPEN_TEXT, 3);
 static HALF_OPEN_FOR_NEXT: LogLimit = LogLimit::new(HALF_OPEN_FOR_NEXT_TEXT, 3);
+static HALF_OPEN_AFTER_ANSWER: LogLimit = LogLimit::new(HALF_OPEN_AFTER_ANSWER_TEXT, 3);
 static REOPENED: LogLimit = LogLimit::new(REOPENED_TEXT, 3);
 static ONE_REQUEST_FAILS: LogLimit = LogLimit::new(ONE_REQUEST_FAILS_TEXT, 3);
 
@@ -50,10 +53,18 @@ impl BreakerLog {
             Some(Change::HalfOpenedForNext) if HALF_OPEN_FOR_NEXT.permit() => {
                 tracing::info!("{HALF_OPEN_FOR_NEXT_TEXT}");
             }
+            Some(Change::HalfOpenedAfterAnswer) if HALF_OPEN_AFTER_ANSWER.permit() => {
+                tracing::info!("{HALF_OPEN_AFTER_ANSWER_TEXT}");
+            }
             Some(Change::Reopened) if REOPENED.permit() => {
                 tracing::info!(error, "{REOPENED_TEXT}");
             }
-            Some(Change::HalfOpened | Change::HalfOpenedForNext | Change::Reopened) => {}
+            Some(
+                Change::HalfOpened
+                | Change::HalfOpenedForNext
+                | Change::HalfOpenedAfterAnswer
+                | Change::Reopened,
+            ) => {}
             Some(Change::Closed) => {
                 self.cause = None;
                 if self.outage.report_up() {

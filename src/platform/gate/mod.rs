@@ -10,10 +10,12 @@ mod caller_memory;
 mod decision;
 mod deferrals;
 mod evidence;
+mod fleet;
 mod held;
 mod log;
 mod paused_clock;
 mod permit;
+mod probe_permits;
 mod refusals;
 mod refused;
 mod room;
@@ -28,6 +30,7 @@ mod ticket;
 pub(crate) use self::{
     decision::FailureScope,
     permit::{CallPermit, FailedCall},
+    probe_permits::{ProbeReply, ProbeRequest, SharedProbes},
     room::{Place, Room},
     shared::Gate,
     ticket::Ticket,

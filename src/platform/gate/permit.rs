@@ -75,6 +75,9 @@ impl CallPermit<'_> {
             log::retry_after(result);
         }
         self.gate.log.lock().report(change, answer.as_ref().err());
+        if change.is_some() {
+            self.gate.fleet_work.notify_one();
+        }
         // In a pause, the idle prober waits, too, which is not counted.
         if change.is_some() || is_paused || self.gate.waiting.load(Ordering::Relaxed) > 0 {
             self.gate.wake_waiting();

@@ -17,7 +17,8 @@ impl GateState {
         }
         let decision = self.decide(Caller::IDLE, Call::Deeplink, now);
         match &mut self.breaker {
-            Some(breaker) if decision == Decision::Probe => {
+            // No call follows, so that no permit is needed.
+            Some(breaker) if matches!(decision, Decision::Probe | Decision::AwaitPermit { .. }) => {
                 self.paused_clock.advance(Some(breaker.cause), self.deferrals.all_until(), now);
                 breaker.half_open();
                 Ok(Change::HalfOpenedForNext)

@@ -7,13 +7,14 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout_at},
 };
 
 use super::{
     decision::{Caller, Decision},
     log::BreakerLog,
+    probe_permits::SharedProbes,
     state::GateState,
 };
 use crate::{platform::rate_limit::RateLimiter, session::Call, telemetry::metrics::Metrics};
@@ -28,6 +29,10 @@ pub(crate) struct Gate {
     pub(super) waiting: AtomicUsize,
     pub(super) metrics: Arc<Metrics>,
     pub(super) log: Mutex<BreakerLog>,
+    /// What the replicas share about their probes.
+    pub(super) shared_probes: Option<SharedProbes>,
+    /// There may be something to ask the other replicas.
+    pub(super) fleet_work: Notify,
 }
 
 impl Gate {
@@ -46,7 +51,16 @@ impl Gate {
             waiting: AtomicUsize::new(0),
             metrics,
             log: Mutex::default(),
+            shared_probes: None,
+            fleet_work: Notify::new(),
         }
+    }
+
+    /// Shares the probes of a platform that is down, once `share_probes` runs.
+    pub(in crate::platform) fn with_shared_probes(mut self, probes: SharedProbes) -> Self {
+        self.state.get_mut().shares_probes = true;
+        self.shared_probes = Some(probes);
+        self
     }
 
     /// Returns whether the circuit breaker is open, not half-open. A `Retry-After` does not open it.
@@ -109,7 +123,14 @@ impl Gate {
     }
 
     pub(super) fn decide(&self, caller: Caller, call: Call) -> Decision {
-        self.state.lock().decide(caller, call, Instant::now())
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        let decision = state.decide(caller, call, now);
+        if let Decision::AwaitPermit { .. } = decision {
+            state.want_permit(caller, now);
+            self.fleet_work.notify_one();
+        }
+        decision
     }
 
     pub(super) fn wake_waiting(&self) {

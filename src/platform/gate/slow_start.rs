@@ -1,4 +1,7 @@
 //! Slow start: few calls in flight until the platform is seen to answer.
+//!
+//! After an outage, calls grow only with what is answered: all replicas have requests waiting, and together
+//! they would bring down a platform that has just come back.
 
 use std::time::Duration;
 
@@ -17,24 +20,40 @@ const IDLE: Duration = Duration::from_millis(100);
 /// A platform that answers nothing for this long is slow rather than down: calls are unlimited.
 const SILENCE_LIMIT: Duration = Duration::from_millis(500);
 
-#[derive(Default)]
 pub(super) struct SlowStart {
     pub(super) in_flight: u32,
     pub(super) last_success: Option<Instant>,
     /// Successes since slow start began.
     successes: u32,
+    /// The platform was down. Until as many calls as there are slots have succeeded, or none was needed for a moment,
+    /// each success allows one more call in flight.
+    is_recovering: bool,
+    slots: u32,
     /// When a call last ended, if others are still in flight; or else when the first of these began.
     silent_since: Option<Instant>,
 }
 
 impl SlowStart {
+    pub(super) fn new(slots: u16) -> Self {
+        Self {
+            in_flight: 0,
+            last_success: None,
+            successes: 0,
+            is_recovering: false,
+            slots: slots.into(),
+            silent_since: None,
+        }
+    }
+
     /// Decides whether another call may start. `failures`: the length of the current streak.
     pub(super) fn decide(&self, failures: u32, now: Instant) -> Decision {
         if self.in_flight < self.window(failures, now) {
             return Decision::Proceed;
         }
         match self.silent_since {
-            Some(since) if failures == 0 => Decision::WaitUntil(since + SILENCE_LIMIT),
+            Some(since) if failures == 0 && !self.is_recovering => {
+                Decision::WaitUntil(since + SILENCE_LIMIT)
+            }
             _ => Decision::Wait,
         }
     }
@@ -42,6 +61,7 @@ impl SlowStart {
     pub(super) fn start_call(&mut self, now: Instant) {
         if self.is_idle(now) {
             self.successes = 0;
+            self.is_recovering = false;
         }
         self.in_flight += 1;
         self.silent_since.get_or_insert(now);
@@ -64,18 +84,34 @@ impl SlowStart {
     pub(super) fn record_success(&mut self, now: Instant) {
         self.last_success = Some(now);
         self.successes = self.successes.saturating_add(1);
+        self.is_recovering &= self.successes < self.slots;
     }
 
     pub(super) fn restart(&mut self) {
         self.successes = 0;
     }
 
+    /// Begins the recovery from an outage, with the success that ended it.
+    pub(super) fn start_recovery(&mut self) {
+        self.successes = 1;
+        self.is_recovering = true;
+    }
+
+    /// Records a failed call.
+    pub(super) fn record_failure(&mut self) {
+        if self.is_recovering {
+            self.successes /= 2;
+        }
+    }
+
     /// The number of calls that may be in flight at once.
     fn window(&self, failures: u32, now: Instant) -> u32 {
-        let successes = if self.is_idle(now) { 0 } else { self.successes };
+        let is_idle = self.is_idle(now);
+        let successes = if is_idle { 0 } else { self.successes };
         let slow = self.silent_since.is_some_and(|since| now - since >= SILENCE_LIMIT);
         match failures {
-            _ if successes >= SUCCESSES => u32::MAX,
+            0 if self.is_recovering && !is_idle => 1 + successes,
+            _ if successes >= SUCCESSES && !self.is_recovering => u32::MAX,
             0 if slow => u32::MAX,
             0 => WINDOW + GROWTH * successes,
             // No more than would complete the streak.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    breaker::{OpenBreaker, Rank},
+    breaker::{FailedProbe, OpenBreaker, Rank},
     decision::{CallResult, Caller, Cause, Change, Decision, FailureScope},
     deferrals::Deferrals,
     evidence::{Evidence, Weight},
@@ -44,6 +44,10 @@ pub(super) struct GateState {
     pub(super) held: HeldRequests,
     slow_start: SlowStart,
     pub(super) paused_clock: PausedClock,
+    /// Whether replicas share the probes of a platform that is down.
+    pub(super) shares_probes: bool,
+    /// When a good answer ended an outage, if the other replicas do not know it yet.
+    pub(super) unreported_answer: Option<Instant>,
 }
 
 impl GateState {
@@ -57,8 +61,10 @@ impl GateState {
             evidence: Evidence::default(),
             refusals: Refusals::default(),
             held: HeldRequests::default(),
-            slow_start: SlowStart::default(),
+            slow_start: SlowStart::new(slots),
             paused_clock: PausedClock::default(),
+            shares_probes: false,
+            unreported_answer: None,
         }
     }
 
@@ -281,6 +287,9 @@ impl GateState {
         if proves_url || (breaker.is_closed_by(caller, call) && (is_good || !is_refused)) {
             if is_refused {
                 self.refusals.end_pause(caller);
+            } else {
+                self.slow_start.start_recovery();
+                self.unreported_answer = self.shares_probes.then_some(now);
             }
             self.breaker = None;
             self.held.recount(None);
@@ -317,16 +326,20 @@ impl GateState {
         now: Instant,
     ) -> (Option<Change>, bool) {
         let weight = self.evidence.record_failure(caller, call, result, now);
+        self.slow_start.record_failure();
         if let Some(breaker) = &mut self.breaker {
             breaker.record_failed(caller, call);
-            // If only one request fails, the platform may serve the others.
-            let alone = breaker.record_failed_probe(caller, now);
-            let reopened = breaker.reopen();
-            let change = if alone {
-                self.breaker = None;
-                Some(Change::ClosedForOthers)
-            } else {
-                reopened.then_some(Change::Reopened)
+            let change = match breaker.record_failed_probe(caller, now) {
+                // If only one request fails, the platform may serve the others.
+                FailedProbe::Alone if self.held.all(|other| other == caller) => {
+                    self.breaker = None;
+                    Some(Change::ClosedForOthers)
+                }
+                FailedProbe::Alone | FailedProbe::OneOfSeveral => {
+                    breaker.reopen().then_some(Change::Reopened)
+                }
+                // It began before the breaker was half-open.
+                FailedProbe::NoProbe => None,
             };
             self.held.recount(self.breaker.as_ref());
             return (change, false);
@@ -350,7 +363,7 @@ impl GateState {
 
     /// Opens the breaker. `caller` is the one whose call failed last.
     pub(super) fn open(&mut self, cause: Cause, caller: Caller, now: Instant) -> Change {
-        let mut breaker = OpenBreaker::new(cause, now);
+        let mut breaker = OpenBreaker::new(cause, self.shares_probes, now);
         let streaks = std::mem::take(&mut self.streaks);
         match cause {
             Cause::Down(call) => {

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     decision::{Caller, Decision},
@@ -11,6 +11,9 @@ use super::{
     shared::Gate,
 };
 use crate::{platform::rate_limit::RatePermit, session::Call};
+
+/// How long a probe that has a rate-limit permit waits for the permit to probe: a little longer than Redis may take.
+const RATE_PERMIT_KEPT: Duration = Duration::from_millis(300);
 
 /// One delivery's access to the gate, for all its calls.
 pub(crate) struct Ticket<'a> {
@@ -68,7 +71,9 @@ impl Gate {
             // `change` cannot fail: `self` holds the sender.
             let _ = match self.decide(caller, call) {
                 Decision::Proceed | Decision::Probe => return,
-                Decision::WaitUntil(at) => timeout_at(at, change).await,
+                Decision::WaitUntil(at) | Decision::AwaitPermit { until: at } => {
+                    timeout_at(at, change).await
+                }
                 Decision::Wait => Ok(change.await),
             };
         }
@@ -102,7 +107,16 @@ impl<'a> Ticket<'a> {
         let gate = self.gate;
         let caller = self.caller;
         loop {
-            if !gate.decide(caller, call).allows_call() {
+            let decision = gate.decide(caller, call);
+            if let Decision::AwaitPermit { .. } = decision
+                && self.rate_permit.as_ref().is_some_and(RatePermit::is_granted)
+            {
+                // The rate limit took longer than the permit to probe was valid. A call needs both at once.
+                let allowed = gate.until_allowed(caller, self.arrived, call);
+                let _ = timeout(RATE_PERMIT_KEPT, allowed).await;
+                continue;
+            }
+            if !decision.allows_call() {
                 // Waiting requests hold no permits: they would all use them at once when the pause ends.
                 self.cancel_reservation();
                 gate.until_allowed(caller, self.arrived, call).await;

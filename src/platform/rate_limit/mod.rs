@@ -117,6 +117,11 @@ impl RatePermit {
         }
     }
 
+    /// Returns whether the permit is granted and has not expired.
+    pub(super) fn is_granted(&self) -> bool {
+        self.grant.is_some_and(|grant| self.queue.is_fresh(grant))
+    }
+
     /// Uses the permit for a call.
     pub(super) fn consume(mut self) {
         self.grant = None;

@@ -23,7 +23,7 @@ use self::{
 };
 pub(crate) use self::{
     labels::{EndingOutcome, Lookup, Outcome, PublishKind},
-    platform::PausedFor,
+    platform::{PausedFor, ProbePermit},
     queues::QueueDepths,
 };
 

@@ -25,8 +25,19 @@ pub(crate) struct PlatformMetrics {
     durations: [Histogram; 3],
     retries: Family<Labels<2>, Counter>,
     rate_wait: Histogram,
+    /// By [`ProbePermit`].
+    probe_permits: [Counter; 3],
     paused: Gauge,
     paused_for: [Seconds; 3],
+}
+
+/// What became of a request for a permit to probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProbePermit {
+    Granted,
+    Denied,
+    /// The replica probes by itself.
+    Unavailable,
 }
 
 /// Total time that calls were paused, by reason.
@@ -54,6 +65,11 @@ impl PlatformMetrics {
         let retries = register(registry, "handoff_platform_retries", help, Family::default());
         let help = "Time that calls waited for a permit of the shared rate limit";
         let rate_wait = register(registry, "handoff_rate_limit_wait_seconds", help, durations());
+        let help = "Requests for a permit to probe, which replicas share, by result";
+        let family = Family::<Labels<1>, Counter>::default();
+        let family = register(registry, "handoff_probe_permits", help, family);
+        let results = ["granted", "denied", "unavailable"].map(|result| [("result", result)]);
+        let probe_permits = series(&family, results);
         let help = "1 while calls to the platform are paused";
         let paused = register(registry, "handoff_platform_paused", help, Gauge::default());
         let help = "Time that calls to the platform were paused, by reason";
@@ -61,7 +77,16 @@ impl PlatformMetrics {
         let family = register(registry, "handoff_platform_paused_seconds", help, family);
         let reasons = ["down", "refused", "asked_to_wait"].map(|reason| [("reason", reason)]);
         let paused_for = series(&family, reasons);
-        Self { calls, ok, durations: durations_by_call, retries, rate_wait, paused, paused_for }
+        Self {
+            calls,
+            ok,
+            durations: durations_by_call,
+            retries,
+            rate_wait,
+            probe_permits,
+            paused,
+            paused_for,
+        }
     }
 
     /// Counts a finished call. `outcome` is one of a fixed set.
@@ -82,6 +107,11 @@ impl PlatformMetrics {
     /// Records how long a call waited for a permit of the shared rate limit.
     pub(crate) fn rate_waited(&self, wait: Duration) {
         self.rate_wait.observe(wait.as_secs_f64());
+    }
+
+    /// Counts a request for a permit to probe.
+    pub(crate) fn probe_permit(&self, result: ProbePermit) {
+        self.probe_permits[result as usize].inc();
     }
 
     /// Records whether calls are paused, and how long they have been in total.

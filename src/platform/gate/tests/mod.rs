@@ -1,4 +1,5 @@
 mod breaker;
+mod fleet;
 mod held;
 mod one_call;
 mod one_fails;
