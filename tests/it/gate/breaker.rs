@@ -24,7 +24,7 @@ async fn outage_costs_few_calls_and_no_attempt_and_ends_promptly() {
         assert_eq!(readiness(worker).await, (503, json!(["platform"])));
         assert_eq!(worker.metric(PAUSED).await, 1.0);
     }
-    // Five failures open a breaker. Probes follow after 0.75 s, 1.5 s later, and then every 2.9 s.
+    // Five failures open a breaker. Probes follow after 0.75 s, 1.5 s later, and then every 2.5 s.
     env.platform.wait_for_calls(2 * 8).await;
     let took = began.elapsed();
     assert!(took > Duration::from_secs(4), "{took:?}");
@@ -131,7 +131,7 @@ async fn hanging_probe_spends_no_attempt_when_another_closes_the_breaker() {
     env.publish_requests(0..16).await;
     worker.wait_for_log(log_text::BREAKER_OPEN).await;
     let before = env.platform.calls().len();
-    // The third probe is pending; it begins 2.9 s before the fourth.
+    // The third probe is pending; it begins 2.5 s before the fourth.
     env.platform.wait_for_calls(before + 3).await;
     env.platform.set_script(success);
     assert_eq!(expect_ready(&mut env, 16).await.len(), 16);

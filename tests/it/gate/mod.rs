@@ -4,6 +4,7 @@ mod breaker;
 pub mod checks;
 mod conflict;
 mod delivery_limit;
+mod fleet;
 mod held_requests;
 mod one_workflow;
 mod readiness;

@@ -54,6 +54,9 @@ pub const DEEPLINK_REFUSED: &str =
     "platform paused: deeplink call refused, check API key, URL and flow";
 pub const HALF_OPEN_FOR_NEXT: &str =
     "no request is held: circuit breaker half-open, the next request is the probe";
+pub const HALF_OPEN_AFTER_ANSWER: &str =
+    "platform answers another replica: circuit breaker half-open, the next request is the probe";
+pub const REOPENED: &str = "probe failed: circuit breaker open again";
 pub const EXPIRY_IGNORED: &str = "expiresAt of a deeplink is missing, unreadable or past: ignored";
 pub const RATE_LIMITED: &str = "platform paused: rate limited";
 /// The field of `RATE_LIMITED` with the pause in seconds.
