@@ -85,3 +85,35 @@ fn each_answer_begins_a_new_silence() {
     assert_eq!(started, 3);
     assert_eq!(gate.decide(101, Token), Decision::WaitUntil(gate.now + Duration::from_millis(500)));
 }
+
+/// How many of a hundred callers may call at once.
+fn start_all(gate: &mut TestGate, from: u64) -> Vec<u64> {
+    (from..from + 100).filter(|caller| gate.try_start(*caller, Token)).collect()
+}
+
+#[test]
+fn after_an_outage_calls_grow_only_with_what_is_answered() {
+    let mut gate = TestGate::new();
+    gate.open(Token);
+    gate.later(1_000).call(1, Token, CallResult::Success);
+    let mut in_flight = start_all(&mut gate, 100);
+    assert_eq!(in_flight.len(), 2);
+    for (round, expected) in [(2, 4), (3, 8), (4, 16), (5, 32)] {
+        // Neither time nor silence allows more.
+        gate.later(2_000);
+        assert!(start_all(&mut gate, 1_000).is_empty());
+        for caller in std::mem::take(&mut in_flight) {
+            gate.report(caller, Token, CallResult::Success);
+            in_flight.extend(start_all(&mut gate, 100 * round + in_flight.len() as u64 * 1_000));
+        }
+        assert_eq!(in_flight.len(), expected);
+    }
+    // A failure halves what the answers have allowed, and the next success goes on from there.
+    let failed = in_flight.pop().unwrap();
+    gate.report(failed, Token, CallResult::Failure);
+    for caller in in_flight {
+        gate.report(caller, Token, CallResult::Success);
+    }
+    let started = start_all(&mut gate, 9_000).len();
+    assert!((40..=50).contains(&started), "{started}");
+}
