@@ -83,6 +83,10 @@ bench: tools ## Compare the worker with a bare loop; PEERS=1 adds Python and Nod
 	scripts/with-services $(RELEASE)/end-to-end \
 		$(if $(PEERS),--peers $(RELEASE)/peers) $(if $(SCALE),--scale) $(BENCH)
 
+.PHONY: bench-redis
+bench-redis: ## Measure what the worker's scripts cost Redis; HANDOFF_REDIS_ROOT selects another
+	scripts/with-services benches/redis/measure $(ARGS)
+
 .PHONY: bench-micro
 bench-micro: tools ## Measure the steps that only use the CPU
 	cargo bench --locked -p handoff-benches --bench micro -- $(ARGS)

@@ -68,7 +68,7 @@ impl UnansweredClaim {
         session: &Session,
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, overwrite, Timing::AtOnce).await
+        self.holder.store_link(session, overwrite, Timing::AtOnce, None).await
     }
 
     /// Ends the lease once Redis is available again, should Redis have granted it.
@@ -97,14 +97,14 @@ impl Cache {
             None => (uuid::Uuid::new_v4().simple().to_string(), false),
         };
         loop {
-            let (mode, reference) = match &freshness {
-                Freshness::Any => ("any", stamp),
-                Freshness::SinceRequest => ("own", stamp),
-                Freshness::OtherThan(known) => ("other", known),
-            };
             let mut script = scripts::CLAIM.key(&keys.link);
             script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
-            script.arg(&id).arg(millis(self.lease_ttl())).arg(mode).arg(reference.as_str());
+            script.arg(&id).arg(millis(self.lease_ttl()));
+            match &freshness {
+                Freshness::Any => {}
+                Freshness::SinceRequest => drop(script.arg("own").arg(stamp.as_str())),
+                Freshness::OtherThan(known) => drop(script.arg("other").arg(known.as_str())),
+            }
             let reply = match self.0.pool.run_deferred(&keys.link) {
                 None => self.run::<Vec<u8>>(&keys.link, &script).await,
                 // What a fail-over may have lost, for example. Boxed to keep the caller's future small; this is rare.
