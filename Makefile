@@ -97,8 +97,13 @@ bench-instructions: tools ## Count the instructions of a request and compare wit
 	scripts/with-services benches/instructions/count $(RELEASE) $(ARGS)
 
 .PHONY: test-image
-test-image: ## Build the image and test it with docker-compose.yml
-	scripts/test-image
+test-image: ## Build the image and test it with docker-compose.yml; ARGS names another image
+	scripts/test-image $(ARGS)
+
+.PHONY: test-image-stand-ins
+test-image-stand-ins: ## The same with a private Docker and base images made of Debian's packages (needs root)
+	scripts/stand-in-images prepare
+	scripts/with-docker sh -c 'scripts/stand-in-images import && scripts/test-image $(ARGS)'
 
 .PHONY: check-snippets
 check-snippets: build ## Run the programs in the guides against the demo

@@ -54,6 +54,13 @@ fn version_is_the_same_everywhere() {
     }
     assert!(tags > 0, "no overlay names a tag of the image");
 
+    let compose = read("docker-compose.yml");
+    let image = compose.split("{HANDOFF_IMAGE:-").nth(1).and_then(|rest| rest.split('}').next());
+    assert!(
+        image.is_some_and(|image| image.ends_with(&format!(":{version}"))),
+        "docker-compose.yml: {image:?}"
+    );
+
     let changelog = read("CHANGELOG.md");
     let mut sections = changelog.lines().filter_map(|line| line.strip_prefix("## "));
     let newest = sections.find(|heading| *heading != "Unreleased").unwrap();
