@@ -35,12 +35,9 @@ use crate::{
 
 /// How often the keeper sends a PING on a connection.
 ///
-/// redis 1.8 reports a closed connection only to the next command, or as a RESP3 push, and this
-/// connection speaks RESP2 (redis-rs/redis-rs#1096). It reports a half-open connection only once TCP
-/// gives up, after a minute or more (redis-rs/redis-rs#1513).
-///
-/// The unit tests do without: a PING that is late on a busy machine would repeat what was written last, between two
-/// steps of the model.
+/// redis 1.8 reports a closed connection only to the next command, or as a RESP3 push, and this connection speaks
+/// RESP2 (redis-rs/redis-rs#1096). It reports a half-open connection only once TCP gives up, after a minute or more
+/// (redis-rs/redis-rs#1513). Not in unit tests: a late PING repeats writes, which the model does not expect.
 const PING_INTERVAL: Duration = Duration::from_secs(if cfg!(test) { 3_600 } else { 5 });
 const SHORTEST_DELAY: Duration = Duration::from_millis(50);
 /// Requests wait for the reconnection, three seconds by default.

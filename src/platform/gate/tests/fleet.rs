@@ -175,8 +175,10 @@ async fn one_good_answer_half_opens_all_breakers_and_calls_grow_with_the_answers
         assert!(now <= 4 + 3 * before, "{now} calls begin after {before}");
     }
     sleep(10 * SECOND).await;
-    let begun = fleet.calls.lock().iter().filter(|call| **call >= returned).count();
-    assert!(begun >= 200 * 16, "all are served");
+    // The probe under way at the return may be the first of them.
+    let since = returned - Duration::from_millis(100);
+    let begun = fleet.calls.lock().iter().filter(|call| **call >= since).count();
+    assert!(begun >= 200 * 16, "{begun} served");
 }
 
 #[tokio::test(start_paused = true)]
