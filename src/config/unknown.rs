@@ -7,7 +7,9 @@ use crate::printable::escape;
 
 const PREFIX: &str = "HANDOFF_";
 /// Variables of `scripts/` and of the compose files. A shell that runs these may also run handoff.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 13] = [
+    "HANDOFF_DOCKER_ROOT",
+    "HANDOFF_IMAGE",
     "HANDOFF_INSTALL",
     "HANDOFF_NODE",
     "HANDOFF_RABBITMQ_ROOT",
@@ -129,7 +131,7 @@ mod tests {
     #[test]
     fn variables_of_this_repository_are_known() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let scripts = ["scripts", "scripts/pictures"].map(|folder| {
+        let scripts = ["scripts", "scripts/pictures", "scripts/release"].map(|folder| {
             fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path())
         });
         let scripts = scripts.into_iter().flatten().filter(|path| path.is_file());
