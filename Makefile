@@ -129,6 +129,7 @@ check-dependencies: ## Check the dependencies against deny.toml; ARGS='bans lice
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --test chaos --test clusters --test endings_load -- -D warnings
+	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 	! command -v shellcheck >/dev/null || $(MAKE) --no-print-directory lint-scripts
 
 # The scripts in the folders of scripts/, but not the JavaScript of the pictures.

@@ -27,10 +27,12 @@
 //! | --- | --- |
 //! | `client` | publishes requests and receives events, for `request` and `demo` |
 //! | `doctor` | checks the settings, RabbitMQ, Redis and the platform |
-//! | [`sandbox`] | simulates the platform |
+//! | `sandbox` | simulates the platform; in builds with the feature `sandbox` |
 //! | `schema` | generates the AsyncAPI document |
 
 #![forbid(unsafe_code)]
+// The commands `demo` and `sandbox` are the only users of some functions.
+#![cfg_attr(not(feature = "sandbox"), allow(dead_code, unused_imports))]
 // These macros panic where stdout or stderr is closed or full.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -53,6 +55,7 @@ pub mod message;
 pub mod platform;
 pub(crate) mod printable;
 pub(crate) mod retry;
+#[cfg(feature = "sandbox")]
 pub mod sandbox;
 pub(crate) mod schema;
 pub mod session;
