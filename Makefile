@@ -76,16 +76,24 @@ endings: tools ## End sessions while the same people ask again; ARGS='--flow dee
 	scripts/with-services cargo test --quiet --locked --test endings_load -- $(ARGS)
 
 # BENCH is passed on: make bench BENCH='--rounds 5 --only 1,024'
+# TLS=1 puts the platform behind TLS, TLS=all RabbitMQ and Redis, too. TUNED=1 adds a loop with small buffers.
 .PHONY: bench
-bench: tools ## Compare the worker with a bare loop; PEERS=1 adds Python and Node, SCALE=1 measures scaling
+bench: tools ## Compare the worker with a bare loop; PEERS=1 adds Python and Node, TLS=1 uses TLS, SCALE=1 measures scaling
 	cargo build --locked --release -p handoff -p handoff-benches --bins
 	$(if $(PEERS),benches/peers/setup $(RELEASE)/peers)
 	scripts/with-services $(RELEASE)/end-to-end \
-		$(if $(PEERS),--peers $(RELEASE)/peers) $(if $(SCALE),--scale) $(BENCH)
+		$(if $(PEERS),--peers $(RELEASE)/peers) $(if $(TLS),--tls $(TLS)) $(if $(TUNED),--tuned) \
+		$(if $(SCALE),--scale) $(BENCH)
 
 .PHONY: bench-redis
 bench-redis: ## Measure what the worker's scripts cost Redis; HANDOFF_REDIS_ROOT selects another
 	scripts/with-services benches/redis/measure $(ARGS)
+
+.PHONY: bench-report
+bench-report: tools ## Run all end-to-end benches for the docs (40 minutes, needs root); PEERS=1 adds Python and Node
+	cargo build --locked --release -p handoff -p handoff-benches --bins
+	$(if $(PEERS),benches/peers/setup $(RELEASE)/peers)
+	PEERS=$(PEERS) benches/report $(RELEASE) $(BENCH) | tee $(TARGET)/bench-report.md
 
 .PHONY: bench-micro
 bench-micro: tools ## Measure the steps that only use the CPU

@@ -24,7 +24,6 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The load generator, with connections of its own to RabbitMQ.
 pub(crate) struct Load {
-    pub(crate) url: String,
     /// The exchange of events.
     pub(crate) exchange: String,
     pub(crate) requests: Requests,
@@ -68,7 +67,7 @@ impl Load {
         let requests = Requests { queue, channel: publishing };
         let events = Events(events);
         let connections = [publisher, consumer];
-        Ok(Self { url: url.to_owned(), exchange, requests, events, connections })
+        Ok(Self { exchange, requests, events, connections })
     }
 
     /// Purges the request queue, and returns how many requests were left in it.

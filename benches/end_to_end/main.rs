@@ -1,15 +1,20 @@
 //! Measures what a request costs, end to end.
 //!
 //! ```text
-//! end-to-end [--rounds N] [--only PART] [--peers FOLDER | --scale]
+//! end-to-end [--rounds N] [--only PART] [--tuned] [--tls platform|all] [--peers FOLDER | --scale]
 //! ```
 //!
 //! It compares `handoff run`, with metrics, leases, checkpoints and logs on, with the bare loop of
 //! `benches/floor`. RabbitMQ and Redis are real, and the platform is a `handoff sandbox`.
 //!
+//! With `--tls`, the platform is behind TLS 1.3, and each subject is measured over HTTP/1.1 and over
+//! HTTP/2. With `--tls all`, RabbitMQ and Redis are behind TLS, too.
+//!
 //! All subjects take turns in each round, so that other load on the machine affects all of them
 //! alike. The table shows medians over the rounds.
 
+mod certificates;
+mod front;
 mod load;
 mod report;
 mod sandbox;
@@ -17,13 +22,17 @@ mod scale;
 mod scenarios;
 mod subject;
 
-use std::{env, error::Error, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    path::{Path, PathBuf},
+};
 
 use load::Load;
 use report::Report;
 use sandbox::Sandbox;
 use scenarios::Harness;
-use subject::Subject;
+use subject::{Protocol, Subject};
 
 /// Every error ends the run, as partial measurements are useless.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -36,26 +45,53 @@ struct Options {
     peers: Option<PathBuf>,
     only: String,
     scale: bool,
+    tuned: bool,
+    tls: Tls,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let options = options()?;
+/// What is behind TLS.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Nothing,
+    Platform,
+    All,
+}
+
+fn main() -> Result<()> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    match &arguments[..] {
+        [front, folder, amqp, redis] if front == "front" => {
+            // One thread, like a sandbox.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(front::run(Path::new(folder), amqp.clone(), redis.clone()))
+        }
+        _ => runtime.enable_all().build()?.block_on(bench(options(arguments)?)),
+    }
+}
+
+async fn bench(options: Options) -> Result<()> {
     let load = Load::connect(&var("HANDOFF_AMQP_URL")?).await?;
-    let sandbox = Sandbox::start().await?;
-    let mut subjects = vec![Subject::floor()?, Subject::handoff()?];
-    let mut harness = Harness { load, sandbox, redis: var("HANDOFF_REDIS_URL")?, runs: 0 };
-    harness.declare(&subjects[1]).await?;
+    let (mut amqp, mut redis) = (var("HANDOFF_AMQP_URL")?, var("HANDOFF_REDIS_URL")?);
+    let sandbox = match options.tls {
+        Tls::Nothing => Sandbox::start().await?,
+        Tls::Platform | Tls::All => Sandbox::start_with_tls(&amqp, &redis).await?,
+    };
+    if options.tls == Tls::All {
+        (amqp, redis) = sandbox.with_tls(&amqp, &redis)?;
+    }
+    let mut harness = Harness { load, sandbox, amqp, redis, runs: 0 };
+    let handoff = Subject::handoff()?;
+    harness.declare(&handoff).await?;
     if options.scale {
-        return scale::run(&mut harness, &subjects[1], options.rounds, &options.only).await;
+        return scale::run(&mut harness, &handoff, options.rounds, &options.only).await;
     }
-    if let Some(folder) = &options.peers {
-        subjects.extend(Subject::peers(folder));
-    }
+    let subjects = subjects(&options)?;
     let mut report = Report::new(&subjects);
     for round in 0..options.rounds {
         for scenario in scenarios::ALL {
-            if !scenario.name().contains(&options.only) {
+            if !scenario.name().contains(&options.only) || !scenario.is_for(options.tls) {
                 continue;
             }
             for turn in 0..subjects.len() {
@@ -72,9 +108,36 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-fn options() -> Result<Options> {
-    let mut options = Options { rounds: 3, peers: None, only: String::new(), scale: false };
-    let mut arguments = env::args().skip(1);
+fn subjects(options: &Options) -> Result<Vec<Subject>> {
+    let protocols: &[Protocol] = match options.tls {
+        Tls::Nothing => &[Protocol::Plain],
+        Tls::Platform | Tls::All => &[Protocol::Http1, Protocol::Http2],
+    };
+    let mut subjects = Vec::new();
+    for protocol in protocols {
+        subjects.push(Subject::floor()?.over_tls(*protocol));
+        if options.tuned {
+            subjects.push(Subject::tuned_floor()?.over_tls(*protocol));
+        }
+        subjects.push(Subject::handoff()?.over_tls(*protocol));
+    }
+    if let Some(folder) = &options.peers {
+        // They speak HTTP/1.1 only.
+        subjects.extend(Subject::peers(folder).map(|peer| peer.over_tls(protocols[0])));
+    }
+    Ok(subjects)
+}
+
+fn options(arguments: Vec<String>) -> Result<Options> {
+    let mut options = Options {
+        rounds: 3,
+        peers: None,
+        only: String::new(),
+        scale: false,
+        tuned: false,
+        tls: Tls::Nothing,
+    };
+    let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
@@ -82,13 +145,24 @@ fn options() -> Result<Options> {
             "--peers" => options.peers = Some(value()?.into()),
             "--only" => options.only = value()?,
             "--scale" => options.scale = true,
+            "--tuned" => options.tuned = true,
+            "--tls" => {
+                options.tls = match value()?.as_str() {
+                    "all" => Tls::All,
+                    _ => Tls::Platform,
+                }
+            }
             _ => {
                 return Err(format!(
-                    "unknown option `{argument}`: use --rounds N, --peers FOLDER, --only PART or --scale"
+                    "unknown option `{argument}`: use --rounds N, --only PART, --tuned, --tls platform|all, \
+                     --peers FOLDER or --scale"
                 )
                 .into());
             }
         }
+    }
+    if options.scale && options.tls != Tls::Nothing {
+        return Err("--scale is measured without --tls".into());
     }
     Ok(options)
 }

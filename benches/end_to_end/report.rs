@@ -6,7 +6,7 @@ use crate::{scenarios::Measure, subject::Subject};
 
 /// The results so far.
 pub(crate) struct Report {
-    subjects: Vec<&'static str>,
+    subjects: Vec<String>,
     rows: Vec<Row>,
 }
 
@@ -19,7 +19,7 @@ struct Row {
 
 impl Report {
     pub(crate) fn new(subjects: &[Subject]) -> Self {
-        let subjects = subjects.iter().map(|subject| subject.name).collect();
+        let subjects = subjects.iter().map(|subject| subject.name.clone()).collect();
         Self { subjects, rows: Vec::new() }
     }
 

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    Result,
+    Result, Tls,
     load::{EventTimes, Load},
     sandbox::Sandbox,
     subject::{Subject, Worker, WorkerSettings},
@@ -61,6 +61,11 @@ impl Scenario {
             Self::Idle => "idle",
         }
     }
+
+    /// Whether it is measured with this much TLS: what makes no calls, only if Redis is behind it.
+    pub(crate) fn is_for(self, tls: Tls) -> bool {
+        !matches!((self, tls), (Self::Hits, Tls::Platform))
+    }
 }
 
 /// The name of a figure, and its precision.
@@ -83,12 +88,17 @@ const SIZE: Measure = measure("program, MiB", 1);
 const P50: Measure = measure("time to the event, p50, ms", 2);
 const P95: Measure = measure("time to the event, p95, ms", 2);
 const P99: Measure = measure("time to the event, p99, ms", 2);
+const HANDSHAKES: Measure = measure("TLS handshakes", 0);
+const RESUMED: Measure = measure("of these resumed", 0);
+const CONNECTIONS: Measure = measure("connections to the platform", 0);
 const FIRST_CALL: Measure = measure("time to the first call, ms", 0);
 
 /// Everything around the workers.
 pub(crate) struct Harness {
     pub(crate) load: Load,
     pub(crate) sandbox: Sandbox,
+    /// The URLs for the workers.
+    pub(crate) amqp: String,
     pub(crate) redis: String,
     /// Counts the runs, to give each of them its own users.
     pub(crate) runs: usize,
@@ -174,12 +184,13 @@ impl Harness {
 
     pub(crate) fn start(&self, subject: &Subject, concurrency: usize) -> Result<Worker> {
         subject.start(&WorkerSettings {
-            amqp: &self.load.url,
+            amqp: &self.amqp,
             redis: &self.redis,
-            platform: &self.sandbox.url,
+            platform: &self.sandbox.url(subject.protocol),
             queue: &self.load.requests.queue,
             events: &self.load.exchange,
             concurrency,
+            authority: self.sandbox.authority().as_deref(),
         })
     }
 
@@ -205,7 +216,15 @@ impl Harness {
         let (rate, cpu, switches) = meter.read(requests - warm_up)?;
         let peak = workers[0].memory()?.0;
         self.stop(subject, workers).await?;
-        Ok(vec![(RATE, rate), (CPU, cpu), (SWITCHES, switches), (PEAK, peak)])
+        let mut figures = vec![(RATE, rate), (CPU, cpu), (SWITCHES, switches), (PEAK, peak)];
+        if let Some(connections) = self.sandbox.connections().await? {
+            figures.extend([
+                (HANDSHAKES, connections.handshakes as f64),
+                (RESUMED, connections.resumed as f64),
+                (CONNECTIONS, connections.max_open as f64),
+            ]);
+        }
+        Ok(figures)
     }
 
     /// Stops workers, and purges what they left unsettled, so that it does not burden the next ones.

@@ -20,10 +20,22 @@ const KIB: f64 = 1024.0;
 
 /// A program that can be started as a worker.
 pub(crate) struct Subject {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
     program: String,
     arguments: Vec<String>,
     interpreted: bool,
+}
+
+/// How a subject reaches the platform.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1 without TLS.
+    Plain,
+    /// HTTP/1.1 over TLS.
+    Http1,
+    /// HTTP/2 over TLS, if the subject speaks it.
+    Http2,
 }
 
 /// A running worker. Killed when it is dropped.
@@ -40,11 +52,18 @@ pub(crate) struct WorkerSettings<'a> {
     pub(crate) queue: &'a str,
     pub(crate) events: &'a str,
     pub(crate) concurrency: usize,
+    /// A certificate to trust, and no other.
+    pub(crate) authority: Option<&'a Path>,
 }
 
 impl Subject {
     pub(crate) fn floor() -> Result<Self> {
         Ok(Self::new("bare loop", &sibling_program("floor")?, []))
+    }
+
+    /// The bare loop on one thread and with small buffers.
+    pub(crate) fn tuned_floor() -> Result<Self> {
+        Ok(Self::new("tuned loop", &sibling_program("floor")?, ["tuned"]))
     }
 
     pub(crate) fn handoff() -> Result<Self> {
@@ -62,14 +81,21 @@ impl Subject {
         .map(|peer| Self { interpreted: true, ..peer })
     }
 
-    fn new<'a>(
-        name: &'static str,
-        program: &Path,
-        arguments: impl IntoIterator<Item = &'a str>,
-    ) -> Self {
+    /// The same subject over TLS.
+    pub(crate) fn over_tls(self, protocol: Protocol) -> Self {
+        let version = match protocol {
+            Protocol::Plain => return self,
+            Protocol::Http1 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        };
+        Self { name: format!("{}, {version}", self.name), protocol, ..self }
+    }
+
+    fn new<'a>(name: &str, program: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         let program = program.to_string_lossy().into_owned();
         let arguments = arguments.into_iter().map(str::to_owned).collect();
-        Self { name, program, arguments, interpreted: false }
+        let name = name.to_owned();
+        Self { name, protocol: Protocol::Plain, program, arguments, interpreted: false }
     }
 
     /// The size of the program, in MiB; `None` for an interpreter, whose size means nothing.
@@ -81,13 +107,19 @@ impl Subject {
     }
 
     pub(crate) fn start(&self, settings: &WorkerSettings<'_>) -> Result<Worker> {
-        let WorkerSettings { amqp, redis, platform, queue, events, concurrency } = settings;
+        let WorkerSettings { amqp, redis, platform, queue, events, concurrency, authority } =
+            settings;
         // The log goes to a file, as under a supervisor, so that the cost of writing it counts.
         let path = std::env::temp_dir().join(format!("handoff-bench-{queue}.log"));
         let log = File::create(&path)?;
         // Nothing reads it, so it is unlinked while it is open.
         fs::remove_file(path)?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(authority) = authority {
+            command.env("SSL_CERT_FILE", authority).env("NODE_EXTRA_CA_CERTS", authority);
+            command.env_remove("SSL_CERT_DIR");
+        }
+        let child = command
             .args(&self.arguments)
             .env("HANDOFF_AMQP_URL", amqp)
             .env("HANDOFF_REDIS_URL", redis)

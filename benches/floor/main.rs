@@ -3,10 +3,13 @@
 //! It does the main job and assumes that nothing fails: consume, look up the link in Redis, make a
 //! token and a session, store the link, publish the event (confirmed and mandatory), and ack. It
 //! has no retries, leases, single-flight, logs or metrics. It reads the settings of `handoff run`.
+//! With the argument `tuned` it has one thread and small buffers.
 
 use std::{env::var, error::Error, sync::Arc};
 
-use deadpool_redis::redis::{self, AsyncCommands, aio::MultiplexedConnection};
+use deadpool_redis::redis::{
+    self, AsyncCommands, AsyncConnectionConfig, aio::MultiplexedConnection,
+};
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
@@ -22,6 +25,7 @@ use reqwest::{Client, header::AUTHORIZATION};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{json, value::RawValue};
 use tokio::{
+    runtime::Builder,
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
 };
@@ -77,24 +81,42 @@ struct BareLoop {
     workflow: String,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut amqp = var("HANDOFF_AMQP_URL")?;
+    if std::env::args().nth(1).as_deref() == Some("tuned") {
+        // lapin allocates 64 buffers of this size.
+        amqp.push_str("?frame_max=16384");
+        return Builder::new_current_thread().enable_all().build()?.block_on(run(amqp));
+    }
+    Builder::new_multi_thread().enable_all().build()?.block_on(run(amqp))
+}
+
+async fn run(amqp: String) -> Result<()> {
     let concurrency: u16 = var("HANDOFF_CONCURRENCY")?.parse()?;
-    let connection =
-        Connection::connect(&var("HANDOFF_AMQP_URL")?, ConnectionProperties::default()).await?;
+    let connection = Connection::connect(&amqp, ConnectionProperties::default()).await?;
     let consuming = connection.create_channel().await?;
     consuming.basic_qos(concurrency, BasicQosOptions::default()).await?;
     let publishing = connection.create_channel().await?;
     publishing.confirm_select(ConfirmSelectOptions::default()).await?;
+    let platform = var("HANDOFF_IDV_URL")?;
+    let mut http = Client::builder().no_proxy();
+    if !platform.starts_with("https:") {
+        http = http.tls_certs_only([]);
+    }
     let bare = Arc::new(BareLoop {
-        http: Client::builder().no_proxy().tls_certs_only([]).build()?,
+        http: http.build()?,
+        // Without a limit: 1,024 TLS handshakes keep all threads busy for longer than the default.
         redis: redis::Client::open(var("HANDOFF_REDIS_URL")?)?
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(
+                &AsyncConnectionConfig::new()
+                    .set_connection_timeout(None)
+                    .set_response_timeout(None),
+            )
             .await?,
         publishing,
         events: var("HANDOFF_EVENT_EXCHANGE")?,
-        platform: var("HANDOFF_IDV_URL")?,
+        platform,
         key: var("HANDOFF_IDV_API_KEY")?,
         workflow: var("HANDOFF_IDV_WORKFLOW_ID")?,
     });

@@ -8,7 +8,12 @@ use std::{
 };
 
 use axum::response::Response;
-use tokio::{net::TcpListener, time::timeout};
+use hyper::Version;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    time::timeout,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -36,6 +41,7 @@ pub struct Sandbox {
 
 struct Server {
     addr: SocketAddr,
+    service: Arc<Service>,
     /// Stops the server with the last handle.
     _stop: DropGuard,
 }
@@ -79,12 +85,30 @@ impl Sandbox {
         let app = Arc::new(App::new(options, stopping.clone()));
         let service = Arc::new(Service { app: Arc::clone(&app), hook });
         let tasks = &app.tasks;
-        tasks.spawn(connection::accept_all(listener, service, tasks.clone(), stopping.clone()));
+        tasks.spawn(connection::accept_all(
+            listener,
+            Arc::clone(&service),
+            tasks.clone(),
+            stopping.clone(),
+        ));
         let reporting = Arc::clone(&app);
         tasks.spawn(async move { reporting.report_timeouts().await });
         tasks.close();
-        let server = Server { addr, _stop: stopping.drop_guard() };
+        let server = Server { addr, service, _stop: stopping.drop_guard() };
         Ok(Self { app, server: Arc::new(server) })
+    }
+
+    /// Serves one more connection, such as one that the caller accepted behind TLS.
+    ///
+    /// The version is HTTP/1.1 or HTTP/2. Returns once the connection has ended.
+    pub async fn serve_connection<S>(&self, stream: S, version: Version)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = Arc::clone(&self.server.service);
+        let stopping = self.app.stopping.clone();
+        let serving = connection::serve(stream, version, service, stopping);
+        self.app.tasks.track_future(serving).await;
     }
 
     /// The address it listens on.
