@@ -6,6 +6,7 @@
 //! call, so it may be withdrawn and sent on another connection.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -14,6 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 const WAITING: u8 = 0;
@@ -26,6 +28,8 @@ pub(super) struct Progress {
     state: AtomicU8,
     /// The number of calls on the same connection that are sent and not yet answered.
     sent_there: Arc<AtomicUsize>,
+    /// Waits for the sending.
+    waker: AtomicWaker,
 }
 
 /// The body; ends the request with an error if the call was withdrawn.
@@ -41,12 +45,21 @@ pub(super) struct Withdrawn;
 
 impl Progress {
     pub(super) fn new(sent_there: Arc<AtomicUsize>) -> Self {
-        Self { state: AtomicU8::new(WAITING), sent_there }
+        Self { state: AtomicU8::new(WAITING), sent_there, waker: AtomicWaker::new() }
     }
 
     /// Whether the platform may have received the call.
     pub(super) fn is_sent(&self) -> bool {
         self.state.load(Ordering::Relaxed) == SENT
+    }
+
+    /// Waits until the platform may have received the call.
+    pub(super) async fn sent(&self) {
+        poll_fn(|context| {
+            self.waker.register(context.waker());
+            if self.is_sent() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Withdraws the call. Returns false if it is sent already.
@@ -58,6 +71,7 @@ impl Progress {
         let permitted = self.change(WAITING, SENT);
         if permitted {
             self.sent_there.fetch_add(1, Ordering::Relaxed);
+            self.waker.wake();
         }
         permitted
     }

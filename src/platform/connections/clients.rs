@@ -10,7 +10,10 @@ use rustls::{
 use rustls_platform_verifier::Verifier;
 use url::Url;
 
-use super::connects::{ConnectWatch, WatchedConnects};
+use super::{
+    connects::{ConnectWatch, WatchedConnects},
+    lookup::SharedLookup,
+};
 use crate::tls;
 
 /// How long a connection is kept without a call. Servers close idle connections, mostly after 30 s or more.
@@ -45,7 +48,7 @@ pub(super) struct Clients {
     proxy: Option<Proxy>,
     /// The time limit of one call.
     timeout: Duration,
-    resolver: Option<Arc<dyn Resolve>>,
+    resolver: Arc<dyn Resolve>,
 }
 
 /// A client that makes a new HTTP/1.1 connection for each call.
@@ -59,6 +62,7 @@ impl Clients {
     pub(super) fn new(settings: ConnectionSettings<'_>) -> Result<Self, &'static str> {
         let ConnectionSettings { url, timeout, proxy, resolver } = settings;
         let tls = (url.scheme() != "http").then(tls_config).transpose()?;
+        let resolver = resolver.unwrap_or_else(|| Arc::new(SharedLookup::system()));
         Ok(Self { tls, proxy, timeout, resolver })
     }
 
@@ -106,14 +110,12 @@ impl Clients {
             .http2_keep_alive_interval(ping)
             .http2_keep_alive_timeout(ping.max(Duration::from_secs(2)))
             .http2_keep_alive_while_idle(true)
+            .dns_resolver(Arc::clone(&self.resolver))
             .tcp_nodelay(true);
         builder = match &self.proxy {
             Some(proxy) => builder.proxy(proxy.clone()),
             None => builder.no_proxy(),
         };
-        if let Some(resolver) = &self.resolver {
-            builder = builder.dns_resolver(Arc::clone(resolver));
-        }
         match &self.tls {
             Some(tls) => {
                 let mut tls = tls.clone();

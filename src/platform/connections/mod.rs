@@ -7,6 +7,7 @@ mod body;
 mod clients;
 mod connects;
 mod http2;
+mod lookup;
 mod protocol;
 mod reply;
 #[cfg(test)]
