@@ -1,9 +1,8 @@
 //! The index of sessions: where the link of each is stored, so that it can be forgotten by its session alone.
 //!
-//! Outside a cluster, the script that stores a new link writes the entry, too. Otherwise, and where the session has an
-//! entry already, the entry is written after the link, and then noted in the link: in a Redis Cluster it lies in
-//! another slot, so no script writes both. Until then, each request that takes the link out of Redis writes the entry
-//! first, and so finds out whether the session has ended.
+//! A session's index entry lies in another slot of a Redis Cluster than its link, so no script writes both. The
+//! entry is written after the link, and then noted in the link. Until then, each request that takes the link out of
+//! Redis writes the entry first, and so finds out whether the session has ended.
 
 use super::{
     error::CacheError,
@@ -59,7 +58,7 @@ impl Cache {
         }
     }
 
-    pub(super) fn index_call(&self, keys: &Keys, link: LinkId, session: &Session) -> IndexCall {
+    fn index_call(&self, keys: &Keys, link: LinkId, session: &Session) -> IndexCall {
         IndexCall {
             key: session_key(&self.0.prefix, &session.id),
             keys: keys.clone(),

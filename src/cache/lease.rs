@@ -13,7 +13,7 @@ use super::{
     keys::{Keys, LinkId, Stamp},
     refusal::Recovery,
     scripts,
-    writes::{IndexCall, StoreCall, Timing, Write},
+    writes::{StoreCall, Timing, Write},
 };
 use crate::{
     config::Flow,
@@ -43,10 +43,7 @@ pub(crate) enum Overwrite<'a> {
 /// What became of a link that was sent to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreOutcome {
-    Stored {
-        /// The session's index entry is written with the link, and the link says so.
-        is_indexed: bool,
-    },
+    Stored,
     /// The lease had ended, and another request has taken over or the verification has ended.
     Fenced,
     /// The session has ended, so its link is forgotten.
@@ -72,14 +69,11 @@ pub(super) struct Holder {
 
 impl Holder {
     /// Stores the link and ends the lease. If Redis fails, defers both until it is available again.
-    ///
-    /// `entry`: the session's index entry, if its key is on the same server: then the script writes both.
     pub(super) async fn store_link(
         &self,
         session: &Session,
         overwrite: Overwrite<'_>,
         timing: Timing,
-        entry: Option<IndexCall>,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
         let deferred = &cache.0.pool.deferred;
@@ -107,17 +101,12 @@ impl Holder {
                 Timing::Late => Vec::new(),
             },
         };
-        match cache.run::<u8>(&self.keys.link, &call.script(timing, entry.as_ref())).await {
-            Ok(0) => Ok(StoreOutcome::Fenced),
-            Ok(stored) => {
+        match cache.run(&self.keys.link, &call.script(timing)).await {
+            Ok(true) => {
                 deferred.written(Write::Link(call));
-                let entry = entry.filter(|_| stored == 2);
-                let is_indexed = entry.is_some();
-                if let Some(entry) = entry {
-                    deferred.written(Write::Index(entry));
-                }
-                Ok(StoreOutcome::Stored { is_indexed })
+                Ok(StoreOutcome::Stored)
             }
+            Ok(false) => Ok(StoreOutcome::Fenced),
             Err(error) => {
                 deferred.store_later(call, session);
                 Err(error)
@@ -197,26 +186,11 @@ impl Lease {
         }
     }
 
-    /// Stores the link for later requests, and ends the lease. Outside a cluster, the same script writes the
-    /// session's index entry: two scripts fewer, for Redis and for the worker.
+    /// Stores the link for later requests, and ends the lease.
     ///
     /// If Redis fails, the link is stored once it is available again.
     pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
-        self.store_with(session, self.holder.cache.0.pool.is_one_server()).await
-    }
-
-    /// `with_entry`: the session's key is on the same server.
-    pub(super) async fn store_with(
-        &self,
-        session: &Session,
-        with_entry: bool,
-    ) -> Result<StoreOutcome, CacheError> {
-        let Self { holder, newest, .. } = self;
-        let entry = with_entry.then(|| {
-            let link = LinkId::new(&holder.stamp, session.made_at);
-            holder.cache.index_call(&holder.keys, link, session)
-        });
-        holder.store_link(session, Overwrite::Only(newest), Timing::AtOnce, entry).await
+        self.holder.store_link(session, Overwrite::Only(&self.newest), Timing::AtOnce).await
     }
 
     /// The same for a session that an earlier try may have made, and that may have ended since.
@@ -241,7 +215,7 @@ impl Lease {
         let Holder { cache, keys, stamp, .. } = holder;
         let link = LinkId::new(stamp, session.made_at);
         let (stored, has_ended) = tokio::join!(
-            holder.store_link(session, Overwrite::Only(newest), timing, None),
+            holder.store_link(session, Overwrite::Only(newest), timing),
             cache.write_index(keys, link, session),
         );
         if has_ended == Ok(true) {

@@ -95,11 +95,6 @@ impl Pool {
         }))
     }
 
-    /// Whether one server has all keys, so that a script may use any of them.
-    pub(super) fn is_one_server(&self) -> bool {
-        matches!(self.servers, Servers::One(_))
-    }
-
     /// The server that has this key at the moment.
     pub(super) fn node(&self, key: &str) -> Arc<CacheNode> {
         match &self.servers {

@@ -34,7 +34,7 @@ impl Write {
     /// The script, as it runs late.
     pub(super) fn script(&self) -> ScriptInvocation<'static> {
         match self {
-            Self::Link(call) => call.script(Timing::Late, None),
+            Self::Link(call) => call.script(Timing::Late),
             Self::Index(call) => call.script(),
             Self::Ending(call) => call.script(),
         }
@@ -79,27 +79,17 @@ pub(super) struct StoreCall {
 
 impl StoreCall {
     /// The TTL that it sets shrinks until it runs.
-    ///
-    /// `entry`: the session's index entry, if the script can write that, too.
-    pub(super) fn script(
-        &self,
-        timing: Timing,
-        entry: Option<&IndexCall>,
-    ) -> ScriptInvocation<'static> {
+    pub(super) fn script(&self, timing: Timing) -> ScriptInvocation<'static> {
         let Self { keys, stamp, links, mark, .. } = self;
         let mut script = scripts::STORE.key(&keys.link);
         script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
-        let age = stamp.with_age(self.made_at, entry.is_some());
+        let age = stamp.with_age(self.made_at);
         let link = [stamp.as_str().as_bytes(), b",", age.as_bytes(), b"|", &self.value].concat();
         script
             .arg(&self.holder)
             .arg(&self.overwrite)
             .arg(link)
             .arg(scripts::remaining_ms(self.until));
-        match entry {
-            Some(entry) => script.key(&entry.key).arg(entry.entry()),
-            None => script.arg(""),
-        };
         // Redis spends 0.3 µs on each argument: those that usually have their defaults are left out then.
         if timing == Timing::Late || *links > 0 || !mark.is_empty() {
             script.arg(&mark[..]).arg(if timing == Timing::Late { "late" } else { "" });
@@ -124,12 +114,9 @@ impl IndexCall {
     /// Returns 1 if the session has ended.
     pub(super) fn script(&self) -> ScriptInvocation<'static> {
         let mut script = scripts::INDEX.key(&self.key);
-        script.arg(self.entry()).arg(scripts::remaining_ms(self.until));
+        let entry = IndexEntry { hash: self.keys.hash, link: self.link };
+        script.arg(entry.to_bytes()).arg(scripts::remaining_ms(self.until));
         script
-    }
-
-    fn entry(&self) -> Vec<u8> {
-        IndexEntry { hash: self.keys.hash, link: self.link }.to_bytes()
     }
 
     /// Forgets the link, whose session has ended.

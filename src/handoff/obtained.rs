@@ -33,10 +33,8 @@ pub(crate) struct Obtained {
 pub(super) enum IndexEntry {
     Missing,
     Written,
-    /// Written, and noted in the stored link, by an earlier request; or another request sees to that.
+    /// Written, and noted in the stored link; or another request sees to that.
     Noted,
-    /// Written with the link, which says so.
-    Stored,
 }
 
 impl Obtained {
@@ -57,12 +55,6 @@ impl Obtained {
             seen_at: now,
             index_entry: IndexEntry::Missing,
         }
-    }
-
-    /// Records that the script that stored the link has written its session's index entry, too.
-    pub(super) fn stored(self, is_indexed: bool) -> Self {
-        let index_entry = if is_indexed { IndexEntry::Stored } else { self.index_entry };
-        Self { index_entry, ..self }
     }
 
     /// The same link, for a request that waited for it. The one that obtained it completes its index entry.
@@ -106,7 +98,7 @@ impl Obtained {
         // Before the store: a request that is delivered after it looks for itself.
         let pending = Self::pending(keys, session, stamp);
         match lease.store_pending(&pending.session).await {
-            Ok(StoreOutcome::Stored { .. }) | Err(_) => Some(pending),
+            Ok(StoreOutcome::Stored) | Err(_) => Some(pending),
             Ok(StoreOutcome::Fenced | StoreOutcome::Ended) => None,
         }
     }
@@ -126,12 +118,12 @@ impl Obtained {
     pub(super) async fn record(&self, cache: &Cache, job: &Job<'_>) {
         let Self { keys, session, reused, link, index_entry, .. } = self;
         let is_written = match index_entry {
-            IndexEntry::Written | IndexEntry::Stored => true,
+            IndexEntry::Written => true,
             IndexEntry::Missing | IndexEntry::Noted => {
                 cache.index(keys, *link, session).await == Ok(false)
             }
         };
-        if is_written && matches!(index_entry, IndexEntry::Missing | IndexEntry::Written) {
+        if is_written && *index_entry != IndexEntry::Noted {
             cache.note_indexed(keys, *link).await;
         }
         // Stamps the link that a renewal reuses, so that a redelivery of the renewal accepts it, too. Best

@@ -1,36 +1,26 @@
 -- Stores a link and ends the lease, unless another request has taken over since the claim or the link was
 -- forgotten meanwhile: then it changes no link and returns 0. Returns 1 again if it is repeated, as long as
--- the link is there; 2 if the session's index entry is written with the link.
--- KEYS: link, saved, lease, mark; session, if it is on the same server and the entry is to be written: this leaves
--- out an entry that is there already, since the session may have ended (index.lua). ARGV: holder id, newest stamp at
--- the claim ('any': replace any older link), link, TTL in ms, index entry; then, where one of them differs from its
--- default: mark at the claim ('': unknown or none), 'late' if the link may have been handed out already, links (0),
--- their TTL in ms.
+-- the link is there.
+-- KEYS: link, saved, lease, mark. ARGV: holder id, newest stamp at the claim ('any': replace any older link), link,
+-- TTL in ms; then, where one of them differs from its default: mark at the claim ('': unknown or none), 'late' if the
+-- link may have been handed out already, links (0), their TTL in ms.
 -- In the two-call flow, links is 0, and a saved token ends with the lease. In the one-call flow, it says how many
 -- links the request has had, this one included. It is saved as "<stamp>=<n>,…", newest first, and outlives the
 -- link: a link that is gone has ended or was forgotten.
 -- A link is stored as "<stamp>,<age stamp>,<stamp>,…|<value>". The age stamp has the form of a stamp, which
 -- a release that does not know it passes over: a 1 once the session's index entry is written, before that a 0
 -- (indexed.lua), 15 hex digits of the time when the session was asked for, and 16 of the link's own stamp,
--- without which it belongs to an earlier link. In ARGV, it has no other stamps yet, and a 1 if there is a session key.
+-- without which it belongs to an earlier link. In ARGV, it has no other stamps yet, and a 0.
 local holder = redis.call('GET', KEYS[3])
 local link = redis.call('GET', KEYS[1])
 local is_ours = holder == ARGV[1]
-if is_ours and not link and not ARGV[6] and ARGV[4] ~= '0' then
+if is_ours and not link and not ARGV[5] and ARGV[4] ~= '0' then
   -- The usual case: what follows would do the same in more time.
-  local stored, new = 1, ARGV[3]
-  if KEYS[5] then
-    if redis.call('SET', KEYS[5], ARGV[5], 'NX', 'PX', ARGV[4]) then
-      stored = 2
-    else
-      new = string.sub(new, 1, 33) .. '0' .. string.sub(new, 35)
-    end
-  end
-  redis.call('SET', KEYS[1], new, 'PX', ARGV[4])
+  redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
   redis.call('DEL', KEYS[2], KEYS[3])
-  return stored
+  return 1
 end
-local is_late, links = ARGV[7] == 'late', ARGV[8] or '0'
+local is_late, links = ARGV[6] == 'late', ARGV[7] or '0'
 local function count_links()
   local own = string.sub(ARGV[3], 1, 32)
   local counts, most, others = redis.call('GET', KEYS[2]) or '', tonumber(links), 0
@@ -43,7 +33,7 @@ local function count_links()
       saved = saved .. ',' .. stamp .. '=' .. n
     end
   end
-  redis.call('SET', KEYS[2], own .. '=' .. string.format('%d', most) .. saved, 'PX', ARGV[9])
+  redis.call('SET', KEYS[2], own .. '=' .. string.format('%d', most) .. saved, 'PX', ARGV[8])
 end
 local function end_lease()
   if links == '0' then
@@ -69,7 +59,7 @@ end
 local is_ended = false
 if not is_repeated and (not is_ours or is_late) then
   local mark = redis.call('GET', KEYS[4])
-  is_ended = mark and mark ~= (ARGV[6] or '')
+  is_ended = mark and mark ~= (ARGV[5] or '')
     and math.floor(tonumber(asked, 16) / 1000) <= tonumber(string.match(mark, '%d+$'))
 end
 if is_ended and links ~= '0' then
@@ -89,16 +79,8 @@ elseif is_newer or is_ended then
   end_lease()
   return 0
 end
-local stored = 1
 if ARGV[4] ~= '0' and not is_repeated then
   link = ARGV[3]
-  if KEYS[5] then
-    if redis.call('SET', KEYS[5], ARGV[5], 'NX', 'PX', ARGV[4]) then
-      stored = 2
-    else
-      link = string.sub(link, 1, 33) .. '0' .. string.sub(link, 35)
-    end
-  end
   if stamps ~= '' then
     -- Keep up to 15 earlier stamps after our own: an earlier request that is redelivered finds a link
     -- newer than its own.
@@ -113,4 +95,4 @@ if links ~= '0' then
   count_links()
 end
 end_lease()
-return stored
+return 1

@@ -32,7 +32,7 @@ fn claim(worker: usize, request: usize, freshness: Freshness) -> Step {
 }
 
 fn store(worker: usize, fault: Option<InjectedFault>) -> Step {
-    Step::Store { worker, short_lived: false, other: false, fault }
+    Step::Store { worker, short_lived: false, replace: false, fault }
 }
 
 fn end_until(back: usize) -> Step {

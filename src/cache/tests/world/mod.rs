@@ -4,7 +4,6 @@ mod compare;
 mod endings;
 mod repeats;
 mod steps;
-mod stores;
 
 use std::{
     collections::{HashMap, HashSet},

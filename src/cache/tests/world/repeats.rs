@@ -62,7 +62,7 @@ impl World {
         self.inject_after(worker, usize::from(in_entry), fault);
         let stored = match attempt.had_ended {
             None => lease.store_unless_ended(&made).await,
-            Some(_) => lease.store_with(&made, false).await,
+            Some(_) => lease.store(&made).await,
         };
 
         let call = StoreCall {
@@ -72,7 +72,6 @@ impl World {
             overwrite: Overwrite::Seen(newest),
             mark,
             late: false,
-            with_entry: false,
             short_lived: false,
         };
         let is_stored = (lost(false) != Some(InjectedFault::ScriptLost))
@@ -113,9 +112,7 @@ impl World {
             return;
         }
         match stored {
-            Ok(StoreOutcome::Stored { is_indexed }) => {
-                assert_eq!((is_stored, is_indexed), (Some(true), false));
-            }
+            Ok(StoreOutcome::Stored) => assert_eq!(is_stored, Some(true)),
             Ok(StoreOutcome::Fenced) => return assert_eq!(is_stored, Some(false)),
             Ok(StoreOutcome::Ended) => panic!("it has not ended"),
             Err(_) => assert!(lost(false).is_some()),
