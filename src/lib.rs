@@ -48,6 +48,10 @@ mod error_chain;
 #[doc(hidden)]
 #[path = "../fuzz/checks.rs"]
 pub mod fuzzing;
+// `make fleet` runs it.
+#[cfg(test)]
+#[path = "../benches/fleet/mod.rs"]
+mod fleet;
 pub(crate) mod handoff;
 pub(crate) mod hash;
 pub(crate) mod health;

@@ -12,12 +12,30 @@ const REPEAT_DELAY: Duration = Duration::from_millis(50);
 
 /// What is left of the time that one request may wait for Redis, however often Redis comes and goes.
 pub(crate) struct Patience {
+    whole: Duration,
     left: Duration,
+}
+
+impl Patience {
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { whole: patience, left: patience }
+    }
+
+    /// Until when a request that sent its claim at `since` may wait.
+    pub(crate) fn until(&self, since: Instant, unavailable_since: Option<Instant>) -> Instant {
+        let end = since + self.left;
+        unavailable_since.map_or(end, |began| end.min(began + self.whole))
+    }
+
+    /// Records that a request has waited since then.
+    pub(crate) fn spend(&mut self, since: Instant) {
+        self.left = self.left.saturating_sub(since.elapsed());
+    }
 }
 
 impl Cache {
     pub(crate) fn patience(&self) -> Patience {
-        Patience { left: self.0.patience }
+        Patience::new(self.0.patience)
     }
 
     /// Waits after a failed claim until it can be repeated.
@@ -36,11 +54,7 @@ impl Cache {
         let pool = &self.0.pool;
         let key = &claim.holder.keys.link;
         let node = pool.node(key);
-        let end_of_patience = since + patience.left;
-        let until = match pool.unavailable_since(key) {
-            Some(began) => end_of_patience.min(began + self.0.patience),
-            None => end_of_patience,
-        };
+        let until = patience.until(since, pool.unavailable_since(key));
         let repeat = async {
             if node.state.has_working_connection() {
                 sleep(REPEAT_DELAY).await;
@@ -48,7 +62,7 @@ impl Cache {
             pool.until_connected(key).await;
         };
         let in_time = Instant::now() < until && timeout_at(until, repeat).await.is_ok();
-        patience.left = patience.left.saturating_sub(since.elapsed());
+        patience.spend(since);
         in_time
     }
 }

@@ -26,6 +26,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::single_flight::{Joined, SingleFlight};
 pub(crate) use self::{
     background::with_background,
     job::{Failure, Job},
@@ -36,7 +37,7 @@ use self::{
     calls::{Calls, Stopped, until_follower_makes_room},
     flow::NewSession,
     lease_wait::LeaseWait,
-    single_flight::{Follower, Joined, Leader, SingleFlight},
+    single_flight::{Follower, Leader},
 };
 use crate::{
     cache::{

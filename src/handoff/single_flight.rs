@@ -7,14 +7,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 /// The work in flight, by key.
-pub(super) struct SingleFlight<T> {
+pub(crate) struct SingleFlight<T> {
     in_flight: Arc<Mutex<Flights<T>>>,
 }
 
 type Flights<T> = HashMap<String, Follower<T>>;
 
 /// The caller's part among concurrent requests for one key.
-pub(super) enum Joined<T> {
+pub(crate) enum Joined<T> {
     /// No work is in flight: do it, then [`Leader::finish`].
     Leader(Leader<T>),
     /// Another request does the work: wait for its result.
@@ -22,7 +22,7 @@ pub(super) enum Joined<T> {
 }
 
 /// The request that does the work. Dropped without a result, by a panic say, it releases its followers.
-pub(super) struct Leader<T> {
+pub(crate) struct Leader<T> {
     in_flight: Arc<Mutex<Flights<T>>>,
     key: String,
     result: watch::Sender<Option<T>>,
@@ -31,18 +31,18 @@ pub(super) struct Leader<T> {
 
 /// A request that waits for the leader's result.
 #[derive(Clone)]
-pub(super) struct Follower<T> {
+pub(crate) struct Follower<T> {
     result: watch::Receiver<Option<T>>,
     renewal: Arc<Notify>,
 }
 
 impl<T: Clone> SingleFlight<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { in_flight: Arc::default() }
     }
 
     /// Joins the work in flight for a key, or starts it.
-    pub(super) fn join(&self, key: &str) -> Joined<T> {
+    pub(crate) fn join(&self, key: &str) -> Joined<T> {
         let mut in_flight = self.in_flight.lock();
         if let Some(follower) = in_flight.get(key) {
             return Joined::Follower(follower.clone());
@@ -58,12 +58,12 @@ impl<T: Clone> SingleFlight<T> {
 
 impl<T> Leader<T> {
     /// Shares the result with all followers.
-    pub(super) fn finish(self, result: T) {
+    pub(crate) fn finish(self, result: T) {
         self.result.send_replace(Some(result));
     }
 
     /// Waits until a renewal has joined since the last call.
-    pub(super) async fn renewal_joined(&self) {
+    pub(crate) async fn renewal_joined(&self) {
         self.renewal.notified().await;
     }
 }
@@ -76,12 +76,12 @@ impl<T> Drop for Leader<T> {
 
 impl<T: Clone> Follower<T> {
     /// Lets the leader know that this request is a renewal.
-    pub(super) fn announce_renewal(&self) {
+    pub(crate) fn announce_renewal(&self) {
         self.renewal.notify_one();
     }
 
     /// The leader's result; `None` if the leader was dropped without one.
-    pub(super) async fn result(mut self) -> Option<T> {
+    pub(crate) async fn result(mut self) -> Option<T> {
         let finished = self.result.wait_for(Option::is_some).await.ok()?;
         finished.clone()
     }

@@ -27,3 +27,5 @@ pub(crate) use self::{
     link::LinkBuilder,
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };
+#[cfg(test)]
+pub(crate) use self::{error::TransientCause, gate::Gate};

@@ -15,7 +15,7 @@ use crate::telemetry::metrics::ProbePermit;
 impl Gate {
     /// Requests permits for callers whose probe is due, looks whether another replica was answered, and reports
     /// when this one was. Never returns.
-    pub(in crate::platform) async fn share_probes(&self) {
+    pub(crate) async fn share_probes(&self) {
         let Some(shared) = &self.shared_probes else { return pending().await };
         loop {
             let next = self.state.lock().next_request();

@@ -56,10 +56,7 @@ impl CallPermit<'_> {
     }
 
     /// Reports the call's result to the gate.
-    pub(in crate::platform) fn report<T>(
-        mut self,
-        answer: Result<T, CallError>,
-    ) -> Result<T, FailedCall> {
+    pub(crate) fn report<T>(mut self, answer: Result<T, CallError>) -> Result<T, FailedCall> {
         self.reported = true;
         let result = call_result(&answer);
         let (change, scope, pause_began, is_paused) = {

@@ -39,7 +39,7 @@ impl Gate {
     /// Creates a gate with a closed circuit breaker.
     ///
     /// `slots`: how many requests may be in flight.
-    pub(in crate::platform) fn new(
+    pub(crate) fn new(
         rate_limiter: Option<RateLimiter>,
         slots: u16,
         metrics: Arc<Metrics>,
@@ -57,7 +57,7 @@ impl Gate {
     }
 
     /// Shares the probes of a platform that is down, once `share_probes` runs.
-    pub(in crate::platform) fn with_shared_probes(mut self, probes: SharedProbes) -> Self {
+    pub(crate) fn with_shared_probes(mut self, probes: SharedProbes) -> Self {
         self.state.get_mut().shares_probes = true;
         self.shared_probes = Some(probes);
         self
@@ -95,7 +95,7 @@ impl Gate {
     }
 
     /// Waits until the circuit breaker is open and no request is there to probe.
-    pub(in crate::platform) async fn until_probe_needed(&self) {
+    pub(crate) async fn until_probe_needed(&self) {
         let needed = || self.state.lock().needs_idle_probe();
         // Cannot fail: `self` holds the sender.
         let _ = self.changed.subscribe().wait_for(|()| needed()).await;

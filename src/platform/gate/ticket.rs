@@ -54,7 +54,7 @@ impl Gate {
     }
 
     /// A ticket for a probe that no request makes.
-    pub(in crate::platform) fn idle_ticket(&self) -> Ticket<'_> {
+    pub(crate) fn idle_ticket(&self) -> Ticket<'_> {
         self.ticket_for(Caller::IDLE)
     }
 

@@ -1,0 +1,191 @@
+//! A model of Redis: what the scripts do, by Tokio's clock.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    config::RateLimit,
+    platform::{BucketGrant, ProbeReply, ProbeRequest},
+};
+
+const LATENCY: Duration = Duration::from_millis(1);
+/// As `cache::lease` extends it.
+pub(super) const LEASE: Duration = Duration::from_secs(6);
+/// As in `cache::probes`.
+const PERMIT_INTERVAL: Duration = Duration::from_millis(260);
+const ANSWER_KEPT: Duration = Duration::from_secs(10);
+const ADDED: u32 = 2;
+const MAX_LEFT: u32 = 32;
+
+pub(super) struct Redis {
+    /// Since when it is unavailable.
+    down_since: watch::Sender<Option<Instant>>,
+    data: Mutex<Data>,
+    /// Scripts run for permits to probe, for the rate limit, and for links.
+    pub(super) probe_scripts: AtomicU64,
+    pub(super) rate_scripts: AtomicU64,
+    pub(super) link_scripts: AtomicU64,
+}
+
+#[derive(Default)]
+struct Data {
+    links: HashMap<u64, u64>,
+    leases: HashMap<u64, (u64, Instant)>,
+    permit_until: Option<Instant>,
+    answer: Option<(Instant, u32)>,
+    /// When the token bucket will be full again.
+    bucket_full: Option<Instant>,
+}
+
+pub(super) enum Claim {
+    Link(u64),
+    Lease,
+    LeaseTaken,
+}
+
+impl Redis {
+    pub(super) fn new() -> Self {
+        Self {
+            down_since: watch::Sender::new(None),
+            data: Mutex::default(),
+            probe_scripts: AtomicU64::new(0),
+            rate_scripts: AtomicU64::new(0),
+            link_scripts: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn set_up(&self, is_up: bool) {
+        self.down_since.send_replace((!is_up).then(Instant::now));
+    }
+
+    pub(super) fn unavailable_since(&self) -> Option<Instant> {
+        *self.down_since.borrow()
+    }
+
+    pub(super) async fn until_available(&self) {
+        let _ = self.down_since.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// Runs a script. `None` while Redis is unavailable.
+    async fn run<T>(
+        &self,
+        scripts: &AtomicU64,
+        script: impl FnOnce(&mut Data, Instant) -> T,
+    ) -> Option<T> {
+        sleep(LATENCY).await;
+        if self.unavailable_since().is_some() {
+            return None;
+        }
+        scripts.fetch_add(1, Ordering::Relaxed);
+        let answer = script(&mut self.data.lock(), Instant::now());
+        sleep(LATENCY).await;
+        Some(answer)
+    }
+
+    pub(super) async fn claim(&self, user: u64, holder: u64) -> Option<Claim> {
+        self.run(&self.link_scripts, |data, now| {
+            if let Some(session) = data.links.get(&user) {
+                return Claim::Link(*session);
+            }
+            let lease =
+                data.leases.get(&user).filter(|(other, until)| *other != holder && *until > now);
+            if lease.is_some() {
+                return Claim::LeaseTaken;
+            }
+            data.leases.insert(user, (holder, now + LEASE));
+            Claim::Lease
+        })
+        .await
+    }
+
+    /// Extends a lease. Returns whether the holder has it; `None` while Redis is unavailable.
+    pub(super) async fn extend(&self, user: u64, holder: u64) -> Option<bool> {
+        self.run(&self.link_scripts, |data, now| match data.leases.get_mut(&user) {
+            Some((owner, until)) if *owner == holder => {
+                *until = now + LEASE;
+                true
+            }
+            _ => false,
+        })
+        .await
+    }
+
+    pub(super) async fn release(&self, user: u64, holder: u64) {
+        self.run(&self.link_scripts, |data, _| {
+            if data.leases.get(&user).is_some_and(|(owner, _)| *owner == holder) {
+                data.leases.remove(&user);
+            }
+        })
+        .await;
+    }
+
+    /// Stores a link if there is none. `None` while Redis is unavailable.
+    pub(super) async fn store(&self, user: u64, session: u64) -> Option<()> {
+        self.run(&self.link_scripts, |data, _| {
+            data.links.entry(user).or_insert(session);
+            data.leases.remove(&user);
+        })
+        .await
+    }
+
+    /// `take_calls.lua`.
+    pub(super) async fn take_calls(&self, limit: RateLimit, wanted: i64) -> Option<BucketGrant> {
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap();
+        let every = micros(limit.per.div_f64(limit.count.into())).max(1);
+        let most = i64::from((limit.count / 2).max(1));
+        self.run(&self.rate_scripts, |data, now| {
+            let full =
+                data.bucket_full.map_or(0, |full| micros(full.saturating_duration_since(now)));
+            let free = (most * every - full) / every;
+            let granted = wanted.min(free);
+            let full = (full + granted * every).max(0);
+            data.bucket_full = Some(now + Duration::from_micros(full.unsigned_abs()));
+            let wait = (full + every - most * every).max(0);
+            BucketGrant {
+                calls: u32::try_from(granted).unwrap_or(0),
+                wait: Duration::from_micros(wait.unsigned_abs()),
+            }
+        })
+        .await
+    }
+
+    /// `take_probe.lua` and `platform_answered.lua`.
+    pub(super) async fn probes(&self, request: ProbeRequest) -> Option<ProbeReply> {
+        self.run(&self.probe_scripts, |data, now| {
+            let mut reply =
+                ProbeReply { is_granted: false, wait: Duration::ZERO, answered_ago: None };
+            if request == ProbeRequest::Answered {
+                let added = data.answer.map_or(0, |(_, added)| added);
+                data.answer = Some((now, (added + ADDED).min(MAX_LEFT)));
+            }
+            data.answer = data.answer.filter(|(at, _)| now - *at < ANSWER_KEPT);
+            reply.answered_ago = data.answer.map(|(at, _)| now - at);
+            match (request, &mut data.answer) {
+                (ProbeRequest::Look | ProbeRequest::Answered, _) => {}
+                (ProbeRequest::HalfOpenPermit, Some((_, added @ 1..))) => {
+                    *added -= 1;
+                    reply.is_granted = true;
+                }
+                _ => {
+                    let until = data.permit_until.unwrap_or(now);
+                    reply.is_granted = until <= now;
+                    reply.wait = until.saturating_duration_since(now);
+                    if reply.is_granted {
+                        data.permit_until = Some(now + PERMIT_INTERVAL);
+                    }
+                }
+            }
+            reply
+        })
+        .await
+    }
+}
