@@ -99,6 +99,10 @@ bench-report: tools ## Run all end-to-end benches for the docs (40 minutes, need
 bench-micro: tools ## Measure the steps that only use the CPU
 	cargo bench --locked -p handoff-benches --bench micro -- $(ARGS)
 
+.PHONY: fleet
+fleet: tools ## Simulate a thousand replicas in one process, and draw docs/pictures/fleet-*.svg (minutes)
+	cargo test --locked --lib -- --ignored --nocapture fleet::
+
 .PHONY: bench-instructions
 bench-instructions: tools ## Count the instructions of a request and compare with the recorded number
 	cargo build --locked --release -p handoff -p handoff-benches --bins
