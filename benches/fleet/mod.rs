@@ -63,7 +63,7 @@ async fn outage_of_ten_minutes_and_its_end() {
     println!("outage: calls in each of the first 60 seconds after it: {:?}", &by_second[660..720]);
     let marks = [(down.as_secs(), "platform down"), (back.as_secs(), "platform back")];
     let title = "Calls a second of 1,000 replicas, outage of ten minutes";
-    write_plot("fleet-outage.svg", &plot::draw(title, &by_second, &marks));
+    write_plot("fleet-outage.svg", &plot::draw(title, &by_second[..780], &marks));
     let title = "The first minute after it";
     write_plot(
         "fleet-return.svg",

@@ -34,7 +34,7 @@ pub(super) fn draw(title: &str, calls: &[u32], marks: &[(u64, &str)]) -> String 
         );
     }
     let step = if calls.len() > 200 { 60 } else { 10 };
-    for second in (0..=calls.len()).step_by(step) {
+    for second in (0..calls.len()).step_by(step) {
         let label = if step == 60 { format!("{} min", second / 60) } else { format!("{second} s") };
         let _ = writeln!(
             svg,
