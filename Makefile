@@ -23,6 +23,10 @@ run: build ## Run the worker with a private RabbitMQ and Redis; settings from HA
 build: tools ## Build the program
 	cargo build --locked
 
+.PHONY: build-ordered
+build-ordered: tools ## Build the program with the functions of a worker next to each other, for less memory (x86_64)
+	cargo rustc --locked --release --bin handoff $(ARGS) -- -C linker="$(CURDIR)/scripts/link-ordered"
+
 # More threads than cores, because the tests mostly wait.
 export RUST_TEST_THREADS ?= 6
 

@@ -28,6 +28,12 @@ impl TestRedis {
         Self { url, prefix: format!("test-{}", uuid::Uuid::new_v4().simple()), connection }
     }
 
+    /// Its URL with these credentials.
+    pub(crate) fn url_of(&self, user: &str, password: &str) -> String {
+        let server = self.url.strip_prefix("redis://").unwrap();
+        format!("redis://{user}:{password}@{server}")
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> Address {
         let settings = RedisSettings::single(&self.url).unwrap();

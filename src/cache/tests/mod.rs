@@ -7,6 +7,7 @@
 mod index;
 mod model;
 mod one_call;
+mod permissions;
 mod step;
 mod world;
 
