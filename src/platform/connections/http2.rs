@@ -24,8 +24,8 @@ use super::{
 
 /// Calls in flight on one connection. Servers permit 100 streams or more, with few exceptions.
 ///
-/// Each connection holds some 90 KiB: with 1,024 in flight, 32 take 9 MiB and 9 % of the processor time less than 8,
-/// and 64 or 100 gain little more. A packet that is lost delays all calls of its connection.
+/// Each connection holds 60 to 90 KiB: with 1,024 in flight, 32 take 6 to 9 MiB and a tenth of the processor time less
+/// than 8, and 64 or 100 gain little more. A packet that is lost delays all calls of its connection.
 const MAX_CALLS: usize = 32;
 
 /// How long the limit of a server that permits fewer calls is kept before more are tried again.
