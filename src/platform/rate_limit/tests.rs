@@ -266,3 +266,16 @@ async fn waiting_requests_hold_no_permits() {
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!(bucket.left(), 4, "all calls were made after the pause");
 }
+
+#[test]
+fn replicas_spread_their_requests_but_let_no_bucket_fill_up() {
+    for (count, per_ms, expected_ms) in
+        [(1, 10_000, 0), (2, 1_000, 0), (20, 1_000, 200), (1_000, 60_000, 1_000)]
+    {
+        let limit = RateLimit { count, per: Duration::from_millis(per_ms) };
+        let spread = poll_spread(limit);
+        assert_eq!(spread, Duration::from_millis(expected_ms), "{limit:?}");
+        let until_full = limit.per / count * (count / 2).max(1);
+        assert!(limit.per / count + spread <= until_full, "{limit:?}");
+    }
+}
