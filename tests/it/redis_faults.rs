@@ -47,7 +47,7 @@ async fn network_silent_for_20_seconds_delays_requests_by_half_a_second_and_leak
     let median = took[took.len() / 2];
     let longest = took[took.len() - 1];
     println!("{} requests took {median} ms at the median, {longest} ms at most", took.len());
-    assert!(median < 150 && longest < 750, "{median} {longest}");
+    assert!(median < 150 && longest < 1_500, "{median} {longest}");
     worker.wait_for_log(log_text::REDIS_UNAVAILABLE).await;
     worker.assert_no_leak_since(before, proxy.addr).await;
 

@@ -45,6 +45,8 @@ async fn wrong_host_or_key_holds_all_requests_until_it_is_corrected() {
         let worker = env.start_worker().await;
         env.publish_requests(0..20).await;
         let line = worker.wait_for_log(log_text::DEEPLINK_REFUSED).await;
+        let early = env.platform.calls().len();
+        assert!(early <= 4 + 1, "{early}");
         let error = line["error"].as_str().unwrap();
         assert!(
             error.contains(&status.to_string()) && error.contains("HANDOFF_IDV_URL"),
@@ -52,8 +54,6 @@ async fn wrong_host_or_key_holds_all_requests_until_it_is_corrected() {
         );
         assert_eq!(readiness(&worker).await, (503, json!(["platform"])));
         assert_eq!(worker.metric(PAUSED).await, 1.0);
-        let early = env.platform.calls().len();
-        assert!(early <= 4 + 1, "{early}");
         env.platform.wait_for_calls(early + 2).await;
         fixed.store(true, Relaxed);
         assert_eq!(expect_ready(&mut env, 20).await.len(), 20, "{status}");

@@ -67,7 +67,7 @@ async fn http2_platform_that_is_merely_slow_does_not_collect_connections() {
     worker.wait_for_log(log_text::BREAKER_OPEN).await;
     let after_burst = front.connections();
     assert!(after_burst < 64, "{after_burst}");
-    wait_until("five probes", async || timeouts(&worker).await >= 64.0 + 5.0).await;
+    wait_until("three probes", async || timeouts(&worker).await >= 64.0 + 3.0).await;
     // At most one connection for each probe, and none that remains.
     assert!(front.connections() <= after_burst + 10, "{} {after_burst}", front.connections());
     worker.wait_for_sockets(2, proxy.addr).await;
@@ -85,7 +85,7 @@ async fn assert_300_people_are_served_quickly(options: FrontOptions) {
     env.publish_requests(0..300).await;
     env.expect_all_ready(300).await;
     // As over HTTP/1.1, it takes 3 s. On one connection with ten streams it would be 30 s.
-    assert!(began.elapsed() < Duration::from_secs(20), "{options:?}: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(25), "{options:?}: {:?}", began.elapsed());
     assert_eq!(timeouts(&worker).await, 0.0, "{options:?}");
     assert!(worker.log_lines(log_text::BREAKER_OPEN).is_empty(), "{}", worker.output());
     assert_eq!(env.platform.calls().len(), 600, "no call arrived twice");
