@@ -134,6 +134,7 @@ async fn ending_among_requests_is_no_request() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
     let first = request(&mut env, "r-1", "ann").await;
+    worker.wait_for_finished(1).await;
     let event = json!({
         "specversion": "1.0", "id": "e-1", "source": "/app", "type": "verification.ended",
         "data": { "sessionId": first["sessionId"] },
@@ -197,6 +198,7 @@ async fn endings_are_consumed_while_the_platform_is_paused() {
     let mut env = TestEnv::start().await;
     let worker = env.start_worker().await;
     let first = request(&mut env, "r-1", "ann").await;
+    worker.wait_for_finished(1).await;
     env.platform.set_script(|_| Answer::status(401));
     env.publish_request("r-2", "bob").await;
     wait_until("the platform is paused", async || {
@@ -213,6 +215,7 @@ async fn endings_wait_in_their_queue_while_redis_is_unavailable() {
     let proxy = env.proxy("REDIS_URL").await;
     let worker = env.start_worker().await;
     let first = request(&mut env, "r-1", "ann").await;
+    worker.wait_for_finished(1).await;
     proxy.set_flow(Flow::Dropped);
     // The first one finds out that Redis does not answer.
     for _ in 0..3 {

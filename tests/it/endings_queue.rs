@@ -68,6 +68,7 @@ async fn ending_among_requests_keeps_no_slot_while_redis_is_unavailable() {
     env.wait_for_consumer_of_endings().await;
     env.publish_request("r-1", "ann").await;
     let first = env.rabbitmq.next_event().await.data();
+    worker.wait_for_finished(1).await;
     proxy.set_flow(Flow::Dropped);
     let started = Instant::now();
     let ending = json!({ "sessionId": first["sessionId"] });
@@ -135,6 +136,7 @@ async fn missing_queue_of_endings_stops_endings_alone_until_it_is_there() {
     assert!(fault["error"].as_str().unwrap().contains(&queue), "{fault}");
     env.publish_request("r-1", "ann").await;
     let first = env.rabbitmq.next_event().await.data();
+    worker.wait_for_finished(1).await;
     assert_eq!(worker.readiness().await.0, 200);
     let doctor = run(&["doctor", "--json"], &env.settings).await;
     let report = String::from_utf8_lossy(&doctor.stdout);

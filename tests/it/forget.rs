@@ -92,6 +92,7 @@ async fn link_is_forgotten_by_session_and_by_user_without_a_known_workflow() {
     let mut settings = settings(&env);
     let default = settings.remove("HANDOFF_IDV_WORKFLOW_ID").unwrap();
     let first = request(&mut env, "r-1", &default).await;
+    worker.wait_for_finished(1).await;
     let session = first["sessionId"].as_str().unwrap();
     let endings = published(&forget(&["--session", session], &settings).await);
     assert_eq!(endings, [json!({ "sessionId": session })]);

@@ -193,7 +193,8 @@ impl Worker {
         found.unwrap()
     }
 
-    /// Waits until it has finished `deliveries`, and returns the line of the last.
+    /// Waits until it has finished `deliveries`, and returns the line of the last. By then their links are in the
+    /// index, unlike when their events arrive.
     pub async fn wait_for_finished(&self, deliveries: usize) -> Value {
         self.wait_for_logs(log_text::REQUEST_FINISHED, deliveries).await
     }
