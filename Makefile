@@ -105,7 +105,7 @@ bench-micro: tools ## Measure the steps that only use the CPU
 
 .PHONY: fleet
 fleet: tools ## Simulate a thousand replicas in one process, and draw docs/pictures/fleet-*.svg (minutes)
-	cargo test --locked --lib -- --ignored --nocapture fleet::
+	cargo test --locked --features fleet --lib -- --nocapture fleet::
 
 .PHONY: bench-instructions
 bench-instructions: tools ## Count the instructions of a request and compare with the recorded number
@@ -144,7 +144,7 @@ check-dependencies: ## Check the dependencies against deny.toml; ARGS='bans lice
 .PHONY: lint
 lint: tools ## Check the format, and run clippy and shellcheck (if installed)
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --test chaos --test clusters --test endings_load -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features fleet --test chaos --test clusters --test endings_load -- -D warnings
 	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 	! command -v shellcheck >/dev/null || $(MAKE) --no-print-directory lint-scripts
 

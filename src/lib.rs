@@ -50,6 +50,7 @@ mod error_chain;
 pub mod fuzzing;
 // `make fleet` runs it.
 #[cfg(test)]
+#[cfg(feature = "fleet")]
 #[path = "../benches/fleet/mod.rs"]
 mod fleet;
 pub(crate) mod handoff;

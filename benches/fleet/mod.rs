@@ -28,7 +28,6 @@ fn write_plot(name: &str, svg: &str) {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "make fleet"]
 async fn outage_of_ten_minutes_and_its_end() {
     let world = World::new(SLOTS, None);
     let _replicas: Vec<_> = (0..REPLICAS).map(|_| world.start_replica()).collect();
@@ -93,7 +92,6 @@ async fn outage_of_ten_minutes_and_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "make fleet"]
 async fn rate_limit_of_a_thousand_a_minute() {
     let limit = RateLimit { count: 1_000, per: MINUTE };
     for (replicas, time) in [(50, 20 * MINUTE), (REPLICAS, 5 * MINUTE)] {
@@ -137,7 +135,6 @@ async fn rate_limit_of_a_thousand_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "make fleet"]
 async fn redis_fail_over() {
     for (seconds, is_bridged) in [(2, true), (20, false)] {
         let world = World::new(SLOTS, None);
@@ -180,7 +177,6 @@ async fn redis_fail_over() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "make fleet"]
 async fn stampede_for_one_user() {
     let world = World::new(SLOTS, None);
     let _replicas: Vec<_> = (0..REPLICAS).map(|_| world.start_replica()).collect();
@@ -201,7 +197,6 @@ async fn stampede_for_one_user() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "make fleet"]
 async fn rolling_deploy() {
     let world = World::new(SLOTS, None);
     let mut replicas: Vec<_> = (0..REPLICAS).map(|_| world.start_replica()).collect();

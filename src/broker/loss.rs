@@ -7,6 +7,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt, stream};
@@ -23,6 +24,9 @@ use super::{
     log,
 };
 use crate::telemetry::log_limit::Outage;
+
+/// How long a busy machine may take to answer a `channel.close`.
+const CLOSING: Duration = Duration::from_millis(500);
 
 /// Why RabbitMQ closed a connection.
 ///
@@ -165,7 +169,9 @@ impl Events {
                 () = sleep(STATUS_INTERVAL) => {
                     if self.lifeline.is_lost() {
                         // lapin 4.12 reports the error only once it has answered a `channel.close`.
-                        let _ = timeout(STATUS_INTERVAL, self.wait_for_error()).await;
+                        let limit =
+                            if self.lifeline.is_connected() { CLOSING } else { CLOSING / 10 };
+                        let _ = timeout(limit, self.wait_for_error()).await;
                         return Notice::Lost(self.cause());
                     }
                     self.last_error = None;

@@ -28,4 +28,5 @@ pub(crate) use self::{
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
 };
 #[cfg(test)]
+#[cfg(feature = "fleet")]
 pub(crate) use self::{error::TransientCause, gate::Gate};

@@ -1,6 +1,6 @@
 //! Shares the probes of an open circuit breaker with the other replicas.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -12,6 +12,23 @@ use super::{
 };
 use crate::telemetry::metrics::ProbePermit;
 
+/// How long a good answer is news to the other replicas, and how often it is reported if Redis does not reply.
+const NEWS: Duration = Duration::from_secs(3);
+const REPORT_AGAIN: Duration = Duration::from_millis(250);
+
+/// A good answer after a pause, which the other replicas do not know yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnreportedAnswer {
+    at: Instant,
+    report_at: Instant,
+}
+
+impl UnreportedAnswer {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { at: now, report_at: now }
+    }
+}
+
 impl Gate {
     /// Requests permits for callers whose probe is due, looks whether another replica was answered, and reports
     /// when this one was. Never returns.
@@ -21,7 +38,6 @@ impl Gate {
             let next = self.state.lock().next_request();
             match next {
                 Some((at, request)) if at <= Instant::now() => {
-                    self.state.lock().begin_request(request);
                     let requested = Instant::now();
                     let reply = shared(request).await;
                     if request.is_for_permit() {
@@ -61,17 +77,11 @@ impl GateState {
     }
 
     fn next_request(&self) -> Option<(Instant, ProbeRequest)> {
-        if let Some(closed) = self.unreported_answer {
-            return Some((closed, ProbeRequest::Answered));
+        if let Some(answer) = self.unreported_answer {
+            return Some((answer.report_at, ProbeRequest::Answered));
         }
         let breaker = self.breaker.as_ref()?;
         breaker.permits.as_ref()?.next_request(breaker.is_half_open())
-    }
-
-    fn begin_request(&mut self, request: ProbeRequest) {
-        if request == ProbeRequest::Answered {
-            self.unreported_answer = None;
-        }
     }
 
     /// Records what the other replicas replied. Returns what it changed, and whether it answers a wish for a permit.
@@ -83,6 +93,18 @@ impl GateState {
         jitter: f64,
         now: Instant,
     ) -> (Option<Change>, bool) {
+        if request == ProbeRequest::Answered {
+            // This replica's own answer is no news to it.
+            let unreported = self.unreported_answer.take_if(|answer| answer.at <= requested);
+            if reply.is_none() {
+                let mut again = unreported.filter(|answer| now - answer.at < NEWS);
+                if let Some(answer) = &mut again {
+                    answer.report_at = now + REPORT_AGAIN;
+                }
+                self.unreported_answer = self.unreported_answer.or(again);
+            }
+            return (None, false);
+        }
         let has_answer = request.is_for_permit();
         let Some(breaker) = &mut self.breaker else { return (None, false) };
         let Some(permits) = &mut breaker.permits else { return (None, false) };

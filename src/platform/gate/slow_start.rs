@@ -27,10 +27,18 @@ pub(super) struct SlowStart {
     successes: u32,
     /// The platform was down. Until as many calls as there are slots have succeeded, or none was needed for a moment,
     /// each success allows one more call in flight.
-    is_recovering: bool,
+    recovery: Option<Recovery>,
     slots: u32,
     /// When a call last ended, if others are still in flight; or else when the first of these began.
     silent_since: Option<Instant>,
+}
+
+struct Recovery {
+    /// Successes until it ends, whatever fails meanwhile.
+    left: u32,
+    /// Calls in flight that began in the outage, and may hang: they leave the window to others. Each call that ends
+    /// counts as one of them, so that they stand in no other's way, and are forgotten within as many calls.
+    stale: u32,
 }
 
 impl SlowStart {
@@ -39,7 +47,7 @@ impl SlowStart {
             in_flight: 0,
             last_success: None,
             successes: 0,
-            is_recovering: false,
+            recovery: None,
             slots: slots.into(),
             silent_since: None,
         }
@@ -47,11 +55,12 @@ impl SlowStart {
 
     /// Decides whether another call may start. `failures`: the length of the current streak.
     pub(super) fn decide(&self, failures: u32, now: Instant) -> Decision {
-        if self.in_flight < self.window(failures, now) {
+        let stale = self.recovery.as_ref().map_or(0, |recovery| recovery.stale);
+        if self.in_flight.saturating_sub(stale) < self.window(failures, now) {
             return Decision::Proceed;
         }
         match self.silent_since {
-            Some(since) if failures == 0 && !self.is_recovering => {
+            Some(since) if failures == 0 && self.recovery.is_none() => {
                 Decision::WaitUntil(since + SILENCE_LIMIT)
             }
             _ => Decision::Wait,
@@ -61,7 +70,7 @@ impl SlowStart {
     pub(super) fn start_call(&mut self, now: Instant) {
         if self.is_idle(now) {
             self.successes = 0;
-            self.is_recovering = false;
+            self.recovery = None;
         }
         self.in_flight += 1;
         self.silent_since.get_or_insert(now);
@@ -70,6 +79,9 @@ impl SlowStart {
     /// Records that a call ended without a result.
     pub(super) fn end_call(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if let Some(recovery) = &mut self.recovery {
+            recovery.stale = recovery.stale.saturating_sub(1);
+        }
         if self.in_flight == 0 {
             self.silent_since = None;
         }
@@ -84,7 +96,14 @@ impl SlowStart {
     pub(super) fn record_success(&mut self, now: Instant) {
         self.last_success = Some(now);
         self.successes = self.successes.saturating_add(1);
-        self.is_recovering &= self.successes < self.slots;
+        if let Some(recovery) = &mut self.recovery {
+            recovery.left = recovery.left.saturating_sub(1);
+            if recovery.left == 0 {
+                // Calls are unlimited from here on, whatever failed.
+                self.successes = self.successes.max(SUCCESSES);
+                self.recovery = None;
+            }
+        }
     }
 
     pub(super) fn restart(&mut self) {
@@ -94,12 +113,13 @@ impl SlowStart {
     /// Begins the recovery from an outage, with the success that ended it.
     pub(super) fn start_recovery(&mut self) {
         self.successes = 1;
-        self.is_recovering = true;
+        self.recovery =
+            Some(Recovery { left: self.slots.saturating_sub(1), stale: self.in_flight });
     }
 
-    /// Records a failed call.
+    /// Records a failed call that may be part of an outage.
     pub(super) fn record_failure(&mut self) {
-        if self.is_recovering {
+        if self.recovery.is_some() {
             self.successes /= 2;
         }
     }
@@ -110,8 +130,8 @@ impl SlowStart {
         let successes = if is_idle { 0 } else { self.successes };
         let slow = self.silent_since.is_some_and(|since| now - since >= SILENCE_LIMIT);
         match failures {
-            0 if self.is_recovering && !is_idle => 1 + successes,
-            _ if successes >= SUCCESSES && !self.is_recovering => u32::MAX,
+            0 if self.recovery.is_some() && !is_idle => 1 + successes,
+            _ if successes >= SUCCESSES && self.recovery.is_none() => u32::MAX,
             0 if slow => u32::MAX,
             0 => WINDOW + GROWTH * successes,
             // No more than would complete the streak.

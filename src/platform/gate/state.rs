@@ -12,6 +12,7 @@ use super::{
     decision::{CallResult, Caller, Cause, Change, Decision, FailureScope},
     deferrals::Deferrals,
     evidence::{Evidence, Weight},
+    fleet::UnreportedAnswer,
     held::HeldRequests,
     paused_clock::PausedClock,
     refusals::Refusals,
@@ -46,8 +47,8 @@ pub(super) struct GateState {
     pub(super) paused_clock: PausedClock,
     /// Whether replicas share the probes of a platform that is down.
     pub(super) shares_probes: bool,
-    /// When a good answer ended an outage, if the other replicas do not know it yet.
-    pub(super) unreported_answer: Option<Instant>,
+    /// The good answer that ended an outage, if the other replicas do not know it yet.
+    pub(super) unreported_answer: Option<UnreportedAnswer>,
 }
 
 impl GateState {
@@ -289,7 +290,7 @@ impl GateState {
                 self.refusals.end_pause(caller);
             } else {
                 self.slow_start.start_recovery();
-                self.unreported_answer = self.shares_probes.then_some(now);
+                self.unreported_answer = self.shares_probes.then(|| UnreportedAnswer::new(now));
             }
             self.breaker = None;
             self.held.recount(None);
@@ -326,7 +327,6 @@ impl GateState {
         now: Instant,
     ) -> (Option<Change>, bool) {
         let weight = self.evidence.record_failure(caller, call, result, now);
-        self.slow_start.record_failure();
         if let Some(breaker) = &mut self.breaker {
             breaker.record_failed(caller, call);
             let change = match breaker.record_failed_probe(caller, now) {
@@ -356,6 +356,9 @@ impl GateState {
         // One that times out spends the whole budget, perhaps before enough workflows have failed to prove an
         // outage.
         let counts = result == CallResult::Timeout || !(is_excusable && is_excused(caller));
+        if counts {
+            self.slow_start.record_failure();
+        }
         let down =
             counted.failures >= FAILURE_THRESHOLD && counted.callers >= self.caller_threshold;
         (down.then(|| self.open(Cause::Down(call), caller, now)), counts)
@@ -374,6 +377,7 @@ impl GateState {
             Cause::Refused(call) => breaker.record_failed(caller, call),
         }
         self.slow_start.restart();
+        self.unreported_answer = None;
         self.breaker = Some(breaker);
         self.held.record_seen(now);
         self.held.recount(self.breaker.as_ref());

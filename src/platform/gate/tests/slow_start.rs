@@ -117,3 +117,44 @@ fn after_an_outage_calls_grow_only_with_what_is_answered() {
     let started = start_all(&mut gate, 9_000).len();
     assert!((40..=50).contains(&started), "{started}");
 }
+
+/// A gate in which an outage has just ended, with what was in flight then.
+fn recovering_gate(hung: u64) -> TestGate {
+    let mut gate = warm_gate();
+    for caller in 0..hung {
+        assert!(gate.try_start(1_000 + caller, Token));
+    }
+    for caller in 1..=5 {
+        gate.call(caller, Token, CallResult::Failure);
+    }
+    assert!(gate.state.open_cause().is_some());
+    gate.wait(1);
+    gate.later(3_000);
+    gate.call(1, Token, CallResult::Success);
+    assert!(gate.state.open_cause().is_none());
+    gate
+}
+
+#[test]
+fn recovery_ends_although_another_workflow_fails_each_time() {
+    let mut gate = recovering_gate(0);
+    for round in 0..200 {
+        let (good, bad) = (2_000 + round, of_workflow(2, round));
+        assert!(gate.try_start(good, Session), "{round}");
+        if gate.try_start(bad, Session) {
+            gate.report(bad, Session, CallResult::Failure);
+        }
+        gate.report(good, Session, CallResult::Success);
+    }
+    let started = (10_000..10_100).filter(|caller| gate.try_start(*caller, Session)).count();
+    assert_eq!(started, 100);
+}
+
+#[test]
+fn calls_that_hang_since_the_outage_leave_the_window_to_others() {
+    let mut gate = recovering_gate(7);
+    for caller in 2_000..2_020 {
+        assert!(gate.try_start(caller, Token), "{caller}");
+        gate.report(caller, Token, CallResult::Success);
+    }
+}
