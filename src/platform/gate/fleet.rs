@@ -16,19 +16,6 @@ use crate::telemetry::metrics::ProbePermit;
 const NEWS: Duration = Duration::from_secs(3);
 const REPORT_AGAIN: Duration = Duration::from_millis(250);
 
-/// A good answer after a pause, which the other replicas do not know yet.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct UnreportedAnswer {
-    at: Instant,
-    report_at: Instant,
-}
-
-impl UnreportedAnswer {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { at: now, report_at: now }
-    }
-}
-
 impl Gate {
     /// Requests permits for callers whose probe is due, looks whether another replica was answered, and reports
     /// when this one was. Never returns.

@@ -65,6 +65,19 @@ pub(crate) struct ProbeReply {
     pub(crate) answered_ago: Option<Duration>,
 }
 
+/// A good answer after a pause, which the other replicas do not know yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnreportedAnswer {
+    pub(super) at: Instant,
+    pub(super) report_at: Instant,
+}
+
+impl UnreportedAnswer {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { at: now, report_at: now }
+    }
+}
+
 pub(super) struct ProbePermits {
     /// Since when a caller waits for the answer to its wish for a permit.
     wanted: Option<Instant>,
