@@ -71,7 +71,7 @@ struct Events {
 
 /// What has happened to a session's connections.
 enum Notice {
-    Lost(BrokerError),
+    Lost,
     Blocked,
     Unblocked,
 }
@@ -95,11 +95,15 @@ impl Lifeline {
         let mut events = Events::of(self);
         let (sender, cause) = watch::channel(None);
         let task = tokio::spawn(async move {
-            sender.send_replace(Some(events.wait_for_loss().await));
-            while channel.status().connected() && !stopped.is_cancelled() {
-                let _ = timeout(STATUS_INTERVAL, stopped.cancelled()).await;
-            }
-            lost.cancel();
+            events.until_lost().await;
+            let cancel = async {
+                while channel.status().connected() && !stopped.is_cancelled() {
+                    let _ = timeout(STATUS_INTERVAL, stopped.cancelled()).await;
+                }
+                lost.cancel();
+            };
+            // Finding out why may take a moment, and nothing may be published meanwhile.
+            tokio::join!(cancel, async { sender.send_replace(Some(events.cause().await)) });
         });
         LossWatch { cause, _task: AbortOnDropHandle::new(task) }
     }
@@ -138,11 +142,11 @@ impl Events {
     }
 
     /// Logs when RabbitMQ blocks and unblocks publishing meanwhile.
-    async fn wait_for_loss(&mut self) -> BrokerError {
+    async fn until_lost(&mut self) {
         let mut outage = Outage::new(&log::PUBLISHING_BLOCKED_LIMIT);
         loop {
             match self.next().await {
-                Notice::Lost(error) => return error,
+                Notice::Lost => return,
                 Notice::Blocked => log::publishing_blocked(&mut outage),
                 Notice::Unblocked => log::publishing_unblocked(&mut outage),
             }
@@ -158,21 +162,17 @@ impl Events {
                     Some(Event::Error(error)) => {
                         self.last_error = Some(error);
                         if self.lifeline.is_lost() {
-                            return Notice::Lost(self.cause());
+                            return Notice::Lost;
                         }
                         continue;
                     }
                     Some(_) => {}
-                    None => return Notice::Lost(self.cause()),
+                    None => return Notice::Lost,
                 },
                 // Does not rely on events alone.
                 () = sleep(STATUS_INTERVAL) => {
                     if self.lifeline.is_lost() {
-                        // lapin 4.12 reports the error only once it has answered a `channel.close`.
-                        let limit =
-                            if self.lifeline.is_connected() { CLOSING } else { CLOSING / 10 };
-                        let _ = timeout(limit, self.wait_for_error()).await;
-                        return Notice::Lost(self.cause());
+                        return Notice::Lost;
                     }
                     self.last_error = None;
                 }
@@ -195,8 +195,12 @@ impl Events {
         }
     }
 
-    fn cause(&mut self) -> BrokerError {
+    /// Why the session was lost.
+    async fn cause(&mut self) -> BrokerError {
         let is_connected = self.lifeline.is_connected();
+        // lapin 4.12 reports the error only once it has answered a `channel.close`.
+        let limit = if is_connected { CLOSING } else { CLOSING / 5 };
+        let _ = timeout(limit, self.wait_for_error()).await;
         match self.last_error.take() {
             Some(error) if is_connected => {
                 BrokerError::connection_lost("the consumer failed", &error)

@@ -38,6 +38,8 @@ use crate::{
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait after a consumer that worked, or a script, has failed.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// A lost connection is noticed within half of this.
+const LOSS_NOTICED: Duration = Duration::from_secs(2);
 /// How long an ending from the request queue waits for Redis where the queue of endings does not take it.
 const WAIT_FOR_REDIS: Duration = Duration::from_secs(5);
 /// How long to wait until endings in hand are settled, before their connection is closed.
@@ -84,8 +86,7 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
                     // without a delay, an ending was copied 60 times a second.
                     End::RedisUnavailable => RESTART_DELAY,
                     End::Fault(error) => {
-                        // A lost connection, which is logged elsewhere, may end this consumer first.
-                        if timeout(RESTART_DELAY, ended(&stop, &source.lost)).await.is_ok() {
+                        if is_lost(&stop, &source).await {
                             return;
                         }
                         log.not_consumed(error);
@@ -93,9 +94,10 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
                     }
                 }
             }
-            // With the connection, requests are not consumed either, which is logged.
-            Err(_) if source.lost.is_cancelled() => return,
             Err(error) => {
+                if is_lost(&stop, &source).await {
+                    return;
+                }
                 log.not_consumed(error);
                 RETRY_INTERVAL
             }
@@ -106,12 +108,16 @@ async fn consume_endings(processor: Arc<Processor>, source: EndingSource, stop: 
     }
 }
 
-/// Waits until either is cancelled.
-async fn ended(stop: &CancellationToken, lost: &CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = lost.cancelled() => {}
-    }
+/// Whether the connection is lost, too: then requests are not consumed either, which is logged elsewhere. Waits until
+/// that would be known.
+async fn is_lost(stop: &CancellationToken, source: &EndingSource) -> bool {
+    let ended = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = source.lost.cancelled() => {}
+        }
+    };
+    timeout(LOSS_NOTICED, ended).await.is_ok()
 }
 
 enum End {
