@@ -11,7 +11,7 @@ const [, , events, requests, endings] = process.argv as [string, string, string,
 
 for (const line of readFileSync(events, 'utf8').trim().split('\n')) {
     const event = JSON.parse(line) as HandoffReadyEvent | HandoffFailedEvent;
-    // Compiles only if `type` is a constant that tells the two apart.
+    // Compiles only if `type` is a constant that distinguishes the two.
     if (event.type === 'handoff.ready') {
         const link: string = event.data.url;
         console.log(`ready ${event.data.userId} ${new URL(link).pathname} ${event.data.reused}`);

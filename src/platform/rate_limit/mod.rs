@@ -198,9 +198,9 @@ impl Waiters {
 
 /// Over how much time replicas spread their requests to an empty bucket, after it has gained a permit.
 ///
-/// It tells all of them the same time. If each of a thousand asked then, Redis would run 17,000 scripts a second for a
-/// limit of 1,000 calls a minute. At random times each has the same chance. A bucket that holds half the limit's count
-/// must not fill up meanwhile.
+/// Redis names the same time to all of them. If each of a thousand asked then, Redis would run 17,000 scripts a second
+/// for a limit of 1,000 calls a minute. At random times each has the same chance. A bucket that holds half the limit's
+/// count must not fill up meanwhile.
 fn poll_spread(limit: RateLimit) -> Duration {
     let spare = (limit.count / 2).saturating_sub(1);
     (limit.per / limit.count).saturating_mul(spare / 2).min(MAX_POLL_INTERVAL)
