@@ -27,6 +27,7 @@ mod patience;
 mod pool;
 mod probes;
 mod rate_bucket;
+mod recent_entries;
 mod refusal;
 mod scripts;
 mod seal;

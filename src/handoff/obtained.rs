@@ -117,13 +117,15 @@ impl Obtained {
     /// available again.
     pub(super) async fn record(&self, cache: &Cache, job: &Job<'_>) {
         let Self { keys, session, reused, link, index_entry, .. } = self;
-        let is_written = match index_entry {
+        let to_be_noted = match index_entry {
             IndexEntry::Written => true,
-            IndexEntry::Missing | IndexEntry::Noted => {
-                cache.index(keys, *link, session).await == Ok(false)
+            IndexEntry::Missing => cache.index(keys, *link, session).await == Ok(false),
+            IndexEntry::Noted => {
+                cache.index_again(keys, *link, session).await;
+                false
             }
         };
-        if is_written && *index_entry != IndexEntry::Noted {
+        if to_be_noted {
             cache.note_indexed(keys, *link).await;
         }
         // Stamps the link that a renewal reuses, so that a redelivery of the renewal accepts it, too. Best
