@@ -68,7 +68,7 @@ impl UnansweredClaim {
         session: &Session,
         overwrite: Overwrite<'_>,
     ) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, overwrite, Timing::AtOnce).await
+        self.holder.store_link(session, overwrite, Timing::AtOnce, None).await
     }
 
     /// Ends the lease once Redis is available again, should Redis have granted it.

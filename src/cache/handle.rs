@@ -125,6 +125,19 @@ impl Cache {
         answer
     }
 
+    /// Runs a script with keys in two slots, and counts a failure. `None`: the server executes no such script, nor has
+    /// it this one, which is no failure.
+    pub(super) async fn run_over_two_slots<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Option<T>, CacheError> {
+        let answer = Box::pin(self.0.pool.run_over_two_slots(script)).await;
+        if answer.is_err() {
+            self.0.metrics.cache.failed();
+        }
+        answer
+    }
+
     pub(super) fn flow(&self) -> Flow {
         self.0.flow
     }

@@ -1,8 +1,9 @@
 //! The index of sessions: where the link of each is stored, so that it can be forgotten by its session alone.
 //!
-//! A session's index entry lies in another slot of a Redis Cluster than its link, so no script writes both. The
-//! entry is written after the link, and then noted in the link. Until then, each request that takes the link out of
-//! Redis writes the entry first, and so finds out whether the session has ended.
+//! The script that stores a new link writes the entry, too. In a Redis Cluster it cannot: the entry lies in another
+//! slot. There, and where the session has an entry already, the entry is written after the link, and then noted in the
+//! link. Until then, each request that takes the link out of Redis writes the entry first, and so finds out whether the
+//! session has ended.
 
 use super::{
     error::CacheError,
@@ -67,7 +68,7 @@ impl Cache {
         }
     }
 
-    fn index_call(&self, keys: &Keys, link: LinkId, session: &Session) -> IndexCall {
+    pub(super) fn index_call(&self, keys: &Keys, link: LinkId, session: &Session) -> IndexCall {
         IndexCall {
             key: session_key(&self.0.prefix, &session.id),
             keys: keys.clone(),

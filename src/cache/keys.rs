@@ -160,10 +160,11 @@ impl Stamp {
         Self(String::from_utf8_lossy(newest).into_owned())
     }
 
-    /// The stamp that shows when the session of this request's link was asked for, and that the session has no
-    /// index entry yet: see `store.lua`.
-    pub(super) fn with_age(&self, made_at: SystemTime) -> String {
-        format!("{:016x}{}", unix_millis(made_at), self.0.get(..STAMP_LEN / 2).unwrap_or_default())
+    /// The stamp that shows when the session of this request's link was asked for, and whether the session has an
+    /// index entry: see `store.lua`.
+    pub(super) fn with_age(&self, made_at: SystemTime, is_indexed: bool) -> String {
+        let of = self.0.get(..STAMP_LEN / 2).unwrap_or_default();
+        format!("{}{:015x}{of}", u8::from(is_indexed), unix_millis(made_at))
     }
 
     pub(super) fn as_str(&self) -> &str {

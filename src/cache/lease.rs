@@ -13,7 +13,7 @@ use super::{
     keys::{Keys, LinkId, Stamp},
     refusal::Recovery,
     scripts,
-    writes::{StoreCall, Timing, Write},
+    writes::{IndexCall, StoreCall, Timing, Write},
 };
 use crate::{
     config::Flow,
@@ -43,7 +43,10 @@ pub(crate) enum Overwrite<'a> {
 /// What became of a link that was sent to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreOutcome {
-    Stored,
+    Stored {
+        /// The session's index entry is written with the link, and the link says so.
+        is_indexed: bool,
+    },
     /// The lease had ended, and another request has taken over or the verification has ended.
     Fenced,
     /// The session has ended, so its link is forgotten.
@@ -69,11 +72,15 @@ pub(super) struct Holder {
 
 impl Holder {
     /// Stores the link and ends the lease. If Redis fails, defers both until it is available again.
+    ///
+    /// `entry`: the session's index entry, to be written by the same script, if the server executes scripts over two
+    /// slots. If it turns out that it does not, the link is stored without the entry.
     pub(super) async fn store_link(
         &self,
         session: &Session,
         overwrite: Overwrite<'_>,
         timing: Timing,
+        entry: Option<IndexCall>,
     ) -> Result<StoreOutcome, CacheError> {
         let cache = &self.cache;
         let deferred = &cache.0.pool.deferred;
@@ -101,12 +108,24 @@ impl Holder {
                 Timing::Late => Vec::new(),
             },
         };
-        match cache.run(&self.keys.link, &call.script(timing)).await {
-            Ok(true) => {
+        let mut stored = Ok(None);
+        if let Some(entry) = &entry {
+            stored = cache.run_over_two_slots::<u8>(&call.script(timing, Some(entry))).await;
+        }
+        if stored == Ok(None) {
+            stored = cache.run(&self.keys.link, &call.script(timing, None)).await.map(Some);
+        }
+        match stored.map(Option::unwrap_or_default) {
+            Ok(0) => Ok(StoreOutcome::Fenced),
+            Ok(stored) => {
                 deferred.written(Write::Link(call));
-                Ok(StoreOutcome::Stored)
+                let entry = entry.filter(|_| stored == 2);
+                let is_indexed = entry.is_some();
+                if let Some(entry) = entry {
+                    deferred.written(Write::Index(entry));
+                }
+                Ok(StoreOutcome::Stored { is_indexed })
             }
-            Ok(false) => Ok(StoreOutcome::Fenced),
             Err(error) => {
                 deferred.store_later(call, session);
                 Err(error)
@@ -186,11 +205,17 @@ impl Lease {
         }
     }
 
-    /// Stores the link for later requests, and ends the lease.
+    /// Stores the link for later requests, and ends the lease. Outside a cluster, the same script writes the
+    /// session's index entry: two scripts fewer, for Redis and for the worker.
     ///
     /// If Redis fails, the link is stored once it is available again.
     pub(crate) async fn store(&self, session: &Session) -> Result<StoreOutcome, CacheError> {
-        self.holder.store_link(session, Overwrite::Only(&self.newest), Timing::AtOnce).await
+        let Self { holder, newest, .. } = self;
+        let entry = holder.cache.0.pool.takes_two_slots().then(|| {
+            let link = LinkId::new(&holder.stamp, session.made_at);
+            holder.cache.index_call(&holder.keys, link, session)
+        });
+        holder.store_link(session, Overwrite::Only(newest), Timing::AtOnce, entry).await
     }
 
     /// The same for a session that an earlier try may have made, and that may have ended since.
@@ -215,7 +240,7 @@ impl Lease {
         let Holder { cache, keys, stamp, .. } = holder;
         let link = LinkId::new(stamp, session.made_at);
         let (stored, has_ended) = tokio::join!(
-            holder.store_link(session, Overwrite::Only(newest), timing),
+            holder.store_link(session, Overwrite::Only(newest), timing, None),
             cache.write_index(keys, link, session),
         );
         if has_ended == Ok(true) {

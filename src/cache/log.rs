@@ -15,6 +15,13 @@ pub(super) fn node_replaced(node: &Address) {
     tracing::info!(%node, "Redis Cluster node replaced: using its successor");
 }
 
+/// Logs that a server, though not used in cluster mode, is a node of a Redis Cluster or a proxy of one.
+pub(super) fn one_slot() {
+    tracing::debug!(
+        "Redis executes no script over two slots: writing link and index entry with one each"
+    );
+}
+
 /// Logs whether there is a Redis to use.
 pub(super) struct AvailabilityLog {
     outage: Outage,

@@ -1,6 +1,12 @@
 //! One Redis server that the worker writes to: its connection, and whether it is available.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool_redis::redis::{
     Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, ScriptInvocation,
@@ -15,6 +21,7 @@ use super::{
     dial::Address,
     error::CacheError,
     keeper::{ConnectionState, Keeper},
+    log,
     refusal::Refusal,
     scripts::SCRIPT_TIMEOUT,
 };
@@ -24,6 +31,9 @@ pub(super) struct CacheNode {
     pub(super) state: Arc<ConnectionState>,
     /// Where it is, if it is a node of a cluster: it may then redirect.
     pub(super) address: Option<Address>,
+    /// The latest connection whose server has refused a script with keys in two slots. Another connection may lead to
+    /// another server, which is asked again.
+    pub(super) one_slot: AtomicU64,
     _keeper: Option<AbortOnDropHandle<()>>,
     #[cfg(test)]
     pub(super) fault: parking_lot::Mutex<Option<(usize, InjectedFault)>>,
@@ -63,6 +73,7 @@ impl CacheNode {
         Self {
             state: Arc::new(state),
             address: None,
+            one_slot: AtomicU64::default(),
             _keeper: None,
             #[cfg(test)]
             fault: parking_lot::Mutex::default(),
@@ -79,6 +90,42 @@ impl CacheNode {
         asking: bool,
         limit: Option<Duration>,
     ) -> Result<T, Failure> {
+        let answer = self.send(script, asking, limit).await?;
+        answer.map_err(|(number, error)| self.failure(number, &error))
+    }
+
+    /// Whether the server, as far as it is known, executes scripts with keys in two slots: it does unless it is a node
+    /// of a Redis Cluster, or a proxy of one.
+    pub(super) fn takes_two_slots(&self) -> bool {
+        let current = self.state.current.borrow();
+        let number = current.as_ref().map(|(number, _)| *number);
+        number.is_some_and(|number| number > self.one_slot.load(Ordering::Relaxed))
+    }
+
+    /// Runs a script with keys in two slots. `None`: the server executes no such script, nor has it this one.
+    pub(super) async fn run_over_two_slots<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Option<T>, Failure> {
+        match self.send(script, false, None).await? {
+            Ok(value) => Ok(Some(value)),
+            Err((number, error)) if Refusal::find(&error) == Some(Refusal::CrossSlot) => {
+                if self.one_slot.fetch_max(number, Ordering::Relaxed) < number {
+                    log::one_slot();
+                }
+                Ok(None)
+            }
+            Err((number, error)) => Err(self.failure(number, &error)),
+        }
+    }
+
+    /// Sends a script. Returns its value, or Redis' error with the number of the connection.
+    async fn send<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+        asking: bool,
+        limit: Option<Duration>,
+    ) -> Result<Result<T, (u64, RedisError)>, Failure> {
         let current = self.state.current.borrow().clone();
         let (number, mut connection) = current.ok_or(Failure::Error(CacheError::Unavailable))?;
         #[cfg(test)]
@@ -110,9 +157,9 @@ impl CacheNode {
         match timeout(limit.unwrap_or(SCRIPT_TIMEOUT), answer).await {
             Ok(Ok(value)) => {
                 self.state.record_success();
-                Ok(value)
+                Ok(Ok(value))
             }
-            Ok(Err(error)) => Err(self.failure(number, &error)),
+            Ok(Err(error)) => Ok(Err((number, error))),
             Err(_) => {
                 if limit.is_none() {
                     self.state.record_timeout(number);

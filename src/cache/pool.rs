@@ -68,15 +68,24 @@ impl Pool {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, CacheError> {
         match &self.servers {
-            Servers::One(node) => {
-                node.run(script, false, None).await.map_err(|failure| match failure {
-                    Failure::Error(error) => error,
-                    // Only a node of a cluster redirects.
-                    Failure::Moved(_) => CacheError::Refused(Refusal::Moved),
-                    Failure::Ask(_) => CacheError::Refused(Refusal::Ask),
-                })
-            }
+            Servers::One(node) => node.run(script, false, None).await.map_err(error_of_one),
             Servers::Cluster(cluster) => cluster.run(key, script).await,
+        }
+    }
+
+    /// Whether to try a script with keys in two slots: one server has all keys, and has not refused such a script.
+    pub(super) fn takes_two_slots(&self) -> bool {
+        matches!(&self.servers, Servers::One(node) if node.takes_two_slots())
+    }
+
+    /// Runs a script with keys in two slots. `None`: the server executes no such script, nor has it this one.
+    pub(super) async fn run_over_two_slots<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Option<T>, CacheError> {
+        match &self.servers {
+            Servers::One(node) => node.run_over_two_slots(script).await.map_err(error_of_one),
+            Servers::Cluster(_) => Ok(None),
         }
     }
 
@@ -140,5 +149,15 @@ impl Pool {
             Servers::One(node) => node.state.is_available(),
             Servers::Cluster(cluster) => cluster.is_available(),
         }
+    }
+}
+
+/// Why a script gave no result, where one server has all keys.
+fn error_of_one(failure: Failure) -> CacheError {
+    match failure {
+        Failure::Error(error) => error,
+        // Only a node of a cluster redirects.
+        Failure::Moved(_) => CacheError::Refused(Refusal::Moved),
+        Failure::Ask(_) => CacheError::Refused(Refusal::Ask),
     }
 }

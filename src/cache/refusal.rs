@@ -107,6 +107,10 @@ impl Refusal {
         if text.contains("cript attempted to access a non local key") {
             return Some(Self::TryAgain);
         }
+        // A proxy's own words, such as `eval/evalsha command keys must in same slot`.
+        if text.starts_with("CROSSSLOT") || text.contains("same slot") {
+            return Some(Self::CrossSlot);
+        }
         // Redis 6.0 to 7.0, and later ones.
         let is_denied = text.contains("The user executing the script can't ")
             || text.starts_with("ACL failure in script: ");
@@ -322,6 +326,16 @@ mod tests {
                     "{wrapped}Lua script attempted to access a non local key in a cluster node"
                 ),
                 Refusal::TryAgain,
+            ),
+            (
+                "CROSSSLOT Keys in request don't hash to the same slot".to_owned(),
+                Refusal::CrossSlot,
+            ),
+            // As proxies of hosted Redis answer.
+            ("ERR eval/evalsha command keys must in same slot".to_owned(), Refusal::CrossSlot),
+            (
+                "ERR CROSSSLOT Keys in request don't hash to the same slot".to_owned(),
+                Refusal::CrossSlot,
             ),
             ("NOAUTH Authentication required.".to_owned(), Refusal::NoAuth),
             ("ERR max number of clients reached".to_owned(), Refusal::MaxClients),

@@ -34,7 +34,7 @@ impl Write {
     /// The script, as it runs late.
     pub(super) fn script(&self) -> ScriptInvocation<'static> {
         match self {
-            Self::Link(call) => call.script(Timing::Late),
+            Self::Link(call) => call.script(Timing::Late, None),
             Self::Index(call) => call.script(),
             Self::Ending(call) => call.script(),
         }
@@ -79,21 +79,28 @@ pub(super) struct StoreCall {
 
 impl StoreCall {
     /// The TTL that it sets shrinks until it runs.
-    pub(super) fn script(&self, timing: Timing) -> ScriptInvocation<'static> {
+    ///
+    /// `entry`: the session's index entry, if the server takes both keys in one script.
+    pub(super) fn script(
+        &self,
+        timing: Timing,
+        entry: Option<&IndexCall>,
+    ) -> ScriptInvocation<'static> {
         let Self { keys, stamp, links, mark, .. } = self;
         let mut script = scripts::STORE.key(&keys.link);
         script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
-        let age = stamp.with_age(self.made_at);
+        let age = stamp.with_age(self.made_at, entry.is_some());
         let link = [stamp.as_str().as_bytes(), b",", age.as_bytes(), b"|", &self.value].concat();
-        script
-            .arg(&self.holder)
-            .arg(&self.overwrite)
-            .arg(link)
-            .arg(scripts::remaining_ms(self.until));
+        script.arg(&self.holder).arg(link).arg(scripts::remaining_ms(self.until));
         // Redis spends 0.3 µs on each argument: those that usually have their defaults are left out then.
-        if timing == Timing::Late || *links > 0 || !mark.is_empty() {
-            script.arg(&mark[..]).arg(if timing == Timing::Late { "late" } else { "" });
+        let is_new = self.overwrite.is_empty() && mark.is_empty();
+        if timing == Timing::Late || *links > 0 || !is_new {
+            script.arg(&self.overwrite).arg(&mark[..]);
+            script.arg(if timing == Timing::Late { "late" } else { "" });
             script.arg(*links).arg(millis(LINKS_COUNTED));
+        }
+        if let Some(entry) = entry {
+            script.key(&entry.key).arg(entry.entry());
         }
         script
     }
@@ -114,9 +121,12 @@ impl IndexCall {
     /// Returns 1 if the session has ended.
     pub(super) fn script(&self) -> ScriptInvocation<'static> {
         let mut script = scripts::INDEX.key(&self.key);
-        let entry = IndexEntry { hash: self.keys.hash, link: self.link };
-        script.arg(entry.to_bytes()).arg(scripts::remaining_ms(self.until));
+        script.arg(self.entry()).arg(scripts::remaining_ms(self.until));
         script
+    }
+
+    fn entry(&self) -> Vec<u8> {
+        IndexEntry { hash: self.keys.hash, link: self.link }.to_bytes()
     }
 
     /// Forgets the link, whose session has ended.

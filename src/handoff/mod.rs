@@ -296,7 +296,7 @@ impl Handoff {
                     lease.store(&made.session).await
                 };
                 match stored {
-                    Ok(StoreOutcome::Stored) => Ok(Some(made)),
+                    Ok(StoreOutcome::Stored { is_indexed }) => Ok(Some(made.stored(is_indexed))),
                     Ok(StoreOutcome::Fenced) => {
                         log::lease_lost(job.request_id);
                         Ok(None)

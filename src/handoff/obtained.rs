@@ -33,8 +33,10 @@ pub(crate) struct Obtained {
 pub(super) enum IndexEntry {
     Missing,
     Written,
-    /// Written, and noted in the stored link; or another request sees to that.
+    /// Written, and noted in the stored link, by an earlier request; or another request sees to that.
     Noted,
+    /// Written with the link, which says so.
+    Stored,
 }
 
 impl Obtained {
@@ -55,6 +57,12 @@ impl Obtained {
             seen_at: now,
             index_entry: IndexEntry::Missing,
         }
+    }
+
+    /// Records that the script that stored the link has written its session's index entry, too.
+    pub(super) fn stored(self, is_indexed: bool) -> Self {
+        let index_entry = if is_indexed { IndexEntry::Stored } else { self.index_entry };
+        Self { index_entry, ..self }
     }
 
     /// The same link, for a request that waited for it. The one that obtained it completes its index entry.
@@ -98,7 +106,7 @@ impl Obtained {
         // Before the store: a request that is delivered after it looks for itself.
         let pending = Self::pending(keys, session, stamp);
         match lease.store_pending(&pending.session).await {
-            Ok(StoreOutcome::Stored) | Err(_) => Some(pending),
+            Ok(StoreOutcome::Stored { .. }) | Err(_) => Some(pending),
             Ok(StoreOutcome::Fenced | StoreOutcome::Ended) => None,
         }
     }
@@ -124,6 +132,7 @@ impl Obtained {
                 cache.index_again(keys, *link, session).await;
                 false
             }
+            IndexEntry::Stored => false,
         };
         if to_be_noted {
             cache.note_indexed(keys, *link).await;

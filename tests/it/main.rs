@@ -57,6 +57,7 @@ mod redis_faults;
 mod redis_modes;
 mod redis_patience;
 mod redis_refusals;
+mod redis_scripts;
 mod rejections;
 mod release;
 mod repeated_calls;

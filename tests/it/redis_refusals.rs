@@ -9,10 +9,6 @@ use crate::{
     support::{Node, TestEnv, Worker, log_text, redis, required_env, wait_until},
 };
 
-const CLUSTER: [&str; 2] = ["--cluster-enabled", "yes"];
-/// Every slot of a Redis Cluster.
-const SLOTS: std::ops::Range<u16> = 0..16_384;
-
 /// Serves requests without Redis, and checks the one warning that names the cause and the remedy.
 async fn assert_refused(
     env: &mut TestEnv,
@@ -146,24 +142,10 @@ async fn wait_for_info(admin: &MultiplexedConnection, section: &str, line: &str)
     .await;
 }
 
-async fn add_slots(admin: &mut MultiplexedConnection) {
-    let mut add = redis::cmd("CLUSTER");
-    add.arg("ADDSLOTS").arg(SLOTS.collect::<Vec<_>>());
-    add.query_async::<()>(admin).await.unwrap();
-}
-
-async fn wait_for_cluster(admin: &MultiplexedConnection, what: &str) {
-    wait_until(what, async || {
-        let mut admin = admin.clone();
-        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut admin).await.unwrap();
-        info.contains(what)
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn node_of_a_redis_cluster_is_reported_once_by_name() {
-    let (node, other) = tokio::join!(Node::redis_with(&CLUSTER), Node::redis_with(&CLUSTER));
+    let (node, other) =
+        tokio::join!(Node::redis_with(&redis::CLUSTER), Node::redis_with(&redis::CLUSTER));
     let mut env = TestEnv::builder().redis(&node).start().await;
     let worker = env.start_worker().await;
     // No slot has a node yet.
@@ -173,10 +155,10 @@ async fn node_of_a_redis_cluster_is_reported_once_by_name() {
 
     // All slots are on the other node.
     let mut admin = redis::connect(&node.url).await;
-    add_slots(&mut redis::connect(&other.url).await).await;
+    redis::add_all_slots(&mut redis::connect(&other.url).await).await;
     let meet = format!("CLUSTER MEET 127.0.0.1 {}", other.address().port());
     redis::run(&mut admin, &meet).await;
-    wait_for_cluster(&admin, "cluster_state:ok").await;
+    redis::wait_for_cluster(&admin).await;
     let worker = env.start_worker().await;
     assert_refused(&mut env, &worker, log_text::REDIS_REFUSES, "MOVED", remedy).await;
     for line in worker.stop_and_output().await.lines() {

@@ -9,19 +9,22 @@
 -- its stamp.
 -- A link is stored as "<stamp>,<age stamp>,<stamp>,…|<value>": the requests it was made for, newest first;
 -- for the age stamp, see store.lua.
-local length = redis.call('STRLEN', KEYS[1])
--- The usual case for a new link: what follows would return the same in more time. `pcall`, because a user that was
--- set up for release 0.1 may lack the permission: then what follows is as good.
-if length == 0 and redis.pcall('EXISTS', KEYS[2], KEYS[4]) == 0
+-- A value larger than any that is ever stored is not read whole. `pcall`, here and below, because a user that was set up
+-- for release 0.1 may lack the permission.
+local link = redis.pcall('GETRANGE', KEYS[1], '0', '524288')
+-- The usual case for a new link: what follows would return the same in more time.
+if link == '' and redis.pcall('EXISTS', KEYS[2], KEYS[4]) == 0
   and redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
   return 'lease|||'
 end
-local function stored(key, length)
-  -- A value of another form counts as missing, and so does one larger than any that is ever stored.
-  return length > 0 and length <= 524288 and redis.call('GET', key)
+local function stored(key)
+  return redis.call('STRLEN', key) <= 524288 and redis.call('GET', key) or ''
 end
-local link = stored(KEYS[1], length)
-local stamps = link and string.match(link, '^(%x[%x,]*)|')
+if type(link) ~= 'string' then
+  link = stored(KEYS[1])
+end
+-- A value of another form counts as missing, and so does one that is too large.
+local stamps = #link <= 524288 and string.match(link, '^(%x[%x,]*)|')
 local newest = ''
 if stamps then
   newest = string.sub(stamps, 1, 32)
@@ -43,5 +46,5 @@ end
 -- If the claim is repeated because its answer was lost, the lease is granted again.
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
 local mark = redis.call('GET', KEYS[4]) or ''
-local saved = stored(KEYS[2], redis.call('STRLEN', KEYS[2])) or ''
+local saved = stored(KEYS[2])
 return 'lease|' .. newest .. '|' .. mark .. '|' .. saved

@@ -33,7 +33,7 @@ fn claim(worker: usize, request: usize, freshness: Freshness) -> Step {
 }
 
 fn store(worker: usize, fault: Option<InjectedFault>) -> Step {
-    Step::Store { worker, short_lived: false, replace: false, fault }
+    Step::Store { worker, short_lived: false, other: false, fault }
 }
 
 fn end_until(back: usize) -> Step {
@@ -121,6 +121,24 @@ async fn session_that_ended_before_its_index_entry_was_written_is_not_handed_out
         claim(1, 2, Freshness::Any),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn session_that_ended_before_its_link_was_stored_is_not_handed_out() {
+    let first = any::<Index>().new_tree(&mut Default::default()).unwrap().current();
+    for was_marked in [false, true] {
+        let end = Step::EndSession { worker: 2, person: 0, which: first, of: None, fault: None };
+        let steps = [
+            claim(0, 0, Freshness::Any),
+            Step::MakeSession { worker: 0 },
+            end,
+            store(0, None),
+            claim(1, 1, Freshness::Any),
+            claim(1, 2, Freshness::Any),
+        ];
+        // A mark makes the store an unusual one.
+        take(was_marked.then(|| end_until(0)).into_iter().chain(steps)).await;
+    }
 }
 
 #[tokio::test]

@@ -68,6 +68,8 @@ pub(super) struct StoreCall {
     /// The number of the mark at the claim, if it is known.
     pub(super) mark: Option<usize>,
     pub(super) late: bool,
+    /// It writes the session's index entry, too.
+    pub(super) with_entry: bool,
     /// Too close to its end to be handed out again.
     pub(super) short_lived: bool,
 }
@@ -136,7 +138,8 @@ impl Person {
                 let earlier = self.link.take().map(|link| link.made_for).unwrap_or_default();
                 let mut made_for = vec![call.request];
                 made_for.extend(earlier.into_iter().take(15));
-                self.link = Some(Link { session: call.session, made_for, is_indexed: false });
+                self.link =
+                    Some(Link { session: call.session, made_for, is_indexed: call.with_entry });
             }
             self.lease = None;
             self.token = None;

@@ -43,8 +43,8 @@ async fn links_of_a_request_that_ended_or_were_forgotten_are_counted() {
         assert_eq!(lease.earlier_links(), earlier_links);
         // A store whose answer was lost is repeated.
         let made = link("https://x/mobile?a");
-        for _ in 0..2 {
-            assert_eq!(lease.store(&made).await, Ok(StoreOutcome::Stored));
+        for is_indexed in [earlier_links == 0, false] {
+            assert_eq!(lease.store(&made).await, Ok(StoreOutcome::Stored { is_indexed }));
         }
         assert!(matches!(claim(&cache, "r1").await, Claim::Link(_)));
         redis.delete(&[&keys.link]).await;

@@ -35,7 +35,7 @@ async fn user_with_the_permissions_of_release_0_1_claims_and_stores_links() {
     let access = Access::Token("t".to_owned().into());
     let session = Session { access, id: "s".to_owned(), made_at, expires_at: made_at + HOUR };
     let stored = lease(&cache, "r1").await.store(&session).await;
-    assert_eq!(stored, Ok(StoreOutcome::Stored));
+    assert_eq!(stored, Ok(StoreOutcome::Stored { is_indexed: true }));
     assert!(matches!(claim(&cache, "r2").await, Claim::Link(_)));
 
     redis.delete_all().await;

@@ -45,7 +45,7 @@ pub(super) enum Step {
     Store {
         worker: usize,
         short_lived: bool,
-        replace: bool,
+        other: bool,
         fault: Option<InjectedFault>,
     },
     Release {
@@ -142,8 +142,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => worker.clone().prop_map(|worker| Step::MakeSession { worker }),
         2 => worker.clone().prop_map(|worker| Step::IndexEarly { worker }),
         6 => (worker.clone(), prop::bool::weighted(0.1), any::<bool>(), fault()).prop_map(
-            |(worker, short_lived, replace, fault)| {
-                Step::Store { worker, short_lived, replace, fault }
+            |(worker, short_lived, other, fault)| {
+                Step::Store { worker, short_lived, other, fault }
             }
         ),
         2 => (worker.clone(), any::<bool>(), fault())

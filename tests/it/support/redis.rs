@@ -4,6 +4,11 @@ use deadpool_redis::redis::{Client, FromRedisValue, aio::MultiplexedConnection};
 
 pub use deadpool_redis::redis::cmd;
 
+use super::wait::wait_until;
+
+/// The options of a node of a Redis Cluster.
+pub const CLUSTER: [&str; 2] = ["--cluster-enabled", "yes"];
+
 /// One key, as Redis holds it.
 #[derive(Clone, Debug)]
 pub struct RedisEntry {
@@ -30,6 +35,29 @@ pub async fn ask<T: FromRedisValue>(redis: &mut MultiplexedConnection, line: &st
 
 pub async fn set(redis: &mut MultiplexedConnection, key: &str, value: &[u8]) {
     cmd("SET").arg(key).arg(value).query_async::<()>(redis).await.unwrap();
+}
+
+/// Makes a node of a Redis Cluster serve all slots.
+pub async fn add_all_slots(node: &mut MultiplexedConnection) {
+    let slots: Vec<u16> = (0..16_384).collect();
+    cmd("CLUSTER").arg("ADDSLOTS").arg(slots).query_async::<()>(node).await.unwrap();
+}
+
+/// Waits until this node of a Redis Cluster knows that all slots are served.
+pub async fn wait_for_cluster(node: &MultiplexedConnection) {
+    wait_until("cluster_state:ok", async || {
+        let info: String = ask(&mut node.clone(), "CLUSTER INFO").await;
+        info.contains("cluster_state:ok")
+    })
+    .await;
+}
+
+/// The first number after `name` in a section of `INFO`.
+pub async fn info_number(redis: &MultiplexedConnection, section: &str, name: &str) -> Option<u64> {
+    let info: String = ask(&mut redis.clone(), &format!("INFO {section}")).await;
+    let rest = info.lines().find_map(|line| line.strip_prefix(name))?;
+    let digits = rest.trim_start_matches(|next: char| !next.is_ascii_digit());
+    digits.split(|next: char| !next.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Everything under a key prefix.

@@ -33,8 +33,7 @@ impl World {
             let stamps = link.made_for.iter().map(|request| self.stamp(person, *request));
             let mut stamps: Vec<_> = stamps.map(|stamp| stamp.as_str().to_owned()).collect();
             let newest = self.stamp(person, link.made_for[0]);
-            let age = newest.with_age(self.made_at(link.session));
-            stamps.insert(1, format!("{}{}", u8::from(link.is_indexed), &age[1..]));
+            stamps.insert(1, newest.with_age(self.made_at(link.session), link.is_indexed));
             (stamps.join(","), self.session_id(person, link.session))
         });
         let found = stored_link.map(|stored| {

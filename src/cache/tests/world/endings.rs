@@ -238,6 +238,10 @@ impl World {
         self.index.entry((person, link.1)).or_default().write(person, link)
     }
 
+    pub(super) fn has_index_entry(&self, Obtained { person, link, .. }: Obtained) -> bool {
+        self.index.get(&(person, link.1)).is_some_and(|index| *index != Default::default())
+    }
+
     pub(super) fn model_ending(&mut self, written: &Written) {
         match *written {
             Written::EndUntil { person, last } => {

@@ -4,6 +4,7 @@ mod compare;
 mod endings;
 mod repeats;
 mod steps;
+mod stores;
 
 use std::{
     collections::{HashMap, HashSet},

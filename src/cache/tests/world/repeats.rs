@@ -62,7 +62,10 @@ impl World {
         self.inject_after(worker, usize::from(in_entry), fault);
         let stored = match attempt.had_ended {
             None => lease.store_unless_ended(&made).await,
-            Some(_) => lease.store(&made).await,
+            Some(_) => {
+                self.set_takes_two_slots(worker, false);
+                lease.store(&made).await
+            }
         };
 
         let call = StoreCall {
@@ -72,6 +75,7 @@ impl World {
             overwrite: Overwrite::Seen(newest),
             mark,
             late: false,
+            with_entry: false,
             short_lived: false,
         };
         let is_stored = (lost(false) != Some(InjectedFault::ScriptLost))
@@ -112,7 +116,9 @@ impl World {
             return;
         }
         match stored {
-            Ok(StoreOutcome::Stored) => assert_eq!(is_stored, Some(true)),
+            Ok(StoreOutcome::Stored { is_indexed }) => {
+                assert_eq!((is_stored, is_indexed), (Some(true), false));
+            }
             Ok(StoreOutcome::Fenced) => return assert_eq!(is_stored, Some(false)),
             Ok(StoreOutcome::Ended) => panic!("it has not ended"),
             Err(_) => assert!(lost(false).is_some()),

@@ -1,22 +1,18 @@
 //! Takes each step in Redis and in the model, and compares the answers.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use deadpool_redis::redis::cmd;
 use secrecy::ExposeSecret;
 
 use super::{Attempt, DeferredCall, LIFE, LeaseCall, Obtained, Right, World, Written};
-use crate::{
-    cache::{
-        Claim, Freshness, Lease, Overwrite, Stamp, StoreOutcome, UnansweredClaim,
-        node::InjectedFault,
-        test_redis::LINK_MIN_LIFE,
-        tests::{
-            model::{self, Answer, StoreCall},
-            step::{PEOPLE, Step},
-        },
+use crate::cache::{
+    Claim, Freshness, Lease, Stamp, UnansweredClaim,
+    node::InjectedFault,
+    tests::{
+        model::{self, Answer},
+        step::{PEOPLE, Step},
     },
-    session::{Access, Session},
 };
 
 /// What is left of a lease before the test extends it, in milliseconds: less than a full TTL.
@@ -54,8 +50,8 @@ impl World {
                 }
             }
             Step::IndexEarly { worker } => self.index_early(worker).await,
-            Step::Store { worker, short_lived, replace, fault } => {
-                self.store(worker, short_lived, replace, fault).await;
+            Step::Store { worker, short_lived, other, fault } => {
+                self.store(worker, short_lived, other, fault).await;
             }
             Step::AddStamp { worker, person, request, fault } => {
                 self.add_stamp(worker, person, request, fault).await;
@@ -203,80 +199,6 @@ impl World {
             }
             (answer, expected) => panic!("{answer:?} instead of {expected:?}"),
         }
-    }
-
-    async fn store(
-        &mut self,
-        worker: usize,
-        short_lived: bool,
-        replace: bool,
-        fault: Option<InjectedFault>,
-    ) {
-        let Some((attempt, right)) = self.workers[worker].attempt.take() else { return };
-        if let Right::Lease(lease) = &right
-            && attempt.is_repeat
-        {
-            return self.store_of_repeat(worker, attempt, lease, replace, fault).await;
-        }
-        let Attempt { claim, request, person, token, newest, mark, .. } = attempt;
-        let session = self.make_session(&attempt);
-        let overwrite = match &right {
-            Right::Lease(_) => model::Overwrite::Seen(newest),
-            Right::Unanswered(_) if replace => model::Overwrite::Any,
-            Right::Unanswered(_) => model::Overwrite::Seen(None),
-        };
-        let life = if short_lived { LINK_MIN_LIFE } else { LIFE };
-        let made = Session {
-            access: Access::Token(self.token_text(person, token).into()),
-            id: self.session_id(person, session),
-            made_at: self.made_at(session),
-            expires_at: SystemTime::now() + life,
-        };
-        self.inject(worker, fault);
-        let stored = match right {
-            Right::Lease(lease) => lease.store(&made).await,
-            Right::Unanswered(claim) if replace => claim.store(&made, Overwrite::Any).await,
-            Right::Unanswered(claim) => claim.store(&made, Overwrite::IfAbsent).await,
-        };
-        let call = StoreCall { claim, request, session, overwrite, mark, late: false, short_lived };
-        let link = (request, session);
-        let expected =
-            (fault != Some(InjectedFault::ScriptLost)).then(|| self.model_store(attempt, &call));
-        match stored {
-            Ok(outcome) => {
-                assert_eq!(Some(outcome == StoreOutcome::Stored), expected);
-                if outcome == StoreOutcome::Fenced {
-                    return;
-                }
-                let call = StoreCall { late: true, ..call };
-                self.workers[worker].recent.push(Written::Link(attempt, call));
-            }
-            Err(_) => {
-                assert!(fault.is_some());
-                let call = StoreCall { late: true, ..call };
-                self.workers[worker].deferred.push(DeferredCall::Store(attempt, call));
-            }
-        }
-        let obtained = Obtained { person, link, short_lived, is_indexed: false };
-        self.workers[worker].obtained = Some(obtained);
-    }
-
-    /// Stores a link in the model. Returns whether the call went through.
-    pub(super) fn model_store(&mut self, attempt: Attempt, call: &StoreCall) -> bool {
-        let is_stored = self.people[attempt.person].store(call);
-        if is_stored {
-            self.spent.insert(attempt.token);
-            if !call.short_lived {
-                self.record_first_link(attempt.person, call.request);
-            }
-        }
-        is_stored
-    }
-
-    /// Records that the present link was made for this request, unless an earlier one was.
-    fn record_first_link(&mut self, person: usize, request: usize) {
-        let session = self.people[person].link.as_ref().unwrap().session;
-        self.first_link.entry((person, request)).or_insert(session);
     }
 
     async fn add_stamp(
