@@ -22,12 +22,20 @@ const WAITING: u8 = 0;
 const SENT: u8 = 1;
 const ENDED: u8 = 2;
 
+/// The calls of some connections, by how far they are.
+#[derive(Debug, Default)]
+pub(super) struct CallCounts {
+    /// Not sent yet: they wait for a connection, or for a stream on it.
+    waiting: AtomicUsize,
+    /// Sent and not yet answered.
+    sent: AtomicUsize,
+}
+
 /// How far the sending of one call is.
 #[derive(Debug)]
 pub(super) struct Progress {
     state: AtomicU8,
-    /// The number of calls on the same connection that are sent and not yet answered.
-    sent_there: Arc<AtomicUsize>,
+    counts: Arc<CallCounts>,
     /// Waits for the sending.
     waker: AtomicWaker,
 }
@@ -43,9 +51,20 @@ pub(super) struct TrackedBody {
 #[error("withdrawn before it was sent")]
 pub(super) struct Withdrawn;
 
+impl CallCounts {
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
 impl Progress {
-    pub(super) fn new(sent_there: Arc<AtomicUsize>) -> Self {
-        Self { state: AtomicU8::new(WAITING), sent_there, waker: AtomicWaker::new() }
+    pub(super) fn new(counts: Arc<CallCounts>) -> Self {
+        counts.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { state: AtomicU8::new(WAITING), counts, waker: AtomicWaker::new() }
     }
 
     /// Whether the platform may have received the call.
@@ -64,27 +83,40 @@ impl Progress {
 
     /// Withdraws the call. Returns false if it is sent already.
     pub(super) fn withdraw(&self) -> bool {
-        self.change(WAITING, ENDED)
+        self.leave_waiting(ENDED)
     }
 
     fn send(&self) -> bool {
-        let permitted = self.change(WAITING, SENT);
+        let permitted = self.leave_waiting(SENT);
         if permitted {
-            self.sent_there.fetch_add(1, Ordering::Relaxed);
+            self.counts.sent.fetch_add(1, Ordering::Relaxed);
             self.waker.wake();
         }
         permitted
     }
 
-    fn change(&self, from: u8, to: u8) -> bool {
-        self.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    fn leave_waiting(&self, to: u8) -> bool {
+        let order = Ordering::Relaxed;
+        let waited = self.state.compare_exchange(WAITING, to, order, order).is_ok();
+        if waited {
+            self.counts.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        waited
     }
 
     /// The call has ended, with or without an answer.
     pub(super) fn end(&self) {
-        if self.state.swap(ENDED, Ordering::Relaxed) == SENT {
-            self.sent_there.fetch_sub(1, Ordering::Relaxed);
-        }
+        match self.state.swap(ENDED, Ordering::Relaxed) {
+            WAITING => self.counts.waiting.fetch_sub(1, Ordering::Relaxed),
+            SENT => self.counts.sent.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -17,7 +17,7 @@ use reqwest::Client;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    body::{Progress, TrackedBody},
+    body::{CallCounts, Progress, TrackedBody},
     clients::{Clients, IDLE_TIMEOUT, Reuse},
     connects::ConnectWatch,
 };
@@ -52,8 +52,7 @@ struct State {
 struct Http2Connection {
     client: Client,
     calls: AtomicUsize,
-    /// Those that have a stream.
-    sent: Arc<AtomicUsize>,
+    counts: Arc<CallCounts>,
     answers: AtomicUsize,
     connecting: Connecting,
 }
@@ -105,7 +104,7 @@ impl Http2 {
         drop(state);
         Ok(Http2Call {
             http2: self,
-            progress: Arc::new(Progress::new(Arc::clone(&connection.sent))),
+            progress: Arc::new(Progress::new(Arc::clone(&connection.counts))),
             answers_before: connection.answers.load(Ordering::Relaxed),
             connection,
         })
@@ -128,7 +127,7 @@ impl Http2Connection {
         Ok(Self {
             client: clients.http2(connecting.clone())?,
             calls: AtomicUsize::new(0),
-            sent: Arc::default(),
+            counts: Arc::default(),
             answers: AtomicUsize::new(0),
             connecting,
         })
@@ -184,7 +183,7 @@ impl Http2Call<'_> {
     /// The server permits no more streams than the other calls have.
     pub(super) fn no_stream(&self) {
         self.progress.end();
-        let permitted = self.connection.sent.load(Ordering::Relaxed);
+        let permitted = self.connection.counts.sent();
         if permitted == 0 {
             // No other call has a stream, so the server's limit cannot be the cause.
             return;
@@ -229,9 +228,9 @@ impl Connecting {
 impl ConnectWatch for Connecting {
     type Attempt = ConnectAttempt;
 
-    fn started(&self) -> ConnectAttempt {
+    async fn admitted(&self) -> Option<ConnectAttempt> {
         self.0.fetch_add(1, Ordering::Relaxed);
-        ConnectAttempt(self.clone())
+        Some(ConnectAttempt(self.clone()))
     }
 
     fn connected(&self, _: bool) {}

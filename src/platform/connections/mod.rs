@@ -6,6 +6,7 @@
 mod body;
 mod clients;
 mod connects;
+mod dials;
 mod http2;
 mod lookup;
 mod protocol;
@@ -28,8 +29,9 @@ use tokio::time::{Instant as TokioInstant, timeout_at};
 use url::Url;
 
 use self::{
-    body::{Progress, TrackedBody},
+    body::{CallCounts, Progress, TrackedBody},
     clients::{Clients, IDLE_TIMEOUT},
+    dials::Dials,
     http2::Http2,
     protocol::{Protocol, ProtocolWatch},
 };
@@ -56,6 +58,8 @@ pub(super) struct Connections {
 
 struct Tls {
     protocol: ProtocolWatch,
+    /// The calls that may be sent over HTTP/1.1 on any connection.
+    http1_calls: Arc<CallCounts>,
     http2: Http2,
 }
 
@@ -68,11 +72,13 @@ impl Connections {
         let timeout = settings.timeout;
         let clients = Clients::new(settings)?;
         let protocol = clients.has_tls().then(ProtocolWatch::new);
+        let http1_calls = Arc::new(CallCounts::default());
+        let dials = |protocol| Dials::new(Arc::clone(&http1_calls), protocol);
         let no_client = |_| "the HTTP client cannot be set up";
         Ok(Self {
-            client: clients.any_version(protocol.clone()).map_err(no_client)?,
+            client: clients.any_version(protocol.clone().map(dials)).map_err(no_client)?,
             unpooled: clients.unpooled().map_err(no_client)?,
-            tls: protocol.map(|protocol| Tls { protocol, http2: Http2::new(clients) }),
+            tls: protocol.map(|protocol| Tls { protocol, http1_calls, http2: Http2::new(clients) }),
             timeout,
             started: Instant::now(),
             last_answer: AtomicU64::new(0),
@@ -131,13 +137,6 @@ impl Connections {
         !answered.is_zero() && self.started.elapsed().saturating_sub(answered) < IDLE_TIMEOUT
     }
 
-    fn http1(&self, reuse: Reuse) -> &Client {
-        match reuse {
-            Reuse::Allowed => &self.client,
-            Reuse::Avoided => &self.unpooled,
-        }
-    }
-
     async fn send_over_tls<'a>(
         &'a self,
         tls: &'a Tls,
@@ -149,7 +148,7 @@ impl Connections {
         let deadline = TokioInstant::now() + limit;
         loop {
             if let Some(_asking) = tls.protocol.ask() {
-                let reply = self.send_once(&self.client, request, deadline).await?;
+                let reply = self.send_over_http1(tls, request, deadline, Reuse::Allowed).await?;
                 tls.protocol.set(reply.version() == Version::HTTP_2);
                 return Ok(reply);
             }
@@ -161,7 +160,7 @@ impl Connections {
                     sent => return sent,
                 },
                 Protocol::Http1 => {
-                    return self.send_once(self.http1(reuse), request, deadline).await;
+                    return self.send_over_http1(tls, request, deadline, reuse).await;
                 }
                 // The call that asked has failed: one of those that waited for it asks now.
                 Protocol::Unknown | Protocol::Asking => {}
@@ -169,13 +168,19 @@ impl Connections {
         }
     }
 
-    async fn send_once(
+    /// Sends a call once, by HTTP/1.1 unless the version is being found out.
+    async fn send_over_http1(
         &self,
-        client: &Client,
+        tls: &Tls,
         mut request: Request,
         deadline: TokioInstant,
+        reuse: Reuse,
     ) -> Result<Reply<'_>, TransportError> {
-        let progress = Arc::new(Progress::new(Arc::default()));
+        let (client, calls) = match reuse {
+            Reuse::Allowed => (&self.client, Arc::clone(&tls.http1_calls)),
+            Reuse::Avoided => (&self.unpooled, Arc::default()),
+        };
+        let progress = Arc::new(Progress::new(calls));
         track(&mut request, deadline, |bytes| TrackedBody::new(bytes, Arc::clone(&progress)));
         match client.execute(request).await {
             Ok(response) => Ok(Reply::new(response, None)),

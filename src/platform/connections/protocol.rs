@@ -2,8 +2,6 @@
 
 use tokio::sync::watch;
 
-use super::connects::ConnectWatch;
-
 /// What is known of the platform's HTTP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -63,16 +61,6 @@ impl ProtocolWatch {
             }
             matches
         })
-    }
-}
-
-impl ConnectWatch for ProtocolWatch {
-    type Attempt = ();
-
-    fn started(&self) {}
-
-    fn connected(&self, is_http2: bool) {
-        self.set(is_http2);
     }
 }
 

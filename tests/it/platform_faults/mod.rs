@@ -2,5 +2,6 @@
 
 mod addresses;
 mod closes;
+mod http1;
 mod http2;
 mod network;

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum::http::{Request, Response, header::RETRY_AFTER};
@@ -18,8 +19,9 @@ use hyper::body::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     task::{JoinHandle, JoinSet},
+    time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -34,11 +36,18 @@ pub struct FrontOptions {
     pub refused_above: usize,
     /// After this many calls it sends a GOAWAY without an error, and leaves later ones unanswered.
     pub calls_per_connection: u32,
+    /// It makes one TLS handshake at a time, and each takes this long.
+    pub handshake: Duration,
 }
 
 impl Default for FrontOptions {
     fn default() -> Self {
-        Self { max_streams: None, refused_above: usize::MAX, calls_per_connection: u32::MAX }
+        Self {
+            max_streams: None,
+            refused_above: usize::MAX,
+            calls_per_connection: u32::MAX,
+            handshake: Duration::ZERO,
+        }
     }
 }
 
@@ -89,6 +98,7 @@ impl Http2Front {
             url: url.trim_end_matches('/').into(),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
         };
+        let handshake = Arc::new(Mutex::new(()));
         let listening = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -97,7 +107,15 @@ impl Http2Front {
                 count.fetch_add(1, Ordering::Relaxed);
                 let protocols = *offered.borrow();
                 let (_, acceptor) = acceptors.iter().find(|(of, _)| *of == protocols).unwrap();
-                let serving = serve(client, acceptor.clone(), platform.clone(), options);
+                let (acceptor, platform) = (acceptor.clone(), platform.clone());
+                let handshake = Arc::clone(&handshake);
+                let serving = async move {
+                    if !options.handshake.is_zero() {
+                        let _turn = handshake.lock().await;
+                        sleep(options.handshake).await;
+                    }
+                    serve(client, acceptor, platform, options).await;
+                };
                 let mut offered = offered.clone();
                 connections.spawn(async move {
                     tokio::select! {
