@@ -107,8 +107,8 @@ impl Refusal {
         if text.contains("cript attempted to access a non local key") {
             return Some(Self::TryAgain);
         }
-        // A proxy's own words, such as `eval/evalsha command keys must in same slot`.
-        if text.starts_with("CROSSSLOT") || text.contains("same slot") {
+        // The proxies of Alibaba Cloud, Redis Cluster Proxy 1.0, and any that passes Redis' own text on.
+        if text.contains("same slot") || text.starts_with("Cross-slot queries") {
             return Some(Self::CrossSlot);
         }
         // Redis 6.0 to 7.0, and later ones.
@@ -331,8 +331,10 @@ mod tests {
                 "CROSSSLOT Keys in request don't hash to the same slot".to_owned(),
                 Refusal::CrossSlot,
             ),
-            // As proxies of hosted Redis answer.
-            ("ERR eval/evalsha command keys must in same slot".to_owned(), Refusal::CrossSlot),
+            // As proxies answer.
+            ("ERR 'EVAL' command keys must in same slot".to_owned(), Refusal::CrossSlot),
+            ("ERR eval/evalsha command keys must be in same slot".to_owned(), Refusal::CrossSlot),
+            ("ERR Cross-slot queries are disabled. They can be".to_owned(), Refusal::CrossSlot),
             (
                 "ERR CROSSSLOT Keys in request don't hash to the same slot".to_owned(),
                 Refusal::CrossSlot,

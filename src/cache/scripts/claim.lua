@@ -17,11 +17,8 @@ if link == '' and redis.pcall('EXISTS', KEYS[2], KEYS[4]) == 0
   and redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[2]) then
   return 'lease|||'
 end
-local function stored(key)
-  return redis.call('STRLEN', key) <= 524288 and redis.call('GET', key) or ''
-end
 if type(link) ~= 'string' then
-  link = stored(KEYS[1])
+  link = redis.call('STRLEN', KEYS[1]) <= 524288 and redis.call('GET', KEYS[1]) or ''
 end
 -- A value of another form counts as missing, and so does one that is too large.
 local stamps = #link <= 524288 and string.match(link, '^(%x[%x,]*)|')
@@ -46,5 +43,5 @@ end
 -- If the claim is repeated because its answer was lost, the lease is granted again.
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
 local mark = redis.call('GET', KEYS[4]) or ''
-local saved = stored(KEYS[2])
+local saved = redis.call('STRLEN', KEYS[2]) <= 524288 and redis.call('GET', KEYS[2]) or ''
 return 'lease|' .. newest .. '|' .. mark .. '|' .. saved
