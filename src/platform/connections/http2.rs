@@ -20,16 +20,8 @@ use super::{
     body::{CallCounts, Progress, TrackedBody},
     clients::{Clients, IDLE_TIMEOUT, Reuse},
     connects::ConnectWatch,
+    stream_limit::StreamLimit,
 };
-
-/// Calls in flight on one connection. Servers permit 100 streams or more, with few exceptions.
-///
-/// Each connection holds 60 to 90 KiB: with 1,024 in flight, 32 take 6 to 9 MiB and a tenth of the processor time less
-/// than 8, and 64 or 100 gain little more. A packet that is lost delays all calls of its connection.
-const MAX_CALLS: usize = 32;
-
-/// How long the limit of a server that permits fewer calls is kept before more are tried again.
-const LIMIT_MEMORY: Duration = Duration::from_secs(60);
 
 /// The number and length of the steps after which an unsent call counts as waiting for a stream, if its
 /// connection is up. Several steps, so that one moment in which the whole process stalled is not enough.
@@ -43,9 +35,7 @@ pub(super) struct Http2 {
 
 struct State {
     connections: Vec<(Arc<Http2Connection>, Instant)>,
-    /// Calls in flight on one connection, and when a server has last shown that it permits fewer.
-    limit: usize,
-    lowered_at: Option<Instant>,
+    limit: StreamLimit,
 }
 
 /// A client with one connection; it makes another one when that has ended.
@@ -69,11 +59,13 @@ pub(super) struct Http2Call<'a> {
     connection: Arc<Http2Connection>,
     progress: Arc<Progress>,
     answers_before: usize,
+    /// It tries whether the server permits more calls than this on a connection.
+    tries_above: Option<usize>,
 }
 
 impl Http2 {
     pub(super) fn new(clients: Clients) -> Self {
-        let state = State { connections: Vec::new(), limit: MAX_CALLS, lowered_at: None };
+        let state = State { connections: Vec::new(), limit: StreamLimit::default() };
         Self { clients, state: Mutex::new(state) }
     }
 
@@ -81,15 +73,30 @@ impl Http2 {
     pub(super) fn start_call(&self, reuse: Reuse) -> reqwest::Result<Http2Call<'_>> {
         let now = Instant::now();
         let mut state = self.state.lock();
-        let limit = state.limit(now);
+        let limit = state.limit.calls();
+        let is_trial_due = state.limit.is_trial_due(now);
         state.connections.retain(|(connection, used_at)| {
             connection.calls() > 0 || now - *used_at < IDLE_TIMEOUT
         });
-        // The first that has room, so that those at the end become idle.
-        let free = state.connections.iter_mut().find(|(connection, _)| {
-            connection.calls() < limit && (reuse == Reuse::Allowed || !connection.has_answered())
+        let may_use =
+            |connection: &Http2Connection| reuse == Reuse::Allowed || !connection.has_answered();
+        let full = is_trial_due.then(|| {
+            let mut connections = state.connections.iter();
+            connections.position(|(connection, _)| {
+                connection.calls() == limit && connection.sent() == limit && may_use(connection)
+            })
         });
-        let connection = match free {
+        let full = full.flatten();
+        if full.is_some() {
+            state.limit.start_trial(now);
+        }
+        // The first that has room, so that those at the end become idle.
+        let chosen = full.or_else(|| {
+            let mut connections = state.connections.iter();
+            connections
+                .position(|(connection, _)| connection.calls() < limit && may_use(connection))
+        });
+        let connection = match chosen.and_then(|chosen| state.connections.get_mut(chosen)) {
             Some((connection, used_at)) => {
                 *used_at = now;
                 Arc::clone(connection)
@@ -106,18 +113,16 @@ impl Http2 {
             http2: self,
             progress: Arc::new(Progress::new(Arc::clone(&connection.counts))),
             answers_before: connection.answers.load(Ordering::Relaxed),
+            tries_above: full.map(|_| limit),
             connection,
         })
     }
-}
 
-impl State {
-    fn limit(&mut self, now: Instant) -> usize {
-        if self.lowered_at.is_some_and(|at| now - at > LIMIT_MEMORY) {
-            self.limit = MAX_CALLS;
-            self.lowered_at = None;
-        }
-        self.limit
+    /// The number of connections, and of the calls that each may have.
+    #[cfg(test)]
+    pub(super) fn connections_and_limit(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.connections.len(), state.limit.calls())
     }
 }
 
@@ -135,6 +140,11 @@ impl Http2Connection {
 
     fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// The calls that have a stream.
+    fn sent(&self) -> usize {
+        self.counts.sent()
     }
 
     fn has_answered(&self) -> bool {
@@ -169,6 +179,7 @@ impl Http2Call<'_> {
         while waited < patience {
             // Most calls are sent at once. Ending the timer then saves a wake-up of the process for each of them.
             if timeout(step, self.progress.sent()).await.is_ok() {
+                self.end_trial();
                 return std::future::pending().await;
             }
             waited = if self.connection.connecting.is_one() { 0 } else { waited + 1 };
@@ -180,17 +191,23 @@ impl Http2Call<'_> {
         }
     }
 
+    /// The call has a stream. If it was a trial and no other call has ended meanwhile, the server permits more calls.
+    fn end_trial(&self) {
+        let sent = self.connection.sent();
+        if self.tries_above.is_some_and(|limit| sent > limit) {
+            self.http2.state.lock().limit.raise(sent, Instant::now());
+        }
+    }
+
     /// The server permits no more streams than the other calls have.
     pub(super) fn no_stream(&self) {
         self.progress.end();
-        let permitted = self.connection.counts.sent();
+        let permitted = self.connection.sent();
         if permitted == 0 {
             // No other call has a stream, so the server's limit cannot be the cause.
             return;
         }
-        let mut state = self.http2.state.lock();
-        state.limit = state.limit.min(permitted);
-        state.lowered_at = Some(Instant::now());
+        self.http2.state.lock().limit.lower(permitted, Instant::now());
     }
 
     /// The platform has begun to answer the call.

@@ -11,6 +11,7 @@ mod http2;
 mod lookup;
 mod protocol;
 mod reply;
+mod stream_limit;
 #[cfg(test)]
 mod tests;
 
