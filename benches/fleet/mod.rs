@@ -92,6 +92,46 @@ async fn outage_of_ten_minutes_and_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn outage_of_sessions() {
+    // Few replicas, whose requests probe again and again; and so many that most requests never do.
+    for (replicas, per_second) in [(3, 5), (20, 20), (REPLICAS, 100)] {
+        let world = World::new(SLOTS, None);
+        let _replicas: Vec<_> = (0..replicas).map(|_| world.start_replica()).collect();
+        let platform = &world.platform;
+        let outage = async {
+            sleep(10 * SECOND).await;
+            platform.set_makes_sessions(false);
+            sleep(4 * MINUTE).await;
+            platform.set_makes_sessions(true);
+            platform.now()
+        };
+        let traffic = world.publish_at(per_second, 4 * MINUTE, 0);
+        let (back, users) = tokio::join!(outage, traffic);
+        let sessions = platform.sessions();
+        while platform.sessions() == sessions {
+            sleep(SECOND / 100).await;
+        }
+        let first = platform.now() - back;
+        sleep(MINUTE).await;
+        let (from, to) = (2 * MINUTE, back);
+        let most = platform.most_in(SECOND, from, to);
+        let calls = platform.calls.lock().clone();
+        let calls = calls.iter().filter(|call| (from..to).contains(&call.at)).count();
+        let served = world.served.lock().len();
+        println!(
+            "outage of sessions, {replicas} replicas: {:.1} calls a second, {most} in the worst; first session {first:?} \
+             after it, {served} served, {} attempts failed",
+            calls as f64 / (to - from).as_secs_f64(),
+            world.retried.load(Ordering::Relaxed)
+        );
+        assert!(most <= 5);
+        assert!(first <= 3 * SECOND);
+        assert_eq!(served as u64, users);
+        assert_eq!(platform.sessions(), users, "one session for each user");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn rate_limit_of_a_thousand_a_minute() {
     let limit = RateLimit { count: 1_000, per: MINUTE };
     for (replicas, time) in [(50, 20 * MINUTE), (REPLICAS, 5 * MINUTE)] {

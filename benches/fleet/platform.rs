@@ -19,6 +19,7 @@ const FAILURE: Duration = Duration::from_millis(50);
 
 pub(super) struct Platform {
     is_up: AtomicBool,
+    makes_sessions: AtomicBool,
     began: Instant,
     sessions: AtomicU64,
     pub(super) calls: Mutex<Vec<Called>>,
@@ -37,6 +38,7 @@ impl Platform {
     pub(super) fn new() -> Self {
         Self {
             is_up: AtomicBool::new(true),
+            makes_sessions: AtomicBool::new(true),
             began: Instant::now(),
             sessions: AtomicU64::new(0),
             calls: Mutex::default(),
@@ -46,6 +48,11 @@ impl Platform {
 
     pub(super) fn set_up(&self, is_up: bool) {
         self.is_up.store(is_up, Ordering::Relaxed);
+    }
+
+    /// While it makes none, it still answers token calls.
+    pub(super) fn set_makes_sessions(&self, makes_sessions: bool) {
+        self.makes_sessions.store(makes_sessions, Ordering::Relaxed);
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -60,7 +67,8 @@ impl Platform {
     /// Makes a call. A session call returns the session.
     pub(super) async fn call(&self, replica: usize, call: Call) -> Result<u64, CallError> {
         self.calls.lock().push(Called { at: self.now(), replica });
-        if !self.is_up.load(Ordering::Relaxed) {
+        let is_made = call == Call::Token || self.makes_sessions.load(Ordering::Relaxed);
+        if !self.is_up.load(Ordering::Relaxed) || !is_made {
             sleep(FAILURE).await;
             return Err(CallError::Transient { call, cause: TransientCause::Connection });
         }

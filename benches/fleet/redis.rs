@@ -24,7 +24,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(6);
 const PERMIT_INTERVAL: Duration = Duration::from_millis(260);
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
 const ADDED: u32 = 2;
-const MAX_LEFT: u32 = 32;
+const MAX_LEFT: u32 = 64;
+const MAX_AHEAD: u32 = 4;
 
 pub(super) struct Redis {
     /// Since when it is unavailable.
@@ -161,26 +162,26 @@ impl Redis {
     /// `take_probe.lua` and `platform_answered.lua`.
     pub(super) async fn probes(&self, request: ProbeRequest) -> Option<ProbeReply> {
         self.run(&self.probe_scripts, |data, now| {
-            let mut reply =
-                ProbeReply { is_granted: false, wait: Duration::ZERO, answered_ago: None };
-            if request == ProbeRequest::Answered {
+            let mut reply = ProbeReply::default();
+            if let ProbeRequest::Answered { calls } = request {
                 let added = data.answer.map_or(0, |(_, added)| added);
-                data.answer = Some((now, (added + ADDED).min(MAX_LEFT)));
+                data.answer = Some((now, (added + ADDED * calls).min(MAX_LEFT)));
             }
             data.answer = data.answer.filter(|(at, _)| now - *at < ANSWER_KEPT);
             reply.answered_ago = data.answer.map(|(at, _)| now - at);
             match (request, &mut data.answer) {
-                (ProbeRequest::Look | ProbeRequest::Answered, _) => {}
-                (ProbeRequest::HalfOpenPermit, Some((_, added @ 1..))) => {
+                (ProbeRequest::Look | ProbeRequest::Answered { .. }, _) => {}
+                (ProbeRequest::Permit(kind), Some((_, added @ 1..))) if kind.is_half_open => {
                     *added -= 1;
                     reply.is_granted = true;
                 }
-                _ => {
-                    let until = data.permit_until.unwrap_or(now);
-                    reply.is_granted = until <= now;
-                    reply.wait = until.saturating_duration_since(now);
+                (ProbeRequest::Permit(kind), _) => {
+                    let ahead = if kind.is_second_call { MAX_AHEAD } else { 0 };
+                    let until = data.permit_until.unwrap_or(now).max(now);
+                    reply.wait = until - now;
+                    reply.is_granted = reply.wait <= ahead * PERMIT_INTERVAL;
                     if reply.is_granted {
-                        data.permit_until = Some(now + PERMIT_INTERVAL);
+                        data.permit_until = Some(until + PERMIT_INTERVAL);
                     }
                 }
             }

@@ -227,10 +227,8 @@ impl Replica {
 
     async fn probe_when_idle(self: Arc<Self>) {
         loop {
-            self.gate.until_probe_needed().await;
-            let mut ticket = self.gate.idle_ticket();
-            let permit = ticket.acquire(Call::Token).await;
-            if permit.is_probe() {
+            let mut ticket = self.gate.idle_ticket().await;
+            if let Some(permit) = ticket.acquire_idle_probe().await {
                 let answer = self.world.platform.call(self.number, Call::Token).await;
                 let _ = permit.report(answer);
             }

@@ -51,7 +51,7 @@ pub(crate) use self::{
     lease::{Lease, Overwrite, StoreOutcome},
     modes::{ClusterView, cluster_view, sentinel_opinions},
     patience::Patience,
-    probes::Probes,
+    probes::{Probes, TakenPermit, WantedPermit},
     rate_bucket::RateBucket,
     survey::{RefusedCommand, survey},
 };

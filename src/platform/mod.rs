@@ -21,8 +21,8 @@ pub(crate) use self::{deeplink::Deeplink, health::health};
 pub(crate) use self::{
     error::CallError,
     gate::{
-        CallPermit, FailedCall, FailureScope, Place, ProbeReply, ProbeRequest, Room, SharedProbes,
-        Ticket,
+        CallPermit, FailedCall, FailureScope, PermitKind, Place, ProbeReply, ProbeRequest, Room,
+        SharedProbes, Ticket,
     },
     link::LinkBuilder,
     rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},

@@ -25,13 +25,13 @@ use self::{
     connected::Context, events::Events, hold::HoldLimit, process::Processor, run::MainLoop,
 };
 use crate::{
-    cache::{Cache, Probes, RateBucket},
+    cache::{Cache, Probes, RateBucket, TakenPermit, WantedPermit},
     config::{Settings, watch_file},
     handoff::Handoff,
     health::{self, Health},
     platform::{
-        BucketGrant, ClientBuildError, LinkBuilder, PlatformClient, ProbeReply, ProbeRequest,
-        RateLimiter, ReplicaCount, SharedBucket, SharedProbes,
+        BucketGrant, ClientBuildError, LinkBuilder, PermitKind, PlatformClient, ProbeReply,
+        ProbeRequest, RateLimiter, ReplicaCount, SharedBucket, SharedProbes,
     },
     telemetry::{metrics::Metrics, traces::Traces},
 };
@@ -172,11 +172,14 @@ fn shared_probes(probes: Probes) -> SharedProbes {
         Box::pin(async move {
             let taken = match request {
                 ProbeRequest::Look => probes.look().await,
-                ProbeRequest::Permit => probes.take(false).await,
-                ProbeRequest::HalfOpenPermit => probes.take(true).await,
-                ProbeRequest::Answered => probes.answered().await,
+                ProbeRequest::Permit(PermitKind { is_half_open, is_second_call }) => {
+                    probes.take(WantedPermit { is_half_open, is_second_call }).await
+                }
+                ProbeRequest::Answered { calls } => {
+                    return probes.answered(calls).await.ok().map(|()| ProbeReply::default());
+                }
             };
-            let (is_granted, wait, answered_ago) = taken.ok()?;
+            let TakenPermit { is_granted, wait, answered_ago } = taken.ok()?;
             Some(ProbeReply { is_granted, wait, answered_ago })
         })
     })

@@ -132,10 +132,8 @@ impl PlatformClient {
             return self.gate.half_open_when_idle().await;
         }
         loop {
-            self.gate.until_probe_needed().await;
-            let mut ticket = self.gate.idle_ticket();
-            let permit = ticket.acquire(Call::Token).await;
-            if permit.is_probe() {
+            let mut ticket = self.gate.idle_ticket().await;
+            if let Some(permit) = ticket.acquire_idle_probe().await {
                 let span = Span::untraced(TraceContext::from_headers(None, None));
                 // `token` reports the result to the gate; nothing needs the token.
                 let _ = self.token(permit, &span).await;

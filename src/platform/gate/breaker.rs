@@ -130,7 +130,9 @@ impl OpenBreaker {
     /// `better_waits`: whether a caller of a better rank waits to probe.
     pub(super) fn decide(&self, caller: Caller, better_waits: bool, now: Instant) -> Decision {
         if self.probes.contains(&caller.id) {
-            return Decision::Proceed;
+            // The token call of a probe was answered. Its session call needs a permit, too, but is due at once.
+            let permits = self.permits.as_ref();
+            return permits.map_or(Decision::Proceed, |permits| permits.decide(true, false, now));
         }
         let failed_last = self.last_failed.is_some_and(|(last, _)| last == caller.id);
         let yields = if better_waits {
@@ -143,7 +145,7 @@ impl OpenBreaker {
         let due = self.next_probe_of(caller) + yields;
         match &self.permits {
             _ if due > now => Decision::WaitUntil(due),
-            Some(permits) => permits.decide(better_waits || failed_last, now),
+            Some(permits) => permits.decide(false, better_waits || failed_last, now),
             None => Decision::Probe,
         }
     }
@@ -170,22 +172,24 @@ impl OpenBreaker {
     }
 
     pub(super) fn start_probe(&mut self, caller: Caller, now: Instant) {
-        self.probes.insert(caller.id);
-        self.interval = (self.interval * 2).min(*self.cause.probe_intervals().end());
-        self.next_probe = now + self.interval;
-        self.last_probe = now;
         if let Some(permits) = &mut self.permits {
             permits.take();
         }
+        // A second call is no probe of its own.
+        if self.probes.insert(caller.id) {
+            self.interval = (self.interval * 2).min(*self.cause.probe_intervals().end());
+            self.next_probe = now + self.interval;
+            self.last_probe = now;
+        }
     }
 
-    /// Records that the probe of this caller is due, and that it needs a permit.
+    /// Records that a call of this caller is due, and that it needs a permit.
     pub(super) fn want_permit(&mut self, caller: Caller, now: Instant) {
         let is_urgent = self.cause.is_session_outage()
             && caller != Caller::IDLE
             && self.rank(caller) != Rank::Failed;
         if let Some(permits) = &mut self.permits {
-            permits.want(is_urgent, now);
+            permits.want(self.probes.contains(&caller.id), is_urgent, now);
         }
     }
 
@@ -251,6 +255,9 @@ impl OpenBreaker {
         self.is_half_open = true;
         self.probes.clear();
         self.next_probe = now;
+        if let Some(permits) = &mut self.permits {
+            permits.forget_wishes();
+        }
     }
 
     /// Returns whether the success of this call closes the breaker.

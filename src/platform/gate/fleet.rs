@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     decision::{Caller, Change},
-    probe_permits::{ProbeReply, ProbeRequest},
+    probe_permits::{Exchange, ProbeRequest, SharedProbes, UnreportedAnswer},
     shared::Gate,
     state::GateState,
 };
@@ -25,27 +25,7 @@ impl Gate {
             let next = self.state.lock().next_request();
             match next {
                 Some((at, request)) if at <= Instant::now() => {
-                    let requested = Instant::now();
-                    let reply = shared(request).await;
-                    if request.is_for_permit() {
-                        self.metrics.platform.probe_permit(match reply {
-                            Some(reply) if reply.is_granted => ProbePermit::Granted,
-                            Some(_) => ProbePermit::Denied,
-                            None => ProbePermit::Unavailable,
-                        });
-                    }
-                    let jitter = rand::random();
-                    let (change, has_answer) = self.state.lock().record_reply(
-                        request,
-                        reply,
-                        requested,
-                        jitter,
-                        Instant::now(),
-                    );
-                    self.log.lock().report(change, None);
-                    if change.is_some() || has_answer {
-                        self.wake_waiting();
-                    }
+                    self.exchange(shared, request).await;
                 }
                 // A new wish may be for an earlier time.
                 Some((at, _)) => drop(timeout_at(at, self.fleet_work.notified()).await),
@@ -53,10 +33,31 @@ impl Gate {
             }
         }
     }
+
+    /// Sends a request, and records the reply.
+    async fn exchange(&self, shared: &SharedProbes, request: ProbeRequest) {
+        let requested = Instant::now();
+        let reply = shared(request).await;
+        let is_for_permit = matches!(request, ProbeRequest::Permit(_));
+        if is_for_permit {
+            self.metrics.platform.probe_permit(match reply {
+                Some(reply) if reply.is_granted => ProbePermit::Granted,
+                Some(_) => ProbePermit::Denied,
+                None => ProbePermit::Unavailable,
+            });
+        }
+        let (replied, jitter) = (Instant::now(), rand::random());
+        let exchange = Exchange { request, reply, requested, replied, jitter };
+        let change = self.state.lock().record_reply(exchange);
+        self.log.lock().report(change, None);
+        if change.is_some() || is_for_permit {
+            self.wake_waiting();
+        }
+    }
 }
 
 impl GateState {
-    /// Records that the probe of this caller is due.
+    /// Records that a call of this caller is due, and needs a permit.
     pub(super) fn want_permit(&mut self, caller: Caller, now: Instant) {
         if let Some(breaker) = &mut self.breaker {
             breaker.want_permit(caller, now);
@@ -64,23 +65,17 @@ impl GateState {
     }
 
     fn next_request(&self) -> Option<(Instant, ProbeRequest)> {
-        if let Some(answer) = self.unreported_answer {
-            return Some((answer.report_at, ProbeRequest::Answered));
+        if let Some(UnreportedAnswer { report_at, calls, .. }) = self.unreported_answer {
+            return Some((report_at, ProbeRequest::Answered { calls }));
         }
         let breaker = self.breaker.as_ref()?;
         breaker.permits.as_ref()?.next_request(breaker.is_half_open())
     }
 
-    /// Records what the other replicas replied. Returns what it changed, and whether it answers a wish for a permit.
-    fn record_reply(
-        &mut self,
-        request: ProbeRequest,
-        reply: Option<ProbeReply>,
-        requested: Instant,
-        jitter: f64,
-        now: Instant,
-    ) -> (Option<Change>, bool) {
-        if request == ProbeRequest::Answered {
+    /// Records what the other replicas replied. Returns what it changed.
+    fn record_reply(&mut self, exchange: Exchange) -> Option<Change> {
+        let Exchange { request, reply, requested, replied: now, .. } = exchange;
+        if let ProbeRequest::Answered { .. } = request {
             // This replica's own answer is no news to it.
             let unreported = self.unreported_answer.take_if(|answer| answer.at <= requested);
             if reply.is_none() {
@@ -90,17 +85,15 @@ impl GateState {
                 }
                 self.unreported_answer = self.unreported_answer.or(again);
             }
-            return (None, false);
+            return None;
         }
-        let has_answer = request.is_for_permit();
-        let Some(breaker) = &mut self.breaker else { return (None, false) };
-        let Some(permits) = &mut breaker.permits else { return (None, false) };
-        let is_news = permits.record(request, reply, requested, jitter, now);
+        let breaker = self.breaker.as_mut()?;
+        let is_news = breaker.permits.as_mut()?.record(exchange);
         if !is_news || breaker.is_half_open() {
-            return (None, has_answer);
+            return None;
         }
         self.paused_clock.advance(Some(breaker.cause), self.deferrals.all_until(), now);
         breaker.half_open_after_answer(now);
-        (Some(Change::HalfOpenedAfterAnswer), has_answer)
+        Some(Change::HalfOpenedAfterAnswer)
     }
 }

@@ -30,7 +30,7 @@ mod ticket;
 pub(crate) use self::{
     decision::FailureScope,
     permit::{CallPermit, FailedCall},
-    probe_permits::{ProbeReply, ProbeRequest, SharedProbes},
+    probe_permits::{PermitKind, ProbeReply, ProbeRequest, SharedProbes},
     room::{Place, Room},
     shared::Gate,
     ticket::Ticket,

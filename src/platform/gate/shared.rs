@@ -94,11 +94,11 @@ impl Gate {
         self.state.lock().outage_wait(call, began, Instant::now())
     }
 
-    /// Waits until the circuit breaker is open and no request is there to probe.
-    pub(crate) async fn until_probe_needed(&self) {
-        let needed = || self.state.lock().needs_idle_probe();
+    /// Waits until the circuit breaker is open and no request is there to probe, or until that is over.
+    pub(super) async fn until_probe_needed(&self, needed: bool) {
+        let is_so = || self.state.lock().needs_idle_probe() == needed;
         // Cannot fail: `self` holds the sender.
-        let _ = self.changed.subscribe().wait_for(|()| needed()).await;
+        let _ = self.changed.subscribe().wait_for(|()| is_so()).await;
     }
 
     /// Makes the circuit breaker half-open whenever it is open, a probe is due and no request is held. Never returns.
@@ -106,7 +106,7 @@ impl Gate {
     /// For the one-call flow: a probe makes a session, so that only a request may send one.
     pub(in crate::platform) async fn half_open_when_idle(&self) {
         loop {
-            self.until_probe_needed().await;
+            self.until_probe_needed(true).await;
             let mut changed = self.changed.subscribe();
             let half_opened = self.state.lock().half_open_if_due(Instant::now());
             // Cannot fail: `self` holds the sender.

@@ -290,7 +290,8 @@ impl GateState {
                 self.refusals.end_pause(caller);
             } else {
                 self.slow_start.start_recovery();
-                self.unreported_answer = self.shares_probes.then(|| UnreportedAnswer::new(now));
+                self.unreported_answer =
+                    self.shares_probes.then(|| UnreportedAnswer::new(call, now));
             }
             self.breaker = None;
             self.held.recount(None);

@@ -53,8 +53,9 @@ impl Gate {
         self.ticket_for(Caller::new(user_id, workflow_id))
     }
 
-    /// A ticket for a probe that no request makes.
-    pub(crate) fn idle_ticket(&self) -> Ticket<'_> {
+    /// A ticket for a probe that no request makes, once one is needed.
+    pub(crate) async fn idle_ticket(&self) -> Ticket<'_> {
+        self.until_probe_needed(true).await;
         self.ticket_for(Caller::IDLE)
     }
 
@@ -100,6 +101,18 @@ impl<'a> Ticket<'a> {
 
     pub(crate) fn place(&self) -> Place<'a> {
         Place { gate: self.gate, caller: self.caller, arrived: self.arrived }
+    }
+
+    /// Waits until a probe may be made. `None` if a request probes instead, or none is needed any more.
+    ///
+    /// A half-open breaker needs none: its permits are for requests.
+    pub(crate) async fn acquire_idle_probe(&mut self) -> Option<CallPermit<'a>> {
+        let gate = self.gate;
+        tokio::select! {
+            biased;
+            () = gate.until_probe_needed(false) => None,
+            permit = self.acquire(Call::Token) => Some(permit).filter(CallPermit::is_probe),
+        }
     }
 
     /// Waits until a call may be made.

@@ -38,14 +38,14 @@ async fn start_paused(env: &mut TestEnv, count: usize) -> Vec<Worker> {
 }
 
 #[tokio::test]
-async fn replicas_send_at_most_five_probes_a_second_and_go_on_without_one_that_is_killed() {
+async fn replicas_send_at_most_five_calls_a_second_and_go_on_without_one_that_is_killed() {
     let mut env = TestEnv::builder().platform(failing_sessions).start().await;
     env.set("CONCURRENCY", "8");
     let mut workers = start_paused(&mut env, 4).await;
     let open = Instant::now();
     let probes = |env: &TestEnv| -> Vec<Call> {
         // The calls that opened the breakers may still arrive.
-        env.platform.session_calls().into_iter().filter(|call| call.at > open + SECOND).collect()
+        env.platform.calls().into_iter().filter(|call| call.at > open + SECOND).collect()
     };
     // Each replica by itself probes four times a second at first.
     tokio::time::sleep(6 * SECOND).await;
@@ -53,11 +53,13 @@ async fn replicas_send_at_most_five_probes_a_second_and_go_on_without_one_that_i
     tokio::time::sleep(3 * SECOND).await;
     let calls = probes(&env);
     let most = most_in_a_second(&calls);
-    // Five are allowed. On a busy machine one may be sent late; without permits, there are 16.
-    assert!(most <= 7, "{most} probes in a second");
-    assert!(calls.len() >= 16, "only {} probes in 8 s", calls.len());
+    // Five are allowed. On a busy machine one may be sent late; without permits, there are 32. Tokens are answered, so
+    // that most probes are two calls: with one permit for both, there are 60 in 8 s.
+    assert!(most <= 7, "{most} calls in a second");
+    assert!((16..=40).contains(&calls.len()), "{} calls in 8 s", calls.len());
     let after = open + 6 * SECOND;
     assert!(calls.iter().any(|call| call.at > after + SECOND), "no probe without that replica");
+    assert!(calls.iter().any(|call| !call.is_token()), "only tokens");
 
     env.platform.set_script(success);
     assert_eq!(expect_ready(&mut env, 64).await.len(), 64);

@@ -60,10 +60,8 @@ async fn serve(gate: &Gate, n: u64, platform: Platform, mut rng: StdRng) {
 /// Does what the worker does while it holds no request.
 async fn probe_when_idle(gate: Arc<Gate>, platform: impl Fn() -> Result<(), CallError>) {
     loop {
-        gate.until_probe_needed().await;
-        let mut ticket = gate.idle_ticket();
-        let permit = ticket.acquire(Token).await;
-        if permit.is_probe() {
+        let mut ticket = gate.idle_ticket().await;
+        if let Some(permit) = ticket.acquire_idle_probe().await {
             sleep(Duration::from_millis(30)).await;
             let _ = permit.report(platform());
         }

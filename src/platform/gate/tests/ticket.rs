@@ -117,7 +117,7 @@ async fn failure_counts_as_during_a_pause_if_one_began_or_ended_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn idle_probe_is_needed_only_while_no_request_waits() {
     let gate = refused_gate().await;
-    let needed = async || timeout(Duration::ZERO, gate.until_probe_needed()).await.is_ok();
+    let needed = async || timeout(Duration::ZERO, gate.until_probe_needed(true)).await.is_ok();
     assert!(needed().await);
     {
         let mut ticket = gate.ticket("r-1", "w");
@@ -127,6 +127,7 @@ async fn idle_probe_is_needed_only_while_no_request_waits() {
     }
     assert!(needed().await);
     advance(Duration::from_secs(1)).await;
-    gate.idle_ticket().acquire(Token).await.report(Ok(())).unwrap();
+    let mut idle = gate.idle_ticket().await;
+    idle.acquire_idle_probe().await.unwrap().report(Ok(())).unwrap();
     assert!(!needed().await, "the breaker is closed");
 }

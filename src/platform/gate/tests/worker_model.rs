@@ -186,10 +186,8 @@ impl Model {
 
     async fn probe_when_idle(self: Arc<Self>) {
         loop {
-            self.gate.until_probe_needed().await;
-            let mut ticket = self.gate.idle_ticket();
-            let permit = ticket.acquire(Token).await;
-            if permit.is_probe() {
+            let mut ticket = self.gate.idle_ticket().await;
+            if let Some(permit) = ticket.acquire_idle_probe().await {
                 sleep(TOKEN).await;
                 permit.report(Ok(())).unwrap();
             }
