@@ -59,6 +59,8 @@ pub(crate) mod health;
 pub mod message;
 pub mod platform;
 pub(crate) mod printable;
+#[cfg(test)]
+mod rate_model;
 pub(crate) mod retry;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -7,6 +7,7 @@
 
 mod platform;
 mod plot;
+mod rate;
 mod redis;
 mod replica;
 
@@ -15,7 +16,6 @@ use std::{path::Path, sync::atomic::Ordering, time::Duration};
 use tokio::time::sleep;
 
 use self::replica::World;
-use crate::config::RateLimit;
 
 const REPLICAS: usize = 1_000;
 const SLOTS: u16 = 4;
@@ -128,49 +128,6 @@ async fn outage_of_sessions() {
         assert!(first <= 3 * SECOND);
         assert_eq!(served as u64, users);
         assert_eq!(platform.sessions(), users, "one session for each user");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn rate_limit_of_a_thousand_a_minute() {
-    let limit = RateLimit { count: 1_000, per: MINUTE };
-    for (replicas, time) in [(50, 20 * MINUTE), (REPLICAS, 5 * MINUTE)] {
-        let world = World::new(SLOTS, Some(limit));
-        let _replicas: Vec<_> = (0..replicas).map(|_| world.start_replica()).collect();
-        for user in 0..50_000 {
-            world.publish(user);
-        }
-        sleep(time).await;
-        let platform = &world.platform;
-        let most = platform.most_in(MINUTE, Duration::ZERO, time);
-        let mut by_replica = vec![0_u32; replicas];
-        for call in platform.calls.lock().iter() {
-            by_replica[call.replica] += 1;
-        }
-        by_replica.sort_unstable();
-        let total: u32 = by_replica.iter().sum();
-        let mean = f64::from(total) / replicas as f64;
-        let deviation =
-            by_replica.iter().map(|calls| (f64::from(*calls) - mean).powi(2)).sum::<f64>();
-        let deviation = (deviation / replicas as f64).sqrt() / mean;
-        let scripts = world.redis.rate_scripts.load(Ordering::Relaxed) as f64 / time.as_secs_f64();
-        println!(
-            "rate limit, {replicas} replicas: {total} calls, {most} in the fullest minute; by replica {} to {}, mean \
-             {mean:.1}, deviation {:.0} %; {scripts:.0} scripts a second",
-            by_replica[0],
-            by_replica[replicas - 1],
-            100.0 * deviation
-        );
-        assert!(most <= 2_000);
-        assert!(scripts <= 2_500.0);
-        // With few calls for each, chance alone makes more of a difference.
-        let chance = 1.0 / mean.sqrt();
-        assert!(deviation <= 1.25 * chance + 0.02);
-        if replicas < REPLICAS {
-            assert!(f64::from(by_replica[0]) >= 0.8 * mean);
-            assert!(f64::from(by_replica[replicas - 1]) <= 1.2 * mean);
-        }
-        assert!(f64::from(total) >= 0.95 * 1_000.0 * time.as_secs_f64() / 60.0);
     }
 }
 

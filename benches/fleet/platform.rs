@@ -89,6 +89,20 @@ impl Platform {
         seconds
     }
 
+    /// The calls of each replica within a range of time.
+    pub(super) fn calls_by_replica(
+        &self,
+        replicas: usize,
+        from: Duration,
+        to: Duration,
+    ) -> Vec<u32> {
+        let mut by_replica = vec![0; replicas];
+        for call in self.calls.lock().iter().filter(|call| (from..to).contains(&call.at)) {
+            by_replica[call.replica] += 1;
+        }
+        by_replica
+    }
+
     /// The most calls in any window of this length, within a range of time.
     pub(super) fn most_in(&self, window: Duration, from: Duration, to: Duration) -> usize {
         let calls = self.calls.lock();

@@ -13,8 +13,10 @@ use tokio::{
 };
 
 use crate::{
+    cache::BucketShape,
     config::RateLimit,
-    platform::{BucketGrant, ProbeReply, ProbeRequest},
+    platform::{BucketGrant, BucketRequest, ProbeReply, ProbeRequest, Turn},
+    rate_model::RateModel,
 };
 
 const LATENCY: Duration = Duration::from_millis(1);
@@ -26,8 +28,11 @@ const ANSWER_KEPT: Duration = Duration::from_secs(10);
 const ADDED: u32 = 2;
 const MAX_LEFT: u32 = 64;
 const MAX_AHEAD: u32 = 4;
+/// What Redis' clock shows at the start.
+const EPOCH_MICROS: i64 = 1_700_000_000_000_000;
 
 pub(super) struct Redis {
+    started: Instant,
     /// Since when it is unavailable.
     down_since: watch::Sender<Option<Instant>>,
     data: Mutex<Data>,
@@ -43,8 +48,7 @@ struct Data {
     leases: HashMap<u64, (u64, Instant)>,
     permit_until: Option<Instant>,
     answer: Option<(Instant, u32)>,
-    /// When the token bucket will be full again.
-    bucket_full: Option<Instant>,
+    bucket: Option<RateModel>,
 }
 
 pub(super) enum Claim {
@@ -54,10 +58,20 @@ pub(super) enum Claim {
 }
 
 impl Redis {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limit: Option<RateLimit>) -> Self {
+        let bucket = limit.map(|limit| {
+            let shape = BucketShape::of(limit);
+            RateModel::new(
+                shape.refill_micros as i64,
+                shape.capacity.into(),
+                shape.turn_calls.into(),
+                shape.kept_micros as i64,
+            )
+        });
         Self {
+            started: Instant::now(),
             down_since: watch::Sender::new(None),
-            data: Mutex::default(),
+            data: Mutex::new(Data { bucket, ..Data::default() }),
             probe_scripts: AtomicU64::new(0),
             rate_scripts: AtomicU64::new(0),
             link_scripts: AtomicU64::new(0),
@@ -139,24 +153,40 @@ impl Redis {
     }
 
     /// `take_calls.lua`.
-    pub(super) async fn take_calls(&self, limit: RateLimit, wanted: i64) -> Option<BucketGrant> {
-        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap();
-        let every = micros(limit.per.div_f64(limit.count.into())).max(1);
-        let most = i64::from((limit.count / 2).max(1));
+    pub(super) async fn take_calls(&self, request: BucketRequest) -> Option<BucketGrant> {
         self.run(&self.rate_scripts, |data, now| {
-            let full =
-                data.bucket_full.map_or(0, |full| micros(full.saturating_duration_since(now)));
-            let free = (most * every - full) / every;
-            let granted = wanted.min(free);
-            let full = (full + granted * every).max(0);
-            data.bucket_full = Some(now + Duration::from_micros(full.unsigned_abs()));
-            let wait = (full + every - most * every).max(0);
+            let (wanted, turn) = match request {
+                BucketRequest::Take { calls, turn } => {
+                    let turn = turn.map_or((0, 0), |turn| (turn.at as i64, turn.calls.into()));
+                    (i64::from(calls), turn)
+                }
+                BucketRequest::PutBack(calls) => (-i64::from(calls), (0, 0)),
+            };
+            let now = self.micros(now);
+            let reply = data.bucket.as_mut().unwrap().take(now, wanted, turn);
+            let (at, calls) = reply.turn;
             BucketGrant {
-                calls: u32::try_from(granted).unwrap_or(0),
-                wait: Duration::from_micros(wait.unsigned_abs()),
+                calls: u32::try_from(reply.granted).unwrap_or(0),
+                wait: Duration::from_micros(reply.wait_micros.unsigned_abs()),
+                turn: (calls > 0).then_some(Turn { at: at as u64, calls: calls as u32 }),
             }
         })
         .await
+    }
+
+    /// The script of release 0.1.
+    pub(super) async fn take_calls_as_0_1(&self, wanted: u32) -> Option<(u32, Duration)> {
+        self.run(&self.rate_scripts, |data, now| {
+            let now = self.micros(now);
+            let (granted, wait) = data.bucket.as_mut().unwrap().take_as_0_1(now, wanted.into());
+            (granted as u32, Duration::from_micros(wait.unsigned_abs()))
+        })
+        .await
+    }
+
+    /// Redis' clock.
+    fn micros(&self, now: Instant) -> i64 {
+        EPOCH_MICROS + i64::try_from((now - self.started).as_micros()).unwrap()
     }
 
     /// `take_probe.lua` and `platform_answered.lua`.

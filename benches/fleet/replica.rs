@@ -109,7 +109,7 @@ impl World {
     pub(super) fn new(slots: u16, limit: Option<RateLimit>) -> Arc<Self> {
         let queue = Queue { messages: Mutex::default(), available: Semaphore::new(0) };
         Arc::new(Self {
-            redis: Redis::new(),
+            redis: Redis::new(limit),
             platform: Platform::new(),
             queue,
             limit,
@@ -142,25 +142,27 @@ impl World {
         user
     }
 
+    /// The number of a replica that starts.
+    pub(super) fn next_number(&self) -> usize {
+        self.replicas.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The part of a replica that keeps the rate limit.
+    pub(super) fn rate_limiter(self: &Arc<Self>) -> Option<RateLimiter> {
+        let world = Arc::clone(self);
+        let bucket = move |request| {
+            let world = Arc::clone(&world);
+            Box::pin(async move { world.redis.take_calls(request).await }) as _
+        };
+        // No scenario has a rate limit and no Redis, so that replicas are not counted.
+        let count = Arc::new(ReplicaCount::default());
+        self.limit.map(|limit| RateLimiter::new(limit, Box::new(bucket), count))
+    }
+
     pub(super) fn start_replica(self: &Arc<Self>) -> Running {
-        let number = self.replicas.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number();
         let mut background = JoinSet::new();
-        let limiter = self.limit.map(|limit| {
-            let count = Arc::new(ReplicaCount::default());
-            let (world, counter) = (Arc::clone(self), Arc::clone(&count));
-            background.spawn(async move {
-                loop {
-                    counter.count_requested().await;
-                    counter.set(u32::try_from(world.replicas.load(Ordering::Relaxed)).unwrap());
-                }
-            });
-            let world = Arc::clone(self);
-            let bucket = Box::new(move |wanted| {
-                let world = Arc::clone(&world);
-                Box::pin(async move { world.redis.take_calls(limit, wanted).await }) as _
-            });
-            RateLimiter::new(limit, bucket, count)
-        });
+        let limiter = self.rate_limiter();
         let world = Arc::clone(self);
         let gate = Gate::new(limiter, self.slots, Metrics::new()).with_shared_probes(Box::new(
             move |request| {

@@ -41,6 +41,9 @@ pub(crate) mod test_redis;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+#[cfg(feature = "fleet")]
+pub(crate) use self::rate_bucket::BucketShape;
 #[doc(hidden)]
 pub use self::seal::Seal;
 pub(crate) use self::{

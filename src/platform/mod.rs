@@ -25,7 +25,7 @@ pub(crate) use self::{
         SharedProbes, Ticket,
     },
     link::LinkBuilder,
-    rate_limit::{BucketGrant, RateLimiter, ReplicaCount, SharedBucket},
+    rate_limit::{BucketGrant, BucketRequest, RateLimiter, ReplicaCount, SharedBucket, Turn},
 };
 #[cfg(test)]
 #[cfg(feature = "fleet")]

@@ -30,8 +30,8 @@ use crate::{
     handoff::Handoff,
     health::{self, Health},
     platform::{
-        BucketGrant, ClientBuildError, LinkBuilder, PermitKind, PlatformClient, ProbeReply,
-        ProbeRequest, RateLimiter, ReplicaCount, SharedBucket, SharedProbes,
+        BucketGrant, BucketRequest, ClientBuildError, LinkBuilder, PermitKind, PlatformClient,
+        ProbeReply, ProbeRequest, RateLimiter, ReplicaCount, SharedBucket, SharedProbes, Turn,
     },
     telemetry::{metrics::Metrics, traces::Traces},
 };
@@ -156,11 +156,22 @@ fn probes(health: &Arc<Health>, cache: &Cache, platform: &Arc<PlatformClient>) -
 
 /// Redis' bucket as a function: the platform does not know the cache.
 fn shared_bucket(bucket: RateBucket) -> SharedBucket {
-    Box::new(move |wanted| {
+    Box::new(move |request| {
         let bucket = bucket.clone();
         Box::pin(async move {
-            let (calls, wait) = bucket.take(wanted).await.ok()?;
-            Some(BucketGrant { calls, wait })
+            match request {
+                BucketRequest::Take { calls, turn } => {
+                    let turn = turn.map_or((0, 0), |turn| (turn.at, turn.calls));
+                    let taken = bucket.take(calls, turn).await.ok()?;
+                    let (at, calls) = taken.turn;
+                    let turn = (calls > 0).then_some(Turn { at, calls });
+                    Some(BucketGrant { calls: taken.granted, wait: taken.wait, turn })
+                }
+                BucketRequest::PutBack(calls) => {
+                    bucket.put_back(calls).await.ok()?;
+                    Some(BucketGrant { calls: 0, wait: Duration::ZERO, turn: None })
+                }
+            }
         })
     })
 }

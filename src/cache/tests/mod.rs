@@ -8,6 +8,7 @@ mod index;
 mod model;
 mod one_call;
 mod permissions;
+mod rate;
 mod step;
 mod world;
 

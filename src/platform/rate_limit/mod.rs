@@ -1,7 +1,7 @@
 //! The rate limit that all replicas share.
 //!
 //! Permits come from a token bucket that the replicas share; one task requests them for all waiting
-//! calls. While the bucket cannot be reached, each replica keeps to its own share of the limit. Session
+//! calls. Replicas that find it empty take turns, so that each gets the same share. While the bucket cannot be reached, each replica keeps to its own share of the limit. Session
 //! calls go before token calls: finishing some requests is better than starting them all.
 
 mod share;
@@ -14,28 +14,35 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use self::share::LocalShare;
-pub(crate) use self::share::{BucketGrant, ReplicaCount};
+pub(crate) use self::share::{BucketGrant, ReplicaCount, Turn};
 use crate::{config::RateLimit, session::Call};
 
 /// A permit expires at this age, so that a permit of one window is not used in the next …
 const MAX_PERMIT_LIFETIME: Duration = Duration::from_millis(500);
 /// … but never so early that no call could use it. In between, it lives for half a window.
 const MIN_PERMIT_LIFETIME: Duration = Duration::from_millis(25);
-/// Longest time between two requests to the shared bucket while calls wait: it may be reachable again,
-/// or hold more than it announced.
-const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait for a turn. Many of the replicas that are ahead may have ended: their calls go to those that ask.
+const MAX_TURN_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait while the shared bucket cannot be reached: it may be reachable again.
+const MAX_SHARE_WAIT: Duration = Duration::from_secs(1);
 
-/// The token bucket that all replicas share.
-///
-/// Grants up to the given number of calls; takes them back if the number is negative. Returns `None`
-/// while the bucket cannot be reached.
+/// The token bucket that all replicas share. Returns `None` while it cannot be reached.
 pub(crate) type SharedBucket =
-    Box<dyn Fn(i64) -> BoxFuture<'static, Option<BucketGrant>> + Send + Sync>;
+    Box<dyn Fn(BucketRequest) -> BoxFuture<'static, Option<BucketGrant>> + Send + Sync>;
+
+/// What a replica asks of the shared bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BucketRequest {
+    /// Takes up to this number of calls.
+    Take { calls: u32, turn: Option<Turn> },
+    /// Puts back calls that were not made.
+    PutBack(u32),
+}
 
 /// Grants permits for calls, within the limit.
 pub struct RateLimiter {
@@ -86,8 +93,7 @@ impl RateLimiter {
             returned: Notify::new(),
         });
         let share = LocalShare::new(limit, replicas);
-        let spread = poll_spread(limit);
-        let dispatcher = tokio::spawn(dispatch(Arc::clone(&queue), bucket, share, spread));
+        let dispatcher = tokio::spawn(dispatch(Arc::clone(&queue), bucket, share));
         Self { queue, _dispatcher: AbortOnDropHandle::new(dispatcher) }
     }
 
@@ -152,7 +158,7 @@ impl Queue {
 
     /// Reissues unused permits that are still fresh. Returns how many permits go back to the shared
     /// bucket, and how many calls still wait.
-    fn reissue(&self) -> (usize, u32) {
+    fn reissue(&self) -> (u32, u32) {
         let mut waiters = self.waiters.lock();
         let (fresh, expired): (Vec<_>, Vec<_>) = std::mem::take(&mut waiters.unused)
             .into_iter()
@@ -160,7 +166,7 @@ impl Queue {
         waiters.grant(fresh);
         let unused = std::mem::take(&mut waiters.unused).into_iter().chain(expired);
         let remaining = unused.filter(|grant| grant.is_shared).count();
-        (remaining, waiters.remove_closed_and_count())
+        (u32::try_from(remaining).unwrap_or(u32::MAX), waiters.remove_closed_and_count())
     }
 
     fn enqueue(&self, call: Call) -> oneshot::Receiver<Grant> {
@@ -196,34 +202,27 @@ impl Waiters {
     }
 }
 
-/// Over how much time replicas spread their requests to an empty bucket, after it has gained a permit.
-///
-/// Redis names the same time to all of them. If each of a thousand asked then, Redis would run 17,000 scripts a second
-/// for a limit of 1,000 calls a minute. At random times each has the same chance. A bucket that holds half the limit's
-/// count must not fill up meanwhile.
-fn poll_spread(limit: RateLimit) -> Duration {
-    let spare = (limit.count / 2).saturating_sub(1);
-    (limit.per / limit.count).saturating_mul(spare / 2).min(MAX_POLL_INTERVAL)
-}
-
 /// Dispatches permits to waiting calls. Never returns.
-async fn dispatch(
-    queue: Arc<Queue>,
-    bucket: SharedBucket,
-    mut share: LocalShare,
-    spread: Duration,
-) {
+async fn dispatch(queue: Arc<Queue>, bucket: SharedBucket, mut share: LocalShare) {
+    let mut ask_at = Instant::now();
+    let mut more_at = ask_at;
+    let mut turn = None;
     loop {
         let (remaining, wanted) = queue.reissue();
         if remaining > 0 {
             // If the bucket cannot be reached, they are lost, and fewer calls are made than allowed.
-            let _ = bucket(-i64::try_from(remaining).unwrap_or(i64::MAX)).await;
+            let _ = bucket(BucketRequest::PutBack(remaining)).await;
         }
         if wanted == 0 {
             queue.requested.notified().await;
             continue;
         }
-        let answer = bucket(wanted.into()).await;
+        // Permits returned meanwhile go to waiting calls at once. A timer would add a millisecond to a time that has
+        // passed.
+        if Instant::now() < ask_at && timeout_at(ask_at, queue.returned.notified()).await.is_ok() {
+            continue;
+        }
+        let answer = bucket(BucketRequest::Take { calls: wanted, turn: turn.take() }).await;
         let is_shared = answer.is_some();
         let granted = match answer {
             Some(granted) => {
@@ -232,15 +231,19 @@ async fn dispatch(
             }
             None => share.take(wanted, Instant::now()),
         };
-        let grant = Grant { at: Instant::now(), is_shared };
-        let permits = std::iter::repeat_n(grant, granted.calls as usize);
+        turn = granted.turn;
+        let now = Instant::now();
+        let permits = std::iter::repeat_n(Grant { at: now, is_shared }, granted.calls as usize);
         queue.waiters.lock().grant(permits);
+        ask_at = now;
         if granted.calls < wanted {
-            let spread = if is_shared { spread.mul_f64(rand::random()) } else { Duration::ZERO };
-            let pause = granted.wait.max(Duration::from_millis(1)) + spread;
-            let pause = pause.min(MAX_POLL_INTERVAL);
-            // Permits returned meanwhile go to waiting calls at once.
-            let _ = timeout(pause, queue.returned.notified()).await;
+            let longest = if is_shared { MAX_TURN_WAIT } else { MAX_SHARE_WAIT };
+            ask_at += granted.wait.clamp(Duration::from_millis(1), longest);
+            if more_at > now {
+                ask_at = ask_at.min(more_at);
+            }
+        } else {
+            more_at = now + granted.wait;
         }
     }
 }

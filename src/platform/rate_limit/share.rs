@@ -22,8 +22,19 @@ const COUNT_POLL: Duration = Duration::from_millis(20);
 pub(crate) struct BucketGrant {
     /// Calls that may be made now.
     pub(crate) calls: u32,
-    /// Time until the next permit is available.
+    /// When to ask again if fewer were granted than wanted. If all were, when calls that other replicas left unused may
+    /// be granted, if there are any.
     pub(crate) wait: Duration,
+    /// This replica's turn at the shared bucket, if it has one.
+    pub(crate) turn: Option<Turn>,
+}
+
+/// A replica's place among those that wait for the shared bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// When the bucket will have the calls, in microseconds by its own clock.
+    pub(crate) at: u64,
+    pub(crate) calls: u32,
 }
 
 /// The number of replicas at the last count, at least one.
@@ -89,7 +100,7 @@ impl LocalShare {
 
     pub(super) fn take(&mut self, wanted: u32, now: Instant) -> BucketGrant {
         let Some(replicas) = self.replicas.get_or_request(now) else {
-            return BucketGrant { calls: 0, wait: COUNT_POLL };
+            return BucketGrant { calls: 0, wait: COUNT_POLL, turn: None };
         };
         let interval = (self.interval * replicas).max(Duration::from_nanos(1));
         let mut next = self.next.unwrap_or(now + interval).max(now - CATCH_UP);
@@ -99,6 +110,6 @@ impl LocalShare {
             next += interval;
         }
         self.next = Some(next);
-        BucketGrant { calls, wait: next.saturating_duration_since(now) }
+        BucketGrant { calls, wait: next.saturating_duration_since(now), turn: None }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     platform::{
         error::{CallError, TransientCause},
         gate::{CallPermit, Gate, PermitKind, ProbeReply, ProbeRequest, SharedProbes, Ticket},
-        rate_limit::{BucketGrant, RateLimiter, ReplicaCount},
+        rate_limit::{BucketGrant, BucketRequest, RateLimiter, ReplicaCount},
     },
     telemetry::metrics::Metrics,
 };
@@ -65,9 +65,9 @@ impl Fleet {
             let gates = (0..replicas).map(|_| {
                 let limiter = limit.map(|limit| {
                     let fleet = fleet.clone();
-                    let bucket = Box::new(move |wanted| {
+                    let bucket = Box::new(move |request| {
                         let fleet = fleet.upgrade();
-                        Box::pin(async move { fleet?.bucket(limit, wanted).await }) as _
+                        Box::pin(async move { fleet?.bucket(limit, request).await }) as _
                     });
                     RateLimiter::new(limit, bucket, Arc::new(ReplicaCount::default()))
                 });
@@ -181,17 +181,19 @@ impl Fleet {
         Some(reply)
     }
 
-    async fn bucket(&self, limit: RateLimit, wanted: i64) -> Option<BucketGrant> {
+    async fn bucket(&self, limit: RateLimit, request: BucketRequest) -> Option<BucketGrant> {
         sleep(Duration::from_millis(1)).await;
         let now = Instant::now();
         let every = limit.per / limit.count;
         let most = every * (limit.count / 2).max(1);
         let mut shared = self.shared.lock();
         let full = shared.bucket_full.unwrap_or(now).max(now);
-        let Ok(wanted) = u32::try_from(wanted) else {
-            let returned = every * u32::try_from(-wanted).unwrap();
-            shared.bucket_full = Some((full - returned).max(now));
-            return Some(BucketGrant { calls: 0, wait: Duration::ZERO });
+        let wanted = match request {
+            BucketRequest::Take { calls, .. } => calls,
+            BucketRequest::PutBack(calls) => {
+                shared.bucket_full = Some((full - every * calls).max(now));
+                return Some(BucketGrant { calls: 0, wait: Duration::ZERO, turn: None });
+            }
         };
         let mut calls = 0;
         let mut until = full;
@@ -201,7 +203,7 @@ impl Fleet {
         }
         shared.bucket_full = Some(until);
         let wait = (until + every).saturating_duration_since(now + most);
-        Some(BucketGrant { calls, wait })
+        Some(BucketGrant { calls, wait, turn: None })
     }
 
     fn most_calls_in(&self, window: Duration) -> usize {

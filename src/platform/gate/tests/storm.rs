@@ -15,7 +15,7 @@ use super::super::{FailureScope, Gate};
 use crate::{
     config::RateLimit,
     platform::{
-        BucketGrant, RateLimiter, ReplicaCount,
+        BucketGrant, BucketRequest, RateLimiter, ReplicaCount,
         error::{CallError, TransientCause},
     },
     session::Call::{Session, Token},
@@ -112,9 +112,12 @@ async fn cancelled_requests_leave_nothing_behind() {
     for seed in 0..5 {
         storm(seed, None).await;
         let limit = RateLimit { count: 60, per: Duration::from_secs(1) };
-        let bucket = Box::new(|wanted: i64| {
-            let calls = u32::try_from(wanted.clamp(0, 3)).unwrap();
-            let granted = BucketGrant { calls, wait: Duration::from_millis(50) };
+        let bucket = Box::new(|request| {
+            let calls = match request {
+                BucketRequest::Take { calls, .. } => calls.min(3),
+                BucketRequest::PutBack(_) => 0,
+            };
+            let granted = BucketGrant { calls, wait: Duration::from_millis(50), turn: None };
             Box::pin(async move {
                 sleep(Duration::from_millis(2)).await;
                 Some(granted)

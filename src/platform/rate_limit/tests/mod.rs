@@ -1,5 +1,10 @@
+mod turns;
+
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use tokio::time::timeout;
+
+use self::turns::ModelBucket;
 use super::{
     super::{
         error::{CallError, TransientCause},
@@ -44,9 +49,10 @@ impl TestBucket {
 
     fn shared(self: &Arc<Self>) -> SharedBucket {
         let bucket = Arc::clone(self);
-        Box::new(move |wanted| {
+        Box::new(move |request| {
             let bucket = Arc::clone(&bucket);
             Box::pin(async move {
+                let wanted = as_number(request);
                 let left = bucket.left();
                 if left < 0 {
                     return None;
@@ -54,9 +60,18 @@ impl TestBucket {
                 bucket.requests.lock().push(wanted);
                 let calls = wanted.min(left);
                 bucket.set(left - calls);
-                Some(BucketGrant { calls: calls.max(0) as u32, wait: Duration::from_millis(100) })
+                let wait = Duration::from_millis(100);
+                Some(BucketGrant { calls: calls.max(0) as u32, wait, turn: None })
             })
         })
+    }
+}
+
+/// The calls to take out of the bucket; below zero, to put back.
+fn as_number(request: BucketRequest) -> i64 {
+    match request {
+        BucketRequest::Take { calls, .. } => calls.into(),
+        BucketRequest::PutBack(calls) => -i64::from(calls),
     }
 }
 
@@ -190,31 +205,10 @@ async fn expired_permit_is_returned_and_requested_again() {
     assert_eq!(bucket.left(), 0, "a consumed permit is not returned");
 }
 
-/// A bucket as in Redis: it gains ten permits a second and holds five.
-fn refilling_bucket() -> SharedBucket {
-    let full_at = Arc::new(Mutex::new(Instant::now()));
-    Box::new(move |wanted| {
-        let full_at = Arc::clone(&full_at);
-        Box::pin(async move {
-            let now = Instant::now();
-            let interval = Duration::from_millis(100);
-            let mut full_at = full_at.lock();
-            *full_at = (*full_at).max(now);
-            let free = (now + interval * 5 - *full_at).as_millis() as i64 / 100;
-            let granted = wanted.min(free);
-            *full_at = match u32::try_from(granted) {
-                Ok(granted) => *full_at + interval * granted,
-                Err(_) => (*full_at - interval * granted.unsigned_abs() as u32).max(now),
-            };
-            let wait = (*full_at + interval).saturating_duration_since(now + interval * 5);
-            Some(BucketGrant { calls: granted.max(0) as u32, wait })
-        })
-    })
-}
-
 #[tokio::test(start_paused = true)]
 async fn permits_are_not_saved_up_during_a_pause() {
-    let limiter = RateLimiter::new(LIMIT, refilling_bucket(), Arc::new(ReplicaCount::default()));
+    let limiter =
+        RateLimiter::new(LIMIT, ModelBucket::new().shared(), Arc::new(ReplicaCount::default()));
     let gate = Arc::new(Gate::new(Some(limiter), 64, Metrics::new()));
     let cause = TransientCause::Unavailable {
         status: reqwest::StatusCode::SERVICE_UNAVAILABLE,
@@ -265,17 +259,4 @@ async fn waiting_requests_hold_no_permits() {
     assert_eq!(bucket.left(), 9, "only the first call has used a permit");
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!(bucket.left(), 4, "all calls were made after the pause");
-}
-
-#[test]
-fn replicas_spread_their_requests_but_let_no_bucket_fill_up() {
-    for (count, per_ms, expected_ms) in
-        [(1, 10_000, 0), (2, 1_000, 0), (20, 1_000, 200), (1_000, 60_000, 1_000)]
-    {
-        let limit = RateLimit { count, per: Duration::from_millis(per_ms) };
-        let spread = poll_spread(limit);
-        assert_eq!(spread, Duration::from_millis(expected_ms), "{limit:?}");
-        let until_full = limit.per / count * (count / 2).max(1);
-        assert!(limit.per / count + spread <= until_full, "{limit:?}");
-    }
 }
