@@ -1,7 +1,8 @@
 //! Measures what a request costs, end to end.
 //!
 //! ```text
-//! end-to-end [--rounds N] [--only PART] [--tuned] [--tls platform|all] [--peers FOLDER | --scale]
+//! end-to-end [--rounds N] [--only PART] [--tuned] [--tls platform|all]
+//!            [--peers FOLDER | --scale | --instructions FOLDER]
 //! ```
 //!
 //! It compares `handoff run`, with metrics, leases, checkpoints and logs on, with the bare loop of
@@ -10,11 +11,15 @@
 //! With `--tls`, the platform is behind TLS 1.3, and each subject is measured over HTTP/1.1 and over
 //! HTTP/2. With `--tls all`, RabbitMQ and Redis are behind TLS, too.
 //!
+//! With `--instructions`, it counts the instructions of a request instead, and leaves callgrind's
+//! profiles in the folder; a build with symbols (`--profile profiling`) makes them readable.
+//!
 //! All subjects take turns in each round, so that other load on the machine affects all of them
 //! alike. The table shows medians over the rounds.
 
 mod certificates;
 mod front;
+mod instructions;
 mod load;
 mod report;
 mod sandbox;
@@ -45,6 +50,7 @@ struct Options {
     peers: Option<PathBuf>,
     only: String,
     scale: bool,
+    instructions: Option<PathBuf>,
     tuned: bool,
     tls: Tls,
 }
@@ -81,13 +87,16 @@ async fn bench(options: Options) -> Result<()> {
     if options.tls == Tls::All {
         (amqp, redis) = sandbox.with_tls(&amqp, &redis)?;
     }
-    let mut harness = Harness { load, sandbox, amqp, redis, runs: 0 };
+    let mut harness = Harness { load, sandbox, amqp, redis, runs: 0, callgrind: None };
     let handoff = Subject::handoff()?;
     harness.declare(&handoff).await?;
     if options.scale {
         return scale::run(&mut harness, &handoff, options.rounds, &options.only).await;
     }
     let subjects = subjects(&options)?;
+    if let Some(folder) = &options.instructions {
+        return instructions::run(&mut harness, &subjects, folder).await;
+    }
     let mut report = Report::new(&subjects);
     for round in 0..options.rounds {
         for scenario in scenarios::ALL {
@@ -134,6 +143,7 @@ fn options(arguments: Vec<String>) -> Result<Options> {
         peers: None,
         only: String::new(),
         scale: false,
+        instructions: None,
         tuned: false,
         tls: Tls::Nothing,
     };
@@ -145,6 +155,7 @@ fn options(arguments: Vec<String>) -> Result<Options> {
             "--peers" => options.peers = Some(value()?.into()),
             "--only" => options.only = value()?,
             "--scale" => options.scale = true,
+            "--instructions" => options.instructions = Some(value()?.into()),
             "--tuned" => options.tuned = true,
             "--tls" => {
                 options.tls = match value()?.as_str() {
@@ -155,7 +166,7 @@ fn options(arguments: Vec<String>) -> Result<Options> {
             _ => {
                 return Err(format!(
                     "unknown option `{argument}`: use --rounds N, --only PART, --tuned, --tls platform|all, \
-                     --peers FOLDER or --scale"
+                     --peers FOLDER, --scale or --instructions FOLDER"
                 )
                 .into());
             }

@@ -1,6 +1,9 @@
 //! The scenarios, and how each is measured.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     time::{MissedTickBehavior, interval, sleep},
@@ -102,6 +105,8 @@ pub(crate) struct Harness {
     pub(crate) redis: String,
     /// Counts the runs, to give each of them its own users.
     pub(crate) runs: usize,
+    /// Where callgrind writes its profile, while workers run under it.
+    pub(crate) callgrind: Option<PathBuf>,
 }
 
 /// Measures the resources that workers use from a moment on.
@@ -191,6 +196,7 @@ impl Harness {
             events: &self.load.exchange,
             concurrency,
             authority: self.sandbox.authority().as_deref(),
+            callgrind: self.callgrind.as_deref(),
         })
     }
 

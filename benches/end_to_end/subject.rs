@@ -54,6 +54,8 @@ pub(crate) struct WorkerSettings<'a> {
     pub(crate) concurrency: usize,
     /// A certificate to trust, and no other.
     pub(crate) authority: Option<&'a Path>,
+    /// Where callgrind writes its profile, if the worker runs under it.
+    pub(crate) callgrind: Option<&'a Path>,
 }
 
 impl Subject {
@@ -107,14 +109,23 @@ impl Subject {
     }
 
     pub(crate) fn start(&self, settings: &WorkerSettings<'_>) -> Result<Worker> {
-        let WorkerSettings { amqp, redis, platform, queue, events, concurrency, authority } =
-            settings;
+        let WorkerSettings { amqp, redis, platform, queue, events, .. } = settings;
+        let WorkerSettings { concurrency, authority, callgrind, .. } = settings;
         // The log goes to a file, as under a supervisor, so that the cost of writing it counts.
         let path = std::env::temp_dir().join(format!("handoff-bench-{queue}.log"));
         let log = File::create(&path)?;
         // Nothing reads it, so it is unlinked while it is open.
         fs::remove_file(path)?;
-        let mut command = Command::new(&self.program);
+        let mut command = match callgrind {
+            None => Command::new(&self.program),
+            Some(profile) => {
+                let mut command = Command::new("valgrind");
+                command.args(["--quiet", "--tool=callgrind", "--instr-atstart=no"]);
+                command.arg(format!("--callgrind-out-file={}", profile.display()));
+                command.arg(&self.program);
+                command
+            }
+        };
         if let Some(authority) = authority {
             command.env("SSL_CERT_FILE", authority).env("NODE_EXTRA_CA_CERTS", authority);
             command.env_remove("SSL_CERT_DIR");
@@ -173,6 +184,17 @@ impl Worker {
             switches += line.ok_or("no accounting of context switches")?.trim().parse::<f64>()?;
         }
         Ok(switches)
+    }
+
+    /// Has callgrind count, or stop counting. It has run the worker so far without.
+    pub(crate) async fn count_instructions(&self, on: bool) -> Result<()> {
+        let mut control = Command::new("callgrind_control");
+        control.args(["-i", if on { "on" } else { "off" }, &self.pid.to_string()]);
+        let status = control.stdout(Stdio::null()).status().await?;
+        if !status.success() {
+            return Err("callgrind_control failed".into());
+        }
+        Ok(())
     }
 
     /// Stops the worker with SIGTERM, and checks its exit status.
