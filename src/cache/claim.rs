@@ -97,8 +97,8 @@ impl Cache {
             None => (uuid::Uuid::new_v4().simple().to_string(), false),
         };
         loop {
-            let mut script = scripts::CLAIM.key(&keys.link);
-            script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
+            let mut script =
+                scripts::CLAIM.call([&keys.link, &keys.saved, &keys.lease, &keys.mark]);
             script.arg(&id).arg(millis(self.lease_ttl()));
             match &freshness {
                 Freshness::Any => {}

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use deadpool_redis::redis::{ScriptInvocation, Value, aio::MultiplexedConnection};
+use deadpool_redis::redis::{Value, aio::MultiplexedConnection};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     keys::{Keys, LinkId, Stamp},
     recent_entries::RecentEntries,
-    scripts,
+    scripts::{self, ScriptCall},
     writes::{StoreCall, Write},
 };
 use crate::session::Session;
@@ -52,7 +52,7 @@ enum LateScript {
 }
 
 impl LateScript {
-    fn script(&self) -> ScriptInvocation<'static> {
+    fn script(&self) -> ScriptCall {
         match self {
             Self::Write(write) | Self::Repeat(write) => write.script(),
             Self::Release { keys, holder, .. } => scripts::release(keys, holder, false),
@@ -264,7 +264,7 @@ impl Batch<'_> {
         let runs = self.scripts.iter().map(|late| {
             let script = late.script();
             let mut connection = connection.clone();
-            async move { script.invoke_async::<Value>(&mut connection).await }
+            async move { script.run::<Value>(&mut connection).await }
         });
         let Ok(answers) = timeout(BATCH_LIMIT, join_all(runs)).await else { return (false, false) };
         // A zero proves nothing: a script that writes nothing succeeds on a replica, too.

@@ -121,7 +121,7 @@ impl Cache {
 
     /// The stored link, if it is that of the session.
     async fn stored_link_of(&self, keys: &Keys, id: &str) -> Result<Option<LinkId>, CacheError> {
-        let stored = self.run::<Vec<u8>>(&keys.link, &scripts::STORED.key(&keys.link)).await?;
+        let stored = self.run::<Vec<u8>>(&keys.link, &scripts::STORED.call([&keys.link])).await?;
         let Some(ClaimReply::Link { stamps, value }) = ClaimReply::parse(&stored) else {
             return Ok(None);
         };

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
+use deadpool_redis::redis::FromRedisValue;
 use tokio::time::{sleep, timeout};
 
 use super::{
     error::CacheError,
     keys::{Keys, Stamp},
     pool::Pool,
-    scripts::{self, remaining_ms},
+    scripts::{self, ScriptCall, remaining_ms},
     seal::Seal,
 };
 use crate::{
@@ -91,7 +91,7 @@ impl Cache {
 
     /// Records on the stored link that it was handed out to this request, too.
     pub(crate) async fn add_stamp(&self, keys: &Keys, stamp: &Stamp) {
-        let mut script = scripts::ADD_STAMP.key(&keys.link);
+        let mut script = scripts::ADD_STAMP.call([&keys.link]);
         script.arg(stamp.as_str());
         // A failure is counted, and costs at most one session after a crash.
         let _ = self.run::<bool>(&keys.link, &script).await;
@@ -115,7 +115,7 @@ impl Cache {
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         key: &str,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
     ) -> Result<T, CacheError> {
         // Boxed to keep the caller's future small; it lives for one round trip.
         let answer = Box::pin(self.0.pool.run(key, script)).await;
@@ -129,7 +129,7 @@ impl Cache {
     /// it this one, which is no failure.
     pub(super) async fn run_over_two_slots<T: FromRedisValue>(
         &self,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
     ) -> Result<Option<T>, CacheError> {
         let answer = Box::pin(self.0.pool.run_over_two_slots(script)).await;
         if answer.is_err() {

@@ -79,7 +79,7 @@ impl Cache {
 
     /// Notes in a stored link that the index entry of its session is written.
     pub(crate) async fn note_indexed(&self, keys: &Keys, link: LinkId) {
-        let mut script = scripts::INDEXED.key(&keys.link);
+        let mut script = scripts::INDEXED.call([&keys.link]);
         script.arg(link.to_hex());
         // A failure is counted, and costs the next request that takes the link a round trip.
         let _ = self.run::<bool>(&keys.link, &script).await;

@@ -183,7 +183,7 @@ impl Lease {
 
     pub(super) async fn extend(&self) -> Result<(), CacheError> {
         let Holder { cache, keys, id, .. } = &self.holder;
-        let mut script = scripts::EXTEND.key(&keys.lease);
+        let mut script = scripts::EXTEND.call([&keys.lease]);
         script.arg(id).arg(millis(cache.lease_ttl()));
         // An error says nothing about the lease; `store` finds out.
         if !cache.run::<bool>(&keys.lease, &script).await? {
@@ -198,8 +198,8 @@ impl Lease {
         let ttl_ms = scripts::remaining_ms(cache.token_usable_until(token));
         let Ok(sealed) = cache.0.seal.seal_token(&keys.saved, token) else { return };
         if ttl_ms > 0 {
-            let mut script = scripts::SAVE_TOKEN.key(&keys.saved);
-            script.key(&keys.lease).arg(id).arg(ttl_ms).arg(sealed);
+            let mut script = scripts::SAVE_TOKEN.call([&keys.saved, &keys.lease]);
+            script.arg(id).arg(ttl_ms).arg(sealed);
             // A failure is counted, and costs at most one token call after a crash.
             let _ = cache.run::<bool>(&keys.lease, &script).await;
         }

@@ -9,8 +9,7 @@ use std::{
 };
 
 use deadpool_redis::redis::{
-    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, ScriptInvocation,
-    ServerErrorKind, Value,
+    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, ServerErrorKind, Value,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::time::timeout;
@@ -23,7 +22,7 @@ use super::{
     keeper::{ConnectionState, Keeper},
     log,
     refusal::Refusal,
-    scripts::SCRIPT_TIMEOUT,
+    scripts::{SCRIPT_TIMEOUT, ScriptCall},
 };
 
 /// A server with its keeper.
@@ -86,7 +85,7 @@ impl CacheNode {
     /// a time-out says nothing about the server.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
         asking: bool,
         limit: Option<Duration>,
     ) -> Result<T, Failure> {
@@ -105,7 +104,7 @@ impl CacheNode {
     /// Runs a script with keys in two slots. `None`: the server executes no such script, nor has it this one.
     pub(super) async fn run_over_two_slots<T: FromRedisValue>(
         &self,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
     ) -> Result<Option<T>, Failure> {
         match self.send(script, false, None).await? {
             Ok(value) => Ok(Some(value)),
@@ -122,7 +121,7 @@ impl CacheNode {
     /// Sends a script. Returns its value, or Redis' error with the number of the connection.
     async fn send<T: FromRedisValue>(
         &self,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
         asking: bool,
         limit: Option<Duration>,
     ) -> Result<Result<T, (u64, RedisError)>, Failure> {
@@ -143,15 +142,15 @@ impl CacheNode {
         #[cfg(test)]
         if let Some(fault) = fault {
             if fault == InjectedFault::AnswerLost {
-                script.invoke_async::<Value>(&mut connection).await.unwrap();
+                script.run::<Value>(&mut connection).await.unwrap();
             }
             return Err(Failure::Error(CacheError::Timeout));
         }
         let answer = async {
             if asking {
-                script.invoke_async(&mut Asking(connection)).await
+                script.run(&mut Asking(connection)).await
             } else {
-                script.invoke_async(&mut connection).await
+                script.run(&mut connection).await
             }
         };
         match timeout(limit.unwrap_or(SCRIPT_TIMEOUT), answer).await {

@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
+use deadpool_redis::redis::FromRedisValue;
 use futures_util::future::BoxFuture;
 use tokio::{
     sync::Notify,
@@ -22,7 +22,7 @@ use super::{
     keeper::ConnectionState,
     node::{CacheNode, Failure},
     refusal::Refusal,
-    scripts::SCRIPT_TIMEOUT,
+    scripts::{SCRIPT_TIMEOUT, ScriptCall},
 };
 use crate::{
     config::{RedisMode, RedisSettings},
@@ -65,7 +65,7 @@ impl Pool {
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         key: &str,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
     ) -> Result<T, CacheError> {
         match &self.servers {
             Servers::One(node) => node.run(script, false, None).await.map_err(error_of_one),
@@ -81,7 +81,7 @@ impl Pool {
     /// Runs a script with keys in two slots. `None`: the server executes no such script, nor has it this one.
     pub(super) async fn run_over_two_slots<T: FromRedisValue>(
         &self,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
     ) -> Result<Option<T>, CacheError> {
         match &self.servers {
             Servers::One(node) => node.run_over_two_slots(script).await.map_err(error_of_one),

@@ -63,14 +63,14 @@ impl Probes {
 
     /// Records that the platform has answered this replica well after a pause. `calls`: how many a probe takes.
     pub(crate) async fn answered(&self, calls: u32) -> Result<(), CacheError> {
-        let mut script = scripts::PLATFORM_ANSWERED.key(&self.answer);
+        let mut script = scripts::PLATFORM_ANSWERED.call([&self.answer]);
         script.arg(millis(ANSWER_KEPT)).arg(ADDED * calls).arg(MAX_LEFT);
         self.cache.run::<()>(&self.answer, &script).await
     }
 
     async fn run(&self, from: &str, ahead: u32) -> Result<TakenPermit, CacheError> {
-        let mut script = scripts::TAKE_PROBE.key(&self.permit);
-        script.key(&self.answer).arg(millis(INTERVAL)).arg(millis(ANSWER_KEPT));
+        let mut script = scripts::TAKE_PROBE.call([&self.permit, &self.answer]);
+        script.arg(millis(INTERVAL)).arg(millis(ANSWER_KEPT));
         script.arg(from).arg(ahead).arg(MAX_AHEAD);
         let (is_granted, wait, left) =
             self.cache.run::<(bool, u64, u64)>(&self.permit, &script).await?;

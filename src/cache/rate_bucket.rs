@@ -87,8 +87,8 @@ impl RateBucket {
 
     async fn run(&self, calls: i64, turn: (u64, u32)) -> Result<TakenCalls, CacheError> {
         let BucketShape { refill_micros, capacity, turn_calls, kept_micros } = self.shape;
-        let mut script = scripts::TAKE_CALLS.key(&self.key);
-        script.key(&self.line).arg(refill_micros).arg(capacity).arg(calls).arg(turn_calls);
+        let mut script = scripts::TAKE_CALLS.call([&self.key, &self.line]);
+        script.arg(refill_micros).arg(capacity).arg(calls).arg(turn_calls);
         script.arg(kept_micros).arg(turn.0).arg(turn.1);
         let (granted, wait_micros, at, of_turn) =
             self.cache.run::<(i64, u64, u64, u32)>(&self.key, &script).await?;

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use deadpool_redis::redis::ScriptInvocation;
-
 use super::{
     keys::{HASH_LEN, IndexEntry, Keys, LinkId, Stamp},
-    scripts,
+    scripts::{self, ScriptCall},
 };
 use crate::units::millis;
 
@@ -32,7 +30,7 @@ pub(super) enum Write {
 
 impl Write {
     /// The script, as it runs late.
-    pub(super) fn script(&self) -> ScriptInvocation<'static> {
+    pub(super) fn script(&self) -> ScriptCall {
         match self {
             Self::Link(call) => call.script(Timing::Late, None),
             Self::Index(call) => call.script(),
@@ -81,14 +79,16 @@ impl StoreCall {
     /// The TTL that it sets shrinks until it runs.
     ///
     /// `entry`: the session's index entry, if the server takes both keys in one script.
-    pub(super) fn script(
-        &self,
-        timing: Timing,
-        entry: Option<&IndexCall>,
-    ) -> ScriptInvocation<'static> {
+    pub(super) fn script(&self, timing: Timing, entry: Option<&IndexCall>) -> ScriptCall {
         let Self { keys, stamp, links, mark, .. } = self;
-        let mut script = scripts::STORE.key(&keys.link);
-        script.key(&keys.saved).key(&keys.lease).key(&keys.mark);
+        let own = [&*keys.link, &keys.saved, &keys.lease, &keys.mark];
+        let mut script = match entry {
+            None => scripts::STORE.call(own),
+            Some(entry) => {
+                let [link, saved, lease, mark] = own;
+                scripts::STORE.call([link, saved, lease, mark, &entry.key])
+            }
+        };
         let age = stamp.with_age(self.made_at, entry.is_some());
         let link = [stamp.as_str().as_bytes(), b",", age.as_bytes(), b"|", &self.value].concat();
         script.arg(&self.holder).arg(link).arg(scripts::remaining_ms(self.until));
@@ -100,7 +100,7 @@ impl StoreCall {
             script.arg(*links).arg(millis(LINKS_COUNTED));
         }
         if let Some(entry) = entry {
-            script.key(&entry.key).arg(entry.entry());
+            script.arg(entry.entry());
         }
         script
     }
@@ -119,8 +119,8 @@ pub(super) struct IndexCall {
 
 impl IndexCall {
     /// Returns 1 if the session has ended.
-    pub(super) fn script(&self) -> ScriptInvocation<'static> {
-        let mut script = scripts::INDEX.key(&self.key);
+    pub(super) fn script(&self) -> ScriptCall {
+        let mut script = scripts::INDEX.call([&self.key]);
         script.arg(self.entry()).arg(scripts::remaining_ms(self.until));
         script
     }
@@ -158,23 +158,26 @@ pub(super) enum ForgetCall {
 }
 
 impl ForgetCall {
-    pub(super) fn script(&self) -> ScriptInvocation<'static> {
+    pub(super) fn script(&self) -> ScriptCall {
         match self {
             Self::User { keys, ended, link_life_ms, until } => {
-                let mut script = scripts::FORGET.key(&keys.mark);
-                script.key(keys.token()).key(&keys.lease).key(&keys.links()[..]);
+                let [link, other_link] = keys.links();
+                let keys = [&keys.mark, &*keys.token(), &keys.lease, &link, &other_link];
+                let mut script = scripts::FORGET.call(keys);
                 script.arg(*ended).arg(scripts::mark_ms(*until)).arg(*link_life_ms);
                 script
             }
             Self::Session { key, hash, until } => {
-                let mut script = scripts::END_SESSION.key(key);
+                let mut script = scripts::END_SESSION.call([key]);
                 let hash = hash.as_ref().map_or(&[][..], |hash| &hash[..]);
                 script.arg(scripts::mark_ms(*until)).arg(hash);
                 script
             }
             Self::Link { keys, link, .. } => {
-                let mut script = scripts::FORGET_LINK.key(keys.token());
-                script.key(&keys.lease).key(&keys.links()[..]).arg(link.to_hex());
+                let [first, second] = keys.links();
+                let keys = [&*keys.token(), &keys.lease, &first, &second];
+                let mut script = scripts::FORGET_LINK.call(keys);
+                script.arg(link.to_hex());
                 script
             }
         }

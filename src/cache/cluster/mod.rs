@@ -11,7 +11,7 @@ mod slots;
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool_redis::redis::{FromRedisValue, ScriptInvocation};
+use deadpool_redis::redis::FromRedisValue;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -25,7 +25,7 @@ use super::{
     error::CacheError,
     node::{CacheNode, Failure},
     refusal::Refusal,
-    scripts::SCRIPT_TIMEOUT,
+    scripts::{SCRIPT_TIMEOUT, ScriptCall},
 };
 use crate::{config::RedisSettings, telemetry::metrics::Metrics};
 
@@ -59,7 +59,7 @@ impl Cluster {
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         key: &str,
-        script: &ScriptInvocation<'_>,
+        script: &ScriptCall,
     ) -> Result<T, CacheError> {
         let slot = slot_of(key);
         let mut node = self.shared.owner(slot);

@@ -1,12 +1,16 @@
 //! The Lua scripts, which Redis runs atomically.
 
+mod call;
+
 use std::{
     sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
-use deadpool_redis::redis::{RedisResult, Script, ScriptInvocation, aio::ConnectionLike, pipe};
+use deadpool_redis::redis::{RedisResult, aio::ConnectionLike, pipe};
 
+pub(super) use self::call::ScriptCall;
+use self::call::StaticScript;
 use super::keys::{Keys, Stamp, own_age};
 use crate::units::millis;
 
@@ -17,8 +21,8 @@ pub(super) const SCRIPT_TIMEOUT: Duration =
 
 macro_rules! scripts {
     ($($name:ident = $file:literal;)*) => {
-        $(pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(include_str!($file)));)*
+        $(pub(super) static $name: LazyLock<StaticScript> =
+            LazyLock::new(|| StaticScript::new(include_str!($file)));)*
         const SOURCES: &[&str] = &[$(include_str!($file)),*];
     };
 }
@@ -52,9 +56,9 @@ pub(super) fn mark_ms(end: SystemTime) -> u64 {
 }
 
 /// Ends a lease that this holder still has.
-pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptInvocation<'static> {
-    let mut script = RELEASE.key(&keys.saved);
-    script.key(&keys.lease).arg(holder).arg(u8::from(drop_token));
+pub(super) fn release(keys: &Keys, holder: &str, drop_token: bool) -> ScriptCall {
+    let mut script = RELEASE.call([&keys.saved, &keys.lease]);
+    script.arg(holder).arg(u8::from(drop_token));
     script
 }
 
