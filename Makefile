@@ -23,10 +23,6 @@ run: build ## Run the worker with a private RabbitMQ and Redis; settings from HA
 build: tools ## Build the program
 	cargo build --locked
 
-.PHONY: build-ordered
-build-ordered: tools ## Build the program with the functions of a worker next to each other, for less memory (x86_64)
-	cargo rustc --locked --release --bin handoff $(ARGS) -- -C linker="$(CURDIR)/scripts/link-ordered"
-
 # More threads than cores, because the tests mostly wait.
 export RUST_TEST_THREADS ?= 6
 
@@ -111,6 +107,12 @@ fleet: tools ## Simulate a thousand replicas in one process, and draw docs/pictu
 bench-instructions: tools ## Count the instructions of a request and compare with the recorded number
 	cargo build --locked --release -p handoff -p handoff-benches --bins
 	scripts/with-services benches/instructions/count $(RELEASE) $(ARGS)
+
+.PHONY: record-order
+record-order: tools ## Renew the list of the functions that a worker runs, which a release places next to each other
+	cargo build --locked --release -p handoff-benches --bin end-to-end
+	cargo rustc --locked --release --bin handoff -- -C strip=none
+	scripts/with-services scripts/record-order $(RELEASE)/handoff $(RELEASE)/end-to-end
 
 .PHONY: test-image
 test-image: ## Build the image and test it with docker-compose.yml; ARGS names another image

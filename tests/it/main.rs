@@ -42,6 +42,7 @@ mod imports;
 mod invalid_requests;
 mod large_messages;
 mod lifetimes;
+mod link_order;
 mod links;
 mod logs;
 mod metrics;
