@@ -108,9 +108,11 @@ pub struct Event {
 impl Event {
     /// Encodes an event that is made `now`.
     pub fn new(body: &EventBody<'_>, now: SystemTime) -> Self {
-        let (kind, request_id, subject) = match *body {
-            EventBody::Ready { request_id, user_id, .. } => (READY, request_id, Some(user_id)),
-            EventBody::Failed { request_id, user_id, .. } => (FAILED, request_id, user_id),
+        let (kind, request_id, subject, links) = match *body {
+            EventBody::Ready { request_id, user_id, url, mobile_url, .. } => {
+                (READY, request_id, Some(user_id), url.len() + mobile_url.len())
+            }
+            EventBody::Failed { request_id, user_id, .. } => (FAILED, request_id, user_id, 0),
         };
         let id = event_id(kind, request_id);
         let envelope = EventEnvelope {
@@ -123,9 +125,11 @@ impl Event {
             datacontenttype: "application/json",
             data: body,
         };
+        // Most events fit, so that the buffer need not grow.
+        let mut json = Vec::with_capacity(links + 768);
         // Cannot fail: the keys are fixed, and `serialize_date_time` clamps dates to valid years.
-        let body = serde_json::to_vec(&envelope).unwrap_or_default();
-        Self { id, kind, time: now, body }
+        let _ = serde_json::to_writer(&mut json, &envelope);
+        Self { id, kind, time: now, body: json }
     }
 }
 

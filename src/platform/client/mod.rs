@@ -239,9 +239,9 @@ impl PlatformClient {
     ) -> impl Future<Output = Result<T, CallError>> + use<'a, T> {
         let call = permit.call();
         let mut span = delivery.call(call, route(call), &self.server);
-        request = request.header(TRACEPARENT, span.context().parent());
+        request = request.header(TRACEPARENT, unique(span.context().parent()));
         if let Some(state) = span.context().state() {
-            request = request.header(TRACESTATE, state);
+            request = request.header(TRACESTATE, unique(state));
         }
         let start = Instant::now();
         let sent = self.connections.send(request, reuse);
@@ -288,6 +288,15 @@ async fn read_answer<T>(
         let why = answer::explain(status, reply.headers(), &body);
         CallError::broken_answer(call, why.unwrap_or(what))
     })
+}
+
+/// The value of a header that no other call has. Marked as sensitive, so that HTTP/2 sends it as it is: h2 0.4 would
+/// otherwise compare it with those of all calls that the connection remembers, and forget the common headers for it.
+fn unique(value: impl TryInto<HeaderValue>) -> HeaderValue {
+    // Always valid: hexadecimal digits, or checked as part of a message.
+    let mut value = value.try_into().unwrap_or_else(|_| HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
 }
 
 /// The URL of a call for a workflow.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use reqwest::{RequestBuilder, header::HeaderValue};
 use serde::Serialize;
 
-use super::{IDEMPOTENCY_KEY, PlatformClient, with_workflow};
+use super::{IDEMPOTENCY_KEY, PlatformClient, unique, with_workflow};
 use crate::{
     hash,
     message::{Request, RequestId},
@@ -42,7 +42,7 @@ impl PlatformClient {
         let key = self.key.header();
         let http = || {
             let http = self.deeplink_request(key.clone(), request);
-            http.header(IDEMPOTENCY_KEY, idempotency_key(request_id, earlier_links))
+            http.header(IDEMPOTENCY_KEY, unique(idempotency_key(request_id, earlier_links)))
         };
         let parse = self.parse_deeplink;
         let answer = self.call_for_session(&permit, http, is_repeat, span, parse).await;

@@ -6,7 +6,7 @@ use reqwest::{RequestBuilder, header::HeaderValue};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
-use super::{IDEMPOTENCY_KEY, PlatformClient, with_workflow};
+use super::{IDEMPOTENCY_KEY, PlatformClient, unique, with_workflow};
 use crate::{
     config::is_header_value,
     hash,
@@ -98,7 +98,7 @@ impl PlatformClient {
         authorization.set_sensitive(true);
         let http = || {
             let http = self.session_request(authorization.clone(), request);
-            http.header(IDEMPOTENCY_KEY, idempotency_key(request_id, token))
+            http.header(IDEMPOTENCY_KEY, unique(idempotency_key(request_id, token)))
         };
         let parse = answer::parse_session_id;
         let answer = self.call_for_session(&permit, http, is_repeat, span, parse).await;

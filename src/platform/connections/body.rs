@@ -81,6 +81,21 @@ impl Progress {
         .await;
     }
 
+    /// Waits until the tasks that are ready now have run, or the platform may have received the call.
+    ///
+    /// Not `yield_now`, which waits for I/O events first.
+    pub(super) async fn let_others_run(&self) {
+        let mut has_waited = self.is_sent();
+        poll_fn(|context| {
+            if std::mem::replace(&mut has_waited, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Withdraws the call. Returns false if it is sent already.
     pub(super) fn withdraw(&self) -> bool {
         self.leave_waiting(ENDED)

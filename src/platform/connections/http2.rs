@@ -175,10 +175,12 @@ impl Http2Call<'_> {
     /// Returns once the call has been withdrawn, because the server permits no more streams.
     pub(super) async fn withdrawn_for_lack_of_a_stream(&self) {
         let (patience, step) = STREAM_PATIENCE;
+        // Most calls are sent as soon as the connection's task runs, and need no timer.
+        self.progress.let_others_run().await;
         let mut waited = 0;
         while waited < patience {
-            // Most calls are sent at once. Ending the timer then saves a wake-up of the process for each of them.
-            if timeout(step, self.progress.sent()).await.is_ok() {
+            // Ending the timer saves a wake-up of the process.
+            if self.progress.is_sent() || timeout(step, self.progress.sent()).await.is_ok() {
                 self.end_trial();
                 return std::future::pending().await;
             }
