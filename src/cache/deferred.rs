@@ -17,8 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    keys::{Keys, LinkId, Stamp},
-    recent_entries::RecentEntries,
+    keys::{Keys, Stamp},
     scripts::{self, ScriptCall},
     writes::{StoreCall, Write},
 };
@@ -96,7 +95,6 @@ struct Queue {
     pending: HashMap<String, PendingLink>,
     /// What was written last, oldest first.
     recent: VecDeque<(Instant, Write)>,
-    recent_entries: RecentEntries,
 }
 
 /// The queue of scripts that wait for Redis.
@@ -135,15 +133,7 @@ impl DeferredScripts {
         {
             queue.recent.pop_front();
         }
-        if let Write::Index(call) = &write {
-            queue.recent_entries.insert(&call.keys, call.link);
-        }
         queue.recent.push_back((now, write));
-    }
-
-    /// Whether this replica has lately written the index entry that leads to this link.
-    pub(super) fn has_written_entry(&self, keys: &Keys, link: LinkId) -> bool {
-        self.0.lock().recent_entries.contains(keys, link)
     }
 
     /// Queues what was written shortly before a connection failed, to be written again.
@@ -152,7 +142,6 @@ impl DeferredScripts {
     pub(super) fn repeat_recent(&self, lost: &dyn Fn(&str) -> bool) {
         let now = Instant::now();
         let mut queue = self.0.lock();
-        queue.recent_entries.clear();
         let recent = std::mem::take(&mut queue.recent);
         for (at, write) in recent {
             if !lost(write.key()) {
@@ -335,7 +324,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::{Keys, test_redis::TestRedis, writes::IndexCall},
+        cache::{Keys, test_redis::TestRedis},
         config::Flow,
     };
 
@@ -357,21 +346,6 @@ mod tests {
         assert_eq!(waiting(&scripts), 2);
         assert!(!scripts.run(&connection, &|_| true, None).await, "no lease of theirs to end");
         assert_eq!(waiting(&scripts), 0);
-    }
-
-    #[tokio::test]
-    async fn entries_count_as_written_until_a_connection_fails() {
-        let scripts = DeferredScripts::default();
-        let keys = Keys::new("test", Flow::Token, "ann", "w");
-        let link = LinkId::new(&Stamp::of("r"), SystemTime::now());
-        assert!(!scripts.has_written_entry(&keys, link));
-        let until = SystemTime::now() + Duration::from_secs(60);
-        let call = IndexCall { key: "s".to_owned(), keys: keys.clone(), link, until };
-        scripts.written(Write::Index(call));
-        assert!(scripts.has_written_entry(&keys, link));
-        // In a cluster, another server may have failed: one more script for each link is little.
-        scripts.repeat_recent(&|_| false);
-        assert!(!scripts.has_written_entry(&keys, link));
     }
 
     #[tokio::test]

@@ -31,15 +31,6 @@ impl Cache {
         Ok(has_ended)
     }
 
-    /// The same for a link that says that its session has an entry, which Redis may have lost since: unless this replica
-    /// has written the entry in the last minute.
-    pub(crate) async fn index_again(&self, keys: &Keys, link: LinkId, session: &Session) {
-        if !self.0.pool.deferred.has_written_entry(keys, link) {
-            // If Redis fails, the entry is written later; if the session has ended, its link is forgotten.
-            let _ = self.index(keys, link, session).await;
-        }
-    }
-
     /// Writes the index entry of a session, but leaves it to the caller to forget the link if the session has ended.
     pub(super) async fn write_index(
         &self,

@@ -27,7 +27,6 @@ mod patience;
 mod pool;
 mod probes;
 mod rate_bucket;
-mod recent_entries;
 mod refusal;
 mod scripts;
 mod seal;

@@ -127,10 +127,10 @@ impl Obtained {
         let Self { keys, session, reused, link, index_entry, .. } = self;
         let to_be_noted = match index_entry {
             IndexEntry::Written => true,
-            IndexEntry::Missing => cache.index(keys, *link, session).await == Ok(false),
-            IndexEntry::Noted => {
-                cache.index_again(keys, *link, session).await;
-                false
+            // Redis may have lost the entry that the link notes.
+            IndexEntry::Missing | IndexEntry::Noted => {
+                let is_written = cache.index(keys, *link, session).await == Ok(false);
+                is_written && *index_entry == IndexEntry::Missing
             }
             IndexEntry::Stored => false,
         };

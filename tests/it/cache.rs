@@ -234,29 +234,6 @@ async fn session_call_does_not_wait_for_the_token_to_be_stored() {
 }
 
 #[tokio::test]
-async fn index_entry_of_a_reused_link_is_written_again_once_a_minute() {
-    let mut env = TestEnv::start().await;
-    let first = env.start_worker().await;
-    env.publish_request("r-1", "ann").await;
-    env.rabbitmq.next_event().await;
-    first.stop().await;
-
-    // It does not know of the first one's entry.
-    let proxy = env.proxy("REDIS_URL").await;
-    let worker = env.start_worker().await;
-    for finished in 1..=3 {
-        env.publish_request(&format!("r-2-{finished}"), "ann").await;
-        assert_eq!(env.rabbitmq.next_event().await.data()["reused"], true);
-        worker.wait_for_finished(finished).await;
-    }
-    let sent = commands(&proxy.take_sent());
-    let scripts = sent.iter().filter(|command| command[0] == b"EVALSHA");
-    let keys: Vec<_> = scripts.map(|script| String::from_utf8_lossy(&script[2])).collect();
-    // A claim has four keys.
-    assert_eq!(keys, ["4", "1", "4", "4"]);
-}
-
-#[tokio::test]
 async fn token_of_a_killed_worker_is_used_by_its_successor() {
     let mut env = TestEnv::start().await;
     let (session, script) = hold_calls(|call| !call.is_token());

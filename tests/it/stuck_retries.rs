@@ -53,7 +53,7 @@ async fn copy_that_a_full_request_queue_rejects_is_shown_by_doctors_command_and_
         assert_eq!(event.routing_key, "handoff.ready");
         ids.push(event.data()["requestId"].clone());
     }
-    assert_eq!(ids[2], "late");
+    assert!(ids.contains(&"late".into()), "{ids:?}");
     assert_eq!(worker.metric("handoff_retry_late_seconds_count").await, 1.0);
     let late = worker.metric("handoff_retry_late_seconds_sum").await;
     assert!(late > LATE.as_secs_f64(), "{late}");

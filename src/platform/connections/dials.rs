@@ -12,11 +12,13 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use tokio::{
     sync::Notify,
     task::{try_id, yield_now},
+    time::{Instant, timeout_at},
 };
 
 use super::{body::CallCounts, connects::ConnectWatch, protocol::ProtocolWatch};
@@ -24,6 +26,8 @@ use super::{body::CallCounts, connects::ConnectWatch, protocol::ProtocolWatch};
 /// How many turns of the runtime pass before a connection is made: those that a call needs to be sent on a connection
 /// that has just been made or become idle. Until then it counts as a call without one.
 const TURNS: usize = 8;
+/// How long a dial waits for others at most: one that hangs must not take the time of a call that does not need it.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The connections that are being made for the calls that `calls` counts.
 #[derive(Clone)]
@@ -55,11 +59,12 @@ impl Dials {
         Some(Dial(self.clone()))
     }
 
-    /// Waits until there are fewer dials than calls without a connection.
+    /// Waits until there are fewer dials than calls without a connection, a second at most.
     ///
-    /// No call waits in vain: while it waits, there are as many dials as calls without a connection, and each that
-    /// ends lets another one begin if it has left a call without one.
+    /// While a call waits, there are as many dials as calls without a connection, and each that ends lets another one
+    /// begin if it has left a call without one.
     async fn turn(&self) -> Dial {
+        let deadline = Instant::now() + LONGEST_WAIT;
         loop {
             for _ in 0..TURNS {
                 yield_now().await;
@@ -67,7 +72,10 @@ impl Dials {
             if let Some(dial) = self.begin() {
                 return dial;
             }
-            self.0.ended.notified().await;
+            if timeout_at(deadline, self.0.ended.notified()).await.is_err() {
+                self.0.under_way.fetch_add(1, Ordering::Relaxed);
+                return Dial(self.clone());
+            }
         }
     }
 }
@@ -150,6 +158,15 @@ mod tests {
         calls.push(Progress::new(Arc::clone(&dials.0.calls)));
         assert!(dials.admitted().await.is_some(), "a new call's own dial");
         assert!(second.await.unwrap().is_some(), "the call still has no connection");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dial_waits_for_one_that_hangs_no_longer_than_a_second() {
+        let (dials, _calls) = dials(1);
+        let _hanging = dials.admitted().await;
+        let began = Instant::now();
+        assert!(dials.admitted().await.is_some());
+        assert_eq!(began.elapsed().as_secs(), LONGEST_WAIT.as_secs());
     }
 
     #[tokio::test]

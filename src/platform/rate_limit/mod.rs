@@ -1,8 +1,9 @@
 //! The rate limit that all replicas share.
 //!
-//! Permits come from a token bucket that the replicas share; one task requests them for all waiting
-//! calls. Replicas that find it empty take turns, so that each gets the same share. While the bucket cannot be reached, each replica keeps to its own share of the limit. Session
-//! calls go before token calls: finishing some requests is better than starting them all.
+//! Permits come from a token bucket that the replicas share; one task requests them for all waiting calls. Replicas that
+//! find it empty take turns, so that each gets the same share. While the bucket cannot be reached, each replica keeps to
+//! its own share of the limit. Session calls go before token calls: finishing some requests is better than starting them
+//! all.
 
 mod share;
 #[cfg(test)]
@@ -73,6 +74,8 @@ struct Waiters {
     /// Or for deeplinks.
     tokens: VecDeque<oneshot::Sender<Grant>>,
     unused: Vec<Grant>,
+    /// A call waits that came while no other did: it need not wait for the time to ask that was named to those before.
+    is_first: bool,
 }
 
 /// A permit for one call: requested, then granted, then consumed or, if dropped, returned.
@@ -172,6 +175,10 @@ impl Queue {
     fn enqueue(&self, call: Call) -> oneshot::Receiver<Grant> {
         let (grant, request) = oneshot::channel();
         let mut waiters = self.waiters.lock();
+        if waiters.sessions.iter().chain(&waiters.tokens).all(oneshot::Sender::is_closed) {
+            waiters.is_first = true;
+            self.returned.notify_one();
+        }
         match call {
             Call::Session => waiters.sessions.push_back(grant),
             Call::Token | Call::Deeplink => waiters.tokens.push_back(grant),
@@ -217,7 +224,10 @@ async fn dispatch(queue: Arc<Queue>, bucket: SharedBucket, mut share: LocalShare
             queue.requested.notified().await;
             continue;
         }
-        // Permits returned meanwhile go to waiting calls at once. A timer would add a millisecond to a time that has
+        if std::mem::take(&mut queue.waiters.lock().is_first) {
+            ask_at = Instant::now();
+        }
+        // Permits returned meanwhile go to waiting calls at once, and a first call asks at once. A timer would add a millisecond to a time that has
         // passed.
         if Instant::now() < ask_at && timeout_at(ask_at, queue.returned.notified()).await.is_ok() {
             continue;

@@ -155,3 +155,18 @@ async fn replica_that_wants_one_call_at_a_time_gets_its_share() {
     let calls = granted_within(&limiter, 1_000, Duration::from_secs(60)).await;
     assert!((55..=61).contains(&calls), "{calls}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn first_call_asks_at_once_though_the_one_before_it_was_to_ask_later() {
+    let bucket = ModelBucket::new();
+    let busy: Vec<_> = (0..300).map(|_| BusyReplica::start(&bucket)).collect();
+    sleep(Duration::from_secs(5)).await;
+    let limiter = RateLimiter::new(LIMIT, bucket.shared(), Arc::default());
+    let mut cancelled = limiter.request(Call::Token);
+    // Its turn is half a minute away.
+    assert!(timeout(Duration::from_secs(1), cancelled.granted()).await.is_err());
+    drop((cancelled, busy));
+    sleep(MAX_TURN_WAIT - Duration::from_secs(3)).await;
+    let mut permit = limiter.request(Call::Token);
+    timeout(Duration::from_secs(1), permit.granted()).await.unwrap();
+}
