@@ -118,11 +118,7 @@ impl Cache {
         script: &ScriptCall,
     ) -> Result<T, CacheError> {
         // Boxed to keep the caller's future small; it lives for one round trip.
-        let answer = Box::pin(self.0.pool.run(key, script)).await;
-        if answer.is_err() {
-            self.0.metrics.cache.failed();
-        }
-        answer
+        self.counted(Box::pin(self.0.pool.run(key, script)).await)
     }
 
     /// Runs a script with keys in two slots, and counts a failure. `None`: the server executes no such script, nor has
@@ -131,7 +127,11 @@ impl Cache {
         &self,
         script: &ScriptCall,
     ) -> Result<Option<T>, CacheError> {
-        let answer = Box::pin(self.0.pool.run_over_two_slots(script)).await;
+        self.counted(Box::pin(self.0.pool.run_over_two_slots(script)).await)
+    }
+
+    /// Counts a failure.
+    fn counted<T>(&self, answer: Result<T, CacheError>) -> Result<T, CacheError> {
         if answer.is_err() {
             self.0.metrics.cache.failed();
         }
